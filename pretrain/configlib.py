@@ -1,0 +1,179 @@
+"""Typed configuration: YAML plus `key.sub=value` overrides into frozen, closed pydantic models.
+
+Every problem is reported at once, by the user's own key, with the nearest valid name. No torch here: a typo is
+reported before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Config(BaseModel):
+    """Base of every section: frozen, unknown keys refused, defaults validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. `problems` holds one line per problem; the command line exits with 2."""
+
+    def __init__(self, source: str, problems: Sequence[str]):
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key given twice (YAML itself keeps the last one silently)."""
+
+
+def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise ConfigError(str(node.start_mark.name), [f"{key}: given twice (line {key_node.start_mark.line + 1})"])
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique_mapping)
+
+
+def load_config(model: type[ConfigType], path: Path | str, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read `path`, apply `key.sub=value` overrides in order, and validate as `model`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or any key or value is wrong; all problems in one message.
+    """
+    return validate(model, read_values(path, overrides), source=str(path))
+
+
+def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested mapping of a YAML file with the overrides applied, not yet validated."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
+        raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), [f"expected a mapping of sections, got {type(values).__name__}"])
+    problems = [problem for override in overrides if (problem := _apply(values, override))]
+    if problems:
+        raise ConfigError(str(path), problems)
+    return values
+
+
+def validate(model: type[ConfigType], values: dict[str, Any], *, source: str) -> ConfigType:
+    """`values` as `model`, or a ConfigError naming `source` and every problem."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(source, [_sentence(model, values, detail) for detail in error.errors()]) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML, itself a valid input."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+
+
+def _apply(values: dict[str, Any], override: str) -> str | None:
+    """Set one `a.b=value` in place; the problem as text, or None."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        return f"{override}: expected key.sub=value"
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        return f"{override}: value is not valid YAML: {' '.join(str(error).split())}"
+    node = values
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            return f"{override}: {part} is a value, not a section"
+        node = child
+    node[parts[-1]] = value
+    return None
+
+
+def _sentence(model: type[Config], values: dict[str, Any], detail: Any) -> str:
+    """One pydantic error as `key.sub: what is wrong (way out)`."""
+    location, kind = tuple(detail["loc"]), detail["type"]
+    # A tagged union adds its tag to the path: (objective, mae, mask_ratio). The user never typed it.
+    location = tuple(part for part in location if part not in _tags(model) or part in _keys_at(values, location))
+    key = ".".join(str(part) for part in location) or "config"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _valid_names(model, detail["loc"]), n=1, cutoff=0.5)
+        return f"{key}: unknown key" + (f" (did you mean {near[0]}?)" if near else "")
+    if kind == "union_tag_invalid":
+        expected = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
+        near = difflib.get_close_matches(str(detail["ctx"]["tag"]), expected, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{key}.name: unknown name {detail['ctx']['tag']!r}{hint}; one of {', '.join(expected)}"
+    if kind == "union_tag_not_found":
+        return f"{key}.name: missing; it chooses the {key}"
+    if kind == "missing":
+        return f"{key}: missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message if not location else f"{key}: {message}"
+    return f"{key}: {message}, got {detail['input']!r}"
+
+
+def _keys_at(values: Any, location: tuple[Any, ...]) -> set[Any]:
+    """Every mapping key the user wrote along `location`."""
+    keys: set[Any] = set()
+    for part in location:
+        if isinstance(values, dict):
+            keys |= set(values)
+            values = values.get(part, values)
+    return keys
+
+
+def _sections(annotation: Any) -> Iterator[type[Config]]:
+    """The Config classes inside an annotation: itself, a union, an Optional, an Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
+def _tags(model: type[Config]) -> set[str]:
+    """Every `name` literal of the tagged unions below `model`."""
+    tags: set[str] = set()
+    for field in model.model_fields.values():
+        sections = list(_sections(field.annotation))
+        for section in sections:
+            tags |= _tags(section)
+            if len(sections) > 1 and "name" in section.model_fields:
+                tags |= set(get_args(section.model_fields["name"].annotation))
+    return tags
+
+
+def _valid_names(model: type[Config], location: tuple[Any, ...]) -> list[str]:
+    """The field names valid beside the last part of `location`."""
+    sections: list[type[Config]] = [model]
+    for part in location[:-1]:
+        below = [s for section in sections if part in section.model_fields
+                 for s in _sections(section.model_fields[part].annotation)]  # fmt: skip
+        tagged = [
+            s for s in sections if "name" in s.model_fields and part in get_args(s.model_fields["name"].annotation)
+        ]
+        sections = below or tagged or sections
+    return [name for section in sections for name in section.model_fields]
