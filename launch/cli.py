@@ -1,0 +1,77 @@
+"""The `fovea` command: one word chooses what runs. It imports only what that word needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+USAGE = """usage: fovea COMMAND ...
+
+  fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
+  fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
+  fovea launch local N CONFIG [...]       the same on N processes of this machine, restarted when one dies
+  fovea release RUN OUT                   the run's backbone as a folder that timm loads
+  fovea finetune                          not in this version
+
+Each command explains itself with --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
+"""
+
+
+def _pretrain(arguments: list[str]) -> int:
+    from pretrain.__main__ import main
+
+    return main(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    from pretrain.data.__main__ import main
+
+    return main(arguments)
+
+
+def _release(arguments: list[str]) -> int:
+    from pretrain.release import main
+
+    return main(arguments)
+
+
+def _finetune(arguments: list[str]) -> int:
+    from finetune.__main__ import main
+
+    return main(arguments)
+
+
+def _launch(arguments: list[str]) -> int:
+    from launch.__main__ import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "data": _data,
+    "pretrain": _pretrain,
+    "launch": _launch,
+    "release": _release,
+    "finetune": _finetune,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status. 2 for a command or an argument that is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"fovea {version('fovea')}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"fovea: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return command(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

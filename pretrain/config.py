@@ -1,0 +1,301 @@
+"""The configuration of a pretraining run, and what it means for a given data set and number of processes.
+
+No torch here: a mistake is reported before torch is imported and before any process group or GPU is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pretrain.configlib import Config, ConfigError
+from pretrain.data.view import View
+from pretrain.models.sizes import SIZES
+from pretrain.objectives.configs import ObjectiveConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OWNED_DEEPSPEED_KEYS = frozenset(
+    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"}
+    | {"fp16", "bf16", "torch_autocast", "gradient_clipping"}
+)
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ModelConfig(Config):
+    """The vision transformer. `name` gives the widths; any of them can be overridden."""
+
+    name: str = Field("vit_base", description="a size: " + ", ".join(SIZES))
+    img_size: Positive | tuple[Positive, Positive] = Field(224, description="pixels, a side or (height, width)")
+    patch_size: Positive = 16
+    in_chans: Positive = 3
+    embed_dim: Positive | None = None
+    depth: Positive | None = None
+    num_heads: Positive | None = None
+    mlp_ratio: float | None = Field(None, gt=0)
+    num_registers: int = Field(0, ge=0, description="register tokens (Darcet et al., 2023)")
+    pos_embed: Literal["sincos", "learned"] = "sincos"
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    activation_checkpointing: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _known_size(cls, name: str) -> str:
+        if name not in SIZES:
+            raise ValueError(f"unknown size {name!r}; one of {', '.join(SIZES)}")
+        return name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Image height and width in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+
+    def widths(self) -> dict[str, Any]:
+        """embed_dim, depth, num_heads and mlp_ratio, with the overrides applied."""
+        given = {key: getattr(self, key) for key in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
+        return SIZES[self.name] | {key: value for key, value in given.items() if value is not None}
+
+    def vit_arguments(self) -> dict[str, Any]:
+        """The arguments of `pretrain.models.vit.ViT`."""
+        plain = self.model_dump(include={"patch_size", "in_chans", "num_registers", "pos_embed", "drop_path_rate"})
+        return {"img_size": self.size, **plain, **self.widths()}
+
+    def problems(self) -> list[str]:
+        widths = self.widths()
+        found = []
+        for side, name in zip(self.size, ("height", "width"), strict=True):
+            if side % self.patch_size:
+                near = max(1, round(side / self.patch_size)) * self.patch_size
+                found.append(f"model.img_size: {name} {side} is not a multiple of patch_size {self.patch_size}; try {near}")
+        if widths["embed_dim"] % widths["num_heads"]:
+            found.append(f"model.num_heads: {widths['num_heads']} does not divide embed_dim {widths['embed_dim']}")
+        if self.pos_embed == "sincos" and widths["embed_dim"] % 4:
+            found.append(f"model.embed_dim: sin-cos positions need a multiple of 4, got {widths['embed_dim']}")
+        return found
+
+
+class DataConfig(Config):
+    """Where the images are and how they are read."""
+
+    shards: str | list[str] = Field(description="shard names: a folder, a brace pattern or a list")
+    index: str | None = Field(None, description="folder of the index; default: beside the shards")
+    mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: ImageNet's")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    block_shards: Positive = Field(8, description="shards shuffled together; only so many are read at a time")
+    num_workers: int = Field(4, ge=0, description="reading processes per rank; changes speed, never the images")
+    prefetch: Positive = Field(4, description="batches each worker keeps ready")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop when more samples than this are unreadable")
+
+
+class OptimConfig(Config):
+    """Optimizer and schedules. Durations in epochs or in steps, never both."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
+    epochs: float | None = Field(None, gt=0)
+    total_steps: Positive | None = None
+    lr: float | None = Field(None, gt=0, description="peak learning rate, as it is")
+    blr: float | None = Field(None, gt=0, description="base learning rate: lr = blr * global_batch_size / 256")
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_form: Literal["open", "closed"] = Field("open", description="open: step/W (MAE); closed: step/(W-1) (DINO)")
+    weight_decay: float = Field(0.05, ge=0)
+    weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    clip_grad: float | None = Field(None, gt=0)
+    clip_mode: Literal["global", "per_tensor"] = Field("global", description="per_tensor: each tensor alone (DINO)")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> OptimConfig:
+        problems = []
+        for a, b in (("epochs", "total_steps"), ("lr", "blr")):
+            if (getattr(self, a) is None) == (getattr(self, b) is None):
+                problems.append(f"give exactly one of {a} and {b}")
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            problems.append("give warmup_epochs or warmup_steps, not both")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        assert self.blr is not None
+        return self.blr * self.global_batch_size / 256
+
+
+class EngineConfig(Config):
+    """What runs the steps. It changes speed and memory; results stay equal but for rounding."""
+
+    name: Literal["accelerate", "deepspeed"] = "accelerate"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulation_steps: Positive = 1
+    compile: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_ours(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        owned = sorted(OWNED_DEEPSPEED_KEYS & set(raw))
+        if "stage" in (raw.get("zero_optimization") or {}):
+            owned.append("zero_optimization.stage")
+        if owned:
+            raise ValueError(f"{', '.join(owned)}: set by optim and engine of this file; remove from engine.deepspeed")
+        return raw
+
+
+class CheckpointConfig(Config):
+    """When the run is saved. A checkpoint resumes this run; a release carries the weights elsewhere."""
+
+    every_steps: Positive = 1000
+    keep: Positive = Field(3, description="newest checkpoints kept")
+    milestone_every_steps: Positive | None = Field(None, description="every so many steps one is kept for ever")
+
+
+class LogConfig(Config):
+    """What is written while training."""
+
+    every_steps: Positive = 10
+    pictures_every_steps: int = Field(500, ge=0, description="0: none")
+    tensorboard: bool = True
+
+
+class ProbeConfig(Config):
+    """A k-nearest-neighbour probe on labelled shards while training (Wu et al., 2018; DINO's protocol)."""
+
+    train_shards: str | list[str] = Field(description="the bank: labelled shards")
+    val_shards: str | list[str] = Field(description="the queries: labelled shards")
+    every_steps: Positive = 1000
+    k: Positive = 20
+    temperature: float = Field(0.07, gt=0)
+    batch_size: Positive = 256
+    max_images: Positive | None = Field(None, description="per side; default: all")
+
+
+class InitConfig(Config):
+    """What the weights start from. Exactly one; a run that has checkpoints resumes from them instead."""
+
+    release: str | None = Field(None, description="folder written by `fovea release`")
+    official: str | None = Field(None, description="checkpoint file of the official MAE or DINO code, or of timm")
+    checkpoint: str | None = Field(None, description="checkpoint folder of another run: everything but its position")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> InitConfig:
+        given = [key for key in ("release", "official", "checkpoint") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
+        return self
+
+
+class PretrainConfig(Config):
+    """One pretraining run."""
+
+    run_dir: str = Field(description="the run's folder: configuration, logs, checkpoints, release")
+    seed: int = Field(0, ge=0, lt=2**63)
+    objective: ObjectiveConfig = Field(discriminator="name")
+    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    data: DataConfig
+    optim: OptimConfig
+    engine: EngineConfig = EngineConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
+    probe: ProbeConfig | None = None
+    init: InitConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PretrainConfig:
+        problems = self.model.problems() or self._view_problems()
+        problems += self._channel_problems() + self._engine_problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _view_problems(self) -> list[str]:
+        patch, found = self.model.patch_size, []
+        for view in self.objective.views(self.model):
+            if isinstance(view, View) and any(side % patch for side in view.size):
+                near = tuple(max(1, round(side / patch)) * patch for side in view.size)
+                found.append(
+                    f"objective: the {view.name} crops are {view.size[0]} x {view.size[1]} px, "
+                    f"not multiples of model.patch_size {patch}; try {near[0]} x {near[1]}"
+                )
+        return found + self.objective.problems(self.model)
+
+    def _channel_problems(self) -> list[str]:
+        channels, found = self.model.in_chans, []
+        for key in ("mean", "std"):
+            given = getattr(self.data, key)
+            if given is None and channels != 3:
+                found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data show` measures them")
+            elif given is not None and len(given) != channels:
+                found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
+        return found
+
+    def _engine_problems(self) -> list[str]:
+        found, zero3 = [], self.engine.name == "deepspeed" and self.engine.zero_stage == 3
+        if self.engine.deepspeed and self.engine.name != "deepspeed":
+            found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
+        if zero3 and self.objective.has_teacher:
+            found.append(
+                f"engine.zero_stage: {self.objective.name} keeps an EMA teacher, which is not proved equal under ZeRO-3; "
+                "use stage 0, 1 or 2"
+            )
+        if zero3 and self.optim.clip_grad and self.optim.clip_mode == "per_tensor":
+            found.append("optim.clip_mode: per_tensor is not possible under ZeRO-3; use stage 0-2 or clip_mode=global")
+        if self.engine.device == "cpu" and self.engine.precision == "fp16":
+            found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
+        return found
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.data.mean or IMAGENET_MEAN
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.data.std or IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means for this data set and this many processes. All counts are of optimizer steps."""
+
+    num_samples: int
+    world_size: int
+    micro_batch: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    lr: float
+
+
+def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
+    """Turn epochs into steps and the global batch into micro-batches.
+
+    Raises:
+        ConfigError: the batch does not divide, or one step asks for more samples than there are.
+    """
+    optim, problems = config.optim, []
+    batch, share = optim.global_batch_size, world_size * config.engine.accumulation_steps
+    if batch % share:
+        near = max(1, round(batch / share)) * share
+        problems.append(
+            f"optim.global_batch_size: {batch} is not a multiple of {world_size} processes x "
+            f"{config.engine.accumulation_steps} accumulation steps; nearest: {near}"
+        )
+    if batch > num_samples:
+        problems.append(f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}")
+    steps_per_epoch = max(1, num_samples // batch)
+    total = optim.total_steps or max(1, round((optim.epochs or 0) * steps_per_epoch))
+    warmup = optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
+    if warmup > total:
+        problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
+    if problems:
+        raise ConfigError(config.run_dir, problems)
+    return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr)
