@@ -1,0 +1,149 @@
+"""What one image becomes: the specification of views and noises, free of torch.
+
+An objective lists `View`s and `Noise`s. The loader draws their random numbers on the host, keyed by sample position, and sends
+them along as one float32 vector per view instance (`Param`), so that the device part of the augmentation is a pure function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import permutations
+from typing import Literal
+
+
+class Param(IntEnum):
+    """Layout of a view instance's parameter vector."""
+
+    FLIP = 0  # 1: mirror left-right
+    JITTER = 1  # 1: colour jitter is on
+    ORDER = 2  # index into JITTER_ORDERS
+    BRIGHTNESS = 3  # factor, 1 leaves the image
+    CONTRAST = 4  # factor, 1 leaves the image
+    SATURATION = 5  # factor, 1 leaves the image
+    HUE = 6  # shift in turns, 0 leaves the image
+    GRAY = 7  # 1: to grayscale, in all channels
+    SIGMA = 8  # Gaussian blur in pixels, 0: none
+    SOLARIZE = 9  # 1: invert values of 128/255 and more
+
+
+NUM_PARAMS = len(Param)
+JITTER_OPS = (Param.BRIGHTNESS, Param.CONTRAST, Param.SATURATION, Param.HUE)
+JITTER_ORDERS: tuple[tuple[Param, ...], ...] = tuple(permutations(JITTER_OPS))
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """torchvision's ColorJitter under a probability: factors from [max(0, 1 - x), 1 + x], hue shift from [-hue, hue]."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            _check(f"ColorJitter.{name}", getattr(self, name), 0, float("inf"))
+        _check("ColorJitter.hue", self.hue, 0, 0.5)
+        _check("ColorJitter.prob", self.prob, 0, 1)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur with probability `prob`, sigma in pixels uniform in [sigma_min, sigma_max]."""
+
+    prob: float
+    sigma_min: float = 0.1
+    sigma_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check("Blur.prob", self.prob, 0, 1)
+        if not 0 < self.sigma_min <= self.sigma_max:
+            raise ValueError(f"Blur needs 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+
+@dataclass(frozen=True)
+class View:
+    """`count` random crops of one image, and what happens to their colours.
+
+    name           entry of the batch; views of one name and size are stacked in list order
+    size           (height, width) in pixels
+    scale, ratio   RandomResizedCrop: range of the area as a fraction of the image, range of width / height
+    hflip, grayscale, solarize   probabilities
+    """
+
+    name: str
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    count: int = 1
+    hflip: float = 0.5
+    jitter: ColorJitter | None = None
+    grayscale: float = 0.0
+    blur: Blur | None = None
+    solarize: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"view {self.name!r}"
+        _check_name(self.name)
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"{where}: size must be (height, width) in pixels, got {self.size}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"{where}: scale must be 0 < low <= high <= 1, got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"{where}: ratio must be 0 < low <= high, got {self.ratio}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"{where}: interpolation must be bicubic or bilinear, got {self.interpolation!r}")
+        if self.count < 1:
+            raise ValueError(f"{where}: count must be at least 1, got {self.count}")
+        for name in ("hflip", "grayscale", "solarize"):
+            _check(f"{where}: {name}", getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """float32 numbers uniform in [0, 1) of `shape` per sample, for instance what an objective ranks patches by."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if any(side < 1 for side in self.shape):
+            raise ValueError(f"noise {self.name!r}: shape must be positive, got {self.shape}")
+
+
+RESERVED_NAMES = frozenset({"position", "bad"})
+
+
+def stacks(specs: list[View | Noise]) -> dict[str, list[tuple[int, View]]]:
+    """Batch entry name -> its (index in `specs`, View)s in list order. Checks the list as a whole.
+
+    Raises ValueError for two sizes under one name, and for a noise that shares its name.
+    """
+    entries: dict[str, list[tuple[int, View]]] = {}
+    for index, spec in enumerate(specs):
+        if isinstance(spec, View):
+            entry = entries.setdefault(spec.name, [])
+            if entry and entry[0][1].size != spec.size:
+                raise ValueError(
+                    f"views named {spec.name!r} differ in size: {entry[0][1].size} and {spec.size}; use two names"
+                )
+            entry.append((index, spec))
+    noises = [spec.name for spec in specs if isinstance(spec, Noise)]
+    for name in noises:
+        if name in entries or noises.count(name) > 1:
+            raise ValueError(f"noise name {name!r} is used twice")
+    return entries
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier() or name in RESERVED_NAMES:
+        raise ValueError(f"name {name!r} must be an identifier other than {', '.join(sorted(RESERVED_NAMES))}")
