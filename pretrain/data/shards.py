@@ -1,0 +1,65 @@
+"""From what the user writes to a list of shards: brace ranges, globs, folders, lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from pretrain.data.opener import local_path
+
+MAX_SHARDS = 1_000_000
+
+
+def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
+    """Shard paths of a folder (every `*.tar` in it, sorted), a glob, a brace range, or a list of these.
+
+    Every shard exists. ValueError names what is missing, what is listed twice, and whatever is not a local path
+    (`pipe:` and other schemes are refused, never opened).
+    """
+    items = [spec] if isinstance(spec, str | Path) else list(spec)
+    shards = [shard for item in items for shard in _expand_one(str(item))]
+    if not shards:
+        raise ValueError("the list of shards is empty")
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 5} more)" if len(missing) > 5 else ""
+        raise ValueError(f"{len(missing)} of {len(shards)} shards not found: {', '.join(missing[:5])}{more}")
+    seen: set[Path] = set()
+    for shard in shards:
+        path = Path(shard).absolute()
+        if path in seen:
+            raise ValueError(f"shard listed twice: {shard}")
+        seen.add(path)
+    return shards
+
+
+def _expand_one(item: str) -> list[str]:
+    path = local_path(item)
+    if path.is_dir():
+        shards = sorted(str(shard) for shard in path.glob("*.tar"))
+        if not shards:
+            raise ValueError(f"no *.tar in folder {item}")
+        return shards
+    if path.exists():
+        return [item]
+    try:
+        names = list(islice(braceexpand(item), MAX_SHARDS + 1)) if "{" in item else [item]
+    except ValueError as error:
+        raise ValueError(f"{item}: bad brace expression: {error}") from error
+    if len(names) > MAX_SHARDS:
+        raise ValueError(f"{item} names more than {MAX_SHARDS} shards")
+    return [shard for name in names for shard in _glob(name)]
+
+
+def _glob(name: str) -> list[str]:
+    path = local_path(name)
+    magic = next((i for i, part in enumerate(path.parts) if any(c in part for c in "*?[")), None)
+    if magic is None or path.exists():
+        return [name]
+    found = sorted(str(match) for match in Path(*path.parts[:magic]).glob(str(Path(*path.parts[magic:]))))
+    if not found:
+        raise ValueError(f"nothing matches {name}")
+    return found
