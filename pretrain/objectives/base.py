@@ -1,0 +1,91 @@
+"""What every objective is: a module that turns a batch into losses, and knows nothing of engines or optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import param_groups
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Length of the run in optimizer steps: what schedules by step and tables by epoch are computed from."""
+
+    total_steps: int
+    steps_per_epoch: int
+
+    def epoch(self, step: int) -> int:
+        """The epoch that the update after `step` completed steps belongs to."""
+        return step // self.steps_per_epoch
+
+
+class Objective(nn.Module):
+    """Base of the objectives. A subclass sets `self.config` and overrides what differs."""
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that a release contains."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log.
+
+        `step` counts completed optimizer steps. Must not read `.grad`: under ZeRO it is not there.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Once per optimizer step, on every rank, with `step` already counting it: averages, queues."""
+
+    def discard_pending(self) -> None:
+        """Forget what the forward passes of a skipped step left for `after_step`."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups as `pretrain.models.param_groups.split` describes them."""
+        return param_groups.split(self)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """What continued pretraining needs beside the backbone, by the names of the state dict."""
+        raise NotImplementedError
+
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """Pictures for a person, uint8 [3, H, W] by name; `mean` and `std` per channel undo the normalization."""
+        raise NotImplementedError
+
+
+def images_of(batch: dict[str, Tensor], name: str) -> Tensor:
+    """The single view `name` of a batch, [b, 1, C, H, W] -> [b, C, H, W]."""
+    views = batch[name]
+    if views.ndim != 5 or views.shape[1] != 1:
+        raise ValueError(f"batch[{name!r}] must be [b, 1, C, H, W], got {list(views.shape)}")
+    return views[:, 0]
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Standard deviation over the batch of L2-normalized features [b, D], mean over D: near 0 when they collapse."""
+    features = F.normalize(features.detach().float(), dim=-1)
+    return features.std(dim=0, correction=0).mean()
+
+
+def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with `prefix.` before every name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def require(batch: dict[str, Tensor], *names: str) -> None:
+    """Raise ValueError when the batch lacks an entry."""
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ValueError(f"batch has no {', '.join(missing)}; it has {', '.join(batch)}")
+
+
+def scalar(value: Tensor) -> Tensor:
+    """A detached fp32 scalar, for the log."""
+    return value.detach().to(torch.float32)

@@ -1,0 +1,142 @@
+"""What can be set about each objective, and which views of an image it asks for. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from pretrain.configlib import Config
+from pretrain.data.view import Blur, ColorJitter, Noise, View
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+
+class ModelShape(Protocol):
+    """What the views depend on."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def in_chans(self) -> int: ...
+    @property
+    def drop_path_rate(self) -> float: ...
+
+
+def num_patches(model: ModelShape) -> int:
+    """Patches of an image of the model's size."""
+    return (model.size[0] // model.patch_size) * (model.size[1] // model.patch_size)
+
+
+class MAEConfig(Config):
+    """Masked autoencoder (He et al. 2021)."""
+
+    name: Literal["mae"] = "mae"
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="fraction of patches hidden from the encoder")
+    norm_pix_loss: bool = Field(True, description="normalize each target patch by its own mean and variance")
+    decoder_embed_dim: Positive = 512
+    decoder_depth: Positive = 8
+    decoder_num_heads: Positive = 16
+    crop_scale: Scale = Field((0.2, 1.0), description="area of the crop as a fraction of the image")
+    hflip: Probability = 0.5
+
+    has_teacher: ClassVar[bool] = False
+
+    def num_keep(self, total: int) -> int:
+        """Patches the encoder sees, of `total`."""
+        return int(total * (1 - self.mask_ratio))
+
+    def views(self, model: ModelShape) -> list[View | Noise]:
+        """One crop, and one number per patch whose rank decides what is hidden."""
+        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip)
+        return [image, Noise("mask_noise", (num_patches(model),))]
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found, total = _scale_problems("crop_scale", self.crop_scale), num_patches(model)
+        if not 1 <= self.num_keep(total) < total:
+            found.append(
+                f"objective.mask_ratio: {self.mask_ratio} of {total} patches leaves {self.num_keep(total)} visible; "
+                "at least one must be visible and one hidden"
+            )
+        width, heads = self.decoder_embed_dim, self.decoder_num_heads
+        if width % 4 or width % heads:
+            found.append(
+                f"objective.decoder_embed_dim: {width} is not a multiple of 4 and of decoder_num_heads {heads}"
+            )
+        return found
+
+
+class DINOConfig(Config):
+    """Self-distillation without labels (Caron et al. 2021)."""
+
+    name: Literal["dino"] = "dino"
+    out_dim: Positive = Field(65536, description="prototypes")
+    head_hidden_dim: Positive = 2048
+    head_bottleneck_dim: Positive = 256
+    head_nlayers: Positive = 3
+    use_bn_in_head: bool = False
+    norm_last_layer: bool = Field(
+        True, description="keep the prototypes at length 1; false trains better on small ViTs"
+    )
+    student_temp: float = Field(0.1, gt=0)
+    teacher_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp_epochs: int = Field(0, ge=0)
+    center_momentum: float = Field(0.9, ge=0, lt=1)
+    momentum_teacher: float = Field(0.996, ge=0, le=1, description="of the first step; a cosine leads it to 1")
+    freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes stand still")
+    drop_path_rate: float = Field(0.1, ge=0, lt=1, description="of the student; the teacher has none")
+    pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as the released weights were trained")
+    global_crops_scale: Scale = (0.4, 1.0)
+    local_crops_number: int = Field(8, ge=0)
+    local_crops_scale: Scale = (0.05, 0.4)
+    local_crops_size: Positive | tuple[Positive, Positive] = Field(96, description="pixels, a side or (height, width)")
+
+    has_teacher: ClassVar[bool] = True
+
+    @property
+    def local_size(self) -> tuple[int, int]:
+        """Height and width of the local crops in pixels."""
+        size = self.local_crops_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    def views(self, model: ModelShape) -> list[View | Noise]:
+        """Two global crops, the second solarized and seldom blurred, and the local crops."""
+        colour = {"jitter": ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8), "grayscale": 0.2} if model.in_chans == 3 else {}
+        solarize = 0.2 if model.in_chans == 3 else 0.0
+        views: list[View | Noise] = [
+            View("global", model.size, scale=self.global_crops_scale, blur=Blur(1.0), **colour),
+            View("global", model.size, scale=self.global_crops_scale, blur=Blur(0.1), solarize=solarize, **colour),
+        ]
+        if self.local_crops_number:
+            local = View(
+                "local",
+                self.local_size,
+                scale=self.local_crops_scale,
+                count=self.local_crops_number,
+                blur=Blur(0.5),
+                **colour,
+            )
+            views.append(local)
+        return views
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found = _scale_problems("global_crops_scale", self.global_crops_scale)
+        found += _scale_problems("local_crops_scale", self.local_crops_scale)
+        if model.drop_path_rate:
+            found.append(
+                f"model.drop_path_rate: {model.drop_path_rate}, but DINO's student takes objective.drop_path_rate; "
+                "set that one"
+            )
+        return found
+
+
+ObjectiveConfig = MAEConfig | DINOConfig
+
+
+def _scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
+    return [] if scale[0] <= scale[1] else [f"objective.{key}: {scale[0]} is larger than {scale[1]}; give (low, high)"]
