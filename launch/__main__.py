@@ -1,36 +1,35 @@
-"""`fovea launch local N CONFIG ...`: torchrun on this machine, restarted when a process dies."""
+"""`fovea launch local N CONFIG ...`: a run on several processes of this machine."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from pathlib import Path
 
-from pretrain.config import PretrainConfig
-from pretrain.configlib import ConfigError, load_config
+from launch.local import run_local
+from pretrain.__main__ import check
+from pretrain.configlib import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Validate the configuration, then become torchrun. Exit status 2 for a wrong configuration."""
+    """Check the configuration for that many processes, then run it. Exit status 2 for a wrong one."""
     parser = argparse.ArgumentParser(prog="fovea launch", description=__doc__)
     places = parser.add_subparsers(dest="place", required=True)
-    local = places.add_parser("local", help="processes of this machine")
-    local.add_argument("processes", type=int, help="how many; one per GPU")
+    local = places.add_parser("local", help="processes of this machine, restarted when one dies")
+    local.add_argument("processes", type=int, help="how many; on GPUs, one per GPU")
     local.add_argument("config")
     local.add_argument("overrides", nargs="*", metavar="key=value")
-    local.add_argument("--max-restarts", type=int, default=3, help="times the run is restarted after a process died")
+    local.add_argument("--max-restarts", type=int, default=3, help="restarts after a process died (default 3)")
     chosen = parser.parse_args(arguments)
+    if chosen.processes < 1:
+        parser.error(f"processes must be at least 1, got {chosen.processes}")
     try:
-        load_config(PretrainConfig, chosen.config, chosen.overrides)
-    except ConfigError as error:
+        config, _, _ = check(chosen.config, chosen.overrides, world_size=chosen.processes)
+    except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if chosen.processes < 1:
-        print(f"fovea launch: processes must be at least 1, got {chosen.processes}", file=sys.stderr)
-        return 2
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    counts = [f"--nproc_per_node={chosen.processes}", f"--max-restarts={chosen.max_restarts}"]
-    os.execv(sys.executable, [*torchrun, *counts, "-m", "pretrain", chosen.config, *chosen.overrides])
+    run = [chosen.config, *chosen.overrides]
+    return run_local(Path(config.run_dir), run, processes=chosen.processes, max_restarts=chosen.max_restarts)
 
 
 if __name__ == "__main__":

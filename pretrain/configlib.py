@@ -82,7 +82,8 @@ def validate(model: type[ConfigType], values: dict[str, Any], *, source: str) ->
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(source, [_sentence(model, values, detail) for detail in error.errors()]) from None
+        problems = [line for detail in error.errors() for line in _sentences(model, values, detail)]
+        raise ConfigError(source, problems) from None
 
 
 def dump(config: Config) -> str:
@@ -112,28 +113,28 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _sentence(model: type[Config], values: dict[str, Any], detail: Any) -> str:
-    """One pydantic error as `key.sub: what is wrong (way out)`."""
+def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list[str]:
+    """One pydantic error as `key.sub: what is wrong (way out)`; a validator may report several, one a line."""
     location, kind = tuple(detail["loc"]), detail["type"]
     # A tagged union adds its tag to the path: (objective, mae, mask_ratio). The user never typed it.
     location = tuple(part for part in location if part not in _tags(model) or part in _keys_at(values, location))
     key = ".".join(str(part) for part in location) or "config"
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _valid_names(model, detail["loc"]), n=1, cutoff=0.5)
-        return f"{key}: unknown key" + (f" (did you mean {near[0]}?)" if near else "")
+        return [f"{key}: unknown key" + (f" (did you mean {near[0]}?)" if near else "")]
     if kind == "union_tag_invalid":
         expected = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
         near = difflib.get_close_matches(str(detail["ctx"]["tag"]), expected, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{key}.name: unknown name {detail['ctx']['tag']!r}{hint}; one of {', '.join(expected)}"
+        return [f"{key}.name: unknown name {detail['ctx']['tag']!r}{hint}; one of {', '.join(expected)}"]
     if kind == "union_tag_not_found":
-        return f"{key}.name: missing; it chooses the {key}"
+        return [f"{key}.name: missing; it chooses the {key}"]
     if kind == "missing":
-        return f"{key}: missing"
+        return [f"{key}: missing"]
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return message if not location else f"{key}: {message}"
-    return f"{key}: {message}, got {detail['input']!r}"
+        return [f"{key}: {line}" if location else line for line in message.splitlines()]
+    return [f"{key}: {message}, got {detail['input']!r}"]
 
 
 def _keys_at(values: Any, location: tuple[Any, ...]) -> set[Any]:

@@ -1,0 +1,47 @@
+"""Several processes of this machine under torchrun, started again when one of them dies."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_PREEMPTED = 85
+
+
+def run_local(run_dir: Path, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
+    """Run `python -m pretrain ARGUMENTS` on `processes` processes until the run is done; its exit status.
+
+    A run that ended because it was asked to (marker PREEMPTED) is not started again: status 85. A run whose
+    process died is, from its newest checkpoint, at most `max_restarts` times; then the status is torchrun's.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "pretrain", *arguments]
+    for attempt in range(max_restarts + 1):
+        status = _run_forwarding_signals(command)
+        if status == 0:
+            return 0
+        if (run_dir / "PREEMPTED").exists():
+            print(f"fovea launch: {run_dir} was asked to stop and saved; the same command goes on", file=sys.stderr)
+            return EXIT_PREEMPTED
+        left = max_restarts - attempt
+        print(f"fovea launch: a process ended with status {status}; {left} restarts left", file=sys.stderr)
+    return status
+
+
+def _run_forwarding_signals(command: Sequence[str]) -> int:
+    """Run `command`, passing SIGTERM and SIGUSR1 on to it, and wait for its end."""
+    process = subprocess.Popen(command)
+    passed_on = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda received, _: process.send_signal(received)) for number in passed_on}
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal sent it to every process of the group; they save and end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

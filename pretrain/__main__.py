@@ -1,0 +1,67 @@
+"""`python -m pretrain CONFIG [key=value ...]`: check everything, then train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pretrain.config import Plan, PretrainConfig, plan
+from pretrain.configlib import ConfigError, load_config
+from pretrain.data.dataset import Dataset
+
+
+def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[PretrainConfig, Dataset, Plan]:
+    """Everything that can be found wrong without torch, a process group or a GPU.
+
+    Raises:
+        ConfigError, ValueError: the configuration or the data set cannot run; the message names every problem.
+    """
+    config = load_config(PretrainConfig, path, overrides)
+    dataset = Dataset.open(config.data.shards, config.data.index)
+    return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: done. 85: asked to stop, saved, the same command goes on. 2: wrong input. 3: no good checkpoint."""
+    parser = argparse.ArgumentParser(prog="fovea pretrain", description=__doc__)
+    parser.add_argument("config", help="a YAML file, for instance configs/debug/mae.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")
+    parser.add_argument("--check", action="store_true", help="say what would run, and stop")
+    chosen = parser.parse_intermixed_args(arguments)
+    world_size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    try:
+        config, dataset, steps = check(chosen.config, chosen.overrides, world_size=world_size)
+    except (ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if chosen.check:
+        print(describe(config, steps))
+        return 0
+    from pretrain.run import run
+
+    return run(config, dataset, steps)
+
+
+def describe(config: PretrainConfig, steps: Plan) -> str:
+    """What will run, in one line per fact."""
+    model, widths = config.model, config.model.widths()
+    return "\n".join(
+        [
+            f"objective  {config.objective.name}",
+            f"model      {model.name} /{model.patch_size}, {widths['embed_dim']} x {widths['depth']} blocks, "
+            f"{model.size[0]} x {model.size[1]} px, {model.in_chans} channels",
+            f"data       {steps.num_samples} images, {steps.steps_per_epoch} steps an epoch",
+            f"batch      {config.optim.global_batch_size} = {steps.world_size} processes x {steps.micro_batch} "
+            f"x {config.engine.accumulation_steps} accumulation",
+            f"steps      {steps.total_steps}, warm-up {steps.warmup_steps}, peak lr {steps.lr:.3g}",
+            f"engine     {config.engine.name}, {config.engine.precision}"
+            + (f", ZeRO-{config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""),
+            f"run folder {config.run_dir}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
