@@ -31,7 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: Kernel) -> Tensor:
     if kernel == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
     b, h, t, d = q.shape
-    # Contiguous operands and no cast between the products: autocast would widen the probabilities and narrow them again.
+    # Contiguous operands, and no casts between the products: autocast would widen the probabilities for nothing.
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (x.reshape(b * h, -1, d) for x in (q * d**-0.5, k, v))
         probabilities = torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1)

@@ -11,8 +11,8 @@ from torch import nn
 def split(module: nn.Module, *, no_decay_names: Collection[str] = ()) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: with weight decay, and without (biases, 1-D and `no_decay_names`).
 
-    Each group is {name, names, params, lr_scale, weight_decay_scale, frozen_steps}: the engine multiplies the learning rate
-    and the weight decay of the step by the scales, and keeps the group still for the first `frozen_steps` steps.
+    Each group is {name, names, params, lr_scale, weight_decay_scale, frozen_steps}: the engine multiplies the learning
+    rate and the weight decay of the step by the scales, and keeps the group still for the first `frozen_steps` steps.
 
     Raises:
         ValueError: a name in `no_decay_names` is not a parameter.

@@ -1,4 +1,4 @@
-"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is reported before torch is imported."""
+"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is an error before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _size(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) ->
     return {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
 
 
-# Dosovitskiy et al. 2020, table 1; tiny and small from DeiT (Touvron et al. 2020); giant from Zhai et al. 2021, table 2.
+# Dosovitskiy et al. 2020, table 1; tiny and small: Touvron et al. 2020 (DeiT); giant: Zhai et al. 2021, table 2.
 SIZES: dict[str, ViTSize] = {
     "vit_tiny": _size(192, 12, 3),
     "vit_small": _size(384, 12, 6),

@@ -1,7 +1,7 @@
 """The vision transformer (Dosovitskiy et al. 2020) from timm's parts and with timm's parameter names.
 
-What timm's own class does not do, and pretraining needs: encode any subset of the patches, compute only the class token in
-the last block, non-square sizes at every call, and registers beside a position table that has a class row.
+What timm's own class does not do, and pretraining needs: encode any subset of the patches, compute only the class
+token in the last block, other sizes at every call, and registers beside a position table that has a class row.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class ViT(nn.Module):
         img_size: (height, width) in pixels that the position table is made for; other sizes resample it.
         num_registers: extra tokens without a position (Darcet et al. 2023).
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 in the first (Huang et al. 2016).
-        pos_embed: "sincos" is a fixed table, kept in the state dict, and starts the weights as MAE does (xavier uniform);
-            "learned" is trained, and starts them as DINO does (truncated normal, 0.02).
+        pos_embed: "sincos" is a fixed table, kept in the state dict, and starts the weights as MAE does (xavier
+            uniform); "learned" is trained, and starts them as DINO does (truncated normal, 0.02).
         pos_resize: how the table is resampled, see `pos_embed.resize`.
 
     Attributes:
-        embed_dim, depth, num_heads, mlp_ratio, patch_size, in_chans, img_size, grid_size (rows, columns), num_registers,
-        num_prefix_tokens (1 + registers), pos_kind, pos_resize.
+        embed_dim, depth, num_heads, mlp_ratio, patch_size, in_chans, img_size, grid_size (rows, columns),
+        num_registers, num_prefix_tokens (1 + registers), pos_kind, pos_resize.
 
     Raises:
         ValueError: the image is smaller than a patch, or the heads do not divide the width.
@@ -83,7 +83,7 @@ class ViT(nn.Module):
         """Images [b, C, H, W] -> normalized tokens [b, 1 + R + N, D].
 
         Args:
-            keep: int64 [b, k]: encode only these patches (row-major index), in this order; the output has k in place of N.
+            keep: int64 [b, k]: encode only these patches (row-major index), in this order; k replaces N.
         """
         return self.norm(self._run(self.prepare_tokens(x, keep), self.blocks))
 

@@ -79,9 +79,7 @@ class DINOConfig(Config):
     head_bottleneck_dim: Positive = 256
     head_nlayers: Positive = 3
     use_bn_in_head: bool = False
-    norm_last_layer: bool = Field(
-        True, description="keep the prototypes at length 1; false trains better on small ViTs"
-    )
+    norm_last_layer: bool = Field(True, description="prototypes stay at length 1; false is better for small ViTs")
     student_temp: float = Field(0.1, gt=0)
     teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)

@@ -17,7 +17,7 @@ from pretrain.objectives.configs import MAEConfig
 
 
 class MAE(Objective):
-    """Batch entries: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches."""
+    """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches."""
 
     def __init__(self, config: MAEConfig, backbone: ViT, horizon: Horizon):
         super().__init__()

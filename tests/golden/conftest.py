@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .case import discover
+
+OWN_CASES = Path(__file__).parent / "cases"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", default=None, help="folder of golden cases (default: tests/golden/cases)")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_case" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--golden-dir", default=None)
+        paths = discover(Path(given) if given else OWN_CASES)
+        metafunc.parametrize("golden_case", paths, ids=[path.stem for path in paths])

@@ -1,0 +1,38 @@
+"""Which runner a case needs, read from the official code it was made with; never from its file name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from . import mae
+from .case import Case
+
+# (repository, a part of source.code, runner): the first line that fits.
+RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
+    ("facebookresearch/mae", "models_mae.py:MaskedAutoencoderViT", mae.run_pretrain),
+    ("facebookresearch/mae", "get_2d_sincos_pos_embed", mae.run_sincos),
+    ("facebookresearch/mae", "interpolate_pos_embed", mae.run_interpolate),
+    ("facebookresearch/mae", "adjust_learning_rate", mae.run_lr_schedule),
+]
+
+
+class MissingObjective(AssertionError):
+    """The case is of a method that Fovea does not have."""
+
+
+def run(path: Path) -> None:
+    """Compute the case and compare every one of its numbers.
+
+    Raises:
+        MissingObjective: nothing in Fovea computes it.
+        AssertionError: a number is off, or was never compared.
+    """
+    case = Case(path)
+    source = case.facts["source"]
+    for repo, code, runner in RUNNERS:
+        if source["repo"] == repo and any(code in part for part in source["code"]):
+            runner(case)
+            case.finish()
+            return
+    raise MissingObjective(f"missing objective: {source['repo']} {', '.join(source['code'])} (case {case.name})")
