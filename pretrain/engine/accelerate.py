@@ -1,0 +1,68 @@
+"""CPU, one GPU, or one model copy per GPU (DDP), through accelerate."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+
+from pretrain.distributed import World
+from pretrain.engine.fragments import Fragment
+from pretrain.engine.optim import OptimSettings, build_optimizer
+from pretrain.engine.step import Autocast, StepEngine
+from pretrain.engine.trainable import Batch, EngineSettings, Trainable
+
+
+class AccelerateEngine(StepEngine):
+    """Replicated parameters and optimizer; gradients meet in the last micro-batch of a step.
+
+    Accelerate gets no precision of its own: see `Autocast`.
+    """
+
+    def __init__(
+        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+    ):
+        super().__init__(trainable, optim=optim, settings=settings, world=world, seed=seed)
+        # Buffers are teachers and centres, which every rank computes alike; DDP need not send them each step.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        if self._accelerator.num_processes != world.world_size:
+            raise ValueError(
+                f"accelerate sees {self._accelerator.num_processes} processes, there are {world.world_size}; "
+                "unset ACCELERATE_* and MPI variables of another launcher"
+            )
+        module = Autocast(self.trainable, settings.precision, world.device)
+        with warnings.catch_warnings():
+            # torch renames the argument `broadcast_buffers`; accelerate knows the old name only.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._module = self._accelerator.prepare_model(module, device_placement=False)
+        self.optimizer = build_optimizer(optim, self.groups, device=world.device)
+        self.fragments = [
+            Fragment(name, index, param.numel(), 0, param.numel(), param, 0)
+            for index, group in enumerate(self.groups)
+            for name, param in zip(group["names"], group["params"], strict=True)
+        ]
+        self.owns_fragments = world.rank == 0
+
+    def _micro_step(self, *, last: bool) -> AbstractContextManager[Any]:
+        return super()._micro_step(last=last) if last else self._accelerator.no_sync(self._module)
+
+    def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self._module(batch, step)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def _gradients(self) -> list[tuple[Fragment, Tensor]]:
+        return [(fragment, fragment.owner.grad) for fragment in self.fragments if fragment.owner.grad is not None]
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self._discard()
+
+    def _discard(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,215 @@
+"""A checkpoint folder is complete or it does not exist: the file system part, free of torch.
+
+Files are written to `.tmp-step-N-<id>/`, each fsynced and hashed on the way; then the manifest with their sizes and hashes; then one
+rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else lies around.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+_FORMAT = 1
+_CHUNK = 1 << 24
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written or read; the message names it and says what stands."""
+
+
+class Damaged(CheckpointError):  # noqa: N818: reads as what it is
+    """This folder is not the checkpoint its manifest describes."""
+
+    def __init__(self, folder: Path, reason: str):
+        super().__init__(f"checkpoint {folder}: {reason}")
+        self.folder, self.reason = folder, reason
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A file that reached the disk."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """step: completed optimizer steps. about: the caller's words (see `seal`)."""
+
+    step: int
+    files: tuple[Receipt, ...]
+    about: Mapping[str, Any]
+
+
+class HashedFile:
+    """A new file that is hashed while written and fsynced at the end. A path is never written twice."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        for at in range(0, len(view), _CHUNK):
+            chunk = view[at : at + _CHUNK]
+            self._hash.update(chunk)
+            while chunk:
+                chunk = chunk[os.write(self._fd, chunk) :]
+        self._size += len(view)
+
+    @property
+    def receipt(self) -> Receipt:
+        return Receipt(self.path.name, self._size, self._hash.hexdigest())
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+
+def write_file(path: Path, data: bytes) -> Receipt:
+    with HashedFile(path) as file:
+        file.write(data)
+    return file.receipt
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def begin(root: Path, step: int, token: str) -> Path:
+    """The new, empty folder to write the files of `step` into."""
+    temp = root / f".tmp-{step_folder(root, step).name}-{token}"
+    temp.mkdir(parents=True)
+    return temp
+
+
+def seal(temp: Path, final: Path, *, step: int, files: Sequence[Receipt], about: Mapping[str, Any]) -> None:
+    """Make the folder a checkpoint. When this returns it survives a power cut; before the rename it is nothing.
+
+    Args:
+        files: receipts of all ranks. about: kept in the manifest, JSON.
+    """
+    body = {"format": _FORMAT, "step": step, "files": [asdict(file) for file in files], "about": dict(about)}
+    text = json.dumps({"body": body, "sha256": _digest(body)}, indent=1)
+    write_file(temp / MANIFEST, text.encode())
+    _sync_folder(temp)
+    temp.rename(final)
+    _sync_folder(final.parent)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, checked against its own hash; the files are not opened.
+
+    Raises:
+        Damaged: there is none, or it was changed.
+    """
+    try:
+        whole = json.loads((folder / MANIFEST).read_bytes())
+        body, digest = whole["body"], whole["sha256"]
+    except FileNotFoundError:
+        raise Damaged(folder, f"no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(folder, f"{MANIFEST} is not readable ({error})") from None
+    if digest != _digest(body):
+        raise Damaged(folder, f"{MANIFEST} does not match its own hash")
+    if body["format"] != _FORMAT:
+        raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
+    return Manifest(body["step"], tuple(Receipt(**file) for file in body["files"]), body["about"])
+
+
+def verify_files(folder: Path, files: Sequence[Receipt]) -> None:
+    """Read `files` completely and compare them with their receipts.
+
+    Raises:
+        Damaged: naming the first file that differs.
+    """
+    for receipt in files:
+        path = folder / receipt.name
+        try:
+            size = path.stat().st_size
+            if size != receipt.size:
+                raise Damaged(folder, f"{receipt.name} has {size} bytes, the manifest says {receipt.size}")
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise Damaged(folder, f"{receipt.name}: {error.strerror or error}") from None
+        if digest != receipt.sha256:
+            raise Damaged(folder, f"{receipt.name} has other content than was written (sha256 differs)")
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest, after reading and comparing every file. Raises Damaged."""
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest.files)
+    return manifest
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Folders that look like checkpoints, newest first; none of them is verified."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def clean(root: Path) -> list[str]:
+    """Remove what killed processes left; the names removed. Only for the one writer of the folder, at its start."""
+    left = sorted([*root.glob(".tmp-step-*"), *root.glob(".trash-*")])
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in left]
+
+
+def prune(root: Path, *, keep_last: int, milestone_every: int) -> list[str]:
+    """Delete all but the newest `keep_last` and the steps that are multiples of `milestone_every` (0: no milestones).
+
+    Call it only once the newest one is verified. A folder leaves by one rename first, so that half of it never is a checkpoint.
+    """
+    gone = []
+    for path in checkpoints(root)[keep_last:]:
+        step = int(path.name.removeprefix("step-"))
+        if milestone_every and step % milestone_every == 0:
+            continue
+        trash = root / f".trash-{path.name}"
+        shutil.rmtree(trash, ignore_errors=True)
+        path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        gone.append(path.name)
+    return gone
+
+
+def point_latest(root: Path, folder: Path) -> None:
+    """Write `latest`: a hint for people and scripts. Nothing here trusts it."""
+    temp = root / ".tmp-latest"
+    temp.write_text(folder.name + "\n", encoding="utf-8")
+    temp.replace(root / "latest")
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""One writer per run folder. The kernel holds the lock, so it goes with its process, however that dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+
+
+class RunInUseError(ValueError):
+    """Another process writes to this run folder."""
+
+
+class Lease:
+    """Held by rank 0 for the whole run.
+
+    Raises:
+        RunInUseError: naming who holds it.
+    """
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / "lock"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._fd, 4096, 0).decode(errors="replace")
+            os.close(self._fd)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise RunInUseError(
+                f"{run_dir} is in use by {_describe(holder)}; stop it, or use another run folder"
+            ) from None
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps(owner).encode(), 0)
+
+    def release(self) -> None:
+        """The file stays: removing it would let two processes lock two files of one name."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _describe(holder: str) -> str:
+    try:
+        owner = json.loads(holder)
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,268 @@
+"""One optimizer step, the same in every engine; an engine says how to go backward, where its gradients are, and how to update."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.distributed import World
+from pretrain.engine.clip import clip_coefficients, decide, scale_gradients
+from pretrain.engine.commit import CheckpointError, Receipt, write_file
+from pretrain.engine.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
+from pretrain.engine.optim import OptimSettings, apply_schedules, forget, trainable_groups
+from pretrain.engine.scaler import LossScaler
+from pretrain.engine.tensorfile import write_tensors
+from pretrain.engine.trainable import Batch, EngineSettings, StepResult, Trainable
+
+MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Autocast(nn.Module):
+    """The model as engines see it: fp32 parameters, computing in the precision of the settings.
+
+    The cast is ours in both engines, so that they compute the same; gradients are then averaged in fp32.
+    """
+
+    def __init__(self, trainable: nn.Module, precision: str, device: torch.device, *, cache: bool = True):
+        super().__init__()
+        self.trainable = trainable
+        self._dtype, self._device, self._cache = _DTYPES[precision], device.type, cache
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if self._dtype == torch.float32:
+            return self.trainable(batch, step)
+        with torch.autocast(self._device, dtype=self._dtype, cache_enabled=self._cache):
+            return self.trainable(batch, step)
+
+
+class StepEngine(ABC):
+    """Shared by the engines.
+
+    Args:
+        trainable: an nn.Module that is a `Trainable`; its parameters and buffers are taken from rank 0.
+        optim: optimizer and schedules. settings: precision, accumulation.
+        seed: of the random numbers drawn on the device (drop path).
+    """
+
+    optimizer: torch.optim.Optimizer
+    fragments: list[Fragment]
+    owns_fragments: bool  # this rank's fragments are saved and counted
+
+    def __init__(
+        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+    ):
+        assert isinstance(trainable, nn.Module)
+        self.trainable: Any = trainable.to(world.device)
+        self.optim, self.settings, self.world, self.seed = optim, settings, world, seed
+        self.accumulation_steps = settings.accumulation_steps
+        self.step_count = 0
+        self.scaler = LossScaler(enabled=settings.precision == "fp16")
+        self.groups = trainable_groups(self.trainable, trainable.param_groups())
+        self.names = [name for group in self.groups for name in group["names"]]
+        for tensor in self.trainable.state_dict().values():
+            distributed.broadcast(tensor)
+        if settings.compile:
+            self.trainable.compile()
+
+    @abstractmethod
+    def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`; over the micro-batches of a step they add up, and are then averaged over ranks."""
+
+    @abstractmethod
+    def _gradients(self) -> list[tuple[Fragment, Tensor]]:
+        """This rank's averaged gradients, to be changed in place."""
+
+    @abstractmethod
+    def _update(self) -> None:
+        """The optimizer's step; gradients are gone after it."""
+
+    @abstractmethod
+    def _discard(self) -> None:
+        """Drop the gradients."""
+
+    def _micro_step(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch; gradients need to meet over ranks only in the last."""
+        del last
+        return nullcontext()
+
+    def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
+        """One optimizer step from the next `accumulation_steps` micro-batches.
+
+        Every rank decides alike, before anything is updated: a loss that is not finite on any rank, or a gradient norm that is
+        not, skips the step on all.
+
+        Args:
+            micro_batches: on the device. step: completed steps so far. requests: bits for the other ranks to know.
+
+        Raises:
+            ValueError: the batches ran out.
+        """
+        started = time.perf_counter()
+        lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.optim, step)
+        losses, finite, positions, wait = self._accumulate(micro_batches, step)
+        gradients = self._gradients()
+        verdict = decide(
+            losses,
+            finite,
+            gradients,
+            names=self.names,
+            owned=self.owns_fragments,
+            scale=self.scaler.scale,
+            requests=requests,
+            wait=wait,
+            device=self.world.device,
+        )
+        skipped = bool(verdict.bad_ranks) or not math.isfinite(verdict.grad_norm)
+        overflow = skipped and not verdict.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
+        scale = self.scaler.scale
+        if skipped:
+            self._discard()
+            if overflow:
+                self.scaler.overflow()
+        else:
+            factors = clip_coefficients(verdict.norms, mode=self.optim.clip_mode, limit=self.optim.clip_grad)
+            scale_gradients(gradients, {name: factor / scale for name, factor in factors.items()})
+            self._update()
+            self._keep_frozen(step)
+            self.scaler.good()
+        self.step_count = step + 1
+        seconds = time.perf_counter() - started
+        return StepResult(
+            losses=verdict.losses,
+            grad_norm=verdict.grad_norm,
+            lr=lr,
+            weight_decay=weight_decay,
+            skipped=skipped,
+            overflow=overflow,
+            bad_ranks=verdict.bad_ranks,
+            bad_positions=self._gather_positions(positions, verdict.bad_ranks) if verdict.bad_ranks else (),
+            requests=verdict.requests,
+            loss_scale=scale,
+            data_wait=min(1.0, verdict.wait / seconds),
+            seconds=seconds,
+        )
+
+    def _accumulate(
+        self, micro_batches: Iterator[Batch], step: int
+    ) -> tuple[dict[str, Tensor], Tensor, list[int], float]:
+        """Forward and backward of each micro-batch; mean losses, all finite?, sample positions, seconds waited for data."""
+        total: dict[str, Tensor] = {}
+        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
+        positions: list[Tensor] = []
+        wait = 0.0
+        for micro in range(self.accumulation_steps):
+            asked = time.perf_counter()
+            batch = next(micro_batches, None)
+            wait += time.perf_counter() - asked
+            if batch is None:
+                raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
+            if "position" in batch:
+                positions.append(batch["position"])
+            torch.manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
+            with self._micro_step(last=micro == self.accumulation_steps - 1):
+                losses = self._forward(batch, step)
+                self._backward(losses["loss"] * (self.scaler.scale / self.accumulation_steps))
+            finite &= losses["loss"].detach().isfinite()
+            for name, value in losses.items():
+                value = value.detach().double() / self.accumulation_steps
+                total[name] = total[name] + value if name in total else value
+        return total, finite, [int(p) for block in positions for p in block.tolist()], wait
+
+    def _keep_frozen(self, step: int) -> None:
+        for index, group in enumerate(self.groups):
+            if step < group["frozen_steps"]:
+                forget(
+                    self.optimizer, list({id(f.owner): f.owner for f in self.fragments if f.group == index}.values())
+                )
+
+    def _gather_positions(self, positions: list[int], bad_ranks: Sequence[int]) -> tuple[int, ...]:
+        everyone = distributed.all_gather_object(positions)
+        return tuple(position for rank in bad_ranks for position in everyone[rank])
+
+    # Checkpoints
+
+    def save(self, folder: Path) -> list[Receipt]:
+        """Write this rank's files into `folder`: the model and counters on rank 0, optimizer fragments where they live."""
+        receipts = []
+        model = self._model_state()
+        if self.world.rank == 0:
+            receipts.append(write_tensors(folder / MODEL_FILE, model))
+            state = {"step_count": self.step_count, "scaler": self.scaler.state()}
+            receipts.append(write_file(folder / ENGINE_FILE, json.dumps(state).encode()))
+        if self.owns_fragments:
+            name = f"optim-rank{self.world.rank:05d}.safetensors"
+            tensors = state_tensors(self.optimizer, self.fragments)
+            receipts.append(write_tensors(folder / name, tensors, state_ranges(self.fragments)))
+        return receipts
+
+    def load(self, folder: Path) -> None:
+        """Continue from `folder`, whatever engine and world size wrote it.
+
+        Raises:
+            CheckpointError: it is of another model; the message lists names and shapes that differ.
+        """
+        expected = {name: tuple(tensor.shape) for name, tensor in self._model_shapes().items()}
+        with safe_open(str(folder / MODEL_FILE), framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_same_model(folder, expected, found)
+        saved = SavedState(sorted(folder.glob("optim-rank*.safetensors")))
+        sizes = {fragment.name: fragment.numel for fragment in self.fragments}
+        check_same_model(
+            folder, *({n: (c,) for n, c in counts.items() if n in sizes} for counts in (sizes, saved.numels))
+        )
+        self._set_model_state(load_file(str(folder / MODEL_FILE)))
+        with torch.no_grad():
+            restore_state(self.optimizer, self.fragments, saved)
+        state = json.loads((folder / ENGINE_FILE).read_bytes())
+        self.step_count = state["step_count"]
+        self.scaler.restore(state["scaler"])
+
+    def _model_shapes(self) -> dict[str, Tensor]:
+        return self.trainable.state_dict()
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """The whole model; only rank 0's is used."""
+        return self.trainable.state_dict()
+
+    def _set_model_state(self, state: dict[str, Tensor]) -> None:
+        self.trainable.load_state_dict(state)
+
+
+def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError listing what differs between this model and the one in `folder`."""
+    differences = [
+        f"{name}: {_shape(found.get(name))} in the checkpoint, {_shape(expected.get(name))} in this model"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if differences:
+        more = f"\n  ... and {len(differences) - 10} more" if len(differences) > 10 else ""
+        listed = "\n  ".join(differences[:10])
+        raise CheckpointError(f"{folder} was written for another model or config:\n  {listed}{more}")
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
+
+
+def keyed_seed(*key: int) -> int:
+    """63 bits that depend on every number of `key`: random numbers need no saved state."""
+    text = ",".join(map(str, key)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

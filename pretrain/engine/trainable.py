@@ -1,0 +1,112 @@
+"""What `fit` needs of a model, and what it needs of an engine. No engine is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pretrain.engine.commit import Receipt
+
+Batch = Mapping[str, Tensor]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class ParamGroup(TypedDict):
+    """Parameters that share schedules. `names` are those of `trainable.named_parameters()`."""
+
+    name: str
+    names: list[str]
+    params: list[nn.Parameter]
+    lr_scale: float
+    weight_decay_scale: float
+    frozen_steps: int  # until then the group stays exactly as it is, its optimizer state too
+
+
+class Trainable(Protocol):
+    """An nn.Module with these methods (objectives and tasks)."""
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars of one micro-batch: "loss" is differentiated, the others are logged."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Once per applied optimizer step; `step` counts completed steps."""
+        ...
+
+    def discard_pending(self) -> None:
+        """The step was skipped: forget what forward put aside for `after_step`."""
+        ...
+
+    def param_groups(self) -> list[ParamGroup]: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank.
+
+    Attributes:
+        losses: means over micro-batches and ranks of what forward returned.
+        grad_norm: before clipping; nan when the step was skipped for a non-finite loss.
+        skipped: nothing was updated: weights, optimizer, teacher.
+        overflow: skipped because the fp16 loss scale was too high, which is its way to find it.
+        bad_ranks: ranks that saw a non-finite loss.
+        bad_positions: sample positions of those micro-batches.
+        requests: what any rank asked for (bits of `preempt.STOP`, `preempt.SAVE`).
+        data_wait: share of the step's time spent waiting for batches, 0 to 1, of the slowest rank.
+        seconds: duration of the step, of the slowest rank.
+    """
+
+    losses: dict[str, float]
+    grad_norm: float
+    lr: float
+    weight_decay: float
+    skipped: bool = False
+    overflow: bool = False
+    bad_ranks: tuple[int, ...] = ()
+    bad_positions: tuple[int, ...] = ()
+    requests: int = 0
+    loss_scale: float = 1.0
+    data_wait: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to compute, not what.
+
+    Attributes:
+        name: "accelerate" (CPU, one GPU, DDP) or "deepspeed" (ZeRO).
+        micro_batch: samples per rank and micro-batch.
+        deepspeed: raw DeepSpeed keys, merged under those we own.
+    """
+
+    name: str = "accelerate"
+    precision: Precision = "fp32"
+    accumulation_steps: int = 1
+    micro_batch: int = 1
+    compile: bool = False
+    zero_stage: int = 1
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    step_count: int
+    accumulation_steps: int
+
+    def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
+        """One optimizer step from the next `accumulation_steps` micro-batches."""
+        ...
+
+    def save(self, folder: Path) -> list[Receipt]:
+        """Write this rank's files of a checkpoint."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+Requests = Callable[[], int]
