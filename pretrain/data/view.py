@@ -1,11 +1,13 @@
 """What one image becomes: the specification of views and noises, free of torch.
 
-An objective lists `View`s and `Noise`s. The loader draws their random numbers on the host, keyed by sample position, and sends
-them along as one float32 vector per view instance (`Param`), so that the device part of the augmentation is a pure function.
+An objective lists `View`s and `Noise`s. The loader draws their random numbers on the host, keyed by sample position,
+and sends them along as one float32 vector per view instance (`Param`), so that the device part of the augmentation is
+a pure function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import permutations
@@ -34,7 +36,7 @@ JITTER_ORDERS: tuple[tuple[Param, ...], ...] = tuple(permutations(JITTER_OPS))
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """torchvision's ColorJitter under a probability: factors from [max(0, 1 - x), 1 + x], hue shift from [-hue, hue]."""
+    """torchvision's ColorJitter with a probability: factors in [max(0, 1 - x), 1 + x], hue shift in [-hue, hue]."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -118,7 +120,7 @@ class Noise:
 RESERVED_NAMES = frozenset({"position", "bad"})
 
 
-def stacks(specs: list[View | Noise]) -> dict[str, list[tuple[int, View]]]:
+def stacks(specs: Sequence[View | Noise]) -> dict[str, list[tuple[int, View]]]:
     """Batch entry name -> its (index in `specs`, View)s in list order. Checks the list as a whole.
 
     Raises ValueError for two sizes under one name, and for a noise that shares its name.
@@ -137,6 +139,23 @@ def stacks(specs: list[View | Noise]) -> dict[str, list[tuple[int, View]]]:
         if name in entries or noises.count(name) > 1:
             raise ValueError(f"noise name {name!r} is used twice")
     return entries
+
+
+def check_channels(specs: Sequence[View | Noise], in_chans: int) -> None:
+    """Raise ValueError for colour operations that other than RGB images do not have."""
+    for spec in specs:
+        if in_chans == 3 or not isinstance(spec, View):
+            continue
+        asked = {
+            "jitter.saturation": spec.jitter is not None and spec.jitter.saturation > 0,
+            "jitter.hue": spec.jitter is not None and spec.jitter.hue > 0,
+            "grayscale": spec.grayscale > 0,
+        }
+        names = [name for name, on in asked.items() if on]
+        if names:
+            raise ValueError(
+                f"view {spec.name!r}: {', '.join(names)} need 3 channels, the images have {in_chans}; set to 0"
+            )
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -1,0 +1,123 @@
+"""Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` that says why not.
+
+The kind of image is read from its first bytes, never from its name. EXIF orientation is ignored, as in the official
+MAE and DINO pipelines. Nothing is decoded before its size is known to be within the limits, a truncated image is an
+error, and only JPEG, PNG, WebP and plain `.npy` arrays are ever parsed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import simplejpeg
+from numpy.lib import format as npy
+from PIL import Image
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 16_384
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
+
+
+class DecodeError(ValueError):
+    """An image that cannot be used; the message is the reason."""
+
+
+def decode_sample(sample: Mapping[str, bytes], in_chans: int) -> np.ndarray:
+    """The image of a webdataset sample dict, uint8 [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
+
+    Images give 1 (luma), 3 (RGB) or 4 (RGB and alpha, 255 where there is none) channels; `.npy` holds any number.
+    """
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample:
+            decode = decode_npy if extension == "npy" else decode_image
+            return decode(sample[extension], in_chans)
+    raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
+
+
+def decode_image(data: bytes, in_chans: int) -> np.ndarray:
+    """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans]; 16-bit values are shifted right by 8."""
+    if in_chans not in _MODES:
+        raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
+    if not data:
+        raise DecodeError("empty file")
+    if data[:2] == b"\xff\xd8":
+        return _decode_jpeg(data, in_chans)
+    return _decode_with_pil(data, in_chans)
+
+
+def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
+    """A `.npy` file holding uint8 [H, W, in_chans]; its header is checked against the limits and the file's length."""
+    stream = io.BytesIO(data)
+    try:
+        version = npy.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise DecodeError(f".npy format {version} is not supported; write it with numpy.save")
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
+    except (ValueError, EOFError, SyntaxError, struct.error) as error:
+        raise DecodeError(f"not a .npy array: {error}") from error
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] != in_chans or fortran_order:
+        order = "Fortran" if fortran_order else "C"
+        raise DecodeError(f".npy holds {dtype} {shape} in {order} order, expected uint8 (H, W, {in_chans}) in C order")
+    _check_size(shape[1], shape[0])
+    values = np.frombuffer(data, np.uint8, offset=stream.tell())
+    if len(values) != np.prod(shape):
+        raise DecodeError(f".npy of shape {shape} has {len(values)} bytes of values")
+    return values.reshape(shape).copy()
+
+
+def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        _check_size(int(width), int(height))
+        if colorspace in ("CMYK", "YCCK"):
+            return _decode_with_pil(data, in_chans)
+        return _decode_rgb_jpeg(data, _JPEG_COLORSPACES[in_chans])
+    except DecodeError:
+        raise
+    except ValueError as error:
+        raise DecodeError(f"JPEG: {error}") from error
+
+
+def _decode_rgb_jpeg(data: bytes, colorspace: str) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+    except ValueError as error:
+        # Stray bytes between segments harm no pixel and are common in web images; every other warning means damage.
+        if "extraneous bytes" not in str(error):
+            raise
+        return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=False)
+
+
+def _decode_with_pil(data: bytes, in_chans: int) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+        _check_size(*image.size)
+        image.load()
+    except DecodeError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError(f"too large: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(f"not a JPEG, PNG or WebP image: it starts with {data[:12]!r}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error) as error:
+        raise DecodeError(f"damaged image: {error}") from error
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert(_MODES[in_chans])).reshape(image.height, image.width, in_chans)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise DecodeError(f"image of {width} x {height} pixels")
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        raise DecodeError(f"too large: {width} x {height} pixels, limit {MAX_PIXELS} pixels and {MAX_SIDE} a side")

@@ -1,0 +1,85 @@
+"""What happens to a sample that cannot be used: it is replaced, counted, listed, and too many stop the run.
+
+Its position stays used, so every later position and the size of every batch are unchanged. The replacement is keyed by
+the position: the same on any rank of any world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypedDict
+
+import numpy as np
+
+from pretrain.data import keyed
+
+MAX_SUBSTITUTES = 8
+
+
+class BadRecord(TypedDict):
+    """One unusable read. `substitute` is "shard/key" of the sample that took the position."""
+
+    position: int
+    shard: str
+    key: str
+    reason: str
+    substitute: str
+
+
+class TooManyBadSamplesError(ValueError):
+    """The data set is damaged beyond what the run may replace."""
+
+
+def candidates(counts: np.ndarray, seed: int, position: int) -> Iterator[tuple[int, int]]:
+    """(shard, sample) of at most MAX_SUBSTITUTES replacements for `position`, uniform over the data set."""
+    ends = np.cumsum(counts)
+    for attempt in range(MAX_SUBSTITUTES):
+        uniform = keyed.generator(seed, position, keyed.SUBSTITUTE, attempt).random()
+        index = int(uniform * int(ends[-1]))
+        shard = int(np.searchsorted(ends, index, side="right"))
+        yield shard, index - int(ends[shard] - counts[shard])
+
+
+class BadSamples:
+    """Counts the bad samples that the batches of this rank report.
+
+    max_bad_fraction  of all reads, judged from `min_seen` samples on; a data set with nothing but bad samples stops
+                      sooner, in the worker that finds no substitute
+    record            called once for each new bad (shard, key), for instance to append a line to bad_samples.jsonl
+    known             (shard, key) pairs recorded before, by an earlier attempt of the same run
+    """
+
+    def __init__(
+        self,
+        max_bad_fraction: float,
+        *,
+        record: Callable[[BadRecord], None] | None = None,
+        known: Iterable[tuple[str, str]] = (),
+        min_seen: int = 100,
+    ) -> None:
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must be in [0, 1], got {max_bad_fraction}")
+        self.max_bad_fraction = max_bad_fraction
+        self.num_seen = 0
+        self.num_bad = 0
+        self._record = record
+        self._known = set(known)
+        self._min_seen = min_seen
+
+    def observe(self, num_samples: int, bad: list[BadRecord]) -> None:
+        """Take in one batch; raises TooManyBadSamplesError."""
+        for record in bad:
+            if (record["shard"], record["key"]) not in self._known:
+                self._known.add((record["shard"], record["key"]))
+                if self._record is not None:
+                    self._record(record)
+        self.num_seen += num_samples
+        self.num_bad += len(bad)
+        reads = self.num_seen + self.num_bad
+        if self.num_seen >= self._min_seen and self.num_bad > self.max_bad_fraction * reads:
+            last = bad[-1] if bad else None
+            example = f"; the last: {last['shard']}/{last['key']}: {last['reason']}" if last else ""
+            raise TooManyBadSamplesError(
+                f"{self.num_bad} of {reads} reads were bad samples, more than max_bad_fraction={self.max_bad_fraction}"
+                f"{example}. Check the shards with `fovea data verify`, or raise the limit if the loss is acceptable."
+            )

@@ -1,0 +1,109 @@
+"""Worker processes: items of a pure `__getitem__` in order, from processes that do not outlive their parent.
+
+Workers are forked from a clean server (forkserver), never from a process with threads and a CUDA context. Signals meant
+for the run (preemption) do not reach them: the run decides when it stops. When the run dies they die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing import forkserver, get_context, resource_tracker
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+_PR_SET_PDEATHSIG = 1
+_KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Items(Protocol[Item]):
+    def __getitem__(self, index: int) -> Item: ...
+
+
+def run_in_workers(
+    items: Items[Item], length: int, *, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
+) -> Iterator[Item]:
+    """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if there are none.
+
+    An error raised by an item is raised here. RuntimeError, naming the item waited for, when a worker died; ValueError
+    when the items cannot be sent to a worker.
+    """
+    if num_workers < 0 or prefetch_factor < 1:
+        raise ValueError(f"num_workers must be >= 0 and prefetch_factor >= 1, got {num_workers} and {prefetch_factor}")
+    if num_workers:
+        try:
+            pickle.dumps(items)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"cannot be sent to worker processes: {error}; define it at the top of a module"
+            ) from error
+        _start_server()
+    loader = DataLoader(
+        items,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        sampler=range(length),
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        multiprocessing_context="forkserver" if num_workers else None,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        worker_init_fn=_prepare_worker,
+        pin_memory=pin_memory,
+    )
+    return _iterate(loader)
+
+
+def _iterate(loader: DataLoader) -> Iterator[Any]:
+    iterator = iter(loader)
+    workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
+    index = 0
+    try:
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a data worker died while item {index} was due ({error}); most often it was killed for memory: "
+                    "lower num_workers, prefetch_factor or the micro-batch"
+                ) from error
+            yield item
+            index += 1
+    finally:
+        del iterator
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+def _start_server() -> None:
+    """Start the fork server with torch loaded, and with the run's signals blocked in it and so in its workers.
+
+    They are blocked here for that moment only: a signal that arrives meanwhile is delivered afterwards, not lost.
+    """
+    get_context("forkserver").set_forkserver_preload([__name__, "pretrain.data.microbatch"])
+    resource_tracker.ensure_running()  # it unblocks signals of its own when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_WORKERS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
