@@ -1,0 +1,233 @@
+"""`fovea data`: write, index, verify and show shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pretrain.data.catalog import fingerprint
+from pretrain.data.index import build_index
+from pretrain.data.shards import expand
+from pretrain.data.show import Statistics, examine, save_sheet
+from pretrain.data.verify import Damage, verify_shards
+from pretrain.data.write import WriteSettings, Written, write
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 where `verify` found damage, 2 for a mistake of the user's."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"fovea data {arguments.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fovea data", description="Write, index, verify and look at WebDataset shards."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    cores = len(os.sched_getaffinity(0))
+
+    add = commands.add_parser("write", help="image files (a folder, or a CSV that lists them) to shards")
+    add.add_argument("source", type=Path, help="folder of images, or .csv with a filename column [label, class_name]")
+    add.add_argument("out", type=Path, help="folder for the shards")
+    add.add_argument("--name", default="train", help="shards are NAME-000000.tar ... (default: train)")
+    add.add_argument(
+        "--size", type=_positive, metavar="N", help="shrink to a shorter side of N pixels (default: keep bytes)"
+    )
+    add.add_argument(
+        "--quality", type=int, choices=range(1, 101), default=90, metavar="1..100", help="of resized JPEG, WebP"
+    )
+    by = add.add_mutually_exclusive_group()
+    by.add_argument(
+        "--shard-size", type=_size, default="100MB", metavar="SIZE", help="about this much (default: 100MB)"
+    )
+    by.add_argument("--samples-per-shard", type=_positive, metavar="N", help="or exactly this many files")
+    add.add_argument(
+        "--labels", choices=("auto", "none"), default="auto", help="auto: sub-folders, or the CSV's columns"
+    )
+    add.add_argument("--classes", type=Path, metavar="JSON", help="classes.json whose ids to use (a validation set's)")
+    add.add_argument("--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)")
+    add.add_argument("--no-shuffle", action="store_true", help="keep the order of the names")
+    add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
+    add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
+    add.set_defaults(run=_write)
+
+    index = commands.add_parser("index", help="index existing shards, without rewriting them")
+    index.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
+    index.add_argument("--out", type=Path, metavar="DIR", help="put the index here (default: beside the shards)")
+    index.add_argument("--force", action="store_true", help="read shards again that are indexed already")
+    index.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
+    index.set_defaults(run=_index)
+
+    verify = commands.add_parser("verify", help="read every byte again and name what is damaged")
+    verify.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
+    verify.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: beside the shards)")
+    verify.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
+    verify.set_defaults(run=_verify)
+
+    show = commands.add_parser("show", help="a contact sheet, and statistics")
+    show.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
+    show.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: beside the shards)")
+    show.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
+    show.add_argument("--count", type=_positive, default=64, metavar="N", help="images on the sheet (default: 64)")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
+    show.add_argument(
+        "--examine", type=_positive, default=2000, metavar="N", help="samples for statistics (default: 2000)"
+    )
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    settings = WriteSettings(
+        name=arguments.name,
+        size=arguments.size,
+        quality=arguments.quality,
+        shard_size=arguments.shard_size,
+        samples_per_shard=arguments.samples_per_shard,
+        labels=arguments.labels,
+        shuffle_seed=None if arguments.no_shuffle else arguments.shuffle_seed,
+        strict=arguments.strict,
+    )
+    start = time.monotonic()
+    with _progress() as progress:
+        task = progress.add_task("writing shards", total=None)
+        written = write(
+            arguments.source,
+            arguments.out,
+            settings,
+            workers=arguments.workers,
+            classes=arguments.classes,
+            planned=lambda shards, files: progress.update(task, total=shards),
+            done=lambda receipt: progress.advance(task),
+        )
+    _report_written(written, arguments.out, settings, time.monotonic() - start)
+    return 0
+
+
+def _report_written(written: Written, out: Path, settings: WriteSettings, seconds: float) -> None:
+    if written.ignored:
+        listed = ", ".join(f"{suffix} {count}" for suffix, count in written.ignored.most_common(5))
+        print(f"ignored {written.ignored.total()} other files ({listed})")
+    for name, reason in written.skipped[:5]:
+        print(f"skipped {name}: {reason}")
+    if len(written.skipped) > 5:
+        print(f"... and {len(written.skipped) - 5} more, in {out / 'skipped.txt'}")
+    labels = "no labels"
+    if written.labelled:
+        labels = f"{len(written.classes)} classes" if written.classes else "integer labels"
+    resumed = f", {written.resumed} of them from before" if written.resumed else ""
+    print(
+        f"{written.samples} images in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
+        f"{len(written.skipped)} skipped, {seconds:.1f} s: {out / settings.name}-*.tar"
+    )
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    shards = expand(arguments.shards)
+    start = time.monotonic()
+    with _progress() as progress:
+        task = progress.add_task("indexing", total=len(shards))
+        rows = build_index(
+            shards,
+            out=arguments.out,
+            workers=arguments.workers,
+            force=arguments.force,
+            done=lambda row: progress.advance(task),
+        )
+    extensions = sorted({extension for row in rows for extension in row.extensions})
+    samples, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
+    print(f"{samples} samples in {len(rows)} shards, {_human(size)}, {time.monotonic() - start:.1f} s")
+    print(f"members: {', '.join(extensions[:12])}{' ...' if len(extensions) > 12 else ''}")
+    if len(extensions) > 32:
+        print(f"{len(extensions)} different extensions: a key ends at the first dot of a name; are these names meant?")
+    print(f"fingerprint: {fingerprint(rows)}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    shards = expand(arguments.shards)
+    damages: list[Damage] = []
+    samples = size = 0
+    with _progress() as progress:
+        task = progress.add_task("verifying", total=len(shards))
+        for result in verify_shards(shards, index=arguments.index, workers=arguments.workers):
+            progress.advance(task)
+            samples, size = samples + result.samples, size + result.bytes
+            damages += result.damages
+            for damage in result.damages:
+                progress.console.print(str(damage), highlight=False, markup=False, soft_wrap=True)
+    table = Table("shards", "samples", "bytes", "damaged shards", "damages")
+    damaged = len({damage.shard for damage in damages})
+    table.add_row(str(len(shards)), str(samples), _human(size), str(damaged), str(len(damages)))
+    Console().print(table)
+    return 1 if damages else 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from pretrain.data.dataset import Dataset
+
+    dataset = Dataset.open(arguments.shards, arguments.index)
+    with _progress() as progress:
+        task = progress.add_task("reading", total=None)
+        statistics = examine(dataset, limit=arguments.examine, seed=arguments.seed, done=lambda: progress.advance(task))
+    Console().print(_statistics_table(statistics))
+    if arguments.out is not None:
+        save_sheet(dataset, arguments.out, count=arguments.count, seed=arguments.seed)
+        print(f"contact sheet: {arguments.out}")
+    return 0
+
+
+def _statistics_table(statistics: Statistics) -> Table:
+    table = Table(show_header=False)
+    for name, value in statistics.rows():
+        table.add_row(name, value)
+    return table
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+    if match is None or match[2] == "I" or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 100MB or 1.5GiB, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
