@@ -1,8 +1,8 @@
 """The process group: who am I, and the few collectives the rest needs. Alone, every function here is a no-op.
 
-The group is made by us, not by `env://`: after a restart the launcher's store still holds the addresses of dead processes, and a
-rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh name for this incarnation.
-(The launcher's restart counter cannot be that name: agents of several nodes count differently.)
+The group is made by us, not by `env://`: after a restart the launcher's store still holds the addresses of dead
+processes, and a rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh name
+for this incarnation. (The launcher's restart counter cannot be that name: agents of several nodes count differently.)
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def first_host(nodelist: str) -> str:
 
 
 def job_port(job_id: int) -> int:
-    """A port for the job that two jobs on one node hardly share, below the range that systems hand out by themselves."""
+    """A port that two jobs on one node hardly share, below the range that systems hand out themselves."""
     return 16384 + job_id % 16384
 
 
@@ -178,8 +178,9 @@ def _check_ranks(rank: tuple[str, int], world: tuple[str, int], local: tuple[str
 def _agree_on_incarnation(store: dist.Store, rank: int, world_size: int) -> str:
     """A name only the processes alive now know.
 
-    Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the answer to its
-    own nonce only, and acknowledges. A dead process' hello gets an answer that nobody accepts, until its successor overwrites it.
+    Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the
+    answer to its own nonce only, and says so. A dead process' hello gets an answer that nobody accepts, until its
+    successor overwrites it.
     """
     name, deadline, pause = secrets.token_hex(8), time.monotonic() + _RENDEZVOUS_SECONDS, 0.005
     if rank > 0:

@@ -1,0 +1,270 @@
+"""ZeRO 0 to 3 (Rajbhandari et al. 2020) through DeepSpeed; its clipping, precision, checkpoints and schedules stay off.
+
+Clipping per tensor, skipping a step on all ranks, and world-size-free checkpoints need the gradient and optimizer pieces each rank
+owns. They are read from attributes of DeepSpeed's ZeRO optimizers, listed in `_INTERNALS` and checked at start (deepspeed 0.19.8).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.distributed import World
+from pretrain.engine.fragments import Fragment
+from pretrain.engine.optim import OptimSettings, build_optimizer
+from pretrain.engine.step import Autocast, StepEngine
+from pretrain.engine.trainable import Batch, EngineSettings, Trainable
+
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "torch_autocast",
+)
+_INTERNALS = {
+    0: (),
+    1: (
+        "round_robin_bit16_groups",
+        "single_partition_of_fp32_groups",
+        "partition_size",
+        "averaged_gradients",
+        "all_grad_tensors",
+        "refresh_fp32_params",
+        "micro_step_id",
+        "cpu_offload",
+    ),
+    3: (
+        "fp16_groups",
+        "fp32_partitioned_groups_flat",
+        "sub_group_to_group_id",
+        "averaged_gradients",
+        "offload_optimizer",
+    ),
+}
+_INTERNALS[2] = _INTERNALS[1]
+
+
+class DeepSpeedEngine(StepEngine):
+    """Raises ValueError for raw keys we own, and for what cannot work at this stage."""
+
+    def __init__(
+        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+    ):
+        self._stage = settings.zero_stage
+        config = deepspeed_config(settings)
+        super().__init__(trainable, optim=optim, settings=settings, world=world, seed=seed)
+        if self._stage == 3:
+            _refuse_teacher(self.trainable)
+            if settings.compile:
+                raise ValueError("engine.compile with zero_stage 3 is not supported; use zero_stage 2")
+        self._ds = _start_deepspeed(world)
+        self._shapes = {name: tensor.detach().to("meta") for name, tensor in self.trainable.state_dict().items()}
+        self.optimizer = build_optimizer(optim, self.groups, device=world.device)
+        module = Autocast(self.trainable, settings.precision, world.device, cache=self._stage < 3)
+        self._engine, _, _, _ = self._ds.initialize(model=module, optimizer=self.optimizer, config=config)
+        self._zero: Any = self._engine.optimizer
+        lacking = [name for name in _INTERNALS[self._stage] if not hasattr(self._zero, name)]
+        if lacking:
+            raise ValueError(
+                f"deepspeed {self._ds.__version__} has no {', '.join(lacking)} in its ZeRO-{self._stage} optimizer; "
+                "install deepspeed 0.19.8"
+            )
+        if self._stage > 0:
+            self.optimizer = self._zero.optimizer
+        assert len(self.optimizer.param_groups) == len(self.groups)
+        self._names = {id(p): n for group in self.groups for n, p in zip(group["names"], group["params"], strict=True)}
+        self.fragments = list(self._layout())
+        self.owns_fragments = world.rank == 0 or self._stage > 0
+
+    def _layout(self) -> Iterable[Fragment]:
+        """This rank's fragments, in the order of DeepSpeed's gradient lists."""
+        rank = self.world.rank
+        if self._stage == 0:
+            for index, group in enumerate(self.groups):
+                for param in group["params"]:
+                    yield Fragment(self._names[id(param)], index, param.numel(), 0, param.numel(), param, 0)
+        elif self._stage < 3:
+            # A group is one flat tensor, cut in equal parts over ranks: a part's ends fall anywhere in a parameter.
+            for index, params in enumerate(self._zero.round_robin_bit16_groups):
+                size, owner, at = self._zero.partition_size[index], self._zero.single_partition_of_fp32_groups[index], 0
+                for param in params:
+                    low, high = max(at, rank * size), min(at + param.numel(), (rank + 1) * size)
+                    if low < high:
+                        name = self._names[id(param)]
+                        yield Fragment(name, index, param.numel(), low - at, high - at, owner, low - rank * size)
+                    at += param.numel()
+        else:
+            # Each parameter is cut in equal parts over ranks, the last one padded.
+            for index, params in enumerate(self._zero.fp16_groups):
+                owner, at = self._zero.fp32_partitioned_groups_flat[index], 0
+                for param in params:
+                    size = param.ds_tensor.ds_numel
+                    start, stop = min(rank * size, param.ds_numel), min((rank + 1) * size, param.ds_numel)
+                    group = self._zero.sub_group_to_group_id[index]
+                    yield Fragment(self._names[id(param)], group, param.ds_numel, start, stop, owner, at)
+                    at += size
+
+    def _micro_step(self, *, last: bool) -> AbstractContextManager[Any]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        return super()._micro_step(last=last)
+
+    def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self._engine(batch, step)
+
+    def _backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def _gradients(self) -> list[tuple[Fragment, Tensor]]:
+        if self._stage == 0:
+            return [(fragment, fragment.owner.grad) for fragment in self.fragments if fragment.owner.grad is not None]
+        if self._offloads:
+            return [(f, f.of(f.owner.grad)) for f in self.fragments if f.owner.grad is not None]
+        if self._stage == 3:
+            partitions = [
+                part for index in sorted(self._zero.averaged_gradients) for part in self._zero.averaged_gradients[index]
+            ]
+            return [
+                (fragment, part.view(-1)[: fragment.stop - fragment.start])
+                for fragment, part in zip(self.fragments, partitions, strict=True)
+            ]
+        pairs = []
+        for index in range(len(self.groups)):
+            # The list ends with padding where the last rank's part is longer than what is left.
+            fragments = [fragment for fragment in self.fragments if fragment.group == index]
+            pieces = self._zero.averaged_gradients[index][: len(fragments)]
+            pairs += zip(fragments, pieces, strict=True)
+        assert all(piece.numel() == fragment.stop - fragment.start for fragment, piece in pairs)
+        return pairs
+
+    @property
+    def _offloads(self) -> bool:
+        return self._stage > 0 and bool(self._zero.offload_optimizer if self._stage == 3 else self._zero.cpu_offload)
+
+    def _update(self) -> None:
+        self._engine.step()
+
+    def _discard(self) -> None:
+        if self._stage == 0:
+            self._engine.zero_grad()
+            return
+        # As DeepSpeed's own `step` does on an overflow.
+        self._zero.zero_grad(set_to_none=True)
+        if self._offloads:
+            self._zero.reset_cpu_buffers()
+        if self._stage == 3:
+            self._zero.averaged_gradients = {}
+            return
+        self._zero.micro_step_id = -1
+        for index in self._zero.averaged_gradients:
+            self._zero.averaged_gradients[index] = None
+            self._zero.all_grad_tensors[index] = None
+
+    def _model_shapes(self) -> dict[str, Tensor]:
+        return self._shapes
+
+    def _model_state(self) -> dict[str, Tensor]:
+        state = self.trainable.state_dict()
+        if self._stage < 3:
+            return state
+        for name, param in self.trainable.named_parameters():
+            with self._ds.zero.GatheredParameters([param]):
+                if self.world.rank == 0:
+                    state[name] = param.detach().to("cpu", copy=True)
+        return state
+
+    def _set_model_state(self, state: dict[str, Tensor]) -> None:
+        if self._stage < 3:
+            super()._set_model_state(state)
+            if self._stage > 0:
+                self._zero.refresh_fp32_params()
+            return
+        params = dict(self.trainable.named_parameters())
+        with torch.no_grad():
+            for name, param in params.items():
+                with self._ds.zero.GatheredParameters([param], modifier_rank=0):
+                    param.copy_(state[name])
+            for name, buffer in self.trainable.named_buffers():
+                if name in state:
+                    buffer.copy_(state[name])
+            for fragment in self.fragments:
+                whole = state[fragment.name].view(-1)
+                fragment.of(fragment.owner).copy_(whole[fragment.start : fragment.stop])
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """DeepSpeed's config: the user's raw keys, and ours.
+
+    Raises:
+        ValueError: a raw key is ours, or names what the engine cannot do.
+    """
+    raw = dict(settings.deepspeed)
+    zero = dict(raw.pop("zero_optimization", {}))
+    owned = [key for key in _OWNED if key in raw] + ["zero_optimization.stage"] * ("stage" in zero)
+    if owned:
+        raise ValueError(f"engine.deepspeed: {', '.join(owned)} follow from the other settings; remove them")
+    if settings.zero_stage not in _INTERNALS:
+        raise ValueError(f"zero_stage {settings.zero_stage}: expected 0, 1, 2 or 3")
+    offload = zero.get("offload_optimizer") or {}
+    if "offload_param" in zero:
+        raise ValueError(
+            "engine.deepspeed: zero_optimization.offload_param is not supported; offload the optimizer only"
+        )
+    if offload.get("device", "none") not in ("none", "cpu") or offload.get("ratio", 1.0) != 1.0:
+        raise ValueError("engine.deepspeed: zero_optimization.offload_optimizer works with device cpu and ratio 1 only")
+    for key in ("round_robin_gradients", "zenflow"):
+        if zero.get(key):
+            raise ValueError(f"engine.deepspeed: zero_optimization.{key} is not supported")
+    if settings.zero_stage in (1, 2) and not offload:
+        zero.setdefault("compute_grad_norm", False)  # ours is taken before
+    return {
+        "steps_per_print": 2**31,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW on the CPU needs no compiler
+        **raw,
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation_steps,
+        "gradient_clipping": 0.0,  # explicit: its default is 1
+        "zero_optimization": {**zero, "stage": settings.zero_stage},
+    }
+
+
+def _start_deepspeed(world: World) -> Any:
+    """Import DeepSpeed for this device, inside our process group.
+
+    The import probes for an accelerator and would take a GPU where the run is on the CPU.
+    """
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.world_size), ("LOCAL_RANK", world.local_rank)):
+        os.environ.setdefault(name, str(value))
+    deepspeed = import_module("deepspeed")
+    deepspeed.utils.logger.setLevel("WARNING")
+    # Compiled at first use, for minutes, with compilers a node may lack; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _refuse_teacher(module: nn.Module) -> None:
+    """A copy of the weights in buffers follows whole parameters, which no rank has under ZeRO-3."""
+    weights = [tuple(param.shape) for param in module.parameters() if param.requires_grad and param.ndim > 1]
+    copies = {tuple(buffer.shape) for buffer in module.buffers() if buffer.is_floating_point() and buffer.ndim > 1}
+    if sum(shape in copies for shape in weights) * 2 > len(weights):
+        raise ValueError(
+            f"{type(module).__name__} keeps an averaged teacher, which zero_stage 3 cannot update; use zero_stage 2"
+        )
