@@ -1,4 +1,4 @@
-"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is an error before torch is imported."""
+"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is reported before it is imported."""
 
 from __future__ import annotations
 

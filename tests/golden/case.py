@@ -23,6 +23,7 @@ class Case:
     """Tensors by their key (input/, draw/, state/, expect/, grad/), and `mismatches` as they are found."""
 
     def __init__(self, path: Path):
+        self.path = path
         self.facts: dict[str, Any] = json.loads(path.read_text())
         self.name: str = self.facts.get("case", path.stem)
         self.config: dict[str, Any] = self.facts["config"]

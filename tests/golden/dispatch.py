@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import mae
+from . import dino, dino_steps, mae
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -14,10 +14,14 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/mae", "get_2d_sincos_pos_embed", mae.run_sincos),
     ("facebookresearch/mae", "interpolate_pos_embed", mae.run_interpolate),
     ("facebookresearch/mae", "adjust_learning_rate", mae.run_lr_schedule),
+    ("facebookresearch/dino", "main_dino.py:train_one_epoch", dino_steps.run_steps),
+    ("facebookresearch/dino", "utils.py:cosine_scheduler", dino.run_schedules),
+    ("facebookresearch/dino", "vision_transformer.py:VisionTransformer", dino.run_vit),
+    ("facebookresearch/dino", "vision_transformer.py:DINOHead", dino.run_head),
 ]
 
 
-class MissingObjective(AssertionError):
+class MissingObjectiveError(AssertionError):
     """The case is of a method that Fovea does not have."""
 
 
@@ -25,7 +29,7 @@ def run(path: Path) -> None:
     """Compute the case and compare every one of its numbers.
 
     Raises:
-        MissingObjective: nothing in Fovea computes it.
+        MissingObjectiveError: nothing in Fovea computes it.
         AssertionError: a number is off, or was never compared.
     """
     case = Case(path)
@@ -35,4 +39,4 @@ def run(path: Path) -> None:
             runner(case)
             case.finish()
             return
-    raise MissingObjective(f"missing objective: {source['repo']} {', '.join(source['code'])} (case {case.name})")
+    raise MissingObjectiveError(f"missing objective: {source['repo']} {', '.join(source['code'])} (case {case.name})")

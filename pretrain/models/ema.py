@@ -1,0 +1,49 @@
+"""Exponential moving average of a module: the teacher of DINO and its kin (Tarvainen & Valpola 2017)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA(nn.Module):
+    """A frozen copy of `source` that follows it; called like it, without gradients.
+
+    The average lives in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is below
+    bf16 resolution and rounds to nothing. And DeepSpeed's bf16 mode casts every parameter of the module it is given, but
+    leaves buffers as they are. Buffers of the source (BatchNorm statistics) are the copy's own and are not averaged.
+
+    Attributes:
+        average: the copy, a module of the class of `source` with buffers in place of parameters.
+    """
+
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        self.average = copy.deepcopy(source)
+        self._names = [name for name, _ in source.named_parameters()]
+        for module in self.average.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    del module._parameters[name]
+                    module.register_buffer(name, parameter.detach().float().clone())
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.average(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, momentum: float) -> None:
+        """average = momentum * average + (1 - momentum) * source, for every parameter of `source`.
+
+        Raises:
+            ValueError: momentum is not in [0, 1].
+        """
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        buffers, parameters = dict(self.average.named_buffers()), dict(source.named_parameters())
+        averages: list[Tensor] = [buffers[name] for name in self._names]
+        values = [parameters[name].detach().float() for name in self._names]
+        torch._foreach_lerp_(averages, values, 1.0 - momentum)

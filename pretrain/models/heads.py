@@ -1,0 +1,73 @@
+"""Projection heads of self-distillation (Caron et al. 2021, section 3.2, appendix C)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.vit import initialize_linears
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows are weight_v / |weight_v| * weight_g (Salimans & Kingma 2016).
+
+    Parameters: weight_g [K, 1], fixed at 1 when `unit_length`; weight_v [K, D].
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not unit_length)
+        self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
+
+    def weight(self) -> Tensor:
+        """The effective weight, fp32 [K, D]."""
+        v = self.weight_v.float()
+        return v * (self.weight_g.float() / torch.linalg.vector_norm(v, dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, D] -> [b, K]."""
+        return F.linear(x, self.weight())
+
+
+class DINOHead(nn.Module):
+    """MLP to a bottleneck of length 1, then prototypes: features [b, in_dim] -> logits [b, out_dim].
+
+    Args:
+        nlayers: linear layers of the MLP; one has no hidden layer.
+        use_bn: BatchNorm after each hidden layer.
+        norm_last_layer: keep the prototypes at length 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        nlayers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        use_bn: bool = False,
+        norm_last_layer: bool = True,
+    ):
+        super().__init__()
+        if nlayers < 1:
+            raise ValueError(f"nlayers must be at least 1, got {nlayers}")
+        layers: list[nn.Module] = []
+        for i in range(nlayers - 1):
+            layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
+            if use_bn:
+                layers.append(nn.BatchNorm1d(hidden_dim))
+            layers.append(nn.GELU())
+        last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim)
+        # The names of the official weights: mlp.0, mlp.2, ... or, of a single layer, mlp alone.
+        self.mlp = nn.Sequential(*layers, last) if layers else last
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer)
+        initialize_linears(self.mlp, "trunc_normal")
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Features [b, in_dim] -> fp32 vectors of length 1 [b, bottleneck_dim]."""
+        return F.normalize(self.mlp(x).float(), dim=-1, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(self.bottleneck(x))

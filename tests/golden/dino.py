@@ -1,0 +1,126 @@
+"""Runs Fovea on the golden cases of DINO: the backbone, the head, the schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pretrain.models.heads import DINOHead
+from pretrain.models.vit import ViT
+from pretrain.schedule import cosine, teacher_temp, warmup_cosine
+
+from .case import Case, key_third
+
+
+def build_vit(ctor: dict[str, Any]) -> ViT:
+    """The official backbone: learned positions, resampled by scale factor."""
+    side = ctor["img_size"]
+    side = side[0] if isinstance(side, list) else side
+    return ViT(
+        (side, side),
+        ctor["patch_size"],
+        ctor.get("in_chans", 3),
+        ctor["embed_dim"],
+        ctor["depth"],
+        ctor["num_heads"],
+        ctor["mlp_ratio"],
+        pos_embed="learned",
+        pos_resize="dino",
+        qkv_bias=ctor.get("qkv_bias", True),
+    )
+
+
+VIT_KNOWN = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+VIT_OPTIONAL = ("in_chans", "qkv_bias")
+
+
+def run_vit(case: Case) -> None:
+    vit = build_vit(case.take("ctor", *VIT_KNOWN, optional=VIT_OPTIONAL)).eval()
+    vit.load_state_dict(case.below("state"))
+    for name, images in case.below("input").items():
+        patch = vit.patch_size
+        grid = (images.shape[2] // patch, images.shape[3] // patch)
+        with torch.no_grad():
+            case.check(f"expect/{name}/forward", vit.forward_cls(images))
+            case.check(f"expect/{name}/forward", vit(images)[:, 0])
+            case.check(f"expect/{name}/prepare_tokens", vit.prepare_tokens(images))
+            case.check(f"expect/{name}/last_selfattention", vit.last_attention(images))
+            case.check(f"expect/{name}/pos_encoding", vit.position_table(grid))
+            for key in case.below(f"expect/{name}"):
+                if key.startswith("intermediate"):
+                    i, n = (int(number) for number in key.removeprefix("intermediate").split("_of_last"))
+                    case.check(f"expect/{name}/{key}", vit.intermediate(images, n)[i])
+    vit.forward_cls(case["input/small"]).square().sum().backward()
+    parameters = dict(vit.named_parameters())
+    for name, expect in case.below("grad").items():
+        gradient = parameters[name].grad
+        assert gradient is not None, f"{name}: no gradient reached it"
+        case.check(f"grad/{name}", gradient, zero=key_third(name, expect))
+
+
+def run_head(case: Case) -> None:
+    known = ("in_dim", "out_dim", "use_bn", "norm_last_layer", "nlayers", "hidden_dim", "bottleneck_dim")
+    ctor = case.take("ctor", *known)
+    head = DINOHead(**ctor).train()
+    head.load_state_dict(case.below("state"))
+    x = case["input/x"].clone().requires_grad_()
+    y = head(x)
+    y.backward(case["input/dy"])
+    assert x.grad is not None
+    case.check("expect/y", y)
+    case.check("expect/dx", x.grad)
+    case.check("expect/trainable_weight_g", torch.tensor([head.last_layer.weight_g.requires_grad]))
+    parameters = dict(head.named_parameters())
+    for name, expect in case.below("grad").items():
+        gradient = parameters[name].grad
+        assert gradient is not None, f"{name}: no gradient reached it"
+        case.check(f"grad/{name}", gradient, zero=before_batch_norm(head, name, expect))
+
+
+def before_batch_norm(head: DINOHead, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+    """Marks a bias that BatchNorm takes away again, so that its gradient is zero."""
+    if not (name.endswith(".bias") and isinstance(head.mlp, torch.nn.Sequential)):
+        return None
+    index = name.removeprefix("mlp.").removesuffix(".bias")
+    follower = head.mlp[int(index) + 1] if index.isdigit() and int(index) + 1 < len(head.mlp) else None
+    return torch.ones_like(tensor, dtype=torch.bool) if isinstance(follower, torch.nn.BatchNorm1d) else None
+
+
+def run_schedules(case: Case) -> None:
+    for i, spec in enumerate(case.config["s"]):
+        unknown = set(spec) - {"base_value", "final_value", "epochs", "niter_per_ep", "warmup_epochs"}
+        assert not unknown, f"{case.name}: schedule options the runner does not know: {sorted(unknown)}"
+        per_epoch = spec["niter_per_ep"]
+        total = spec["epochs"] * per_epoch
+        values = [
+            warmup_cosine(
+                step,
+                peak=spec["base_value"],
+                final=spec["final_value"],
+                warmup_steps=spec.get("warmup_epochs", 0) * per_epoch,
+                total_steps=total,
+                warmup_form="closed",
+            )
+            for step in range(total)
+        ]
+        case.check(f"expect/schedule{i}", torch.tensor(values, dtype=torch.float64))
+        if not spec.get("warmup_epochs", 0):
+            plain = [cosine(step, spec["base_value"], spec["final_value"], total) for step in range(total)]
+            case.check(f"expect/schedule{i}", torch.tensor(plain, dtype=torch.float64))
+    for i, spec in enumerate(case.config["temps"]):
+        case.check(f"expect/teacher_temp{i}", temperatures(spec, epochs=spec["nepochs"]))
+
+
+def temperatures(spec: dict[str, Any], *, epochs: int) -> torch.Tensor:
+    """The teacher's temperature in every epoch, float64."""
+    values = [
+        teacher_temp(
+            epoch,
+            warmup_temp=spec["warmup_teacher_temp"],
+            temp=spec["teacher_temp"],
+            warmup_epochs=spec["warmup_teacher_temp_epochs"],
+        )
+        for epoch in range(epochs)
+    ]
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,218 @@
+"""Runs Fovea's own engine on the golden training steps of DINO, in one process or in several over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretrain import distributed
+from pretrain.distributed import World
+from pretrain.engine.accelerate import AccelerateEngine
+from pretrain.engine.optim import OptimSettings
+from pretrain.engine.trainable import EngineSettings
+from pretrain.objectives.base import Horizon
+from pretrain.objectives.configs import DINOConfig
+from pretrain.objectives.dino import DINO
+
+from .case import Case, key_third
+from .dino import VIT_KNOWN, VIT_OPTIONAL, build_vit, temperatures
+
+
+class RecordingEngine(AccelerateEngine):
+    """Keeps what the steps went through."""
+
+    losses: list[Tensor]
+    gradients: list[dict[str, Tensor]]
+
+    def _forward(self, batch: Any, step: int) -> dict[str, Tensor]:
+        losses = super()._forward(batch, step)
+        self.losses.append(losses["loss"].detach())
+        return losses
+
+    def _gradients(self) -> Any:
+        gradients = super()._gradients()
+        self.gradients.append({fragment.name: gradient.clone() for fragment, gradient in gradients})
+        return gradients
+
+
+def run_steps(case: Case) -> None:
+    world = case.config["world"]
+    if world == 1:
+        results = [train(case, World(0, 1, 0, torch.device("cpu")))]
+    else:
+        results = _spawn(case.path, world)
+    for key in sorted(case.due):
+        owner = int(key.rpartition("_rank")[2]) if "_rank" in key else 0
+        if key in results[owner]:
+            case.check(key, results[owner][key], zero=key_third(key, case[key]) if key.startswith("grad/") else None)
+    _check_query_and_value_biases(case, results[0])
+    for rank, result in enumerate(results):
+        for key, value in result.items():  # what is not per rank must be the same on all
+            if "_rank" not in key:
+                assert torch.equal(value, results[0][key]), f"{case.name}: {key} of rank {rank} differs from rank 0"
+    _check_groups(case)
+
+
+def train(case: Case, world: World) -> dict[str, Tensor]:
+    """All steps of one rank; everything it can say about the tensors of the case, by their keys."""
+    objective, settings = build(case)
+    case_state = case.below("state")
+    center = case_state.pop("dino_loss.center")
+    ours = {name.replace("teacher.", "teacher.average.", 1): value for name, value in case_state.items()}
+    objective.load_state_dict(ours | {"center": center})
+    objective.train()
+    engine = RecordingEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
+    engine.losses, engine.gradients = [], []
+
+    result: dict[str, Tensor] = {}
+    for step in range(case.config["steps"]):
+        batch = _batch(case, step, world)
+        if step == 0:
+            crops = objective.crops(batch)
+            with torch.no_grad():
+                result[f"expect/step0/student_out_rank{world.rank}"] = objective.student(*crops)
+                result[f"expect/step0/teacher_out_rank{world.rank}"] = objective.teacher(crops[0])
+        done = engine.train_step(iter([batch]), step)
+        assert not done.skipped
+        objective.after_step(step + 1)
+        gradients = engine.gradients[step]
+        if step == 0:
+            result |= {f"grad/{name.removeprefix('student.')}": value for name, value in gradients.items()}
+        names = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+        result[f"expect/step{step}/loss_rank{world.rank}"] = engine.losses[step]
+        result[f"expect/step{step}/grad_norms"] = torch.stack([gradients[name].norm() for name in names])
+        result[f"expect/step{step}/center"] = objective.center.clone()
+    final = {name.replace("teacher.average.", "teacher.", 1): v for name, v in objective.state_dict().items()}
+    result |= {f"expect/final/{name}": value.clone() for name, value in final.items() if name != "center"}
+    return result | _schedules(case, objective, settings)
+
+
+def build(case: Case) -> tuple[DINO, OptimSettings]:
+    """Objective and optimizer from the options of the case, all of which must be known."""
+    hyper = case.take(
+        "hyper", "optimizer", "lr", "min_lr", "epochs", "warmup_epochs", "iters_per_epoch", "weight_decay",
+        "weight_decay_end", "momentum_teacher", "clip_grad", "freeze_last_layer", "warmup_teacher_temp",
+        "teacher_temp", "warmup_teacher_temp_epochs",
+    )  # fmt: skip
+    head = case.take("head", "out_dim", "hidden_dim", "bottleneck_dim", optional=("nlayers", "use_bn"))
+    vit = build_vit(case.take("ctor", *VIT_KNOWN, optional=VIT_OPTIONAL))
+    known = {"ctor", "head", "hyper", "g", "l", "nlocal", "batch", "steps", "world", "seed", "norm_last_layer"}
+    unknown = set(case.config) - known
+    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    config = DINOConfig(
+        out_dim=head["out_dim"],
+        head_hidden_dim=head["hidden_dim"],
+        head_bottleneck_dim=head["bottleneck_dim"],
+        head_nlayers=head.get("nlayers", 3),
+        use_bn_in_head=head.get("use_bn", False),
+        norm_last_layer=case.config["norm_last_layer"],
+        teacher_temp=hyper["teacher_temp"],
+        warmup_teacher_temp=hyper["warmup_teacher_temp"],
+        warmup_teacher_temp_epochs=hyper["warmup_teacher_temp_epochs"],
+        momentum_teacher=hyper["momentum_teacher"],
+        freeze_last_layer_epochs=hyper["freeze_last_layer"],
+        drop_path_rate=0.0,
+        local_crops_number=case.config["nlocal"],
+        local_crops_size=case.config["l"],
+    )
+    per_epoch = hyper["iters_per_epoch"]
+    horizon = Horizon(total_steps=hyper["epochs"] * per_epoch, steps_per_epoch=per_epoch)
+    settings = OptimSettings(
+        name=hyper["optimizer"],
+        lr=hyper["lr"],
+        min_lr=hyper["min_lr"],
+        total_steps=horizon.total_steps,
+        warmup_steps=hyper["warmup_epochs"] * per_epoch,
+        warmup_form="closed",
+        weight_decay=hyper["weight_decay"],
+        weight_decay_end=hyper["weight_decay_end"],
+        clip_grad=hyper["clip_grad"] or 0.0,
+        clip_mode="per_tensor" if hyper["clip_grad"] else "none",
+    )
+    return DINO(config, vit, horizon), settings
+
+
+def _batch(case: Case, step: int, world: World) -> dict[str, Tensor]:
+    where = f"input/step{step}" + (f"/rank{world.rank}" if world.world_size > 1 else "")
+    local = [case[f"{where}/local{i}"] for i in range(case.config["nlocal"])]
+    batch = {"global": torch.stack([case[f"{where}/global{i}"] for i in range(2)], dim=1)}
+    return batch | ({"local": torch.stack(local, dim=1)} if local else {})
+
+
+def _schedules(case: Case, objective: DINO, settings: OptimSettings) -> dict[str, Tensor]:
+    steps, epochs = range(settings.total_steps), case.config["hyper"]["epochs"]
+    tables = {
+        "lr_schedule": [settings.lr_at(step) for step in steps],
+        "wd_schedule": [settings.weight_decay_at(step) for step in steps],
+        "momentum_schedule": [objective.momentum(step) for step in steps],
+    }
+    result = {f"expect/{name}": torch.tensor(values, dtype=torch.float64) for name, values in tables.items()}
+    return result | {"expect/teacher_temp_schedule": temperatures(case.config["hyper"], epochs=epochs)}
+
+
+def _check_groups(case: Case) -> None:
+    """Weight decay of every parameter as in the table of the case."""
+    (table,) = (t for title, t in case.facts["tables"].items() if title.startswith("optimizer group"))
+    objective, _ = build(case)
+    groups = {
+        name.removeprefix("student."): 0 if group["weight_decay_scale"] else 1
+        for group in objective.param_groups()
+        for name in group["names"]
+    }
+    assert groups == table, f"{case.name}: weight decay differs for {sorted(set(groups.items()) ^ set(table.items()))}"
+
+
+def _check_query_and_value_biases(case: Case, result: dict[str, Tensor]) -> None:
+    """Hold the q and v thirds of qkv biases to the tolerance of the other weights.
+
+    AdamW turns the rounding noise of the key third into steps as large as the learning rate, so the tolerance of the
+    whole tensor is wide.
+    """
+    names = [f"expect/final/{key}" for key in case.below("expect/final")]
+    strict = [case.tolerance(name)[0] for name in names if not name.endswith("qkv.bias")]
+    for name in names:
+        mark = key_third(name, case[name])
+        if mark is not None:
+            off = (result[name] - case[name]).abs()[~mark].max().item()
+            if not off <= 2 * max(strict) + 1e-5 * case[name].abs().max().item():
+                case.mismatches.append(f"{name}: query or value part off by {off:.3g}, allowed {2 * max(strict):.3g}")
+
+
+def _spawn(path: Path, world: int) -> list[dict[str, Tensor]]:
+    """Run `train` in `world` new processes; their results in order of rank."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        processes = [context.Process(target=_rank, args=(path, rank, world, port, out)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=240)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+        assert codes == [0] * world, f"{path.stem}: the {world} processes ended with {codes}"
+        return [load_file(out / f"rank{rank}.safetensors") for rank in range(world)]
+
+
+def _rank(path: Path, rank: int, world: int, port: int, out: Path) -> None:
+    launch = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launch.items()})
+    torch.set_num_threads(1)
+    try:
+        result = train(Case(path), distributed.setup("cpu"))
+        save_file({key: value.contiguous() for key, value in result.items()}, out / f"rank{rank}.safetensors")
+    finally:
+        distributed.close()
