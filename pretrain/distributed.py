@@ -1,8 +1,9 @@
 """The process group: who am I, and the few collectives the rest needs. Alone, every function here is a no-op.
 
 The group is made by us, not by `env://`: after a restart the launcher's store still holds the addresses of dead
-processes, and a rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh name
-for this incarnation. (The launcher's restart counter cannot be that name: agents of several nodes count differently.)
+processes, and a rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh
+name for this incarnation. (The launcher's restart counter cannot be that name: agents of several nodes count
+differently.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _RENDEZVOUS_SECONDS = 300.0
 
@@ -79,7 +81,7 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port),
     )
-    store = dist.TCPStore(
+    store = TCPStore(
         launch.master_addr,
         launch.master_port,
         launch.world_size,
@@ -90,7 +92,7 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
     incarnation = _agree_on_incarnation(store, launch.rank, launch.world_size)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        store=dist.PrefixStore(f"fovea/{incarnation}", store),
+        store=PrefixStore(f"fovea/{incarnation}", store),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=timeout,
@@ -175,7 +177,7 @@ def _check_ranks(rank: tuple[str, int], world: tuple[str, int], local: tuple[str
             raise ValueError(f"{name}={value} is not below {world[0]}={world[1]}")
 
 
-def _agree_on_incarnation(store: dist.Store, rank: int, world_size: int) -> str:
+def _agree_on_incarnation(store: Store, rank: int, world_size: int) -> str:
     """A name only the processes alive now know.
 
     Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the
@@ -206,7 +208,7 @@ def _agree_on_incarnation(store: dist.Store, rank: int, world_size: int) -> str:
     return name
 
 
-def _read(store: dist.Store, key: str) -> str:
+def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

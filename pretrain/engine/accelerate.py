@@ -40,7 +40,7 @@ class AccelerateEngine(StepEngine):
             # torch renames the argument `broadcast_buffers`; accelerate knows the old name only.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._module = self._accelerator.prepare_model(module, device_placement=False)
-        self.optimizer = build_optimizer(optim, self.groups, device=world.device)
+        self.optimizer = build_optimizer(optim, self.groups)
         self.fragments = [
             Fragment(name, index, param.numel(), 0, param.numel(), param, 0)
             for index, group in enumerate(self.groups)

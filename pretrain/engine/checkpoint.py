@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain import distributed
 from pretrain.engine import commit
-from pretrain.engine.commit import CheckpointError, Damaged, Manifest, Receipt
+from pretrain.engine.commit import CheckpointError, DamagedError, Manifest, Receipt
 from pretrain.engine.trainable import Engine
 
 
@@ -79,10 +79,9 @@ class Checkpoints:
         try:
             self.verify(final)
             return final
-        except Damaged:
-            _, problem = self._on_rank_0(
-                lambda: final.rename(self.root / f".trash-{final.name}-{secrets.token_hex(4)}")
-            )
+        except DamagedError:
+            trash = self.root / f".trash-{final.name}-{secrets.token_hex(4)}"
+            _, problem = self._on_rank_0(lambda: final.rename(trash))
             self._raise_if(problem, final, None)
         return self._commit(engine, step, about, final)
 
@@ -97,27 +96,26 @@ class Checkpoints:
         for folder in folders:
             try:
                 manifest = self.verify(folder)
-            except Damaged as damage:
+            except DamagedError as damage:
                 skipped.append(str(damage))
                 continue
             return Found(folder, manifest.step, manifest.about, tuple(skipped))
         if skipped:
-            raise CheckpointError(
-                "no checkpoint is whole:\n  " + "\n  ".join(skipped) + "\nrestore one, or move them away"
-            )
+            listed = "\n  ".join(skipped)
+            raise CheckpointError(f"no checkpoint is whole:\n  {listed}\nrestore one, or move them all away")
         return None
 
     def verify(self, folder: Path) -> Manifest:
-        """Read everything in `folder`, each rank a share. Raises Damaged on all ranks alike."""
+        """Read everything in `folder`, each rank a share. Raises DamagedError on all ranks alike."""
         manifest, problem = None, None
         try:
             manifest = commit.read_manifest(folder)
             commit.verify_files(folder, _share(manifest.files))
-        except Damaged as damage:
+        except DamagedError as damage:
             problem = damage.reason
         problems = [reason for reason in distributed.all_gather_object(problem) if reason]
         if problems:
-            raise Damaged(folder, problems[0])
+            raise DamagedError(folder, problems[0])
         assert manifest is not None
         return manifest
 

@@ -1,7 +1,7 @@
-"""What all ranks decide together between backward and update, from one small all-reduce: finite? how large? who asks for what?
+"""What all ranks decide together between backward and update, from one small all-reduce: finite? how large? who asks?
 
-A gradient may be in pieces over ranks (ZeRO) or whole on each (DDP); in the latter case rank 0's norms count, so that every rank
-clips by the same numbers.
+A gradient may be in pieces over ranks (ZeRO) or whole on each (DDP); in the latter case rank 0's norms count, so that
+every rank clips by the same numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from pretrain import distributed
 from pretrain.engine.fragments import Fragment
@@ -70,7 +74,7 @@ def decide(
     squares = torch.zeros(len(names), dtype=torch.float64, device=device)
     if owned and gradients:
         index = {name: at for at, name in enumerate(names)}
-        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in gradients])).to(device, torch.float64)
+        norms = torch.stack(_foreach_norm([gradient for _, gradient in gradients])).to(device, torch.float64)
         places = torch.tensor([index[fragment.name] for fragment, _ in gradients], device=device)
         squares.index_add_(0, places, (norms / scale).square())
     total = distributed.all_reduce_sum(torch.cat([codes, waits, means, squares])).tolist()
@@ -104,4 +108,4 @@ def scale_gradients(gradients: Sequence[tuple[Fragment, Tensor]], coefficients: 
     """Multiply in place."""
     changed = [(gradient, coefficients[f.name]) for f, gradient in gradients if coefficients[f.name] != 1.0]
     if changed:
-        torch._foreach_mul_([gradient for gradient, _ in changed], [factor for _, factor in changed])
+        _foreach_mul_([gradient for gradient, _ in changed], [factor for _, factor in changed])

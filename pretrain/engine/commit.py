@@ -1,7 +1,7 @@
 """A checkpoint folder is complete or it does not exist: the file system part, free of torch.
 
-Files are written to `.tmp-step-N-<id>/`, each fsynced and hashed on the way; then the manifest with their sizes and hashes; then one
-rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else lies around.
+Files are written to `.tmp-step-N-<id>/`, each fsynced and hashed on the way; then the manifest with their sizes and
+hashes; then one rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else lies around.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CheckpointError(Exception):
     """A checkpoint could not be written or read; the message names it and says what stands."""
 
 
-class Damaged(CheckpointError):  # noqa: N818: reads as what it is
+class DamagedError(CheckpointError):
     """This folder is not the checkpoint its manifest describes."""
 
     def __init__(self, folder: Path, reason: str):
@@ -110,8 +110,8 @@ def seal(temp: Path, final: Path, *, step: int, files: Sequence[Receipt], about:
         files: receipts of all ranks. about: kept in the manifest, JSON.
     """
     body = {"format": _FORMAT, "step": step, "files": [asdict(file) for file in files], "about": dict(about)}
-    text = json.dumps({"body": body, "sha256": _digest(body)}, indent=1)
-    write_file(temp / MANIFEST, text.encode())
+    # Once through JSON: what is hashed is what will be read.
+    write_file(temp / MANIFEST, _render(json.loads(json.dumps(body))))
     _sync_folder(temp)
     temp.rename(final)
     _sync_folder(final.parent)
@@ -121,17 +121,17 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, checked against its own hash; the files are not opened.
 
     Raises:
-        Damaged: there is none, or it was changed.
+        DamagedError: there is none, or it was changed.
     """
     try:
-        whole = json.loads((folder / MANIFEST).read_bytes())
-        body, digest = whole["body"], whole["sha256"]
+        raw = (folder / MANIFEST).read_bytes()
+        body = json.loads(raw)["body"]
     except FileNotFoundError:
-        raise Damaged(folder, f"no {MANIFEST}") from None
+        raise DamagedError(folder, f"no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(folder, f"{MANIFEST} is not readable ({error})") from None
-    if digest != _digest(body):
-        raise Damaged(folder, f"{MANIFEST} does not match its own hash")
+        raise DamagedError(folder, f"{MANIFEST} is not readable ({error})") from None
+    if raw != _render(body):
+        raise DamagedError(folder, f"{MANIFEST} does not match its own hash")
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
     return Manifest(body["step"], tuple(Receipt(**file) for file in body["files"]), body["about"])
@@ -141,24 +141,24 @@ def verify_files(folder: Path, files: Sequence[Receipt]) -> None:
     """Read `files` completely and compare them with their receipts.
 
     Raises:
-        Damaged: naming the first file that differs.
+        DamagedError: naming the first file that differs.
     """
     for receipt in files:
         path = folder / receipt.name
         try:
             size = path.stat().st_size
             if size != receipt.size:
-                raise Damaged(folder, f"{receipt.name} has {size} bytes, the manifest says {receipt.size}")
+                raise DamagedError(folder, f"{receipt.name} has {size} bytes, the manifest says {receipt.size}")
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise Damaged(folder, f"{receipt.name}: {error.strerror or error}") from None
+            raise DamagedError(folder, f"{receipt.name}: {error.strerror or error}") from None
         if digest != receipt.sha256:
-            raise Damaged(folder, f"{receipt.name} has other content than was written (sha256 differs)")
+            raise DamagedError(folder, f"{receipt.name} has other content than was written (sha256 differs)")
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, after reading and comparing every file. Raises Damaged."""
+    """The manifest, after reading and comparing every file. Raises DamagedError."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest.files)
     return manifest
@@ -181,7 +181,7 @@ def clean(root: Path) -> list[str]:
 def prune(root: Path, *, keep_last: int, milestone_every: int) -> list[str]:
     """Delete all but the newest `keep_last` and the steps that are multiples of `milestone_every` (0: no milestones).
 
-    Call it only once the newest one is verified. A folder leaves by one rename first, so that half of it never is a checkpoint.
+    Call it only once the newest one is verified. A folder leaves by one rename: half of it never is a checkpoint.
     """
     gone = []
     for path in checkpoints(root)[keep_last:]:
@@ -203,8 +203,9 @@ def point_latest(root: Path, folder: Path) -> None:
     temp.replace(root / "latest")
 
 
-def _digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _render(body: Any) -> bytes:
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    return json.dumps({"body": body, "sha256": digest}, indent=1).encode()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """ZeRO 0 to 3 (Rajbhandari et al. 2020) through DeepSpeed; its clipping, precision, checkpoints and schedules stay off.
 
-Clipping per tensor, skipping a step on all ranks, and world-size-free checkpoints need the gradient and optimizer pieces each rank
-owns. They are read from attributes of DeepSpeed's ZeRO optimizers, listed in `_INTERNALS` and checked at start (deepspeed 0.19.8).
+Clipping per tensor, skipping a step on all ranks, and world-size-free checkpoints need the gradient and optimizer
+pieces each rank owns. They are read from attributes of DeepSpeed's ZeRO optimizers (0.19.8), listed in `_INTERNALS` and
+checked at start.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.distributed import World
 from pretrain.engine.fragments import Fragment
@@ -71,7 +73,7 @@ class DeepSpeedEngine(StepEngine):
                 raise ValueError("engine.compile with zero_stage 3 is not supported; use zero_stage 2")
         self._ds = _start_deepspeed(world)
         self._shapes = {name: tensor.detach().to("meta") for name, tensor in self.trainable.state_dict().items()}
-        self.optimizer = build_optimizer(optim, self.groups, device=world.device)
+        self.optimizer = build_optimizer(optim, self.groups)
         module = Autocast(self.trainable, settings.precision, world.device, cache=self._stage < 3)
         self._engine, _, _, _ = self._ds.initialize(model=module, optimizer=self.optimizer, config=config)
         self._zero: Any = self._engine.optimizer
@@ -130,11 +132,12 @@ class DeepSpeedEngine(StepEngine):
         if self._stage == 0:
             return [(fragment, fragment.owner.grad) for fragment in self.fragments if fragment.owner.grad is not None]
         if self._offloads:
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize()  # gradients travel to the host on streams of DeepSpeed's
             return [(f, f.of(f.owner.grad)) for f in self.fragments if f.owner.grad is not None]
         if self._stage == 3:
-            partitions = [
-                part for index in sorted(self._zero.averaged_gradients) for part in self._zero.averaged_gradients[index]
-            ]
+            averaged = self._zero.averaged_gradients
+            partitions = [part for index in sorted(averaged) for part in averaged[index]]
             return [
                 (fragment, part.view(-1)[: fragment.stop - fragment.start])
                 for fragment, part in zip(self.fragments, partitions, strict=True)
@@ -255,7 +258,7 @@ def _start_deepspeed(world: World) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
 

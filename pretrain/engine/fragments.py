@@ -1,7 +1,8 @@
 """Where this rank's share of each parameter lives, and its optimizer state by parameter name.
 
-A fragment is a range [start, stop) of a flattened parameter. Alone and under DDP it is the whole parameter; under ZeRO a rank owns
-pieces, packed in flat tensors. Named this way, state saved by one layout is read by any other, at any world size.
+A fragment is a range [start, stop) of a flattened parameter. Alone and under DDP it is the whole parameter; under ZeRO
+a rank owns pieces, packed in flat tensors. Named this way, state saved by one layout is read by any other, at any world
+size.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class SavedState:
         for index, file in enumerate(self._files):
             starts: Mapping[str, list[int]] = json.loads(file.metadata()["starts"])
             self.numels.update({name: numel for name, (_, numel) in starts.items()})
-            for full in file.keys():  # noqa: SIM118: not a dict
+            for full in file.keys():  # noqa: SIM118
                 start = starts[full.partition("/")[2]][0]
                 length = file.get_slice(full).get_shape()[0]
                 self._pieces.setdefault(full, []).append((start, start + length, index))

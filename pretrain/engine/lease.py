@@ -34,9 +34,8 @@ class Lease:
             os.close(self._fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise RunInUseError(
-                f"{run_dir} is in use by {_describe(holder)}; stop it, or use another run folder"
-            ) from None
+            message = f"{run_dir} is in use by {_describe(holder)}; stop it, or use another run folder"
+            raise RunInUseError(message) from None
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps(owner).encode(), 0)

@@ -35,7 +35,7 @@ def fit(
         log: called every `log_every` steps, and at the first, the last, and each skipped one.
         save: called every `save_every` steps (0: never), at the end, and when asked to save or stop.
         probe: called every `probe_every` steps (0: never) and then at the end.
-        requests: what this rank wants now (`preempt.Watch.poll`): bits that all ranks come to know with the step's losses.
+        requests: what this rank wants now (`preempt.Watch.poll`): all ranks come to know it with the step's losses.
 
     Raises:
         NonFiniteError: after `MAX_BROKEN_STEPS` skipped steps in a row; nothing is saved of them.
@@ -69,11 +69,10 @@ def every(step: int, period: int, total_steps: int) -> bool:
 
 
 def _why(step: int, result: StepResult) -> str:
+    often = f"{MAX_BROKEN_STEPS} steps in a row"
     if not result.bad_ranks:
-        return (
-            f"step {step}: the gradient norm was not finite {MAX_BROKEN_STEPS} steps in a row; lower the learning rate"
-        )
+        return f"step {step}: the gradient norm was not finite {often}; lower the learning rate"
     return (
-        f"step {step}: the loss was not finite {MAX_BROKEN_STEPS} steps in a row, last on ranks {list(result.bad_ranks)} "
+        f"step {step}: the loss was not finite {often}, last on ranks {list(result.bad_ranks)} "
         f"at sample positions {list(result.bad_positions)[:16]}; look at these samples, or lower the learning rate"
     )

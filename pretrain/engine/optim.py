@@ -21,8 +21,9 @@ class OptimSettings:
         lr: peak, absolute (not per 256 samples). min_lr: at `total_steps`.
         weight_decay_end: where a half cosine from `weight_decay` ends; None: constant.
         warmup_form: "open" meets the peak at step W, "closed" at step W - 1 (see `schedule.warmup_cosine`).
-        clip_mode: "global" clips the norm of all gradients together (He et al. 2021), "per_tensor" each one's (Caron et al.
-            2021); "none" leaves them. clip_grad: the largest norm allowed.
+        clip_mode: "global" clips the norm of all gradients together, "per_tensor" each parameter's own (official code of
+            Caron et al. 2021); "none" leaves them.
+        clip_grad: the largest norm allowed.
     """
 
     lr: float
@@ -55,16 +56,13 @@ class OptimSettings:
         return cosine(step, self.weight_decay, self.weight_decay_end, self.total_steps)
 
 
-def build_optimizer(
-    settings: OptimSettings, groups: Sequence[ParamGroup], *, device: torch.device
-) -> torch.optim.Optimizer:
+def build_optimizer(settings: OptimSettings, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
     """One torch group per (non-empty) ParamGroup, in order; learning rates are set before each step."""
     if settings.clip_mode != "none" and settings.clip_grad <= 0:
         raise ValueError(f"clip_mode {settings.clip_mode!r} with clip_grad {settings.clip_grad}: give a norm above 0")
     params = [{"params": group["params"]} for group in groups]
     if settings.name == "adamw":
-        fused = device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(params, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=fused)
+        return torch.optim.AdamW(params, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True)
     if settings.name == "sgd":
         return torch.optim.SGD(params, lr=0.0, momentum=settings.momentum, weight_decay=0.0)
     raise ValueError(f"optimizer {settings.name!r}: expected adamw or sgd")

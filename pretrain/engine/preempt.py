@@ -14,9 +14,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Watch:
-    """Listens for SIGTERM, SIGUSR1 and SIGINT on every rank, and for files named `stop` and `save` in the run folder on rank 0.
+    """Listens for SIGTERM, SIGUSR1 and SIGINT on each rank, and on rank 0 for files `stop` and `save` in the run folder.
 
-    Handlers only set a flag: the save happens at the next step's edge, on all ranks. A second SIGINT interrupts at once.
+    Handlers only set a flag: the save happens at the next step's edge, on all ranks. A second SIGINT interrupts.
     """
 
     def __init__(self, run_dir: Path, *, rank: int):

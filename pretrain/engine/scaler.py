@@ -1,4 +1,4 @@
-"""The loss scale of fp16: as high as the gradients allow (Micikevicius et al. 2018, section 3.2). One for all engines."""
+"""The loss scale of fp16: as high as the gradients allow (Micikevicius et al. 2018, section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step, the same in every engine; an engine says how to go backward, where its gradients are, and how to update."""
+"""One optimizer step, the same in every engine; an engine goes backward, shows its gradients, and updates."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ class StepEngine(ABC):
     def __init__(
         self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
     ):
-        assert isinstance(trainable, nn.Module)
-        self.trainable: Any = trainable.to(world.device)
+        module: Any = trainable
+        assert isinstance(module, nn.Module)
+        self.trainable: Any = module.to(world.device)
         self.optim, self.settings, self.world, self.seed = optim, settings, world, seed
         self.accumulation_steps = settings.accumulation_steps
         self.step_count = 0
@@ -105,8 +106,8 @@ class StepEngine(ABC):
     def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
         """One optimizer step from the next `accumulation_steps` micro-batches.
 
-        Every rank decides alike, before anything is updated: a loss that is not finite on any rank, or a gradient norm that is
-        not, skips the step on all.
+        Every rank decides alike, before anything is updated: a loss that is not finite on any rank, or a gradient norm
+        that is not, skips the step on all.
 
         Args:
             micro_batches: on the device. step: completed steps so far. requests: bits for the other ranks to know.
@@ -162,7 +163,7 @@ class StepEngine(ABC):
     def _accumulate(
         self, micro_batches: Iterator[Batch], step: int
     ) -> tuple[dict[str, Tensor], Tensor, list[int], float]:
-        """Forward and backward of each micro-batch; mean losses, all finite?, sample positions, seconds waited for data."""
+        """Forward and backward of each micro-batch: mean losses, all finite?, sample positions, seconds of waiting."""
         total: dict[str, Tensor] = {}
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         positions: list[Tensor] = []
@@ -199,7 +200,7 @@ class StepEngine(ABC):
     # Checkpoints
 
     def save(self, folder: Path) -> list[Receipt]:
-        """Write this rank's files into `folder`: the model and counters on rank 0, optimizer fragments where they live."""
+        """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments where they live."""
         receipts = []
         model = self._model_state()
         if self.world.rank == 0:
@@ -223,10 +224,9 @@ class StepEngine(ABC):
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         check_same_model(folder, expected, found)
         saved = SavedState(sorted(folder.glob("optim-rank*.safetensors")))
-        sizes = {fragment.name: fragment.numel for fragment in self.fragments}
-        check_same_model(
-            folder, *({n: (c,) for n, c in counts.items() if n in sizes} for counts in (sizes, saved.numels))
-        )
+        needed = {fragment.name: (fragment.numel,) for fragment in self.fragments}
+        there = {name: (numel,) for name, numel in saved.numels.items() if name in needed}
+        check_same_model(folder, needed, there)
         self._set_model_state(load_file(str(folder / MODEL_FILE)))
         with torch.no_grad():
             restore_state(self.optimizer, self.fragments, saved)

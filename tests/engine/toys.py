@@ -1,4 +1,4 @@
-"""A small Trainable with everything an engine can get wrong: a teacher and a centre in buffers, a frozen group, dropout off."""
+"""A small Trainable with what engines can get wrong: a teacher and a centre in buffers, a group frozen at first."""
 
 from __future__ import annotations
 
