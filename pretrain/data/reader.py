@@ -82,9 +82,7 @@ class Reader:
         row, path = self.dataset.rows[shard], self.dataset.paths[shard]
         index = read_sidecar(self.dataset.sidecars[shard])
         if (index.sha256, len(index)) != (row.sha256, row.count):
-            raise ValueError(
-                f"{self.dataset.sidecars[shard]}: made for another {row.name} than dataset.json; index again"
-            )
+            raise ValueError(f"{self.dataset.sidecars[shard]}: not of the {row.name} in dataset.json; index it again")
         fd = open_shard(path)
         size = os.fstat(fd).st_size
         if size != row.bytes:

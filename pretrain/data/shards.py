@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -45,13 +46,19 @@ def _expand_one(item: str) -> list[str]:
         return shards
     if path.exists():
         return [item]
+    # counted first: braceexpand builds a range whole before it yields
+    if math.prod(_choices(group) for group in re.findall(r"{([^{}]*)}", item)) > MAX_SHARDS:
+        raise ValueError(f"{item} names more than {MAX_SHARDS} shards")
     try:
-        names = list(islice(braceexpand(item), MAX_SHARDS + 1)) if "{" in item else [item]
+        names = list(braceexpand(item)) if "{" in item else [item]
     except ValueError as error:
         raise ValueError(f"{item}: bad brace expression: {error}") from error
-    if len(names) > MAX_SHARDS:
-        raise ValueError(f"{item} names more than {MAX_SHARDS} shards")
     return [shard for name in names for shard in _glob(name)]
+
+
+def _choices(group: str) -> int:
+    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?", group)
+    return abs(int(bounds[2]) - int(bounds[1])) + 1 if bounds else group.count(",") + 1
 
 
 def _glob(name: str) -> list[str]:
