@@ -7,11 +7,11 @@ below 128 tokens and 1.15 to 1.4 times faster above; in bf16 its CPU backward is
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import timm.layers
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Attention as TimmAttention  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: Kernel) -> Tensor:
         return torch.bmm(probabilities, v).reshape(b, h, t, d)
 
 
-class Attention(timm.layers.Attention):
+class Attention(TimmAttention):
     """timm's attention (qkv, proj) that can also answer for a part of the tokens only."""
 
     def forward(self, x: Tensor, queries: slice = EVERY_TOKEN) -> Tensor:  # type: ignore[override]
@@ -72,7 +72,7 @@ class Block(TimmBlock):
     def __init__(
         self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True, drop_path: float = 0.0
     ):
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         super().__init__(
             dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=drop_path, norm_layer=norm
         )  # fmt: skip

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-class EMA(nn.Module):
+
+class EMA(nn.Module, Generic[ModuleT]):
     """A frozen copy of `source` that follows it; called like it, without gradients.
 
     The average lives in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is below
-    bf16 resolution and rounds to nothing. And DeepSpeed's bf16 mode casts every parameter of the module it is given, but
-    leaves buffers as they are. Buffers of the source (BatchNorm statistics) are the copy's own and are not averaged.
+    bf16 resolution and rounds to nothing. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
+    but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged.
 
     Attributes:
         average: the copy, a module of the class of `source` with buffers in place of parameters.
     """
 
-    def __init__(self, source: nn.Module):
+    average: ModuleT
+
+    def __init__(self, source: ModuleT):
         super().__init__()
         self.average = copy.deepcopy(source)
         self._names = [name for name, _ in source.named_parameters()]
@@ -46,4 +50,4 @@ class EMA(nn.Module):
         buffers, parameters = dict(self.average.named_buffers()), dict(source.named_parameters())
         averages: list[Tensor] = [buffers[name] for name in self._names]
         values = [parameters[name].detach().float() for name in self._names]
-        torch._foreach_lerp_(averages, values, 1.0 - momentum)
+        torch._foreach_lerp_(averages, values, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]

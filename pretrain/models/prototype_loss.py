@@ -1,11 +1,11 @@
-"""Cross-entropy between teacher and student over many prototypes, without keeping a logit (Caron et al. 2021, eq. 1 to 4).
+"""Cross-entropy of student and teacher over many prototypes, without keeping a logit (Caron et al. 2021, eq. 1 to 4).
 
 Logits of 10 crops x 64 images x 65536 prototypes take 168 MB, and autograd would keep several such tensors. Here the
-prototypes pass by in chunks, twice: first for the normalizers, then for loss and gradients, which are ready before backward
-is asked for. The chunking is over prototypes, not over rows: each chunk then writes its own part of the weight's gradient.
+prototypes pass by in chunks, twice: first for the normalizers, then for loss and gradients, which are ready before
+backward asks for them. Chunks are of prototypes, not of rows, so that each writes its own part of the weight gradient.
 
-For student crop v the cross-entropies with all other teachers add up to n_v * logsumexp(s_v) - <w_v, s_v>, where w_v is the
-sum of those teachers' probabilities and n_v their number.
+For student crop v the cross-entropies with all other teachers add up to n_v * logsumexp(s_v) - <w_v, s_v>, where w_v is
+the sum of those teachers' probabilities and n_v their number.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ token in the last block, other sizes at every call, and registers beside a posit
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchEmbed
+from timm.layers import DropPath, PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,7 +35,7 @@ class ViT(nn.Module):
 
     Attributes:
         embed_dim, depth, num_heads, mlp_ratio, patch_size, in_chans, img_size, grid_size (rows, columns),
-        num_registers, num_prefix_tokens (1 + registers), pos_kind, pos_resize.
+        num_registers, num_prefix_tokens (1 + registers), pos_kind, pos_resize, qkv_bias.
 
     Raises:
         ValueError: the image is smaller than a patch, or the heads do not divide the width.
@@ -65,7 +66,9 @@ class ViT(nn.Module):
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
         self.num_registers, self.num_prefix_tokens = num_registers, 1 + num_registers
-        self.pos_kind, self.pos_resize, self.checkpointing = pos_embed, pos_resize, False
+        self.pos_kind, self.qkv_bias = pos_embed, qkv_bias
+        self.pos_resize: positions.PosResize = pos_resize
+        self.checkpointing = False
 
         self.patch_embed = PatchEmbed(None, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -109,7 +112,7 @@ class ViT(nn.Module):
     def last_attention(self, x: Tensor) -> Tensor:
         """The attention probabilities of the last block, fp32 [b, heads, T, T] with T = 1 + R + N."""
         x = self._run(self.prepare_tokens(x), self.blocks[:-1])
-        block = self.blocks[-1]
+        block: Any = self.blocks[-1]
         return block.attn.probabilities(block.norm1(x))
 
     def prepare_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -141,7 +144,7 @@ class ViT(nn.Module):
             share = rate * i / max(len(self.blocks) - 1, 1)
             block.drop_path1, block.drop_path2 = (DropPath(share) if share else nn.Identity() for _ in range(2))
 
-    def _run(self, x: Tensor, blocks: nn.ModuleList) -> Tensor:
+    def _run(self, x: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
         for block in blocks:
             x = self._apply_block(block, x)
         return x

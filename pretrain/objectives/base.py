@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models import param_groups
+from pretrain.models.importers import MatchReport, Weights, load_strict
+from pretrain.models.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,18 @@ class Horizon:
 
 
 class Objective(nn.Module):
-    """Base of the objectives. A subclass sets `self.config` and overrides what differs."""
+    """Base of the objectives. A subclass sets `config` and overrides what differs.
+
+    Attributes:
+        config: its section of the configuration.
+        head_prefixes: names of the state dict that a backbone alone leaves at their initial values.
+    """
+
+    config: Any
+    head_prefixes: tuple[str, ...] = ()
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> ViT:
         """The encoder that a release contains."""
         raise NotImplementedError
 
@@ -48,6 +57,21 @@ class Objective(nn.Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups as `pretrain.models.param_groups.split` describes them."""
         return param_groups.split(self)
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The part of this objective's state dict that the state of a backbone determines."""
+        raise NotImplementedError
+
+    def load_weights(self, weights: Weights) -> MatchReport:
+        """Start from a release or an official checkpoint: the backbone, and the heads if they are this objective's.
+
+        Raises:
+            ValueError: they do not fit; every name is listed.
+        """
+        state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes
+        if weights.heads and weights.kind == self.config.name:
+            state, allow_missing = state | weights.heads, ()
+        return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=weights.left_out)
 
     def heads_state(self) -> dict[str, Tensor]:
         """What continued pretraining needs beside the backbone, by the names of the state dict."""
@@ -77,15 +101,3 @@ def feature_std(features: Tensor) -> Tensor:
 def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with `prefix.` before every name."""
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
-
-
-def require(batch: dict[str, Tensor], *names: str) -> None:
-    """Raise ValueError when the batch lacks an entry."""
-    missing = [name for name in names if name not in batch]
-    if missing:
-        raise ValueError(f"batch has no {', '.join(missing)}; it has {', '.join(batch)}")
-
-
-def scalar(value: Tensor) -> Tensor:
-    """A detached fp32 scalar, for the log."""
-    return value.detach().to(torch.float32)

@@ -6,18 +6,17 @@ Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.models import param_groups
+from pretrain.models import param_groups, pictures
 from pretrain.models.ema import EMA
 from pretrain.models.heads import DINOHead
 from pretrain.models.prototype_loss import prototype_loss
 from pretrain.models.vit import ViT
-from pretrain.objectives import pictures
 from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
 from pretrain.objectives.configs import DINOConfig
 from pretrain.schedule import cosine, teacher_temp
@@ -48,6 +47,7 @@ class DINO(Objective):
     micro-batches and ranks in `after_step`; until then it is pending, and a skipped step leaves no trace.
     """
 
+    head_prefixes = ("student.head.", "teacher.average.head.", "center")
     center: Tensor
 
     def __init__(self, config: DINOConfig, backbone: ViT, horizon: Horizon):
@@ -66,15 +66,15 @@ class DINO(Objective):
         backbone.set_drop_path(config.drop_path_rate)
         student = Branch(backbone, head)
         if config.use_bn_in_head and distributed.world_size() > 1:
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-        self.student: Branch = student
-        self.teacher = EMA(self.student)
+            student.head = cast(DINOHead, nn.SyncBatchNorm.convert_sync_batchnorm(head))
+        self.student = student
+        self.teacher: EMA[Branch] = EMA(student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         self._pending: tuple[Tensor, int] | None = None
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> ViT:
         """The teacher's backbone: its average is the better encoder of the two."""
         return self.teacher.average.backbone
 
@@ -140,6 +140,9 @@ class DINO(Objective):
         return param_groups.take(
             param_groups.split(self), "student.head.last_layer.", into="last_layer", frozen_steps=frozen
         )
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("student.backbone", backbone) | with_prefix("teacher.average.backbone", backbone)
 
     def heads_state(self) -> dict[str, Tensor]:
         """The student, the teacher's head and the centre."""

@@ -6,18 +6,20 @@ He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", section 3 an
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pretrain.models import pictures
 from pretrain.models.decoder import MAEDecoder
 from pretrain.models.patches import normalize_patches, patchify, split_by_noise, unpatchify
 from pretrain.models.vit import ViT
-from pretrain.objectives import pictures
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, scalar
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs import MAEConfig
 
 
 class MAE(Objective):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches."""
+
+    head_prefixes = ("decoder.",)
 
     def __init__(self, config: MAEConfig, backbone: ViT, horizon: Horizon):
         super().__init__()
@@ -34,7 +36,7 @@ class MAE(Objective):
         )
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> ViT:
         return self.encoder
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -48,7 +50,7 @@ class MAE(Objective):
         return {
             "loss": (pred - target).square().mean(),
             "feature_std": feature_std(latent[:, 0]),
-            "pred_std": scalar(pred.std()),
+            "pred_std": pred.detach().std(),
         }
 
     def split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +63,10 @@ class MAE(Objective):
         return latent, self.decoder.predict(self._without_registers(latent), keep, masked)
 
     def heads_state(self) -> dict[str, Tensor]:
-        return self.decoder.state_dict(prefix="decoder.")
+        return with_prefix("decoder", self.decoder.state_dict())
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("encoder", backbone)
 
     @torch.no_grad()
     def pictures(

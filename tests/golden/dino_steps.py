@@ -45,10 +45,7 @@ class RecordingEngine(AccelerateEngine):
 
 def run_steps(case: Case) -> None:
     world = case.config["world"]
-    if world == 1:
-        results = [train(case, World(0, 1, 0, torch.device("cpu")))]
-    else:
-        results = _spawn(case.path, world)
+    results = [train(case, World(0, 1, 0, torch.device("cpu")))] if world == 1 else _spawn(case.path, world)
     for key in sorted(case.due):
         owner = int(key.rpartition("_rank")[2]) if "_rank" in key else 0
         if key in results[owner]:
