@@ -8,6 +8,7 @@ error, and only JPEG, PNG, WebP and plain `.npy` arrays are ever parsed.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 from collections.abc import Mapping
@@ -53,7 +54,10 @@ def decode_image(data: bytes, in_chans: int) -> np.ndarray:
 
 
 def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
-    """A `.npy` file holding uint8 [H, W, in_chans]; its header is checked against the limits and the file's length."""
+    """A `.npy` file of uint8 [H, W, in_chans], or [H, W] for one channel.
+
+    Its header is checked against the limits and the length of the file before anything else is done.
+    """
     stream = io.BytesIO(data)
     try:
         version = npy.read_magic(stream)
@@ -63,14 +67,14 @@ def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
         shape, fortran_order, dtype = read_header(stream)
     except (ValueError, EOFError, SyntaxError, struct.error) as error:
         raise DecodeError(f"not a .npy array: {error}") from error
+    shape = (*shape, 1) if len(shape) == 2 and in_chans == 1 else shape
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != in_chans or fortran_order:
         order = "Fortran" if fortran_order else "C"
         raise DecodeError(f".npy holds {dtype} {shape} in {order} order, expected uint8 (H, W, {in_chans}) in C order")
     _check_size(shape[1], shape[0])
-    values = np.frombuffer(data, np.uint8, offset=stream.tell())
-    if len(values) != np.prod(shape):
-        raise DecodeError(f".npy of shape {shape} has {len(values)} bytes of values")
-    return values.reshape(shape).copy()
+    if len(data) - stream.tell() != math.prod(shape):
+        raise DecodeError(f".npy of shape {shape} has {len(data) - stream.tell()} bytes of values")
+    return np.frombuffer(data, np.uint8, offset=stream.tell()).reshape(shape).copy()
 
 
 def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
@@ -82,6 +86,8 @@ def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
         return _decode_rgb_jpeg(data, _JPEG_COLORSPACES[in_chans])
     except DecodeError:
         raise
+    except KeyError:  # colours or subsampling that simplejpeg has no name for
+        return _decode_with_pil(data, in_chans)
     except ValueError as error:
         raise DecodeError(f"JPEG: {error}") from error
 
