@@ -173,8 +173,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             progress.advance(task)
             samples, size = samples + result.samples, size + result.bytes
             damages += result.damages
-            for damage in result.damages:
-                progress.console.print(str(damage), highlight=False, markup=False, soft_wrap=True)
+    for damage in damages:
+        print(damage)
     table = Table("shards", "samples", "bytes", "damaged shards", "damages")
     damaged = len({damage.shard for damage in damages})
     table.add_row(str(len(shards)), str(samples), _human(size), str(damaged), str(len(damages)))
