@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Iterator
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker, util
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -62,6 +62,8 @@ def run_in_workers(
 def _iterate(loader: DataLoader) -> Iterator[Any]:
     iterator = iter(loader)
     workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
+    # An iterator never finished: at exit multiprocessing would send SIGTERM, which workers block, and wait for ever.
+    kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
     index = 0
     try:
         while True:
@@ -80,9 +82,13 @@ def _iterate(loader: DataLoader) -> Iterator[Any]:
             index += 1
     finally:
         del iterator
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        kill()
+
+
+def _kill(workers: list[Any]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _start_server() -> None:

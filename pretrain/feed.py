@@ -1,0 +1,105 @@
+"""The batches of a run, on the device: loaded from the step it is at, bad samples recorded, waiting time measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pretrain.config import Plan, PretrainConfig
+from pretrain.data import augment
+from pretrain.data.dataset import Dataset
+from pretrain.data.order import Order
+from pretrain.data.pipeline import make_loader
+from pretrain.data.reader import Reader
+from pretrain.data.substitute import BadRecord, BadSamples
+from pretrain.distributed import World
+
+
+class Feed:
+    """Iterates over this rank's micro-batches from `start_step` on.
+
+    Attributes:
+        latest: the micro-batch given out last.
+        waited: seconds spent waiting for the loader, in all.
+        bad: counts of unusable samples on this rank.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        steps: Plan,
+        dataset: Dataset,
+        world: World,
+        *,
+        start_step: int,
+        say: Callable[[str], None],
+    ):
+        self.views = config.objective.views(config.model)
+        self.latest: dict[str, Tensor] = {}
+        self.waited = 0.0
+        self._config, self._dataset, self._device = config, dataset, world.device
+        self._list = Path(config.run_dir) / f"bad_samples.rank{world.rank}.jsonl"
+        known = {(record["shard"], record["key"]) for record in _read_records(self._list)}
+        self._say = say
+        self.bad = BadSamples(config.data.max_bad_fraction, record=self._record_bad, known=known)
+        on_gpu = world.device.type == "cuda"
+        self._loader = make_loader(
+            dataset,
+            self.views,
+            in_chans=config.model.in_chans,
+            mean=config.mean,
+            std=config.std,
+            seed=config.seed,
+            block_shards=config.data.block_shards,
+            global_batch=config.optim.global_batch_size,
+            micro_batch=steps.micro_batch,
+            total_steps=steps.total_steps,
+            start_step=start_step,
+            rank=world.rank,
+            world=world.world_size,
+            num_workers=config.data.num_workers,
+            # Without a GPU the colours are as cheap in a worker, and the step need not wait for them.
+            augment_on="device" if on_gpu or not config.data.num_workers else "worker",
+            bad_samples=self.bad,
+            prefetch_factor=config.data.prefetch,
+            pin_memory=on_gpu,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            asked = time.perf_counter()
+            host_batch = next(self._loader, None)
+            self.waited += time.perf_counter() - asked
+            if host_batch is None:
+                return
+            self.latest = augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
+            yield self.latest
+
+    def close(self) -> None:
+        """End the reading processes."""
+        self._loader.close()
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """"shard/key" of the samples at `positions`."""
+        order = Order(self._dataset.counts, self._config.seed, self._config.data.block_shards)
+        located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
+        places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
+        return [f"{self._dataset.names[shard]}/{reader.read(shard, sample, only=())['__key__']}" for shard, sample in places]
+
+    def _record_bad(self, record: BadRecord) -> None:
+        with self._list.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._say(f"bad sample {record['shard']}/{record['key']}: {record['reason']}; used {record['substitute']} instead")
+
+
+def _read_records(path: Path) -> list[BadRecord]:
+    """The records of earlier starts; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

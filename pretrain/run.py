@@ -1,0 +1,245 @@
+"""A run, from its configuration to its release: what is built, in which order, and then `fit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain import distributed, release
+from pretrain.config import Plan, PretrainConfig
+from pretrain.configlib import ConfigError
+from pretrain.data.dataset import Dataset
+from pretrain.data.order import ORDER_VERSION
+from pretrain.data.substitute import TooManyBadSamplesError
+from pretrain.distributed import World
+from pretrain.engine import preempt
+from pretrain.engine.build import build_engine
+from pretrain.engine.checkpoint import Checkpoints, Found
+from pretrain.engine.commit import CheckpointError
+from pretrain.engine.lease import Lease, RunInUseError
+from pretrain.engine.log import RunLog
+from pretrain.engine.loop import NonFiniteError, every, fit
+from pretrain.engine.optim import OptimSettings
+from pretrain.engine.trainable import Engine, EngineSettings, StepResult
+from pretrain.feed import Feed
+from pretrain.objectives.base import Objective
+from pretrain.online_probe import OnlineProbe
+from pretrain.record import versions
+from pretrain.runfolder import check_same_run, write_records
+from pretrain.start import build_objective, start_weights
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
+
+
+def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
+    """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
+    try:
+        with ExitStack() as stack:
+            world = distributed.setup(config.engine.device)
+            stack.callback(distributed.close)
+            _hold_lease(Path(config.run_dir), stack)
+            return Run(config, dataset, steps, world, stack).train()
+    except (ConfigError, RunInUseError) as error:
+        return _fail(error, EXIT_CONFIG)
+    except CheckpointError as error:
+        return _fail(error, EXIT_NO_CHECKPOINT)
+    except (NonFiniteError, TooManyBadSamplesError) as error:
+        return _fail(error, EXIT_FAILED)
+
+
+class Run:
+    """The parts of one run on one rank."""
+
+    def __init__(self, config: PretrainConfig, dataset: Dataset, steps: Plan, world: World, stack: ExitStack):
+        self.config, self.dataset, self.steps, self.world = config, dataset, steps, world
+        self.folder = Path(config.run_dir)
+        self.first = world.rank == 0
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            keep_last=config.checkpoint.keep,
+            milestone_every=config.checkpoint.milestone_every_steps or 0,
+        )
+        self.checkpoints.clean()
+        found = self.checkpoints.find_latest()
+        if found is not None:
+            check_same_run(config, dataset.fingerprint)
+        if self.first:
+            write_records(config, steps, fingerprint=dataset.fingerprint, device=_device_name(world))
+            preempt.unmark(self.folder)
+        self.objective = build_objective(config, steps)
+        greeting = [] if found else start_weights(self.objective, config)
+        self.engine = _build_engine(config, steps, self.objective, world)
+        if found is not None:
+            self.engine.load(found.folder)
+            greeting = _resumed(found)
+        self.start_step = self.engine.step_count
+        self.log = self._open_log(stack)
+        for line in greeting:
+            self.say(line)
+        self.watch = preempt.Watch(self.folder, rank=world.rank)
+        stack.callback(self.watch.close)
+        self.feed = Feed(config, steps, dataset, world, start_step=self.start_step, say=self.say)
+        stack.callback(self.feed.close)
+        self.probe = OnlineProbe(config, world) if config.probe else None
+        self._since = (self.start_step, time.perf_counter(), 0.0)
+
+    def train(self) -> int:
+        """Fit, then release; the exit status."""
+        config, steps = self.config, self.steps
+        if self.start_step >= steps.total_steps:
+            self.say(f"all {steps.total_steps} steps are done; the release is {self.folder / 'release'}")
+            return 0
+        if self.start_step == 0:
+            self._probe(0)
+        reached = fit(
+            self.engine,
+            self.objective,
+            iter(self.feed),
+            total_steps=steps.total_steps,
+            log=self._log,
+            save=self._save,
+            requests=self.watch.poll,
+            probe=self._probe,
+            log_every=config.log.every_steps,
+            save_every=config.checkpoint.every_steps,
+            probe_every=config.probe.every_steps if config.probe else 0,
+        )
+        if reached < steps.total_steps:
+            self.say(f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command goes on")
+            if self.first:
+                preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
+            return preempt.EXIT_PREEMPTED
+        if self.first:
+            report = release.from_run(self.folder, self.folder / "release")
+            self.say(report)
+            preempt.mark(self.folder, "DONE", f"step {reached}")
+        distributed.barrier()
+        return 0
+
+    def say(self, message: str) -> None:
+        """To the person at rank 0; other ranks speak only of what rank 0 cannot know."""
+        if self.log is not None:
+            self.log.say(message)
+        elif not self.first:
+            print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+
+    def _open_log(self, stack: ExitStack) -> RunLog | None:
+        if not self.first:
+            return None
+        log = RunLog(
+            self.folder,
+            start_step=self.start_step,
+            total_steps=self.steps.total_steps,
+            tensorboard=self.config.log.tensorboard,
+        )
+        stack.callback(log.close)
+        return log
+
+    def _log(self, step: int, result: StepResult) -> None:
+        if result.skipped:
+            self._report_skipped(step, result)
+        if self.log is None:
+            return
+        last_step, last_time, last_wait = self._since
+        now = time.perf_counter()
+        self._since = (step, now, self.feed.waited)
+        rates = {
+            "images_per_second": (step - last_step) * self.config.optim.global_batch_size / (now - last_time),
+            "data_wait": (self.feed.waited - last_wait) / (now - last_time),
+        }
+        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
+        norm = {} if result.skipped else {"grad_norm": result.grad_norm}
+        self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
+        if every(step, self.config.log.pictures_every_steps, self.steps.total_steps) and not self._is_partitioned:
+            with torch.no_grad():
+                pictures = self.objective.pictures(
+                    self.feed.latest, step, mean=self.config.mean, std=self.config.std
+                )
+            self.log.pictures(step, pictures)
+
+    def _report_skipped(self, step: int, result: StepResult) -> None:
+        if result.overflow:
+            return
+        names = self.feed.names(result.bad_positions[:16]) if self.first and result.bad_positions else []
+        where = f" on ranks {list(result.bad_ranks)}; samples {', '.join(names)}" if result.bad_ranks else ""
+        what = "loss" if result.bad_ranks else "gradient"
+        if self.first:
+            self.say(f"step {step}: {what} was not finite{where}; the step was skipped on all ranks")
+
+    def _save(self, step: int) -> None:
+        about = {
+            "samples_consumed": step * self.config.optim.global_batch_size,
+            "order": {"version": ORDER_VERSION, "seed": self.config.seed, "block_shards": self.config.data.block_shards},
+            "global_batch_size": self.config.optim.global_batch_size,
+            "fingerprint": self.dataset.fingerprint,
+            "world_size": self.world.world_size,
+            "versions": versions(),
+        }
+        folder = self.checkpoints.save(self.engine, step, about)
+        if self.log is not None and step < self.steps.total_steps:
+            self.log.say(f"saved {folder}")
+
+    def _probe(self, step: int) -> None:
+        if self.probe is None:
+            return
+        scores = self.probe(self.objective.backbone, with_pixels=step == 0)
+        if self.log is not None:
+            self.log.scalars(step, {f"knn/{name}": value for name, value in scores.items()})
+            self.log.say(f"step {step}: kNN accuracy " + ", ".join(f"{k} {v:.1%}" for k, v in scores.items()))
+
+    @property
+    def _is_partitioned(self) -> bool:
+        """Under ZeRO-3 no rank holds the weights that a picture needs."""
+        return self.config.engine.name == "deepspeed" and self.config.engine.zero_stage == 3
+
+
+def _build_engine(config: PretrainConfig, steps: Plan, objective: Objective, world: World) -> Engine:
+    optim, engine = config.optim, config.engine
+    plain = optim.model_dump(
+        include={"name", "min_lr", "weight_decay", "weight_decay_end", "betas", "eps", "momentum", "warmup_form"}
+    )
+    schedule = OptimSettings(
+        lr=steps.lr,
+        total_steps=steps.total_steps,
+        warmup_steps=steps.warmup_steps,
+        clip_grad=optim.clip_grad or 0.0,
+        clip_mode=optim.clip_mode if optim.clip_grad else "none",
+        **plain,
+    )
+    settings = EngineSettings(
+        micro_batch=steps.micro_batch,
+        **engine.model_dump(include={"name", "precision", "accumulation_steps", "compile", "zero_stage", "deepspeed"}),
+    )
+    trainable: Any = objective
+    return build_engine(trainable, optim=schedule, settings=settings, world=world, seed=config.seed)
+
+
+def _hold_lease(folder: Path, stack: ExitStack) -> None:
+    """Rank 0 locks the folder for all; every rank raises when another run has it."""
+    problem = None
+    if distributed.rank() == 0:
+        try:
+            stack.enter_context(Lease(folder))
+        except RunInUseError as error:
+            problem = str(error)
+    problem = distributed.broadcast_object(problem)
+    if problem:
+        raise RunInUseError(problem)
+
+
+def _resumed(found: Found) -> list[str]:
+    return [*(f"damaged, not used: {reason}" for reason in found.skipped), f"resumed from {found.folder}"]
+
+
+def _device_name(world: World) -> str:
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(error, file=sys.stderr, flush=True)
+    return status
