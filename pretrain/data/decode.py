@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import warnings
 from collections.abc import Mapping
 
@@ -65,7 +66,7 @@ def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
             raise DecodeError(f".npy format {version} is not supported; write it with numpy.save")
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read_header(stream)
-    except (ValueError, EOFError, SyntaxError, struct.error) as error:
+    except (ValueError, EOFError, SyntaxError, struct.error, tokenize.TokenError) as error:
         raise DecodeError(f"not a .npy array: {error}") from error
     shape = (*shape, 1) if len(shape) == 2 and in_chans == 1 else shape
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != in_chans or fortran_order:
