@@ -18,13 +18,14 @@ from pretrain.data.sidecar import sidecar_path
 class Dataset:
     """Indexed shards in canonical order (by name, then content), so that a list's order never changes training's.
 
-    names: file names; paths: where they lie; counts [S] int64: samples per shard; extensions: sorted, of all members;
-    fingerprint: sha256 of the sorted shard rows. Holds no open file and pickles small.
+    names: file names; paths: where they lie; index: the folder of their index, None if beside them; counts [S] int64:
+    samples per shard; extensions: sorted, of all members; fingerprint: sha256 of the sorted shard rows. Holds no open
+    file and pickles small.
     """
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
-    sidecars: tuple[Path, ...]
+    index: Path | None
     rows: tuple[Row, ...]
     counts: np.ndarray
     extensions: tuple[str, ...]
@@ -72,12 +73,16 @@ class Dataset:
         return Dataset(
             names=tuple(row.name for row in rows),
             paths=tuple(path for _, path in found),
-            sidecars=tuple(sidecar_path(path, folder) for _, path in found),
+            index=folder,
             rows=rows,
             counts=counts,
             extensions=tuple(sorted({extension for row in rows for extension in row.extensions})),
             fingerprint=fingerprint(rows),
         )
+
+    def sidecar(self, shard: int) -> Path:
+        """The index file of a shard."""
+        return sidecar_path(self.paths[shard], self.index)
 
     @property
     def num_samples(self) -> int:

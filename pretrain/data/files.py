@@ -22,6 +22,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temp.rename(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk: the kernel does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temp.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

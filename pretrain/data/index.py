@@ -37,6 +37,9 @@ def build_index(
     _refuse_collisions(shards, out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    for folder in {sidecar_path(shard, out).parent for shard in shards}:
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{folder} cannot be written to; put the index elsewhere with --out DIR")
     rows: dict[str, Row] = {}
     problems: dict[str, str] = {}
     for shard, result in run_parallel(partial(_index_one, out=out, force=force), shards, workers=workers):

@@ -80,9 +80,9 @@ class Reader:
 
     def _open_shard(self, shard: int) -> tuple[int, ShardIndex]:
         row, path = self.dataset.rows[shard], self.dataset.paths[shard]
-        index = read_sidecar(self.dataset.sidecars[shard])
+        index = read_sidecar(self.dataset.sidecar(shard))
         if (index.sha256, len(index)) != (row.sha256, row.count):
-            raise ValueError(f"{self.dataset.sidecars[shard]}: not of the {row.name} in dataset.json; index it again")
+            raise ValueError(f"{self.dataset.sidecar(shard)}: not of the {row.name} in dataset.json; index it again")
         fd = open_shard(path)
         size = os.fstat(fd).st_size
         if size != row.bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from pretrain.data.dataset import Dataset
 from pretrain.data.index import build_index
+from pretrain.data.reader import Reader
 
 
 def tar_bytes(
@@ -70,6 +73,42 @@ def make_shards(folder: Path, *, shards: int = 3, samples: int = 4, name: str = 
 def make_dataset(folder: Path, *, shards: int = 3, samples: int = 4) -> Dataset:
     """The same, opened."""
     return Dataset.open(make_shards(folder, shards=shards, samples=samples))
+
+
+def make_folder(
+    root: Path, *, classes: Sequence[str] = ("cat", "dog", "eel"), count: int = 8, size: tuple[int, int] = (24, 16)
+) -> Path:
+    """Class folders of JPEGs, `cat/cat.0.jpg` and so on."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{name}.{i}.jpg").write_bytes(image_bytes(c * count + i, size=size))
+    return root
+
+
+def samples_of(shards: Path) -> dict[str, dict]:
+    """Every sample by key."""
+    dataset = Dataset.open(shards)
+    reader = Reader(dataset)
+    places = [(shard, i) for shard, count in enumerate(dataset.counts.tolist()) for i in range(count)]
+    return {sample["__key__"]: sample for sample in (reader.read(*place) for place in places)}
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """A PNG that declares its size and holds a few bytes of pixels: to decode it would be to allocate it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def saved(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    """An npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
 
 
 def flip(path: Path, byte: int, *, mask: int = 0x10) -> None:

@@ -78,15 +78,15 @@ def test_a_shard_replaced_or_removed_after_opening_the_data_set_stops_the_reader
 
 def test_a_sidecar_of_another_shard_is_refused(tmp_path):
     dataset = make_dataset(tmp_path)
-    dataset.sidecars[0].write_bytes(dataset.sidecars[1].read_bytes())
+    dataset.sidecar(0).write_bytes(dataset.sidecar(1).read_bytes())
     with pytest.raises(ValueError, match=r"not of the train-000000\.tar in dataset\.json"):
         Reader(dataset).read(0, 0)
 
 
 def test_a_missing_or_damaged_sidecar_tells_the_command(tmp_path):
     dataset = make_dataset(tmp_path)
-    flip(dataset.sidecars[0], 90)
-    dataset.sidecars[1].unlink()
+    flip(dataset.sidecar(0), 90)
+    dataset.sidecar(1).unlink()
     with pytest.raises(ValueError, match=r"damaged index.*fovea data index --force"):
         Reader(dataset).read(0, 0)
     with pytest.raises(ValueError, match=r"no index; make it with: fovea data index"):

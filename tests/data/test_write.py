@@ -1,28 +1,20 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
-import signal
-import struct
 import subprocess
 import sys
-import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pretrain.data.__main__ import main
 from pretrain.data.dataset import Dataset
-from pretrain.data.images import UnreadableImageError, prepare
 from pretrain.data.reader import Reader
-from pretrain.data.write import WriteSettings, write
 
-from .tars import image_bytes
+from .tars import image_bytes, make_folder, png_header_only, samples_of, saved
 
 
 @pytest.fixture
@@ -31,37 +23,8 @@ def folder(tmp_path):
     return make_folder(tmp_path / "images")
 
 
-def make_folder(root: Path, *, classes=("cat", "dog", "eel"), count=8, size=(24, 16)) -> Path:
-    for c, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            (root / name / f"{name}.{i}.jpg").write_bytes(image_bytes(c * count + i, size=size))
-    return root
-
-
 def run(*arguments: object) -> int:
     return main(["write", *map(str, arguments), "--workers", "1"])
-
-
-def samples_of(out: Path) -> dict[str, dict]:
-    dataset = Dataset.open(out)
-    reader = Reader(dataset)
-    places = [(shard, i) for shard, count in enumerate(dataset.counts.tolist()) for i in range(count)]
-    return {sample["__key__"]: sample for sample in (reader.read(*place) for place in places)}
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.suffix != ".idx"}
-
-
-def png_header_only(width: int, height: int) -> bytes:
-    """A PNG that declares its size and holds a few bytes of pixels: to decode it would be to allocate it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def test_a_folder_becomes_shards_that_hold_every_file_as_it_was(folder, tmp_path, capsys):
@@ -131,12 +94,6 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
 
 def size_of(out: Path) -> str:
     return f"{sum(path.stat().st_size for path in out.glob('*.tar')) / 1000:.1f} kB"
-
-
-def saved(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=allow_pickle)
-    return file.getvalue()
 
 
 def pickled_array() -> bytes:
@@ -275,137 +232,3 @@ def test_shards_are_about_the_size_asked_for(tmp_path):
         sizes = [path.stat().st_size for path in sorted((tmp_path / out).glob("*.tar"))]
         assert len(sizes) > 2
         assert all(45_000 < size < 76_000 for size in sizes[:-1])
-
-
-@pytest.mark.parametrize(
-    ("data", "extension", "mode"),
-    [
-        (image_bytes(0, size=(90, 60)), "jpg", "RGB"),
-        (image_bytes(0, size=(90, 60), mode="L"), "jpg", "L"),
-        (image_bytes(0, size=(90, 60), mode="CMYK"), "jpg", "RGB"),
-        (image_bytes(0, size=(90, 60), mode="RGBA", image_format="PNG"), "png", "RGBA"),
-        (image_bytes(0, size=(90, 60), mode="I;16", image_format="PNG"), "png", "I;16"),
-        (image_bytes(0, size=(90, 60), image_format="WEBP"), "webp", "RGB"),
-    ],
-)
-def test_a_resize_keeps_the_format_and_the_aspect(data, extension, mode):
-    found, small = prepare(data, size=20, quality=90)
-    image = Image.open(io.BytesIO(small))
-    assert (found, image.size, image.mode) == (extension, (30, 20), mode)
-    assert prepare(data, size=60, quality=90) == (extension, data)
-
-
-def test_a_resize_of_16_bits_and_of_arrays_keeps_their_range():
-    ramp = np.tile(np.linspace(0, 65535, 80).astype(np.uint16), (60, 1))
-    file = io.BytesIO()
-    Image.fromarray(ramp).save(file, "PNG")
-    small = np.asarray(Image.open(io.BytesIO(prepare(file.getvalue(), size=30, quality=90)[1])))
-    assert small.shape == (30, 40)
-    assert small.max() > 64000
-    assert abs(small.astype(float).mean() - 32767) < 100
-    cube = np.tile(np.arange(5, dtype=np.uint8) * 50, (60, 80, 1))
-    array = np.load(io.BytesIO(prepare(saved(cube), size=30, quality=90)[1]))
-    assert array.shape == (30, 40, 5)
-    assert (array == np.arange(5) * 50).all()
-
-
-def test_a_rotated_photo_is_upright_after_a_resize_and_untouched_without():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = io.BytesIO()
-    Image.new("RGB", (90, 60)).save(file, "JPEG", exif=exif)
-    assert prepare(file.getvalue(), size=None, quality=90)[1] == file.getvalue()
-    for size, expected in ((30, (30, 45)), (500, (60, 90))):
-        assert Image.open(io.BytesIO(prepare(file.getvalue(), size=size, quality=90)[1])).size == expected
-
-
-def test_a_bomb_is_refused_before_its_pixels_are_allocated():
-    import tracemalloc
-
-    tracemalloc.start()
-    for data in (png_header_only(13_300, 13_300), png_header_only(9_400, 9_400), png_header_only(20_000, 20_000)):
-        with pytest.raises(UnreadableImageError, match="too large"):
-            prepare(data, size=None, quality=90)
-    assert tracemalloc.get_traced_memory()[1] < 5_000_000
-    tracemalloc.stop()
-
-
-def test_the_same_command_again_writes_nothing_and_another_is_refused(folder, tmp_path, capsys):
-    out = tmp_path / "out"
-    (folder / "cat" / "bad.jpg").write_bytes(b"hello")
-    assert run(folder, out, "--samples-per-shard", 7) == 0
-    before = contents(out)
-    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    assert run(folder, out, "--samples-per-shard", 7) == 0
-    assert contents(out) == before
-    assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == stamps
-    assert "4 of them from before" in capsys.readouterr().out
-    assert run(folder, out, "--samples-per-shard", 8, "--size", 8) == 2
-    error = capsys.readouterr().err
-    assert "samples_per_shard: 7 there, 8 now" in error
-    assert "size: None there, 8 now" in error
-    (folder / "cat" / "new.jpg").write_bytes(image_bytes(77))
-    assert run(folder, out, "--samples-per-shard", 7) == 2
-    assert "files: 25 there, 26 now" in capsys.readouterr().err
-    assert contents(out) == before
-
-
-def test_shards_of_someone_else_are_not_written_over(folder, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
-    assert run(folder, tmp_path / "out") == 2
-    assert "already holds train-000000.tar" in capsys.readouterr().err
-    assert (tmp_path / "out" / "train-000000.tar").read_bytes() == b"precious"
-    assert run(folder, tmp_path / "out", "--name", "mine") == 0
-
-
-def test_workers_do_not_change_a_byte(folder, tmp_path):
-    settings = WriteSettings(samples_per_shard=5)
-    for workers in (1, 3):
-        write(folder, tmp_path / str(workers), settings, workers=workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "3")
-    assert len(contents(tmp_path / "1")) == 5 + 3
-
-
-def wait_for(condition, *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("shards_before_the_kill", [1, 6])
-def test_a_killed_write_is_finished_by_the_same_command_to_the_same_bytes(tmp_path, shards_before_the_kill):
-    data = image_bytes(0, size=(640, 480))
-    for i in range(150):
-        (tmp_path / "in" / str(i % 3)).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / str(i % 3) / f"{i:03d}.jpg").write_bytes(data if i % 40 else b"bad")
-    out = tmp_path / "killed"
-    options = ["--samples-per-shard", "10", "--workers", "2"]
-    command = [sys.executable, "-m", "pretrain.data", "write", str(tmp_path / "in")]
-    victim = subprocess.Popen([*command, str(out), *options], stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: len(list(out.glob("*.tar"))) >= shards_before_the_kill)
-    children = descendants(victim.pid)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
-    assert len(list(out.glob("*.tar"))) < 15, "finished before the kill"
-    wait_for(lambda: not any(alive(pid) for pid in children), seconds=20)
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    for again in (out, tmp_path / "undisturbed"):
-        assert subprocess.run([*command, str(again), *options], capture_output=True, check=False).returncode == 0
-    assert contents(out) == contents(tmp_path / "undisturbed")
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert not list(out.rglob("*.tmp"))
-    assert Dataset.open(out).num_samples == 146
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [d for child in children for d in (child, *descendants(child))]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
