@@ -67,7 +67,9 @@ class ModelConfig(Config):
         for side, name in zip(self.size, ("height", "width"), strict=True):
             if side % self.patch_size:
                 near = max(1, round(side / self.patch_size)) * self.patch_size
-                found.append(f"model.img_size: {name} {side} is not a multiple of patch_size {self.patch_size}; try {near}")
+                found.append(
+                    f"model.img_size: {name} {side} is not a multiple of patch_size {self.patch_size}; try {near}"
+                )
         if widths["embed_dim"] % widths["num_heads"]:
             found.append(f"model.num_heads: {widths['num_heads']} does not divide embed_dim {widths['embed_dim']}")
         if self.pos_embed == "sincos" and widths["embed_dim"] % 4:
@@ -176,6 +178,7 @@ class ProbeConfig(Config):
     k: Positive = 20
     temperature: float = Field(0.07, gt=0)
     batch_size: Positive = 256
+    resize: Positive | None = Field(None, description="shorter side before the centre crop; default: 256/224 of it")
     max_images: Positive | None = Field(None, description="per side; default: all")
 
 
@@ -212,7 +215,7 @@ class PretrainConfig(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainConfig:
         problems = self.model.problems() or self._view_problems()
-        problems += self._channel_problems() + self._engine_problems()
+        problems += self._channel_problems() + self._engine_problems() + self._probe_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -236,6 +239,16 @@ class PretrainConfig(Config):
                 found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data show` measures them")
             elif given is not None and len(given) != channels:
                 found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
+        return found
+
+    def _probe_problems(self) -> list[str]:
+        if self.probe is None:
+            return []
+        found, side = [], max(self.model.size)
+        if self.probe.resize is not None and self.probe.resize < side:
+            found.append(f"probe.resize: {self.probe.resize} is smaller than model.img_size {side}")
+        if self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
+            found.append("probe: not possible under ZeRO-3, no rank holds whole weights; remove it or use stage 0-2")
         return found
 
     def _engine_problems(self) -> list[str]:
@@ -293,7 +306,9 @@ def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
         problems.append(f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}")
     steps_per_epoch = max(1, num_samples // batch)
     total = optim.total_steps or max(1, round((optim.epochs or 0) * steps_per_epoch))
-    warmup = optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
+    warmup = (
+        optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
+    )
     if warmup > total:
         problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
     if problems:

@@ -85,16 +85,20 @@ class Feed:
         self._loader.close()
 
     def names(self, positions: Sequence[int]) -> list[str]:
-        """"shard/key" of the samples at `positions`."""
+        """ "shard/key" of the samples at `positions`."""
         order = Order(self._dataset.counts, self._config.seed, self._config.data.block_shards)
         located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
         places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
-        return [f"{self._dataset.names[shard]}/{reader.read(shard, sample, only=())['__key__']}" for shard, sample in places]
+        return [
+            f"{self._dataset.names[shard]}/{reader.read(shard, sample, only=())['__key__']}" for shard, sample in places
+        ]
 
     def _record_bad(self, record: BadRecord) -> None:
         with self._list.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self._say(f"bad sample {record['shard']}/{record['key']}: {record['reason']}; used {record['substitute']} instead")
+        self._say(
+            f"bad sample {record['shard']}/{record['key']}: {record['reason']}; used {record['substitute']} instead"
+        )
 
 
 def _read_records(path: Path) -> list[BadRecord]:

@@ -30,7 +30,8 @@ class OnlineProbe:
                 mean=config.mean,
                 std=config.std,
                 batch_size=config.probe.batch_size,
-                max_images=config.probe.max_images,
+                resize=config.probe.resize,
+                max_samples=config.probe.max_images,
                 rank=world.rank,
                 world=world.world_size,
             )

@@ -27,7 +27,7 @@ from pretrain.engine.loop import NonFiniteError, every, fit
 from pretrain.engine.optim import OptimSettings
 from pretrain.engine.trainable import Engine, EngineSettings, StepResult
 from pretrain.feed import Feed
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Horizon, Objective
 from pretrain.online_probe import OnlineProbe
 from pretrain.record import versions
 from pretrain.runfolder import check_same_run, write_records
@@ -71,7 +71,7 @@ class Run:
         if self.first:
             write_records(config, steps, fingerprint=dataset.fingerprint, device=_device_name(world))
             preempt.unmark(self.folder)
-        self.objective = build_objective(config, steps)
+        self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
         greeting = [] if found else start_weights(self.objective, config)
         self.engine = _build_engine(config, steps, self.objective, world)
         if found is not None:
@@ -110,7 +110,9 @@ class Run:
             probe_every=config.probe.every_steps if config.probe else 0,
         )
         if reached < steps.total_steps:
-            self.say(f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command goes on")
+            self.say(
+                f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command goes on"
+            )
             if self.first:
                 preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
             return preempt.EXIT_PREEMPTED
@@ -157,9 +159,7 @@ class Run:
         self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
         if every(step, self.config.log.pictures_every_steps, self.steps.total_steps) and not self._is_partitioned:
             with torch.no_grad():
-                pictures = self.objective.pictures(
-                    self.feed.latest, step, mean=self.config.mean, std=self.config.std
-                )
+                pictures = self.objective.pictures(self.feed.latest, step, mean=self.config.mean, std=self.config.std)
             self.log.pictures(step, pictures)
 
     def _report_skipped(self, step: int, result: StepResult) -> None:
@@ -174,7 +174,11 @@ class Run:
     def _save(self, step: int) -> None:
         about = {
             "samples_consumed": step * self.config.optim.global_batch_size,
-            "order": {"version": ORDER_VERSION, "seed": self.config.seed, "block_shards": self.config.data.block_shards},
+            "order": {
+                "version": ORDER_VERSION,
+                "seed": self.config.seed,
+                "block_shards": self.config.data.block_shards,
+            },
             "global_batch_size": self.config.optim.global_batch_size,
             "fingerprint": self.dataset.fingerprint,
             "world_size": self.world.world_size,

@@ -69,4 +69,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     if not isinstance(values, dict):
         return {prefix: values}
-    return {key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }

@@ -1,0 +1,96 @@
+"""`fovea release RUN OUT`: the backbone of a run's newest checkpoint, as a folder that timm loads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import PretrainConfig, plan
+from pretrain.configlib import ConfigError, load_config
+from pretrain.engine.checkpoint import Checkpoints
+from pretrain.engine.commit import CheckpointError
+
+
+def from_run(run_dir: Path, out: Path) -> str:
+    """Write the release of the newest whole checkpoint of `run_dir` into `out`; what was written, in a line.
+
+    Raises:
+        ConfigError: `run_dir` is no run. CheckpointError: no checkpoint, or none that is whole.
+        ValueError: `out` holds something else.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
+    config = load_config(PretrainConfig, run_dir / "config.yaml")
+    data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    found = Checkpoints(run_dir / "checkpoints").find_latest()
+    if found is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet; `touch {run_dir}/save` asks a running one for it")
+    from safetensors.torch import load_file
+
+    from pretrain.models.release import write_release
+    from pretrain.objectives.base import Horizon
+    from pretrain.start import build_objective
+
+    steps = plan(config, num_samples=data["num_samples"], world_size=1)
+    objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
+    objective.load_state_dict(load_file(found.folder / "model.safetensors"))
+    record = {
+        "recipe": config.model_dump(mode="json"),
+        "data": {"fingerprint": data["fingerprint"], "images": data["num_samples"]},
+        "metrics": {"step": found.step, **_last_metrics(run_dir / "metrics.jsonl", found.step, config)},
+        **_environment(run_dir / "environment.jsonl"),
+    }
+    write_release(
+        out,
+        objective.backbone,
+        model_config=config.model.vit_arguments(),
+        objective=config.objective.name,
+        extra_state=objective.heads_state(),
+        record=record,
+        mean=config.mean,
+        std=config.std,
+    )
+    return f"released step {found.step} as {out}: timm.create_model('local-dir:{out}', pretrained=True)"
+
+
+def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:
+    """The last measured kNN accuracies up to `step`, by the name of their protocol."""
+    scores: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        row = json.loads(line)
+        if row["step"] <= step:
+            scores |= {name: value for name, value in row.items() if name.startswith("knn/") and name != "knn/pixels"}
+    if config.probe is None:
+        return {}
+    protocol = f"{config.probe.k}-NN top-1, cosine, T={config.probe.temperature}, {config.probe.val_shards}"
+    return {f"{name.removeprefix('knn/')} {protocol}": value for name, value in scores.items()}
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Commit and versions of the run's last start."""
+    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    return {"commit": last["commit"], "versions": last["versions"]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: written. 2: wrong folder. 3: no whole checkpoint."""
+    parser = argparse.ArgumentParser(prog="fovea release", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("out", type=Path, help="the folder to write; a release in it is replaced")
+    chosen = parser.parse_args(arguments)
+    try:
+        print(from_run(chosen.run, chosen.out))
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 3
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
