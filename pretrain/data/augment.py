@@ -5,9 +5,9 @@ worker and on a GPU, without a generator and without waiting for the device. Eac
 formula (`torchvision.transforms.v2.functional`) on float images in [0, 1]; the blur's tail is cut where it holds less
 than 1e-3 of the weight. Contrast of other than 3 channels blends with the mean of all channels.
 
-The official DINO code works on uint8 PIL images: it rounds after every operation, counts hue in 1/256 turns and blurs by
-repeated box filters. On ImageNet photos with equal parameters the result differs from ours by 1.1/255 on average after
-jitter and grayscale (99 % of the values within 4/255) and by 0.6/255 after blur (99 % within 4.3/255).
+The official DINO code works on uint8 PIL images: it rounds after every operation, counts hue in 1/256 turns and blurs
+by repeated box filters. On ImageNet photos with equal parameters the result differs from ours by 1.1/255 on average
+after jitter and grayscale (99 % of the values within 4/255) and by 0.6/255 after blur (99 % within 4.3/255).
 """
 
 from __future__ import annotations

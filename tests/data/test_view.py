@@ -1,0 +1,53 @@
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.data.view import JITTER_ORDERS, NUM_PARAMS, Blur, ColorJitter, Noise, View, check_channels, stacks
+
+
+def test_views_of_one_name_are_stacked_in_list_order():
+    first, second, local = View("g", (8, 8)), View("g", (8, 8), solarize=0.2), View("l", (4, 4), count=8)
+    entries = stacks([first, Noise("mask", (4,)), local, second])
+    assert entries == {"g": [(0, first), (3, second)], "l": [(2, local)]}
+
+
+def test_the_jitter_orders_are_all_orders_of_four_operations():
+    assert len(set(JITTER_ORDERS)) == 24
+    assert NUM_PARAMS == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: View("v", (0, 8)), "size"),
+        (lambda: View("v", (8, 8), scale=(0.5, 0.2)), "scale"),
+        (lambda: View("v", (8, 8), scale=(0.0, 1.0)), "scale"),
+        (lambda: View("v", (8, 8), scale=(0.5, 1.5)), "scale"),
+        (lambda: View("v", (8, 8), ratio=(2.0, 1.0)), "ratio"),
+        (lambda: View("v", (8, 8), interpolation="nearest"), "interpolation .* 'nearest'"),
+        (lambda: View("v", (8, 8), count=0), "count"),
+        (lambda: View("v", (8, 8), hflip=1.5), "hflip .* 1.5"),
+        (lambda: View("v", (8, 8), grayscale=-0.1), "grayscale"),
+        (lambda: View("bad", (8, 8)), "bad"),
+        (lambda: View("a.b", (8, 8)), "identifier"),
+        (lambda: ColorJitter(hue=0.6), "hue .* 0.6"),
+        (lambda: ColorJitter(prob=2.0), "prob"),
+        (lambda: ColorJitter(contrast=-1.0), "contrast"),
+        (lambda: Blur(0.5, 0.0), "sigma"),
+        (lambda: Blur(0.5, 2.0, 1.0), "sigma"),
+        (lambda: Noise("position", (1,)), "position"),
+        (lambda: Noise("n", (0,)), "shape"),
+        (lambda: stacks([View("v", (8, 8)), View("v", (9, 8))]), "differ in size"),
+        (lambda: stacks([View("v", (8, 8)), Noise("v", (1,))]), "twice"),
+        (lambda: check_channels([View("v", (8, 8), grayscale=0.5)], 1), "grayscale need"),
+    ],
+)
+def test_impossible_views_are_refused_by_name_and_value(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_view_specifications_do_not_import_torch():
+    code = "import sys, pretrain.data.view; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
