@@ -147,10 +147,10 @@ def _read_slurm(env: Mapping[str, str]) -> Launch | None:
 
 def first_host(nodelist: str) -> str:
     """First name of a SLURM node list: "gpu[03-05,9],login1" -> "gpu03"; also "r[1-2]n[01-16]" -> "r1n01"."""
-    head = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist.strip())
+    head = re.match(r"((?:[^,\[\]]|\[[^\]]*\])+)(,|$)", nodelist.strip())
     if not head:
         raise ValueError(f"SLURM node list {nodelist!r}: cannot find a first host in it")
-    host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head.group())
+    host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head.group(1))
     if "[" in host or "]" in host:
         raise ValueError(f"SLURM node list {nodelist!r}: cannot find a first host in it")
     return host

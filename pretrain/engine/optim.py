@@ -21,7 +21,7 @@ class OptimSettings:
         lr: peak, absolute (not per 256 samples). min_lr: at `total_steps`.
         weight_decay_end: where a half cosine from `weight_decay` ends; None: constant.
         warmup_form: "open" meets the peak at step W, "closed" at step W - 1 (see `schedule.warmup_cosine`).
-        clip_mode: "global" clips the norm of all gradients together, "per_tensor" each parameter's own (official code of
+        clip_mode: "global" clips the norm of all gradients together, "per_tensor" each parameter's (official code of
             Caron et al. 2021); "none" leaves them.
         clip_grad: the largest norm allowed.
     """
@@ -79,9 +79,7 @@ def trainable_groups(module: nn.Module, groups: Sequence[ParamGroup]) -> list[Pa
     for group in groups:
         for name, param in zip(group["names"], group["params"], strict=True):
             if known.get(name) is not param:
-                raise ValueError(
-                    f"param_groups: {name!r} of group {group['name']!r} is not that parameter of the model"
-                )
+                raise ValueError(f"param_groups: {name!r} of group {group['name']!r} is not the model's parameter")
             if name in seen:
                 raise ValueError(f"param_groups: {name!r} is in two groups")
             if not param.requires_grad:

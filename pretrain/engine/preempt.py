@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Watch:
-    """Listens for SIGTERM, SIGUSR1 and SIGINT on each rank, and on rank 0 for files `stop` and `save` in the run folder.
+    """Listens for SIGTERM, SIGUSR1 and SIGINT on each rank, and on rank 0 for files `stop` and `save` in the folder.
 
     Handlers only set a flag: the save happens at the next step's edge, on all ranks. A second SIGINT interrupts.
     """

@@ -27,6 +27,7 @@ from pretrain.engine.scaler import LossScaler
 from pretrain.engine.tensorfile import write_tensors
 from pretrain.engine.trainable import Batch, EngineSettings, StepResult, Trainable
 
+Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples
 MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -117,11 +118,11 @@ class StepEngine(ABC):
         """
         started = time.perf_counter()
         lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.optim, step)
-        losses, finite, positions, wait = self._accumulate(micro_batches, step)
+        losses, parts, wait = self._accumulate(micro_batches, step)
         gradients = self._gradients()
         verdict = decide(
             losses,
-            finite,
+            torch.stack([finite for finite, _ in parts]).all(),
             gradients,
             names=self.names,
             owned=self.owns_fragments,
@@ -153,20 +154,17 @@ class StepEngine(ABC):
             skipped=skipped,
             overflow=overflow,
             bad_ranks=verdict.bad_ranks,
-            bad_positions=self._gather_positions(positions, verdict.bad_ranks) if verdict.bad_ranks else (),
+            bad_positions=_gather_positions(parts) if verdict.bad_ranks else (),
             requests=verdict.requests,
             loss_scale=scale,
             data_wait=min(1.0, verdict.wait / seconds),
             seconds=seconds,
         )
 
-    def _accumulate(
-        self, micro_batches: Iterator[Batch], step: int
-    ) -> tuple[dict[str, Tensor], Tensor, list[int], float]:
-        """Forward and backward of each micro-batch: mean losses, all finite?, sample positions, seconds of waiting."""
+    def _accumulate(self, micro_batches: Iterator[Batch], step: int) -> tuple[dict[str, Tensor], list[Part], float]:
+        """Forward and backward of each micro-batch: mean losses, what became of each, seconds waited for data."""
         total: dict[str, Tensor] = {}
-        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        positions: list[Tensor] = []
+        parts: list[Part] = []
         wait = 0.0
         for micro in range(self.accumulation_steps):
             asked = time.perf_counter()
@@ -174,17 +172,15 @@ class StepEngine(ABC):
             wait += time.perf_counter() - asked
             if batch is None:
                 raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
-            if "position" in batch:
-                positions.append(batch["position"])
             torch.manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
             with self._micro_step(last=micro == self.accumulation_steps - 1):
                 losses = self._forward(batch, step)
                 self._backward(losses["loss"] * (self.scaler.scale / self.accumulation_steps))
-            finite &= losses["loss"].detach().isfinite()
+            parts.append((losses["loss"].detach().isfinite(), batch.get("position")))
             for name, value in losses.items():
                 value = value.detach().double() / self.accumulation_steps
                 total[name] = total[name] + value if name in total else value
-        return total, finite, [int(p) for block in positions for p in block.tolist()], wait
+        return total, parts, wait
 
     def _keep_frozen(self, step: int) -> None:
         for index, group in enumerate(self.groups):
@@ -192,10 +188,6 @@ class StepEngine(ABC):
                 forget(
                     self.optimizer, list({id(f.owner): f.owner for f in self.fragments if f.group == index}.values())
                 )
-
-    def _gather_positions(self, positions: list[int], bad_ranks: Sequence[int]) -> tuple[int, ...]:
-        everyone = distributed.all_gather_object(positions)
-        return tuple(position for rank in bad_ranks for position in everyone[rank])
 
     # Checkpoints
 
@@ -243,6 +235,12 @@ class StepEngine(ABC):
 
     def _set_model_state(self, state: dict[str, Tensor]) -> None:
         self.trainable.load_state_dict(state)
+
+
+def _gather_positions(parts: Sequence[Part]) -> tuple[int, ...]:
+    """Sample positions of all ranks' micro-batches whose loss is not finite."""
+    mine = [position.tolist() for finite, position in parts if position is not None and not finite]
+    return tuple(sample for rank in distributed.all_gather_object(mine) for positions in rank for sample in positions)
 
 
 def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon
+from pretrain.objectives.configs import DINOConfig, MAEConfig
+from pretrain.objectives.dino import DINO
+from pretrain.objectives.mae import MAE
+
+GLOBAL_BATCH = 8
 
 
 class Toy(nn.Module):
     """A student that follows a centred teacher (as DINO does), with a last layer frozen at first."""
 
-    def __init__(self, *, width: int = 12, frozen_steps: int = 0, momentum: float = 0.9, bias: bool = True):
+    def __init__(self, *, width: int = 12, frozen_steps: int = 4, momentum: float = 0.9, bias: bool = True):
         super().__init__()
         torch.manual_seed(7)
         self.frozen_steps, self.momentum = frozen_steps, momentum
@@ -88,17 +97,59 @@ def _group(name: str, named: dict[str, nn.Parameter], decay: float, frozen_steps
     }
 
 
-def batches(*, start: int, accumulation: int, world: int, rank: int, global_batch: int = 8, poison=None):
-    """This rank's micro-batches for ever; sample p is a function of p. `poison`: positions whose pixels are nan."""
-    micro = global_batch // world // accumulation
-    step = start
+def tiny_mae() -> MAE:
+    torch.manual_seed(3)
+    config = MAEConfig(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+    return MAE(config, _tiny_vit(), Horizon(total_steps=20, steps_per_epoch=5))
+
+
+def tiny_dino() -> DINO:
+    """The last layer stands still for 5 steps."""
+    torch.manual_seed(3)
+    config = DINOConfig(
+        out_dim=24,
+        head_hidden_dim=32,
+        head_bottleneck_dim=16,
+        norm_last_layer=False,
+        drop_path_rate=0.0,  # drawn by rank: would differ between world sizes
+        momentum_teacher=0.9,
+        local_crops_number=2,
+        local_crops_size=16,
+    )
+    return DINO(config, _tiny_vit(), Horizon(total_steps=20, steps_per_epoch=5))
+
+
+def _tiny_vit() -> ViT:
+    return ViT((32, 32), 8, embed_dim=48, depth=2, num_heads=3)
+
+
+def batches(
+    kind: str,
+    *,
+    start: int,
+    accumulation: int,
+    world: int,
+    rank: int,
+    poison: set[int] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """This rank's micro-batches for ever; a sample is a function of its position. `poison`: positions that are nan."""
+    micro, step = GLOBAL_BATCH // world // accumulation, start
     while True:
         for index in range(accumulation):
-            first = step * global_batch + rank * (global_batch // world) + index * micro
-            positions = range(first, first + micro)
-            rows = [torch.randn(6, generator=torch.Generator().manual_seed(1000 + p)) for p in positions]
-            for row, position in zip(rows, positions, strict=True):
-                if poison and position in poison:
-                    row.fill_(float("nan"))
-            yield {"x": torch.stack(rows), "position": torch.tensor(list(positions))}
+            first = step * GLOBAL_BATCH + rank * (GLOBAL_BATCH // world) + index * micro
+            samples = [_sample(kind, position, position in (poison or ())) for position in range(first, first + micro)]
+            batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+            yield {**batch, "position": torch.arange(first, first + micro)}
         step += 1
+
+
+def _sample(kind: str, position: int, poisoned: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1000 + position)
+    if kind == "mae":
+        sample = {"image": torch.randn(1, 3, 32, 32, generator=generator)}
+        return {**sample, "mask_noise": torch.rand(16, generator=generator)}
+    if kind == "dino":
+        sample = {"global": torch.randn(2, 3, 32, 32, generator=generator)}
+        return {**sample, "local": torch.randn(2, 3, 16, 16, generator=generator)}
+    x = torch.randn(6, generator=generator)
+    return {"x": torch.full_like(x, float("nan")) if poisoned else x}

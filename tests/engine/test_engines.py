@@ -1,0 +1,197 @@
+"""Every engine trains as one process does, resumes bit by bit, and reads what any other engine or world size saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from . import scenarios
+from .ranks import launch
+
+CASES = [
+    *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
+    *[["plain", engine, "per_tensor"] for engine in ("zero3", "zero1+offload", "zero2+offload", "zero3+offload")],
+    *[["plain", engine, "sgd"] for engine in ("ddp", "zero2")],
+    *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
+    *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
+]
+TRAINED = {(model, optim) for model, _, optim in CASES}
+RESUMED = [
+    *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
+    ["plain", "zero3", "global"],
+    ["plain", "zero2+offload", "global"],
+    ["plain", "ddp", "sgd"],
+    ["plain", "zero2", "sgd"],
+    ["mae", "zero2", "global"],
+    ["dino", "ddp", "per_tensor"],
+    ["dino", "zero2", "per_tensor"],
+]
+
+
+POISONED = ["ddp", "zero0", "zero1", "zero2", "zero3"]
+RESUMED_ALONE = [["toy", "ddp", "per_tensor"], ["toy", "zero2", "per_tensor"], ["plain", "zero3", "global"]]
+ELSEWHERE = [
+    ("toy", "ddp", "toy-zero2-per_tensor"),
+    ("toy", "zero0", "toy-zero2-per_tensor"),
+    ("toy", "zero1", "toy-zero2-per_tensor"),
+    ("toy", "zero2", "toy-zero2-per_tensor"),
+    ("toy", "zero2", "toy-ddp-per_tensor"),
+    ("plain", "zero3", "plain-zero3-global"),
+    ("plain", "zero2", "plain-zero3-global"),
+]
+
+
+def _elsewhere(folder: Path) -> list[list[str]]:
+    return [[model, engine, saved.rpartition("-")[2], str(folder / saved)] for model, engine, saved in ELSEWHERE]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    """By rank: trained, resumed."""
+    todo = [["train", "trained", {"cases": CASES, "accumulation": 2}], ["resume", "resumed", {"cases": RESUMED}]]
+    ranks = launch(scenarios.several, world=2, out=folder / "two", scenarios=todo)
+    return [dict(zip(("trained", "resumed"), found, strict=True)) for found in ranks]
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path, two: Any) -> dict[str, Any]:
+    """One process, the whole batch at once: what the others must equal; and going on with what two ranks saved."""
+    reference = [[model, "ddp", optim] for model, optim in sorted(TRAINED)]
+    todo = [
+        ["train", "trained", {"cases": reference, "accumulation": 1}],
+        ["resume", "resumed", {"cases": RESUMED_ALONE}],
+        ["resume_from", "elsewhere", {"cases": _elsewhere(folder / "two" / "resumed")}],
+        ["refusals", "refused", {}],
+    ]
+    found = launch(scenarios.several, world=1, out=folder / "one", scenarios=todo)[0]
+    return dict(zip(("trained", "resumed", "elsewhere", "refused"), found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def two_again(folder: Path, one: Any) -> list[dict[str, Any]]:
+    """By rank: going on with what one process saved, a nan on one rank, requests to stop."""
+    todo = [
+        ["resume_from", "elsewhere", {"cases": _elsewhere(folder / "one" / "resumed")}],
+        ["poisoned", "poisoned", {"engines": POISONED}],
+        ["asked_to_stop", "asked", {}],
+    ]
+    ranks = launch(scenarios.several, world=2, out=folder / "two-again", scenarios=todo)
+    return [dict(zip(("elsewhere", "poisoned", "asked"), found, strict=True)) for found in ranks]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_two_ranks_and_two_micro_batches_train_as_one_process_with_the_whole_batch(case, folder, one, two):
+    model, _, optim = case
+    reference, name = f"{model}-ddp-{optim}", "-".join(case)
+    expected, found = one["trained"][reference], two[0]["trained"][name]
+    assert len(found["losses"]) == scenarios.STEPS
+    torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(expected["losses"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["norms"]), torch.tensor(expected["norms"]), atol=1e-4, rtol=1e-4)
+    weights = load_file(folder / "one/trained" / f"{reference}.safetensors")
+    for key, value in load_file(folder / "two/trained" / f"{name}.safetensors").items():
+        torch.testing.assert_close(value, weights[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_losses_teacher_and_centre_are_the_same_bits_on_every_rank(case, two):
+    name = "-".join(case)
+    assert two[0]["trained"][name] == two[1]["trained"][name]
+
+
+def test_clipping_took_part_in_those_runs(one):
+    for case, limit in (("toy-ddp-per_tensor", 0.3), ("mae-ddp-global", 0.3), ("dino-ddp-per_tensor", 1.0)):
+        assert sum(norm > limit for norm in one["trained"][case]["norms"]) >= 3, case
+
+
+@pytest.mark.parametrize("case", RESUMED, ids="-".join)
+def test_a_resumed_run_ends_with_the_same_bits(case, two):
+    for rank in two:
+        found = rank["resumed"]["-".join(case)]
+        assert found["different_files"] == []
+        assert found["equal_losses"]
+
+
+@pytest.mark.parametrize("case", RESUMED_ALONE, ids="-".join)
+def test_a_resumed_run_alone_ends_with_the_same_bits(case, one):
+    assert one["resumed"]["-".join(case)]["different_files"] == []
+    assert one["resumed"]["-".join(case)]["equal_losses"]
+
+
+@pytest.mark.parametrize(("model", "engine", "saved"), ELSEWHERE)
+def test_what_two_ranks_saved_goes_on_in_one(model, engine, saved, folder, one, two):
+    expected = two[0]["resumed"][saved]["losses"][7:]
+    assert one["elsewhere"][f"{engine} {folder / 'two/resumed' / saved}"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("model", "engine", "saved"), ELSEWHERE)
+def test_what_one_process_saved_goes_on_in_two(model, engine, saved, folder, one, two_again):
+    expected = one["resumed"][saved]["losses"][7:]
+    found = two_again[0]["elsewhere"][f"{engine} {folder / 'one/resumed' / saved}"]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_zero_3_refuses_a_teacher_by_name(one):
+    assert "DINO keeps an averaged teacher" in one["refused"]["dino"]
+    assert "use zero_stage 2" in one["refused"]["toy"]
+
+
+@pytest.mark.parametrize("engine", POISONED)
+def test_a_nan_on_one_rank_skips_the_step_on_all_and_changes_nothing(engine, two_again):
+    for rank in two_again:
+        found = rank["poisoned"][engine]
+        assert found["skipped"]
+        assert found["kept"], "weights, teacher, centre, optimizer state"
+        assert found["bad_ranks"] == [1]
+        assert found["bad_positions"] == [36, 37]  # the micro-batch with the nan
+
+
+@pytest.mark.parametrize("engine", POISONED)
+def test_training_goes_on_after_a_skipped_step(engine, two_again):
+    for rank in two_again:
+        found = rank["poisoned"][engine]
+        assert [skipped for skipped, _, _ in found["later"]] == [False, False, False]
+        assert found["moved"]
+    later = [[numbers for _, *numbers in rank["poisoned"][engine]["later"]] for rank in two_again]
+    assert later[0] == later[1]
+    reference = two_again[0]["poisoned"]["ddp"]["later"]
+    if engine != "zero3":  # trains another model
+        torch.testing.assert_close(
+            torch.tensor(later[0]), torch.tensor([row[1:] for row in reference]), atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("engine", POISONED)
+def test_three_skipped_steps_in_a_row_stop_the_run_and_name_the_samples(engine, two_again):
+    for rank in two_again:
+        step, message = rank["poisoned"][engine]["stopped"]
+        assert step == 11
+        assert "ranks [0, 1]" in message
+        assert "positions [80," in message
+
+
+@pytest.mark.parametrize("engine", POISONED)
+def test_a_gradient_that_is_not_finite_skips_the_step(engine, two_again):
+    for rank in two_again:
+        assert rank["poisoned"][engine]["gradient"] == [False, False, True, False, False]
+
+
+def test_a_signal_to_one_rank_makes_all_save_the_same_step(two_again):
+    assert two_again[0]["asked"]["signal"] == [4, 4, ""]
+    assert two_again[1]["asked"]["signal"] == [4, 4, "SIGTERM"]
+
+
+def test_files_ask_for_a_save_and_for_a_stop_and_are_taken_away(two_again):
+    for rank in two_again:
+        saved, reached, files = rank["asked"]["files"]
+        assert saved == [6, 10]
+        assert reached == 10
+        assert not {"save", "stop"} & set(files)
