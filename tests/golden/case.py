@@ -38,10 +38,15 @@ class Case:
         """Tensors whose key starts with `prefix/`, without it."""
         return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(prefix + "/")}
 
-    def take(self, section: str, *known: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-        """A mapping of the config, refusing options this runner would otherwise leave out."""
+    def take(self, section: str, *known: str, neutral: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A mapping of the config, refusing options this runner would otherwise leave out.
+
+        Args:
+            known: options the runner applies. neutral: options it does not have, and the value at which they do nothing.
+        """
         values = self.config[section]
-        unknown = set(values) - set(known) - set(optional)
+        same = {name for name, value in (neutral or {}).items() if name in values and values[name] == value}
+        unknown = set(values) - set(known) - same
         assert not unknown, f"{self.name}: config.{section} has options the runner does not know: {sorted(unknown)}"
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from pretrain.schedule import cosine, teacher_temp, warmup_cosine
 from .case import Case, key_third
 
 
-def build_vit(ctor: dict[str, Any]) -> ViT:
+def build_vit(case: Case) -> ViT:
     """The official backbone: learned positions, resampled by scale factor."""
+    known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
+    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0, "qk_scale": None}
+    ctor = case.take("ctor", *known, neutral=neutral)
     side = ctor["img_size"]
     side = side[0] if isinstance(side, list) else side
     return ViT(
@@ -31,12 +35,8 @@ def build_vit(ctor: dict[str, Any]) -> ViT:
     )
 
 
-VIT_KNOWN = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-VIT_OPTIONAL = ("in_chans", "qkv_bias")
-
-
 def run_vit(case: Case) -> None:
-    vit = build_vit(case.take("ctor", *VIT_KNOWN, optional=VIT_OPTIONAL)).eval()
+    vit = build_vit(case).eval()
     vit.load_state_dict(case.below("state"))
     for name, images in case.below("input").items():
         patch = vit.patch_size
@@ -51,7 +51,10 @@ def run_vit(case: Case) -> None:
                 if key.startswith("intermediate"):
                     i, n = (int(number) for number in key.removeprefix("intermediate").split("_of_last"))
                     case.check(f"expect/{name}/{key}", vit.intermediate(images, n)[i])
-    vit.forward_cls(case["input/small"]).square().sum().backward()
+    descriptions = {case.facts["tensors"][f"grad/{name}"]["what"] for name in case.below("grad")}
+    sources = {re.findall(r"sum\(forward\((\w+)\)\^2\)", text)[0] for text in descriptions}
+    for source in sources:
+        vit.forward_cls(case[f"input/{source}"]).square().sum().backward()
     parameters = dict(vit.named_parameters())
     for name, expect in case.below("grad").items():
         gradient = parameters[name].grad
@@ -79,7 +82,7 @@ def run_head(case: Case) -> None:
 
 
 def before_batch_norm(head: DINOHead, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
-    """Marks a bias that BatchNorm takes away again, so that its gradient is zero."""
+    """Marks a bias of the head that BatchNorm takes away again, so that its gradient is zero. None for other names."""
     if not (name.endswith(".bias") and isinstance(head.mlp, torch.nn.Sequential)):
         return None
     index = name.removeprefix("mlp.").removesuffix(".bias")

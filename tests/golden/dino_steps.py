@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import socket
@@ -23,7 +24,7 @@ from pretrain.objectives.configs import DINOConfig
 from pretrain.objectives.dino import DINO
 
 from .case import Case, key_third
-from .dino import VIT_KNOWN, VIT_OPTIONAL, build_vit, temperatures
+from .dino import before_batch_norm, build_vit, temperatures
 
 
 class RecordingEngine(AccelerateEngine):
@@ -46,16 +47,26 @@ class RecordingEngine(AccelerateEngine):
 def run_steps(case: Case) -> None:
     world = case.config["world"]
     results = [train(case, World(0, 1, 0, torch.device("cpu")))] if world == 1 else _spawn(case.path, world)
+    objective, _ = build(case)
     for key in sorted(case.due):
         owner = int(key.rpartition("_rank")[2]) if "_rank" in key else 0
         if key in results[owner]:
-            case.check(key, results[owner][key], zero=key_third(key, case[key]) if key.startswith("grad/") else None)
+            case.check(key, results[owner][key], zero=zero_gradients(objective, key, case[key]))
     _check_query_and_value_biases(case, results[0])
     for rank, result in enumerate(results):
         for key, value in result.items():  # what is not per rank must be the same on all
             if "_rank" not in key:
                 assert torch.equal(value, results[0][key]), f"{case.name}: {key} of rank {rank} differs from rank 0"
-    _check_groups(case)
+    _check_groups(case, objective)
+
+
+def zero_gradients(objective: DINO, key: str, tensor: Tensor) -> Tensor | None:
+    """Marks the entries of a gradient that are zero in exact arithmetic."""
+    if not key.startswith("grad/"):
+        return None
+    if "head." in key:
+        return before_batch_norm(objective.student.head, key.removeprefix("grad/head."), tensor)
+    return key_third(key, tensor)
 
 
 def train(case: Case, world: World) -> dict[str, Tensor]:
@@ -73,10 +84,10 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     for step in range(case.config["steps"]):
         batch = _batch(case, step, world)
         if step == 0:
-            crops = objective.crops(batch)
+            crops, twin = objective.crops(batch), copy.deepcopy(objective)  # BatchNorm counts every forward pass
             with torch.no_grad():
-                result[f"expect/step0/student_out_rank{world.rank}"] = objective.student(*crops)
-                result[f"expect/step0/teacher_out_rank{world.rank}"] = objective.teacher(crops[0])
+                result[f"expect/step0/student_out_rank{world.rank}"] = twin.student(*crops)
+                result[f"expect/step0/teacher_out_rank{world.rank}"] = twin.teacher(crops[0])
         done = engine.train_step(iter([batch]), step)
         assert not done.skipped
         objective.after_step(step + 1)
@@ -97,10 +108,10 @@ def build(case: Case) -> tuple[DINO, OptimSettings]:
     hyper = case.take(
         "hyper", "optimizer", "lr", "min_lr", "epochs", "warmup_epochs", "iters_per_epoch", "weight_decay",
         "weight_decay_end", "momentum_teacher", "clip_grad", "freeze_last_layer", "warmup_teacher_temp",
-        "teacher_temp", "warmup_teacher_temp_epochs",
+        "teacher_temp", "warmup_teacher_temp_epochs", "student_temp", "center_momentum",
     )  # fmt: skip
-    head = case.take("head", "out_dim", "hidden_dim", "bottleneck_dim", optional=("nlayers", "use_bn"))
-    vit = build_vit(case.take("ctor", *VIT_KNOWN, optional=VIT_OPTIONAL))
+    head = case.take("head", "out_dim", "hidden_dim", "bottleneck_dim", "nlayers", "use_bn")
+    vit = build_vit(case)
     known = {"ctor", "head", "hyper", "g", "l", "nlocal", "batch", "steps", "world", "seed", "norm_last_layer"}
     unknown = set(case.config) - known
     assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
@@ -115,6 +126,8 @@ def build(case: Case) -> tuple[DINO, OptimSettings]:
         warmup_teacher_temp=hyper["warmup_teacher_temp"],
         warmup_teacher_temp_epochs=hyper["warmup_teacher_temp_epochs"],
         momentum_teacher=hyper["momentum_teacher"],
+        student_temp=hyper.get("student_temp", 0.1),
+        center_momentum=hyper.get("center_momentum", 0.9),
         freeze_last_layer_epochs=hyper["freeze_last_layer"],
         drop_path_rate=0.0,
         local_crops_number=case.config["nlocal"],
@@ -155,10 +168,9 @@ def _schedules(case: Case, objective: DINO, settings: OptimSettings) -> dict[str
     return result | {"expect/teacher_temp_schedule": temperatures(case.config["hyper"], epochs=epochs)}
 
 
-def _check_groups(case: Case) -> None:
+def _check_groups(case: Case, objective: DINO) -> None:
     """Weight decay of every parameter as in the table of the case."""
     (table,) = (t for title, t in case.facts["tables"].items() if title.startswith("optimizer group"))
-    objective, _ = build(case)
     groups = {
         name.removeprefix("student."): 0 if group["weight_decay_scale"] else 1
         for group in objective.param_groups()

@@ -20,7 +20,7 @@ from .case import Case, key_third
 def run_pretrain(case: Case) -> None:
     known = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_pix_loss")
     decoder = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
-    ctor = case.take("ctor", *known, *decoder, optional=("in_chans",))
+    ctor = case.take("ctor", *known, *decoder, "in_chans")
     side, patch = ctor["img_size"], ctor["patch_size"]
     backbone = ViT(
         (side, side), patch, ctor.get("in_chans", 3), ctor["embed_dim"], ctor["depth"], ctor["num_heads"],

@@ -1,0 +1,68 @@
+"""Objectives small enough for a test, and batches for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.data.view import Noise, View, stacks
+from pretrain.models.vit import ViT
+from pretrain.objectives import OBJECTIVES, build
+from pretrain.objectives.base import Horizon, Objective
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mae": {"decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2},
+    "dino": {
+        "out_dim": 32,
+        "head_hidden_dim": 16,
+        "head_bottleneck_dim": 8,
+        "local_crops_number": 2,
+        "local_crops_size": 16,
+        "warmup_teacher_temp_epochs": 2,
+        "teacher_temp": 0.07,
+    },
+}
+HORIZON = Horizon(total_steps=8, steps_per_epoch=2)
+
+
+@dataclass(frozen=True)
+class Shape:
+    size: tuple[int, int] = (24, 32)
+    patch_size: int = 8
+    in_chans: int = 3
+    drop_path_rate: float = 0.0
+
+
+def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:
+    shape = shape or Shape()
+    torch.manual_seed(0)
+    config = OBJECTIVES[name][0](**SMALL[name] | changes)
+    pos_embed = "learned" if name == "dino" else "sincos"
+    backbone = ViT(
+        shape.size, shape.patch_size, shape.in_chans, 16, 2, 2, 2.0, num_registers=registers, pos_embed=pos_embed
+    )
+    return build(name)(config, backbone, HORIZON)
+
+
+def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """What the loader would give for the objective's views: normal pixels, uniform noise."""
+    shape = shape or Shape()
+    generator = torch.Generator().manual_seed(seed)
+    specs = of.config.views(shape)
+    result = {
+        name: torch.randn(
+            images, sum(v.count for _, v in entry), shape.in_chans, *entry[0][1].size, generator=generator
+        )
+        for name, entry in stacks(specs).items()
+    }
+    noises = {s.name: torch.rand(images, *s.shape, generator=generator) for s in specs if isinstance(s, Noise)}
+    assert all(isinstance(spec, View | Noise) for spec in specs)
+    return result | noises
+
+
+def part(of: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
+    """A micro-batch of a batch."""
+    return {name: value[which] for name, value in of.items()}
