@@ -24,7 +24,7 @@ def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[Pret
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: done. 85: asked to stop, saved, the same command goes on. 2: wrong input. 3: no good checkpoint."""
+    """Exit status 0: done. 85: stopped on request and saved. 2: wrong input. 3: no whole checkpoint."""
     parser = argparse.ArgumentParser(prog="fovea pretrain", description=__doc__)
     parser.add_argument("config", help="a YAML file, for instance configs/debug/mae.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")

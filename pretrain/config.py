@@ -257,8 +257,8 @@ class PretrainConfig(Config):
             found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
         if zero3 and self.objective.has_teacher:
             found.append(
-                f"engine.zero_stage: {self.objective.name} keeps an EMA teacher, which is not proved equal under ZeRO-3; "
-                "use stage 0, 1 or 2"
+                f"engine.zero_stage: {self.objective.name} keeps an EMA teacher, which is not proved equal "
+                "under ZeRO-3; use stage 0, 1 or 2"
             )
         if zero3 and self.optim.clip_grad and self.optim.clip_mode == "per_tensor":
             found.append("optim.clip_mode: per_tensor is not possible under ZeRO-3; use stage 0-2 or clip_mode=global")

@@ -89,16 +89,13 @@ class Feed:
         order = Order(self._dataset.counts, self._config.seed, self._config.data.block_shards)
         located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
         places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
-        return [
-            f"{self._dataset.names[shard]}/{reader.read(shard, sample, only=())['__key__']}" for shard, sample in places
-        ]
+        return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
 
     def _record_bad(self, record: BadRecord) -> None:
         with self._list.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self._say(
-            f"bad sample {record['shard']}/{record['key']}: {record['reason']}; used {record['substitute']} instead"
-        )
+        where = f"{record['shard']}/{record['key']}"
+        self._say(f"bad sample {where}: {record['reason']}; used {record['substitute']} instead")
 
 
 def _read_records(path: Path) -> list[BadRecord]:
