@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,7 +28,7 @@ def run_parallel(
         return
     # forkserver: forking a process that has threads (a progress bar) can deadlock
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
         pending = {pool.submit(function, job): job for job in jobs}
         for future in as_completed(pending):
@@ -38,8 +39,9 @@ def run_parallel(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _die_with_parent() -> None:
-    """A worker waits on a queue that it holds open itself, so a killed parent would leave it waiting for ever."""
+def _start_worker() -> None:
+    """Die of an interrupt without a traceback, and with the parent: a killed one would leave its workers waiting."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

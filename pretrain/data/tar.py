@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 
 BLOCK = 512
-_CHUNK = 4 << 20
+_CHUNK = 1 << 18
 _MAX_EXTENSION = 1 << 20  # a longer pax or long-name header is an attack or damage, not a name
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _REFUSED = {
@@ -59,6 +59,9 @@ class Walker:
         self._fd = fd
         self._sha = hashlib.sha256()
         self._member = ""
+        self._buffer = memoryview(bytearray(_CHUNK))
+        # a read-only array is the one view that google_crc32c takes without a copy
+        self._view = np.frombuffer(self._buffer.toreadonly(), dtype=np.uint8)
 
     @property
     def sha256(self) -> bytes:
@@ -119,12 +122,15 @@ class Walker:
         crc = 0
         left, padded = size, -(-size // BLOCK) * BLOCK
         while padded:
-            data = self._read(min(padded, _CHUNK), f"its payload of {size} bytes or its padding")
-            # a read-only array is the one view that google_crc32c takes without a copy
-            payload = np.frombuffer(data, dtype=np.uint8, count=min(left, len(data)))
-            crc = google_crc32c.extend(crc, payload)  # type: ignore[arg-type]
-            left -= len(payload)
-            padded -= len(data)
+            got = os.preadv(self._fd, [self._buffer[:padded]], self.size)
+            if not got:
+                raise self._error(f"truncated: the file ends at byte {self.size}, inside its payload of {size} bytes")
+            self._sha.update(self._buffer[:got])
+            if left > 0:
+                crc = google_crc32c.extend(crc, self._view[: min(left, got)])  # type: ignore[arg-type]
+            left -= got
+            padded -= got
+            self.size += got
         return crc
 
     def _end(self) -> None:

@@ -28,6 +28,7 @@ from pretrain.data.sidecar import sidecar_path, write_sidecar
 from pretrain.data.sources import Source, Sources, classes_json, find_sources, read_classes
 
 _STATE = ".write"  # arguments and receipts, one small file a shard; what makes a rerun a continuation
+_VERSION = 1  # of the plan: raised when the same files and arguments would give other shards
 _PROBED = 64
 _MAX_FILE = 1 << 30
 
@@ -152,7 +153,8 @@ def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
     for file in sources.files:
         listing.update(f"{file.size} {file.label} ".encode() + os.fsencode(file.name) + b"\0")
     # an unreadable file stops a strict run before its shard is written, so both kinds of run write equal shards
-    ours = asdict(settings) | {"files": len(sources.files), "files_sha256": listing.hexdigest()}
+    ours = {"version": _VERSION} | asdict(settings)
+    ours |= {"files": len(sources.files), "sha256 of names, sizes and labels": listing.hexdigest()}
     del ours["strict"]
     path = out / _STATE / f"{settings.name}.json"
     if path.exists():

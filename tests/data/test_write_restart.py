@@ -125,3 +125,61 @@ def test_a_full_disk_names_the_shard_and_leaves_nothing_half_written(tmp_path):
     assert not [path for path in out.rglob("*") if path.suffix in (".tar", ".tmp", ".idx")]
     assert run(folder, out) == 0
     assert len(samples_of(out)) == 24
+
+
+def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
+    folder = make_folder(tmp_path / "in", count=60, size=(640, 480))
+    out = tmp_path / "out"
+    options = ["--samples-per-shard", "5", "--workers", "2"]
+    command = [sys.executable, "-m", "pretrain.data", "write", str(folder), str(out), *options]
+    victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: list(out.glob("*.tar")))
+    children = descendants(victim.pid)
+    os.killpg(victim.pid, signal.SIGINT)
+    _, error = victim.communicate(timeout=60)
+    assert victim.returncode == 130
+    assert "the same command continues" in error
+    assert "Traceback" not in error
+    wait_for(lambda: not any(alive(pid) for pid in children), seconds=20)
+
+
+def test_death_at_any_fsync_or_rename_leaves_a_run_that_the_same_command_finishes(tmp_path):
+    folder = make_folder(tmp_path / "in", count=4)
+    (folder / "cat" / "bad.jpg").write_bytes(b"hello")
+    settings = WriteSettings(samples_per_shard=7)
+    write(folder, tmp_path / "undisturbed", settings)
+    expected = contents(tmp_path / "undisturbed")
+    step, finished = 0, False
+    while not finished:
+        step += 1
+        out = tmp_path / str(step)
+        finished = write_and_die(folder, out, settings, step)
+        for shard in out.glob("*.tar"):
+            assert shard.read_bytes() == expected[shard.name]
+        write(folder, out, settings)
+        assert contents(out) == expected
+        assert not list(out.rglob("*.tmp"))
+    assert step > 20
+
+
+def write_and_die(folder: Path, out: Path, settings: WriteSettings, step: int) -> bool:
+    """Write in a child that is gone at the `step`-th call that makes something durable; whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        calls = [0]
+
+        def deadly(function):
+            def call(*arguments):
+                calls[0] += 1
+                if calls[0] == step:
+                    os._exit(9)
+                return function(*arguments)
+
+            return call
+
+        os.fsync, os.rename, Path.rename = deadly(os.fsync), deadly(os.rename), deadly(Path.rename)
+        try:
+            write(folder, out, settings)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
