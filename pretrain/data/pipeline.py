@@ -13,7 +13,8 @@ With `augment_on="worker"` the views are float32 as `augment.apply` makes them, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Literal
 
 from pretrain.data.dataset import Dataset
@@ -22,6 +23,8 @@ from pretrain.data.order import Order
 from pretrain.data.substitute import BadSamples
 from pretrain.data.view import Noise, View, check_channels, stacks
 from pretrain.data.workers import run_in_workers
+
+Loader = Generator[HostBatch, None, None]
 
 
 def make_loader(
@@ -46,7 +49,7 @@ def make_loader(
     bad_samples: BadSamples | None = None,
     prefetch_factor: int = 2,
     pin_memory: bool = False,
-) -> Iterator[HostBatch]:
+) -> Loader:
     """Micro-batches of this rank of steps [start_step, total_steps), global_batch / world / micro_batch a step.
 
     start_position  samples consumed before start_step; left out, start_step * global_batch
@@ -54,6 +57,8 @@ def make_loader(
                     generator function that gives one sample for each it takes, in order. It must treat samples one by
                     one, as they come in groups that depend on the number of ranks; with workers it must be importable.
     bad_samples     takes note of what had to be replaced, and may stop the run
+
+    Its close() ends the workers; so does using it up.
 
     Raises ValueError for sizes that do not divide, for views the channels do not allow, and, while iterating, for a
     stage that drops or adds samples, a position without a usable substitute, and too many bad samples. RuntimeError
@@ -89,7 +94,8 @@ def make_loader(
     return batches if bad_samples is None else _observed(batches, bad_samples)
 
 
-def _observed(batches: Iterator[HostBatch], bad_samples: BadSamples) -> Iterator[HostBatch]:
-    for batch in batches:
-        bad_samples.observe(len(batch["position"]), batch["bad"])
-        yield batch
+def _observed(batches: Loader, bad_samples: BadSamples) -> Loader:
+    with closing(batches):
+        for batch in batches:
+            bad_samples.observe(len(batch["position"]), batch["bad"])
+            yield batch

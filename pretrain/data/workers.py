@@ -6,18 +6,18 @@ for the run (preemption) do not reach them: the run decides when it stops. When 
 
 from __future__ import annotations
 
-import ctypes
+import os
 import pickle
 import signal
-import sys
-from collections.abc import Iterator
-from multiprocessing import forkserver, get_context, resource_tracker, util
+import threading
+from collections.abc import Generator
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker, util
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-_PR_SET_PDEATHSIG = 1
 _KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 Item = TypeVar("Item", covariant=True)
@@ -29,7 +29,7 @@ class Items(Protocol[Item]):
 
 def run_in_workers(
     items: Items[Item], length: int, *, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if there are none.
 
     An error raised by an item is raised here. RuntimeError, naming the item waited for, when a worker died; ValueError
@@ -59,7 +59,7 @@ def run_in_workers(
     return _iterate(loader)
 
 
-def _iterate(loader: DataLoader) -> Iterator[Any]:
+def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
     iterator = iter(loader)
     workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
     # An iterator never finished: at exit multiprocessing would send SIGTERM, which workers block, and wait for ever.
@@ -85,7 +85,7 @@ def _iterate(loader: DataLoader) -> Iterator[Any]:
         kill()
 
 
-def _kill(workers: list[Any]) -> None:
+def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.kill()
@@ -107,8 +107,19 @@ def _start_server() -> None:
 
 def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_follow_the_run, daemon=True).start()
+
+
+def _follow_the_run() -> None:
+    """End this worker when the run is dead.
+
+    DataLoader's own watch and PR_SET_PDEATHSIG look at the parent process. That is the fork server here, which in turn
+    lives as long as its workers do.
+    """
+    run = parent_process()
+    assert run is not None, "a worker has a parent"
+    run.join()
+    os._exit(1)
 
 
 def _as_it_is(item: Any) -> Any:
