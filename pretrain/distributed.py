@@ -269,9 +269,12 @@ def broadcast_object(value: Any) -> Any:
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Rank 0's values, in place."""
+    """Rank 0's values, in place; any memory layout."""
     if not is_alone():
-        dist.broadcast(tensor, src=0)
+        dense = tensor.contiguous()
+        dist.broadcast(dense, src=0)
+        if dense is not tensor:
+            tensor.copy_(dense)
     return tensor
 
 

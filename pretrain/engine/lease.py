@@ -13,7 +13,7 @@ from types import TracebackType
 
 
 class RunInUseError(ValueError):
-    """Another process writes to this run folder."""
+    """The run folder cannot be had: another process writes to it, or it cannot be locked."""
 
 
 class Lease:
@@ -24,17 +24,20 @@ class Lease:
     """
 
     def __init__(self, run_dir: Path):
-        self._path = run_dir / "lock"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunInUseError(f"{run_dir} cannot be written: {error.strerror}; use another run folder") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(self._fd, 4096, 0).decode(errors="replace")
             os.close(self._fd)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            message = f"{run_dir} is in use by {_describe(holder)}; stop it, or use another run folder"
+            if error.errno != errno.EWOULDBLOCK:
+                message = f"{run_dir} cannot be locked: {error.strerror}; use a file system with locks (flock)"
+            else:
+                message = f"{run_dir} is in use by {_describe(holder)}; stop it, or use another run folder"
             raise RunInUseError(message) from None
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.ftruncate(self._fd, 0)

@@ -185,9 +185,8 @@ class StepEngine(ABC):
     def _keep_frozen(self, step: int) -> None:
         for index, group in enumerate(self.groups):
             if step < group["frozen_steps"]:
-                forget(
-                    self.optimizer, list({id(f.owner): f.owner for f in self.fragments if f.group == index}.values())
-                )
+                owners = {id(f.owner): f.owner for f in self.fragments if f.group == index}
+                forget(self.optimizer, list(owners.values()))
 
     # Checkpoints
 

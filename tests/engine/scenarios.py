@@ -43,7 +43,7 @@ MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "dino": tiny_dino}
 
 def build(world: World, model: nn.Module, engine: str, optim: str = "global", *, accumulation: int = 1) -> StepEngine:
     settings = {"lr": 3e-3, "weight_decay": 0.1, "weight_decay_end": 0.3, "eps": 1e-6, "warmup_steps": 3}
-    name, _, offload = engine.partition("+")
+    name, *extras = engine.split("+")
     return build_engine(
         model,
         optim=OptimSettings(total_steps=STEPS, **{**settings, **OPTIMS[optim]}),
@@ -51,7 +51,8 @@ def build(world: World, model: nn.Module, engine: str, optim: str = "global", *,
             **ENGINES[name],
             accumulation_steps=accumulation,
             micro_batch=GLOBAL_BATCH // world.world_size // accumulation,
-            deepspeed=OFFLOAD if offload else {},
+            deepspeed=OFFLOAD if "offload" in extras else {},
+            precision=next((extra for extra in extras if extra in ("bf16", "fp16")), "fp32"),
         ),
         world=world,
         seed=5,

@@ -19,7 +19,8 @@ CASES = [
     *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
     *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
 ]
-TRAINED = {(model, optim) for model, _, optim in CASES}
+LOW_PRECISION = [["plain", engine, "global"] for engine in ("ddp+fp16", "zero1+fp16", "zero2+bf16", "zero3+fp16")]
+TRAINED = {(model, optim) for model, _, optim in CASES + LOW_PRECISION}
 RESUMED = [
     *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
     ["plain", "zero3", "global"],
@@ -57,7 +58,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
     """By rank: trained, resumed."""
-    todo = [["train", "trained", {"cases": CASES, "accumulation": 2}], ["resume", "resumed", {"cases": RESUMED}]]
+    todo = [
+        ["train", "trained", {"cases": CASES + LOW_PRECISION, "accumulation": 2}],
+        ["resume", "resumed", {"cases": RESUMED}],
+    ]
     ranks = launch(scenarios.several, world=2, out=folder / "two", scenarios=todo)
     return [dict(zip(("trained", "resumed"), found, strict=True)) for found in ranks]
 
@@ -105,6 +109,13 @@ def test_two_ranks_and_two_micro_batches_train_as_one_process_with_the_whole_bat
 def test_losses_teacher_and_centre_are_the_same_bits_on_every_rank(case, two):
     name = "-".join(case)
     assert two[0]["trained"][name] == two[1]["trained"][name]
+
+
+@pytest.mark.parametrize("case", LOW_PRECISION, ids="-".join)
+def test_low_precision_follows_fp32(case, one, two):
+    expected, found = one["trained"]["plain-ddp-global"]["losses"], two[0]["trained"]["-".join(case)]["losses"]
+    assert found == pytest.approx(expected, abs=2e-2)
+    assert found != pytest.approx(expected, abs=1e-6), "the precision took part"
 
 
 def test_clipping_took_part_in_those_runs(one):

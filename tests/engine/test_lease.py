@@ -44,3 +44,9 @@ def test_a_released_lease_can_be_taken_again(tmp_path):
 def test_two_runs_do_not_disturb_each_other(tmp_path):
     with Lease(tmp_path / "a"), Lease(tmp_path / "b"):
         assert (tmp_path / "a" / "lock").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunInUseError, match="file/run cannot be written: Not a directory"):
+        Lease(tmp_path / "file" / "run")
