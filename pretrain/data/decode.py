@@ -19,9 +19,9 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import Image
 
+from pretrain.data.images import MAX_PIXELS, MAX_SIDE
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 16_384
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}

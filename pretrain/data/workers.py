@@ -55,6 +55,7 @@ def run_in_workers(
         prefetch_factor=prefetch_factor if num_workers else None,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # or it would draw a seed, which nobody uses, from the run's own
     )
     return _iterate(loader)
 

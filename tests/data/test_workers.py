@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.data.workers import run_in_workers
 
@@ -50,6 +51,14 @@ def test_items_come_in_order(num_workers):
     processes = {process for _, process in items}
     assert len(processes) == max(1, num_workers)
     assert (os.getpid() in processes) == (num_workers == 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_leaves_the_random_numbers_of_the_run_alone(num_workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(run_in_workers(Squares(), 2, num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_items_are_no_items():
