@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def launch(function: Callable[..., Any], *, world: int, out: Path, timeout: float = 240, **arguments: Any) -> list[Any]:
+def launch(function: Callable[..., Any], *, world: int, out: Path, timeout: float = 500, **arguments: Any) -> list[Any]:
     """Results by rank; raises with the output of the ranks when one failed."""
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

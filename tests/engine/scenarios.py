@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain import distributed
 from pretrain.distributed import World
 from pretrain.engine import preempt
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint import Checkpoints
+from pretrain.engine.commit import CheckpointError
 from pretrain.engine.loop import NonFiniteError, fit
 from pretrain.engine.optim import OptimSettings
 from pretrain.engine.step import StepEngine
@@ -150,7 +153,7 @@ def poisoned(world: World, out: Path, *, engines: list[str]) -> dict[str, Any]:
     """A nan in rank 1's part of step 4 (global batch 8: its positions are 36 to 39)."""
     found = {}
     for name in engines:
-        kind = "plain" if name == "zero3" else "toy"
+        kind = "plain" if name.startswith("zero3") else "toy"
         engine = build(world, MODELS[kind](), name, "per_tensor", accumulation=2)
         before: dict[str, Tensor] = {}
         run(engine, kind=kind, total_steps=4)
@@ -228,6 +231,37 @@ def asked_to_stop(world: World, out: Path) -> dict[str, Any]:
     watch.close()
     found["files"] = [saved, engine.step_count, sorted(path.name for path in out.iterdir() if path.is_file())]
     return found
+
+
+def storage_trouble(world: World, out: Path) -> dict[str, Any]:
+    """One rank's file of the newest checkpoint is damaged; later one rank cannot write."""
+    root = Checkpoints(out)
+    engine = build(world, Plain(), "zero2")
+    run(engine, kind="plain", total_steps=4, save=lambda step: root.save(engine, step, {}), save_every=2)
+    if world.rank == 0:
+        target = out / "step-00000004" / "optim-rank00001.safetensors"
+        whole = bytearray(target.read_bytes())
+        whole[-3] ^= 1
+        target.write_bytes(whole)
+    distributed.barrier()
+    found = root.find_latest()
+    assert found is not None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        root.save(engine, 6, {})
+        message = ""
+    except CheckpointError as error:
+        message = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    distributed.barrier()
+    return {
+        "step": found.step,
+        "skipped": [line.partition("step-")[2] for line in found.skipped],
+        "message": message,
+        "folders": sorted(path.name for path in out.iterdir() if path.is_dir()),
+    }
 
 
 def refusals(world: World, out: Path) -> dict[str, str]:
