@@ -93,9 +93,9 @@ def test_batches_are_bitwise_equal_for_any_number_of_workers(dataset, num_worker
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_load_what_one_rank_loads(dataset, world, augment_on):
     alone = load(dataset, augment_on=augment_on)
-    ranks = [load(dataset, rank=rank, world=world, augment_on=augment_on) for rank in range(world)]
+    ranks = [load(dataset, rank=rank, world=world, micro_batch=1, augment_on=augment_on) for rank in range(world)]
     for step in range(7):
-        micro = 8 // world // 2
+        micro = 8 // world
         together = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
         assert_equal(joined(together), joined(alone[step * 4 : (step + 1) * 4]))
 
