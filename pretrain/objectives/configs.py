@@ -11,6 +11,9 @@ from pretrain.data.view import Blur, ColorJitter, Noise, View
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+HueShift = Annotated[float, Field(ge=0, le=0.5)]
+Sigma = Annotated[float, Field(gt=0)]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
 
@@ -93,6 +96,17 @@ class DINOConfig(Config):
     local_crops_number: int = Field(8, ge=0)
     local_crops_scale: Scale = (0.05, 0.4)
     local_crops_size: Positive | tuple[Positive, Positive] = Field(96, description="pixels, a side or (height, width)")
+    hflip: Probability = 0.5
+    color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="brightness, contrast, saturation, hue; the last two need RGB"
+    )
+    color_jitter_prob: Probability = 0.8
+    grayscale_prob: Probability = Field(0.2, description="needs RGB")
+    blur_prob: tuple[Probability, Probability, Probability] = Field(
+        (1.0, 0.1, 0.5), description="of the first global crop, the second, the local crops"
+    )
+    blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="pixels; less for images much below 224 px")
+    solarize_prob: Probability = Field(0.2, description="of the second global crop")
 
     has_teacher: ClassVar[bool] = True
 
@@ -104,27 +118,35 @@ class DINOConfig(Config):
 
     def views(self, model: ModelShape) -> list[View | Noise]:
         """Two global crops, the second solarized and seldom blurred, and the local crops."""
-        colour = {"jitter": ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8), "grayscale": 0.2} if model.in_chans == 3 else {}
-        solarize = 0.2 if model.in_chans == 3 else 0.0
+        colour = {
+            "hflip": self.hflip,
+            "jitter": ColorJitter(*self.color_jitter, prob=self.color_jitter_prob) if self.color_jitter_prob else None,
+            "grayscale": self.grayscale_prob,
+        }
+        first, second, local = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
+        size, scale = model.size, self.global_crops_scale
         views: list[View | Noise] = [
-            View("global", model.size, scale=self.global_crops_scale, blur=Blur(1.0), **colour),
-            View("global", model.size, scale=self.global_crops_scale, blur=Blur(0.1), solarize=solarize, **colour),
+            View("global", size, scale=scale, blur=first, **colour),
+            View("global", size, scale=scale, blur=second, solarize=self.solarize_prob, **colour),
         ]
         if self.local_crops_number:
-            local = View(
-                "local",
-                self.local_size,
-                scale=self.local_crops_scale,
-                count=self.local_crops_number,
-                blur=Blur(0.5),
-                **colour,
-            )
-            views.append(local)
+            size, scale = self.local_size, self.local_crops_scale
+            views.append(View("local", size, scale=scale, count=self.local_crops_number, blur=local, **colour))
         return views
 
     def problems(self, model: ModelShape) -> list[str]:
         found = _scale_problems("global_crops_scale", self.global_crops_scale)
         found += _scale_problems("local_crops_scale", self.local_crops_scale)
+        found += _scale_problems("blur_sigma", self.blur_sigma)
+        if model.in_chans != 3:
+            found += [
+                f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; {way_out}"
+                for key, asked, way_out in (
+                    ("color_jitter", any(self.color_jitter[2:]) and self.color_jitter_prob > 0, "give 0 for the last two"),
+                    ("grayscale_prob", self.grayscale_prob > 0, "set it to 0"),
+                )
+                if asked
+            ]
         if model.drop_path_rate:
             found.append(
                 f"model.drop_path_rate: {model.drop_path_rate}, but DINO's student takes objective.drop_path_rate; "

@@ -86,9 +86,9 @@ class DINO(Objective):
             _, teacher = self.teacher.average.encode(crops[0])
         result = prototype_loss(
             student.unflatten(0, (-1, images)),
-            self.student.head.last_layer.weight(),
+            self.student.head.last_layer,
             teacher.unflatten(0, (-1, images)),
-            self.teacher.average.head.last_layer.weight(),
+            self.teacher.average.head.last_layer,
             self.center[0],
             student_temp=self.config.student_temp,
             teacher_temp=self.teacher_temp(step),
