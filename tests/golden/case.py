@@ -42,7 +42,7 @@ class Case:
         """A mapping of the config, refusing options this runner would otherwise leave out.
 
         Args:
-            known: options the runner applies. neutral: options it does not have, and the value at which they do nothing.
+            known: options the runner applies. neutral: options it lacks, and the value at which they do nothing.
         """
         values = self.config[section]
         same = {name for name, value in (neutral or {}).items() if name in values and values[name] == value}

@@ -141,9 +141,13 @@ def test_views_are_those_of_the_paper():
     assert (g1.name, g2.name, local.name) == ("global", "global", "local")
 
 
-def test_images_of_other_channels_get_no_colour_change():
-    for view in DINOConfig().views(Shape(in_chans=6)):
-        assert isinstance(view, View) and view.jitter is None and not view.grayscale and not view.solarize
+def test_colour_changes_of_other_than_rgb_are_named_and_can_be_set_off():
+    shape = Shape(in_chans=6)
+    found = "\n".join(DINOConfig().problems(shape))
+    assert "objective.color_jitter: needs RGB" in found and "objective.grayscale_prob: needs RGB" in found
+    plain = DINOConfig(color_jitter=(0.4, 0.4, 0, 0), grayscale_prob=0)
+    assert plain.problems(shape) == []
+    assert all(isinstance(view, View) and not view.grayscale for view in plain.views(shape))
 
 
 @pytest.mark.parametrize(
