@@ -6,32 +6,30 @@ decoder that puts the tokens back in order, logits of every crop pair, EMA and c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 
-def plain_vit(*, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> VisionTransformer:
+def plain_vit(*, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> Any:
     """timm's ViT without fused attention."""
     vit = VisionTransformer(
         img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
         num_classes=0, dynamic_img_size=True, global_pool="token",
     )  # fmt: skip
-    return without_fused_attention(vit)
-
-
-def without_fused_attention(module: nn.Module) -> nn.Module:
-    for part in module.modules():
+    for part in vit.modules():
         if hasattr(part, "fused_attn"):
-            part.fused_attn = False
-    return module
+            part.__dict__["fused_attn"] = False
+    return vit
 
 
 class PlainMAE(nn.Module):
     """He et al. 2021, section 3, step by step."""
 
-    def __init__(self, encoder: VisionTransformer, *, decoder_dim: int, decoder_depth: int, decoder_heads: int):
+    def __init__(self, encoder: Any, *, decoder_dim: int, decoder_depth: int, decoder_heads: int):
         super().__init__()
         patch = encoder.patch_embed.patch_size[0]
         decoder = plain_vit(
@@ -42,7 +40,7 @@ class PlainMAE(nn.Module):
         self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim)
         self.decoder_blocks, self.decoder_norm = decoder.blocks, decoder.norm
         self.decoder_pos_embed = nn.Parameter(decoder.pos_embed.detach().clone(), requires_grad=False)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pred = nn.Linear(decoder_dim, patch * patch * 3)
 
     def forward(self, images: Tensor, noise: Tensor, mask_ratio: float = 0.75) -> Tensor:
@@ -56,7 +54,7 @@ class PlainMAE(nn.Module):
         cls = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(batch, -1, -1)
         x = encoder.norm(encoder.blocks(torch.cat([cls, x], 1)))
         x = self.decoder_embed(x)
-        hidden = self.mask_token.expand(batch, length - kept, -1)
+        hidden = self.decoder_mask_token.expand(batch, length - kept, -1)
         patches = torch.cat([x[:, 1:], hidden], 1).gather(1, restore[..., None].expand(-1, -1, x.shape[2]))
         x = torch.cat([x[:, :1], patches], 1) + self.decoder_pos_embed
         pred = self.decoder_pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
@@ -76,16 +74,56 @@ def plain_patchify(images: Tensor, patch: int) -> Tensor:
     return tiles.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
 
 
+class PlainHead(nn.Module):
+    """Caron et al. 2021, appendix C, with PyTorch's weight normalization."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, bottleneck_dim: int):
+        super().__init__()
+        layers = [nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
+        self.last_layer = nn.utils.weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+
+class PlainBranch(nn.Module):
+    """Backbone and head of the student or of the teacher; one pass per resolution."""
+
+    def __init__(self, backbone: Any, head: PlainHead):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, *resolutions: Tensor) -> Tensor:
+        return self.head(torch.cat([plain_tokens(self.backbone, crops)[:, 0] for crops in resolutions]))
+
+
+def plain_tokens(vit: Any, images: Tensor) -> Tensor:
+    """All tokens of timm's ViT, its position table resampled as the official DINO code does."""
+    x = vit.patch_embed.proj(images)
+    rows, columns = x.shape[2:]
+    table = vit.pos_embed[:, 1:]
+    side = round(table.shape[1] ** 0.5)
+    if (rows, columns) != (side, side):
+        grid = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        factor = ((rows + 0.1) / side, (columns + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")
+        table = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    x = x.flatten(2).transpose(1, 2) + table
+    cls = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)
+    return vit.norm(vit.blocks(torch.cat([cls, x], 1)))
+
+
 def plain_dino_loss(
-    student: list[Tensor], teacher: list[Tensor], center: Tensor, *, student_temp: float, teacher_temp: float
+    student: Tensor, teacher: Tensor, center: Tensor, *, images: int, student_temp: float, teacher_temp: float
 ) -> Tensor:
     """Cross-entropy of every student crop against every other global crop (Caron et al. 2021, algorithm 1)."""
     terms = []
-    for i, t in enumerate(teacher):
-        target = F.softmax((t - center) / teacher_temp, dim=-1).detach()
-        for j, s in enumerate(student):
+    targets = F.softmax((teacher - center) / teacher_temp, dim=-1).detach().split(images)
+    for i, target in enumerate(targets):
+        for j, logits in enumerate((student / student_temp).split(images)):
             if i != j:
-                terms.append((-target * F.log_softmax(s / student_temp, dim=-1)).sum(-1).mean())
+                terms.append((-target * F.log_softmax(logits, dim=-1)).sum(-1).mean())
     return torch.stack(terms).mean()
 
 

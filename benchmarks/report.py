@@ -32,10 +32,18 @@ class Pairs:
         return [b / o for o, b in zip(self.ours, self.baseline, strict=True)]
 
 
-def paired(ours: Callable[[], object], baseline: Callable[[], object], rounds: int, *, warmup: int = 1) -> Pairs:
+def paired(
+    ours: Callable[[], object],
+    baseline: Callable[[], object],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> Pairs:
     """Time `rounds` interleaved pairs (order swapped every other pair) after `warmup` untimed ones.
 
-    CPU seconds of this process and all its threads, children not included: what a core pays, however busy the others.
+    The clock counts CPU seconds of this process and all its threads, children not included: what a core pays, however
+    busy the others. For a GPU pass one that synchronizes.
     """
     assert rounds >= 2, "an interquartile range needs two rounds"
     for _ in range(warmup):
@@ -44,9 +52,9 @@ def paired(ours: Callable[[], object], baseline: Callable[[], object], rounds: i
     times: dict[int, list[float]] = {0: [], 1: []}
     for i in range(rounds):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
-            start = time.process_time()
+            start = clock()
             (ours, baseline)[which]()
-            times[which].append(time.process_time() - start)
+            times[which].append(clock() - start)
     return Pairs(tuple(times[0]), tuple(times[1]))
 
 

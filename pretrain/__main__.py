@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
 from pretrain.data.dataset import Dataset
+from pretrain.ranks import read_launch
 
 
 def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[PretrainConfig, Dataset, Plan]:
@@ -30,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")
     parser.add_argument("--check", action="store_true", help="say what would run, and stop")
     chosen = parser.parse_intermixed_args(arguments)
-    world_size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     try:
-        config, dataset, steps = check(chosen.config, chosen.overrides, world_size=world_size)
+        launch = read_launch(os.environ)
+        config, dataset, steps = check(chosen.config, chosen.overrides, world_size=launch.world_size if launch else 1)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

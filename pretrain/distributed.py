@@ -9,10 +9,8 @@ differently.)
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from pretrain.ranks import read_launch
 
 _RENDEZVOUS_SECONDS = 300.0
 
@@ -33,18 +33,6 @@ class World:
     world_size: int
     local_rank: int
     device: torch.device
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the environment says about how this process was started."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    master_addr: str
-    master_port: int
-    agent_store: bool  # the launcher's agent already listens at master_addr:master_port
 
 
 def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> World:
@@ -99,82 +87,6 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
         device_id=where if device == "cuda" else None,
     )
     return World(launch.rank, launch.world_size, local_rank, where)
-
-
-def read_launch(env: Mapping[str, str]) -> Launch | None:
-    """Understand torchrun, `deepspeed`, `srun` (a process per rank) and plain variables; None: this process is alone.
-
-    Raises:
-        ValueError: variables are missing or contradict each other; the message names them.
-    """
-    if "RANK" in env or "WORLD_SIZE" in env:
-        rank, world_size = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
-        # Without LOCAL_RANK: one machine.
-        local_rank = _integer(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank
-        _check_ranks(("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", local_rank))
-        if world_size == 1:
-            return None
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if not env.get(name):
-                raise ValueError(f"WORLD_SIZE={world_size} but {name} is not set: ranks cannot find each other")
-        agent_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return Launch(rank, world_size, local_rank, env["MASTER_ADDR"], _integer(env, "MASTER_PORT"), agent_store)
-    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        return _read_slurm(env)
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        raise ValueError(
-            f"SLURM_NTASKS={env['SLURM_NTASKS']} but this process is the batch script itself (no SLURM_STEP_ID): "
-            "start it with srun, or ask for one task"
-        )
-    return None
-
-
-def _read_slurm(env: Mapping[str, str]) -> Launch | None:
-    rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
-    # The step's size wins: `srun -n 2` inside a job of 4 tasks is 2 ranks.
-    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-    world_size = _integer(env, size_name)
-    _check_ranks(("SLURM_PROCID", rank), (size_name, world_size), ("SLURM_LOCALID", local_rank))
-    if world_size == 1:
-        return None
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST")
-    address = env.get("MASTER_ADDR") or (first_host(nodes) if nodes else "")
-    if not address:
-        raise ValueError(f"{size_name}={world_size} but neither MASTER_ADDR nor SLURM_JOB_NODELIST is set")
-    port = _integer(env, "MASTER_PORT") if env.get("MASTER_PORT") else job_port(_integer(env, "SLURM_JOB_ID"))
-    return Launch(rank, world_size, local_rank, address, port, agent_store=False)
-
-
-def first_host(nodelist: str) -> str:
-    """First name of a SLURM node list: "gpu[03-05,9],login1" -> "gpu03"; also "r[1-2]n[01-16]" -> "r1n01"."""
-    head = re.match(r"((?:[^,\[\]]|\[[^\]]*\])+)(,|$)", nodelist.strip())
-    if not head:
-        raise ValueError(f"SLURM node list {nodelist!r}: cannot find a first host in it")
-    host = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", head.group(1))
-    if "[" in host or "]" in host:
-        raise ValueError(f"SLURM node list {nodelist!r}: cannot find a first host in it")
-    return host
-
-
-def job_port(job_id: int) -> int:
-    """A port that two jobs on one node hardly share, below the range that systems hand out themselves."""
-    return 16384 + job_id % 16384
-
-
-def _integer(env: Mapping[str, str], name: str) -> int:
-    if name not in env:
-        raise ValueError(f"{name} is not set though other variables say this is one rank of several")
-    if not re.fullmatch(r"\d+", env[name]):
-        raise ValueError(f"{name}={env[name]!r}: expected a whole number")
-    return int(env[name])
-
-
-def _check_ranks(rank: tuple[str, int], world: tuple[str, int], local: tuple[str, int]) -> None:
-    if world[1] < 1:
-        raise ValueError(f"{world[0]}={world[1]}: expected at least 1")
-    for name, value in (rank, local):
-        if value >= world[1]:
-            raise ValueError(f"{name}={value} is not below {world[0]}={world[1]}")
 
 
 def _agree_on_incarnation(store: Store, rank: int, world_size: int) -> str:

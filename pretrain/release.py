@@ -10,8 +10,7 @@ from typing import Any
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
-from pretrain.engine.checkpoint import Checkpoints
-from pretrain.engine.commit import CheckpointError
+from pretrain.engine.commit import CheckpointError, DamagedError, checkpoints, read_manifest, verify
 
 
 def from_run(run_dir: Path, out: Path) -> str:
@@ -25,9 +24,7 @@ def from_run(run_dir: Path, out: Path) -> str:
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
     config = load_config(PretrainConfig, run_dir / "config.yaml")
     data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    found = Checkpoints(run_dir / "checkpoints").find_latest()
-    if found is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint yet; `touch {run_dir}/save` asks a running one for it")
+    checkpoint = _newest(run_dir / "checkpoints")
     from safetensors.torch import load_file
 
     from pretrain.models.release import write_release
@@ -36,11 +33,12 @@ def from_run(run_dir: Path, out: Path) -> str:
 
     steps = plan(config, num_samples=data["num_samples"], world_size=1)
     objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
-    objective.load_state_dict(load_file(found.folder / "model.safetensors"))
+    objective.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    step = read_manifest(checkpoint).step
     record = {
         "recipe": config.model_dump(mode="json"),
         "data": {"fingerprint": data["fingerprint"], "images": data["num_samples"]},
-        "metrics": {"step": found.step, **_last_metrics(run_dir / "metrics.jsonl", found.step, config)},
+        "metrics": {"step": step, **_last_metrics(run_dir / "metrics.jsonl", step, config)},
         **_environment(run_dir / "environment.jsonl"),
     }
     write_release(
@@ -53,7 +51,21 @@ def from_run(run_dir: Path, out: Path) -> str:
         mean=config.mean,
         std=config.std,
     )
-    return f"released step {found.step} as {out}: timm.create_model('local-dir:{out}', pretrained=True)"
+    return f"released step {step} as {out}: timm.create_model('local-dir:{out}', pretrained=True)"
+
+
+def _newest(root: Path) -> Path:
+    """The newest checkpoint that is whole. One process alone may ask."""
+    damaged = []
+    for folder in checkpoints(root):
+        try:
+            verify(folder)
+        except DamagedError as damage:
+            damaged.append(str(damage))
+        else:
+            return folder
+    why = "\n  ".join(["no checkpoint is whole:", *damaged]) if damaged else f"no checkpoint in {root} yet"
+    raise CheckpointError(why)
 
 
 def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:

@@ -39,8 +39,11 @@ EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
     """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
     try:
+        world = distributed.setup(config.engine.device)
+    except ValueError as error:
+        return _fail(error, EXIT_CONFIG)
+    try:
         with ExitStack() as stack:
-            world = distributed.setup(config.engine.device)
             stack.callback(distributed.close)
             _hold_lease(Path(config.run_dir), stack)
             return Run(config, dataset, steps, world, stack).train()
@@ -70,7 +73,6 @@ class Run:
             check_same_run(config, dataset.fingerprint)
         if self.first:
             write_records(config, steps, fingerprint=dataset.fingerprint, device=_device_name(world))
-            preempt.unmark(self.folder)
         self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
         greeting = [] if found else start_weights(self.objective, config)
         self.engine = _build_engine(config, steps, self.objective, world)
@@ -91,14 +93,18 @@ class Run:
     def train(self) -> int:
         """Fit, then release; the exit status."""
         config, steps = self.config, self.steps
-        if self.start_step >= steps.total_steps:
+        if self.start_step >= steps.total_steps and (self.folder / "DONE").exists():
             self.say(f"all {steps.total_steps} steps are done; the release is {self.folder / 'release'}")
             return 0
+        distributed.barrier()
+        if self.first:
+            preempt.unmark(self.folder)
         if self.start_step == 0:
             self._probe(0)
+        trainable: Any = self.objective
         reached = fit(
             self.engine,
-            self.objective,
+            trainable,
             iter(self.feed),
             total_steps=steps.total_steps,
             log=self._log,

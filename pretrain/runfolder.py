@@ -10,10 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain.config import Plan, PretrainConfig
-from pretrain.configlib import ConfigError, dump
+from pretrain.configlib import ConfigError, dump, load_config
 from pretrain.record import git_commit, versions, write_json, write_text
 
 # What may change when a run goes on: where things are and how fast they go, not what is learnt from what.
@@ -32,7 +30,8 @@ def check_same_run(config: PretrainConfig, fingerprint: str) -> None:
     folder = Path(config.run_dir)
     if not (folder / "config.yaml").exists():
         return
-    before = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    # Through the schema: a key that is new since then had its default.
+    before = _flat(load_config(PretrainConfig, folder / "config.yaml").model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, now {now.get(key)!r}"

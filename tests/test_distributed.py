@@ -15,7 +15,8 @@ import torch
 from torch.distributed import HashStore
 
 from pretrain import distributed
-from pretrain.distributed import Launch, _agree_on_incarnation, first_host, read_launch
+from pretrain.distributed import _agree_on_incarnation
+from pretrain.ranks import Launch, first_host, job_port, read_launch
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = {
@@ -47,7 +48,7 @@ def test_plain_variables_on_one_machine_need_no_local_rank():
 
 
 def test_a_process_per_rank_under_srun():
-    port = distributed.job_port(123456)
+    port = job_port(123456)
     assert read_launch(SRUN) == Launch(5, 8, 1, "gpu03", port, agent_store=False)
     assert 1024 < port < 32768, "below the range that systems hand out"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"pretrain.configlib", "pretrain.distributed", "pretrain.record", "pretrain.schedule"}
+BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "ranks", "record", "schedule")}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
 FLOOR_4 = {f"pretrain.{name}" for name in ("run", "runfolder", "start", "feed", "online_probe", "release")}
@@ -19,7 +19,8 @@ ALLOWED = {
     "pretrain.configlib": set(),
     "pretrain.record": set(),
     "pretrain.schedule": set(),
-    "pretrain.distributed": set(),
+    "pretrain.ranks": set(),
+    "pretrain.distributed": {"pretrain.ranks"},
     "pretrain.models": BASE,
     "pretrain.data": BASE,
     "pretrain.engine": BASE,

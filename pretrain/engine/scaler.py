@@ -18,8 +18,10 @@ class LossScaler:
         return self.scale <= 1.0
 
     def good(self) -> None:
+        if not self.enabled:
+            return
         self.good_steps += 1
-        if self.enabled and self.good_steps % _GROWTH_INTERVAL == 0:
+        if self.good_steps % _GROWTH_INTERVAL == 0:
             self.scale *= 2.0
 
     def overflow(self) -> None:

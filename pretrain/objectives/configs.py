@@ -138,15 +138,15 @@ class DINOConfig(Config):
         found = _scale_problems("global_crops_scale", self.global_crops_scale)
         found += _scale_problems("local_crops_scale", self.local_crops_scale)
         found += _scale_problems("blur_sigma", self.blur_sigma)
-        if model.in_chans != 3:
-            found += [
-                f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; {way_out}"
-                for key, asked, way_out in (
-                    ("color_jitter", any(self.color_jitter[2:]) and self.color_jitter_prob > 0, "give 0 for the last two"),
-                    ("grayscale_prob", self.grayscale_prob > 0, "set it to 0"),
-                )
-                if asked
-            ]
+        colours = {
+            "color_jitter": bool(self.color_jitter_prob and any(self.color_jitter[2:])),
+            "grayscale_prob": bool(self.grayscale_prob),
+        }
+        found += [
+            f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; set {way_out}"
+            for key, way_out in (("color_jitter", "its last two values to 0"), ("grayscale_prob", "it to 0"))
+            if colours[key] and model.in_chans != 3
+        ]
         if model.drop_path_rate:
             found.append(
                 f"model.drop_path_rate: {model.drop_path_rate}, but DINO's student takes objective.drop_path_rate; "
