@@ -15,7 +15,8 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: venv
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/fovea pretrain configs/debug/demo.yaml
+	@cat docs/after_demo.txt
 
 test: venv
 	$(BIN)/python -m pytest
@@ -25,9 +26,11 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# IMAGES: a folder or a tar of your own photos; sizes decide the result.
+IMAGES ?= samples/grocery/train/grocery-train-000000.tar
 bench: venv
 	$(BIN)/python -m benchmarks.storage
-	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.loader --images $(IMAGES)
 	$(BIN)/python -m benchmarks.step
 
 clean:

@@ -54,6 +54,7 @@ def test_tensorboard_holds_scalars_and_reconstructions(done: Path):
     events = EventAccumulator(str(done / "tensorboard")).Reload()
     assert {"loss", "lr", "grad_norm", "images_per_second", "data_wait", "feature_std"} <= set(events.Tags()["scalars"])
     assert "input | masked | reconstruction" in events.Tags()["images"]
+    assert (done / "pictures" / "input-masked-reconstruction.png").stat().st_size > 1000
 
 
 def test_timm_loads_the_release(done: Path):

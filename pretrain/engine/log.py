@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -20,7 +22,7 @@ class RunLog:
     After a resume the rows and events past the resumed step are dropped, so every step stands there once.
 
     Args:
-        run_dir: metrics.jsonl, log.txt and tensorboard/ go here.
+        run_dir: metrics.jsonl, log.txt, pictures/ and tensorboard/ go here.
         start_step: the step the run (re)starts from.
         total_steps: for the progress line and the time left.
     """
@@ -28,6 +30,7 @@ class RunLog:
     def __init__(self, run_dir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
         self.console = Console(stderr=True, highlight=False)
         self.total_steps = total_steps
+        self._run_dir = run_dir
         self._start = (start_step, time.monotonic())
         _keep_rows_up_to(run_dir / "metrics.jsonl", start_step)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
@@ -51,10 +54,14 @@ class RunLog:
             self._show(step, values)
 
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
-        """uint8 [3, H, W] images to TensorBoard."""
-        if self._board is not None:
-            for name, image in images.items():
+        """uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
+        folder = self._run_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        for name, image in images.items():
+            if self._board is not None:
                 self._board.add_image(name, image, step)
+            pixels = image.permute(1, 2, 0).contiguous().numpy()
+            Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
 
     def say(self, message: str, *, style: str | None = None) -> None:
         """One line for the person and for log.txt."""
