@@ -60,7 +60,7 @@ class RunLog:
         for name, image in images.items():
             if self._board is not None:
                 self._board.add_image(name, image, step)
-            pixels = image.permute(1, 2, 0).contiguous().numpy()
+            pixels = image.permute(1, 2, 0).cpu().contiguous().numpy()
             Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
 
     def say(self, message: str, *, style: str | None = None) -> None:
