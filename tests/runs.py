@@ -70,12 +70,19 @@ def finish(config: Path, *overrides: str, processes: int = 1, timeout: float = 1
     return process.returncode, said
 
 
+def children(pid: int) -> list[int]:
+    """Processes that `pid` started and that are still there."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def kill_all(process: subprocess.Popen[str]) -> None:
     """SIGKILL to every process of the run, as when a node is lost."""
     family = [process.pid]
     for pid in family:  # grows while it is walked: torchrun gives each worker a process group of its own
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        family += [int(child) for child in children.read_text().split()] if children.exists() else []
+        family += children(pid)
     for pid in family:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

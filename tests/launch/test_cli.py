@@ -1,0 +1,39 @@
+"""The `fovea` command chooses, and refuses by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.cli import COMMANDS, main
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"fovea {command}" in said for command in COMMANDS)
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]):
+    assert main(["pretrian"]) == 2
+    assert "unknown command 'pretrian'; one of data, pretrain" in capsys.readouterr().err
+
+
+def test_finetune_says_that_it_is_not_there(capsys: pytest.CaptureFixture[str]):
+    assert main(["finetune", "x.yaml"]) == 2
+    assert "not in this version" in capsys.readouterr().err
+
+
+def test_check_says_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]):
+    assert main(["pretrain", "configs/debug/mae.yaml", "--check", "optim.global_batch_size=32"]) == 0
+    said = capsys.readouterr().out
+    assert "960 images, 30 steps an epoch" in said and "batch      32 = 1 processes x 32 x 1 accumulation" in said
+
+
+def test_a_release_of_no_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_path):
+    assert main(["release", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_launching_checks_for_that_many_processes(capsys: pytest.CaptureFixture[str]):
+    assert main(["launch", "local", "7", "configs/debug/mae.yaml"]) == 2
+    assert "64 is not a multiple of 7 processes x 1 accumulation steps; nearest: 63" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""The kNN probe is the weighted vote of Wu et al. 2018."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.probes.knn import knn_accuracy, pixel_features, probe, vit_features
+
+CPU = torch.device("cpu")
+
+
+def vote(bank: np.ndarray, bank_labels: np.ndarray, query: np.ndarray, k: int, temperature: float) -> int:
+    """One query, written with loops."""
+    similarity = [float(row @ query / np.linalg.norm(row) / np.linalg.norm(query)) for row in bank]
+    nearest = sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]
+    votes: dict[int, float] = {}
+    for i in nearest:
+        votes[int(bank_labels[i])] = votes.get(int(bank_labels[i]), 0.0) + np.exp(similarity[i] / temperature)
+    return max(votes, key=lambda label: votes[label])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([0.07, 0.5]))
+@settings(max_examples=30, deadline=None)
+def test_the_accuracy_is_that_of_the_vote_written_with_loops(seed: int, k: int, temperature: float):
+    random = np.random.default_rng(seed)
+    bank, queries = random.normal(size=(25, 6)), random.normal(size=(9, 6))
+    bank_labels, labels = random.integers(0, 4, 25), random.integers(0, 4, 9)
+    expected = np.mean([vote(bank, bank_labels, q, k, temperature) == t for q, t in zip(queries, labels, strict=True)])
+    tensors = [torch.from_numpy(array) for array in (bank, bank_labels, queries, labels)]
+    assert knn_accuracy(*tensors, k=k, temperature=temperature) == pytest.approx(expected)
+
+
+def test_the_length_of_a_feature_does_not_matter():
+    features, labels = torch.randn(40, 8), torch.arange(40) % 3
+    scaled = features * torch.rand(40, 1).add(0.1)
+    assert knn_accuracy(features, labels, scaled, labels, k=1) == 1.0
+
+
+def test_an_empty_side_is_a_clear_error():
+    with pytest.raises(ValueError, match="bank has 0, queries 3"):
+        knn_accuracy(torch.zeros(0, 2), torch.zeros(0).long(), torch.ones(3, 2), torch.zeros(3).long())
+
+
+def test_pixels_are_centred_by_the_mean_of_the_bank():
+    """Without it a bright offset common to all images would hide what differs."""
+    labels = torch.arange(32) % 2
+    images = 100 + torch.randn(32, 1, 4, 4) * 0.1
+    images[labels == 1, :, :2] += 1
+    batches = [(images, labels)]
+    assert probe(batches, batches, pixel_features, device=CPU, k=5)["pixels"] == 1.0
+    shifted = probe([(images, labels)], [(images + 0, labels)], pixel_features, device=CPU, k=31)["pixels"]
+    assert shifted == 1.0
+
+
+def test_features_are_the_class_token_and_the_mean_patch_without_registers():
+    class Backbone(torch.nn.Module):
+        num_prefix_tokens = 3
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.arange(7.0).view(1, 7, 1).expand(len(x), 7, 2)
+
+    features = vit_features(Backbone(), torch.zeros(2, 3, 8, 8))
+    assert features["cls"].tolist() == [[0.0, 0.0]] * 2
+    assert features["patch_mean"].tolist() == [[4.5, 4.5]] * 2
+
+
+def test_batches_of_different_size_give_the_result_of_one():
+    images, labels = F.normalize(torch.randn(30, 12), dim=1).view(30, 3, 2, 2), torch.arange(30) % 3
+    whole, parts = [(images, labels)], list(zip(images.split(7), labels.split(7), strict=True))
+    assert probe(whole, whole, pixel_features, device=CPU) == probe(parts, parts, pixel_features, device=CPU)
