@@ -134,7 +134,7 @@ def plain_step(
 
 def mae_steps(args: argparse.Namespace) -> tuple[Step, Step]:
     torch.manual_seed(0)
-    size, config = SIZES[args.size], MAEConfig()
+    size, config = SIZES[args.size], MAEConfig.model_validate({})
     ours = build("mae")(config, ViT((SIDE, SIDE), PATCH, **size), Horizon(STEPS, 1000)).to(args.device)
     shape = {key: size[key] for key in ("embed_dim", "depth", "num_heads")}
     baseline = plain.PlainMAE(
@@ -154,7 +154,7 @@ def mae_steps(args: argparse.Namespace) -> tuple[Step, Step]:
 
 def dino_steps(args: argparse.Namespace) -> tuple[Step, Step]:
     torch.manual_seed(0)
-    size, config = SIZES[args.size], DINOConfig(out_dim=args.prototypes, drop_path_rate=0.0)
+    size, config = SIZES[args.size], DINOConfig.model_validate({"out_dim": args.prototypes, "drop_path_rate": 0.0})
     vit = ViT((SIDE, SIDE), PATCH, **size, pos_embed="learned")
     ours: Any = build("dino")(config, vit, Horizon(STEPS, 1000)).to(args.device)
     shape = {key: size[key] for key in ("embed_dim", "depth", "num_heads")}

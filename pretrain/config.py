@@ -139,6 +139,7 @@ class EngineConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulation_steps: Positive = 1
     compile: bool = False
+    deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
 
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
     """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
+    if config.engine.deterministic:
+        _repeat_bitwise()
     try:
         world = distributed.setup(config.engine.device)
     except ValueError as error:
@@ -227,6 +230,15 @@ def _build_engine(config: PretrainConfig, steps: Plan, objective: Objective, wor
     )
     trainable: Any = objective
     return build_engine(trainable, optim=schedule, settings=settings, world=world, seed=config.seed)
+
+
+def _repeat_bitwise() -> None:
+    """Have CUDA use kernels whose sums have a fixed order; what has none warns. CPU kernels repeat anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads memory it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.benchmark = False
 
 
 def _hold_lease(folder: Path, stack: ExitStack) -> None:
