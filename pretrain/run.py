@@ -39,7 +39,7 @@ EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
 
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
     """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
-    if config.engine.deterministic:
+    if config.engine.deterministic and config.engine.device != "cpu" and torch.cuda.is_available():
         _repeat_bitwise()
     try:
         world = distributed.setup(config.engine.device)
@@ -233,7 +233,7 @@ def _build_engine(config: PretrainConfig, steps: Plan, objective: Objective, wor
 
 
 def _repeat_bitwise() -> None:
-    """Have CUDA use kernels whose sums have a fixed order; what has none warns. CPU kernels repeat anyway."""
+    """Have CUDA use kernels whose sums have a fixed order; what has none warns. CPU kernels in use repeat anyway."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads memory it did not write.
