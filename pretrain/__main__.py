@@ -21,6 +21,10 @@ def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[Pret
     """
     config = load_config(PretrainConfig, path, overrides)
     dataset = Dataset.open(config.data.shards, config.data.index)
+    for key in ("train_shards", "val_shards") if config.probe else ():
+        labelled = Dataset.open(getattr(config.probe, key))
+        if "cls" not in labelled.extensions:
+            raise ConfigError(path, [f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"])
     return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
 
 

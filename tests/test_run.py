@@ -132,6 +132,8 @@ def test_mistakes_are_reported_at_once_without_a_traceback(tmp_path: Path):
         ("data.shards=nowhere/", "nowhere"),
         ("model.name=vit_tinny", "unknown size 'vit_tinny'"),
         ("model.in_chans=4", "data.mean: give 4 values"),
+        ("probe={train_shards: samples/grocery/val, val_shards: samples/nuclei/val}", "probe.val_shards: no labels"),
+        ("init={official: nowhere.pth}", "nowhere.pth: no such file"),
         ("engine.device=cuda", "no GPU"),
     ],
 )
