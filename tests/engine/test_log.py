@@ -1,0 +1,43 @@
+"""The log of a run: every step once, also after a kill and a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pretrain.engine.log import RunLog, progress_line
+
+
+def logged(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_drops_the_rows_it_will_write_again_and_a_row_cut_by_a_kill(tmp_path: Path):
+    first = RunLog(tmp_path, start_step=0, total_steps=10, tensorboard=False)
+    for step in range(1, 7):
+        first.scalars(step, {"loss": 1.0 / step})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    second = RunLog(tmp_path, start_step=4, total_steps=10, tensorboard=False)
+    second.scalars(5, {"loss": 0.0})
+    second.close()
+    assert logged(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_the_progress_line_says_what_a_person_asks():
+    values = {"loss": 0.81234, "lr": 1.2e-3, "images_per_second": 412.3, "data_wait": 0.031}
+    line = progress_line(120, 500, values, seconds_left=3725)
+    assert line == "step 120/500  loss 0.8123  lr 1.20e-03  412 img/s  data 3%  left 1:02:05"
+
+
+def test_pictures_are_left_as_png_too(tmp_path: Path):
+    log = RunLog(tmp_path, start_step=0, total_steps=1, tensorboard=False)
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
+    log.pictures(1, {"input | masked": image})
+    log.close()
+    with Image.open(tmp_path / "pictures" / "input-masked.png") as shown:
+        assert shown.size == (5, 4) and shown.getpixel((4, 3)) == tuple(image[:, 3, 4].tolist())
