@@ -51,6 +51,10 @@ class ModelConfig(Config):
         """Image height and width in pixels."""
         return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
+    @property
+    def num_blocks(self) -> int:
+        return self.widths()["depth"]
+
     def widths(self) -> dict[str, Any]:
         """embed_dim, depth, num_heads and mlp_ratio, with the overrides applied."""
         given = {key: getattr(self, key) for key in ("embed_dim", "depth", "num_heads", "mlp_ratio")}

@@ -167,8 +167,10 @@ class Run:
         norm = {} if result.skipped else {"grad_norm": result.grad_norm}
         self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
         if every(step, self.config.log.pictures_every_steps, self.steps.total_steps) and not self._is_partitioned:
+            self.objective.eval()
             with torch.no_grad():
                 pictures = self.objective.pictures(self.feed.latest, step, mean=self.config.mean, std=self.config.std)
+            self.objective.train()
             self.log.pictures(step, pictures)
 
     def _report_skipped(self, step: int, result: StepResult) -> None:

@@ -27,7 +27,7 @@ log: {{every_steps: 1, pictures_every_steps: 12}}
 OBJECTIVES = {
     "mae": "{name: mae, decoder_embed_dim: 32, decoder_depth: 1, decoder_num_heads: 2}",
     "dino": "{name: dino, out_dim: 64, head_hidden_dim: 32, head_bottleneck_dim: 16, local_crops_number: 2, "
-    "local_crops_size: 16, freeze_last_layer_epochs: 0, drop_path_rate: 0.0}",
+    "local_crops_size: 16, freeze_last_layer_epochs: 0}",
 }
 
 

@@ -67,18 +67,34 @@ class Attention(TimmAttention):
 
 
 class Block(TimmBlock):
-    """timm's pre-norm block whose last use in a network may compute only the tokens that are read afterwards."""
+    """timm's pre-norm block whose last use in a network may compute only the tokens that are read afterwards.
 
-    def __init__(
-        self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True, drop_path: float = 0.0
-    ):
+    Its stochastic depth (Huang et al. 2016) takes the random numbers from outside: drawn by sample, they do not depend
+    on how a batch is divided over processes.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
-        super().__init__(
-            dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=drop_path, norm_layer=norm
-        )  # fmt: skip
+        super().__init__(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_layer=norm)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias)
+        self.drop_rate = 0.0
 
-    def forward(self, x: Tensor, queries: slice = EVERY_TOKEN) -> Tensor:  # type: ignore[override]
-        """Tokens [b, s, D] -> [b, t, D], exact for the tokens of `queries`; the others are not computed."""
-        x = x[:, queries] + self.drop_path1(self.attn(self.norm1(x), queries))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+    def forward(  # type: ignore[override]
+        self, x: Tensor, queries: slice = EVERY_TOKEN, drop: Tensor | None = None
+    ) -> Tensor:
+        """Tokens [b, s, D] -> [b, t, D], exact for the tokens of `queries`; the others are not computed.
+
+        Args:
+            drop: uniforms [b, 2]; in training, a sample whose number is below the drop rate skips the attention (first
+                column), the MLP (second). Without it nothing is dropped.
+        """
+        attention, mlp = (None, None) if drop is None else drop.unbind(1)
+        x = x[:, queries] + self._survivors(self.attn(self.norm1(x), queries), attention)
+        return x + self._survivors(self.mlp(self.norm2(x)), mlp)
+
+    def _survivors(self, branch: Tensor, uniform: Tensor | None) -> Tensor:
+        """The branch of the samples that keep it, scaled so that its mean stays."""
+        if uniform is None or not self.training or self.drop_rate == 0:
+            return branch
+        kept = (uniform >= self.drop_rate).to(branch.dtype) / (1 - self.drop_rate)
+        return branch * kept[:, None, None]

@@ -6,12 +6,12 @@ token in the last block, other sizes at every call, and registers beside a posit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
+from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -82,27 +82,29 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._initialize()
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """Images [b, C, H, W] -> normalized tokens [b, 1 + R + N, D].
 
         Args:
             keep: int64 [b, k]: encode only these patches (row-major index), in this order; k replaces N.
+            drop: uniforms [b, depth, 2] that decide which branches a sample skips; training with drop path needs them.
         """
-        return self.norm(self._run(self.prepare_tokens(x, keep), self.blocks))
+        return self.norm(self._run(self.prepare_tokens(x, keep), self.blocks, self._drops(drop)))
 
-    def forward_cls(self, x: Tensor) -> Tensor:
-        """Images [b, C, H, W] -> the normalized class token [b, D], equal to `forward(x)[:, 0]`.
+    def forward_cls(self, x: Tensor, drop: Tensor | None = None) -> Tensor:
+        """Images [b, C, H, W] -> the normalized class token [b, D], equal to `forward(x, drop=drop)[:, 0]`.
 
         The last block computes its query, projection and MLP for this token only.
         """
-        x = self._run(self.prepare_tokens(x), self.blocks[:-1])
-        return self.norm(self._apply_block(self.blocks[-1], x, CLS_ONLY))[:, 0]
+        drops = self._drops(drop)
+        x = self._run(self.prepare_tokens(x), self.blocks[:-1], drops[:-1])
+        return self.norm(self._apply_block(self.blocks[-1], x, CLS_ONLY, drops[-1]))[:, 0]
 
     def intermediate(self, x: Tensor, n: int = 1) -> list[Tensor]:
         """The normalized tokens [b, 1 + R + N, D] after each of the last `n` blocks, in block order."""
         if not 1 <= n <= len(self.blocks):
             raise ValueError(f"n must be between 1 and the depth {len(self.blocks)}, got {n}")
-        x = self._run(self.prepare_tokens(x), self.blocks[:-n])
+        x = self._run(self.prepare_tokens(x), self.blocks[:-n], self._drops(None)[:-n])
         outputs = []
         for block in self.blocks[-n:]:
             x = self._apply_block(block, x)
@@ -111,7 +113,7 @@ class ViT(nn.Module):
 
     def last_attention(self, x: Tensor) -> Tensor:
         """The attention probabilities of the last block, fp32 [b, heads, T, T] with T = 1 + R + N."""
-        x = self._run(self.prepare_tokens(x), self.blocks[:-1])
+        x = self._run(self.prepare_tokens(x), self.blocks[:-1], self._drops(None)[:-1])
         block: Any = self.blocks[-1]
         return block.attn.probabilities(block.norm1(x))
 
@@ -140,19 +142,31 @@ class ViT(nn.Module):
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth rising linearly from 0 in the first block to `rate` in the last."""
-        for i, block in enumerate(self.blocks):
-            share = rate * i / max(len(self.blocks) - 1, 1)
-            block.drop_path1, block.drop_path2 = (DropPath(share) if share else nn.Identity() for _ in range(2))
+        for i, block in enumerate(self._blocks()):
+            block.drop_rate = rate * i / max(len(self.blocks) - 1, 1)
 
-    def _run(self, x: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
-        for block in blocks:
-            x = self._apply_block(block, x)
+    def _blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.blocks)
+
+    def _drops(self, drop: Tensor | None) -> Sequence[Tensor | None]:
+        """The uniforms of each block, [b, 2]."""
+        if drop is not None:
+            return drop.unbind(1)
+        if self.training and any(block.drop_rate for block in self._blocks()):
+            raise ValueError(f"drop path in training needs its random numbers: drop [b, {len(self.blocks)}, 2]")
+        return [None] * len(self.blocks)
+
+    def _run(self, x: Tensor, blocks: Iterable[nn.Module], drops: Iterable[Tensor | None]) -> Tensor:
+        for block, drop in zip(blocks, drops, strict=True):
+            x = self._apply_block(block, x, drop=drop)
         return x
 
-    def _apply_block(self, block: nn.Module, x: Tensor, queries: slice = slice(None)) -> Tensor:
+    def _apply_block(
+        self, block: nn.Module, x: Tensor, queries: slice = slice(None), drop: Tensor | None = None
+    ) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, queries, use_reentrant=False)  # type: ignore[return-value]
-        return block(x, queries)
+            return checkpoint(block, x, queries, drop, use_reentrant=False)  # type: ignore[return-value]
+        return block(x, queries, drop)
 
     def _initialize(self) -> None:
         projection = self.patch_embed.proj.weight

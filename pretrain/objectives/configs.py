@@ -28,6 +28,8 @@ class ModelShape(Protocol):
     def in_chans(self) -> int: ...
     @property
     def drop_path_rate(self) -> float: ...
+    @property
+    def num_blocks(self) -> int: ...
 
 
 def num_patches(model: ModelShape) -> int:
@@ -54,9 +56,12 @@ class MAEConfig(Config):
         return int(total * (1 - self.mask_ratio))
 
     def views(self, model: ModelShape) -> list[View | Noise]:
-        """One crop, and one number per patch whose rank decides what is hidden."""
+        """One crop, one number per patch whose rank decides what is hidden, and the numbers of the drop path."""
         image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip)
-        return [image, Noise("mask_noise", (num_patches(model),))]
+        noises = [Noise("mask_noise", (num_patches(model),))]
+        if model.drop_path_rate:
+            noises.append(Noise("drop_path", (model.num_blocks, 2)))
+        return [image, *noises]
 
     def problems(self, model: ModelShape) -> list[str]:
         found, total = _scale_problems("crop_scale", self.crop_scale), num_patches(model)
@@ -117,7 +122,7 @@ class DINOConfig(Config):
         return size if isinstance(size, tuple) else (size, size)
 
     def views(self, model: ModelShape) -> list[View | Noise]:
-        """Two global crops, the second solarized and seldom blurred, and the local crops."""
+        """Two global crops, the second solarized and seldom blurred, the local crops, the numbers of the drop path."""
         colour = {
             "hflip": self.hflip,
             "jitter": ColorJitter(*self.color_jitter, prob=self.color_jitter_prob) if self.color_jitter_prob else None,
@@ -132,6 +137,8 @@ class DINOConfig(Config):
         if self.local_crops_number:
             size, scale = self.local_size, self.local_crops_scale
             views.append(View("local", size, scale=scale, count=self.local_crops_number, blur=local, **colour))
+        if self.drop_path_rate:
+            views.append(Noise("drop_path", (2 + self.local_crops_number, model.num_blocks, 2)))
         return views
 
     def problems(self, model: ModelShape) -> list[str]:

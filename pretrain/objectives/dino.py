@@ -30,9 +30,14 @@ class Branch(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def encode(self, *resolutions: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops [n_i, C, h_i, w_i], one pass per resolution -> class tokens [sum n_i, D], bottlenecks [sum n_i, B]."""
-        features = torch.cat([self.backbone.forward_cls(crops) for crops in resolutions])
+    def encode(self, *resolutions: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Crops [n_i, C, h_i, w_i], one pass per resolution -> class tokens [sum n_i, D], bottlenecks [sum n_i, B].
+
+        `drop` [sum n_i, depth, 2] are the uniforms of the drop path.
+        """
+        sizes = [len(crops) for crops in resolutions]
+        drops = [None] * len(sizes) if drop is None else drop.split(sizes)
+        features = torch.cat([self.backbone.forward_cls(*given) for given in zip(resolutions, drops, strict=True)])
         return features, self.head.bottleneck(features)
 
     def forward(self, *resolutions: Tensor) -> Tensor:
@@ -41,7 +46,8 @@ class Branch(nn.Module):
 
 
 class DINO(Objective):
-    """Batch: "global" [b, 2, C, H, W] and, with local crops, "local" [b, n, C, h, w].
+    """Batch: "global" [b, 2, C, H, W], with local crops "local" [b, n, C, h, w], with drop path its uniforms
+    "drop_path" [b, 2 + n, depth, 2].
 
     State: `student` (parameters), `teacher` and `center` (buffers). The centre of a step's logits is summed over its
     micro-batches and ranks in `after_step`; until then it is pending, and a skipped step leaves no trace.
@@ -81,7 +87,9 @@ class DINO(Objective):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         crops = self.crops(batch)
         images = len(batch["global"])
-        features, student = self.student.encode(*crops)
+        # [b, crops, depth, 2], like the crops: crop after crop.
+        drop = batch["drop_path"].transpose(0, 1).flatten(0, 1) if "drop_path" in batch else None
+        features, student = self.student.encode(*crops, drop=drop)
         with torch.no_grad():
             _, teacher = self.teacher.average.encode(crops[0])
         result = prototype_loss(

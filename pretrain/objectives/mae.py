@@ -17,7 +17,8 @@ from pretrain.objectives.configs import MAEConfig
 
 
 class MAE(Objective):
-    """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches."""
+    """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches;
+    with drop path its uniforms "drop_path" [b, depth, 2]."""
 
     head_prefixes = ("decoder.",)
 
@@ -42,7 +43,7 @@ class MAE(Objective):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         images = images_of(batch, "image")
         keep, masked = self.split(batch["mask_noise"])
-        latent = self.encoder(images, keep=keep)
+        latent = self.encoder(images, keep=keep, drop=batch.get("drop_path"))
         pred = self.decoder(self._without_registers(latent), keep, masked).float()
         target = patchify(images, self.encoder.patch_size, masked).float()
         if self.config.norm_pix_loss:

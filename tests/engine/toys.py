@@ -111,7 +111,6 @@ def tiny_dino() -> DINO:
         head_hidden_dim=32,
         head_bottleneck_dim=16,
         norm_last_layer=False,
-        drop_path_rate=0.0,  # drawn by rank: would differ between world sizes
         momentum_teacher=0.9,
         local_crops_number=2,
         local_crops_size=16,

@@ -96,19 +96,39 @@ def test_checkpointing_changes_no_gradient():
 
 def test_drop_path_drops_in_training_only_and_the_first_block_never():
     vit, images = tiny(drop_path_rate=0.5), torch.randn(4, 3, 32, 48)
-    assert torch.equal(vit(images), vit(images))
+    dropped, kept = torch.zeros(4, 3, 2), torch.ones(4, 3, 2)
+    assert torch.equal(vit(images, drop=dropped), vit(images))
     vit.train()
-    assert not torch.equal(vit(images), vit(images))
-    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks] == [0.0, 0.25, 0.5]
+    assert not torch.equal(vit(images, drop=dropped), vit(images, drop=kept))
+    assert [block.drop_rate for block in vit.blocks] == [0.0, 0.25, 0.5]
+    with pytest.raises(ValueError, match=r"needs its random numbers: drop \[b, 3, 2\]"):
+        vit(images)
 
 
-def test_checkpointing_redraws_the_same_drop_path():
+def test_what_drop_path_drops_belongs_to_the_sample_and_not_to_its_batch():
+    vit, images, drop = tiny(drop_path_rate=0.5).train(), torch.randn(4, 3, 32, 48), torch.rand(4, 3, 2)
+    whole = vit.forward_cls(images, drop)
+    parts = [vit.forward_cls(images[i : i + 2], drop[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(vit(images, drop=drop)[:, 0], whole)
+
+
+def test_a_dropped_branch_leaves_the_sample_as_it_is_and_a_kept_one_is_scaled():
+    block = tiny(drop_path_rate=0.5).train().blocks[2]
+    x = torch.randn(2, 5, block.norm1.normalized_shape[0])
+    uniform = torch.tensor([[0.4, 0.4], [0.6, 0.4]])
+    out = block(x, slice(None), uniform)
+    assert torch.equal(out[0], x[0])
+    torch.testing.assert_close(out[1], x[1] + 2 * block.attn(block.norm1(x))[1])
+
+
+def test_checkpointing_drops_the_same_paths():
     gradients = []
     for enabled in (False, True):
         vit = tiny(drop_path_rate=0.5).train()
         vit.set_checkpointing(enabled)
         torch.manual_seed(1)
-        vit.forward_cls(torch.randn(4, 3, 32, 48)).square().mean().backward()
+        vit.forward_cls(torch.randn(4, 3, 32, 48), torch.rand(4, 3, 2)).square().mean().backward()
         gradients.append(vit.blocks[0].mlp.fc1.weight.grad)
     torch.testing.assert_close(*gradients)
 

@@ -34,6 +34,7 @@ class Shape:
     patch_size: int = 8
     in_chans: int = 3
     drop_path_rate: float = 0.0
+    num_blocks: int = 2
 
 
 def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:
