@@ -149,6 +149,7 @@ def _sample(kind: str, position: int, poisoned: bool) -> dict[str, Tensor]:
         return {**sample, "mask_noise": torch.rand(16, generator=generator)}
     if kind == "dino":
         sample = {"global": torch.randn(2, 3, 32, 32, generator=generator)}
-        return {**sample, "local": torch.randn(2, 3, 16, 16, generator=generator)}
+        sample["local"] = torch.randn(2, 3, 16, 16, generator=generator)
+        return {**sample, "drop_path": torch.rand(4, 2, 2, generator=generator)}
     x = torch.randn(6, generator=generator)
     return {"x": torch.full_like(x, float("nan")) if poisoned else x}
