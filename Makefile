@@ -19,7 +19,7 @@ demo: venv
 	@cat docs/after_demo.txt
 
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: venv
 	$(BIN)/ruff check .
@@ -29,9 +29,9 @@ lint: venv
 # IMAGES: a folder or a tar of your own photos; sizes decide the result.
 IMAGES ?= samples/grocery/train/grocery-train-000000.tar
 bench: venv
-	$(BIN)/python -m benchmarks.storage
-	$(BIN)/python -m benchmarks.loader --images $(IMAGES)
-	$(BIN)/python -m benchmarks.step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.storage
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader --images $(IMAGES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -70,9 +70,11 @@ def test_the_resolved_configuration_is_a_valid_input_and_a_finished_run_is_left_
     assert (done / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_starts_from_a_release_with_its_heads(done: Path, tmp_path: Path):
+@pytest.mark.parametrize("source", ["release", "checkpoint"])
+def test_a_run_starts_from_a_release_or_a_checkpoint_with_its_heads(done: Path, tmp_path: Path, source: str):
     config = write_config(tmp_path, "mae")
-    status, said = finish(config, f"init={{release: {done / 'release'}}}", "optim.total_steps=6")
+    path = done / "release" if source == "release" else done / "checkpoints" / "step-00000024"
+    status, said = finish(config, f"init.{source}={path}", "optim.total_steps=6")
     assert status == 0, said
     assert "missing        0" in said and "unexpected     0" in said
     assert losses(tmp_path / "run")[1] < losses(done)[1] - 0.1
