@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,6 @@ def run_parallel(
         for future in as_completed(pending):
             yield pending.pop(future), future.result()
     except BrokenProcessPool as error:
-        time.sleep(0.5)  # Ctrl-C ends the workers too; when it does, it is raised here, and not their death below
         raise RuntimeError("a worker process was killed (out of memory?); try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

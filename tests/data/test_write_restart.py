@@ -132,7 +132,12 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
     out = tmp_path / "out"
     options = ["--samples-per-shard", "5", "--workers", "2"]
     command = [sys.executable, "-m", "pretrain.data", "write", str(folder), str(out), *options]
-    victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell's background job ignores Ctrl-C, and so would all it starts: the tests may run in one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for(lambda: list(out.glob("*.tar")))
     children = descendants(victim.pid)
     os.killpg(victim.pid, signal.SIGINT)
