@@ -204,8 +204,15 @@ class Run:
             return
         scores = self.probe(self.objective.backbone, with_pixels=step == 0)
         if self.log is not None:
+            start = {} if step == 0 else self.log.row(0)
             self.log.scalars(step, {f"knn/{name}": value for name, value in scores.items()})
-            self.log.say(f"step {step}: kNN accuracy " + ", ".join(f"{k} {v:.1%}" for k, v in scores.items()))
+            parts = [
+                f"{name} {value:.1%}" + (f" (at step 0 {start[key]:.1%})" if (key := f"knn/{name}") in start else "")
+                for name, value in scores.items()
+            ]
+            if "knn/pixels" in start:
+                parts.append(f"raw pixels {start['knn/pixels']:.1%}")
+            self.log.say(f"step {step}: kNN accuracy " + ", ".join(parts))
 
     @property
     def _is_partitioned(self) -> bool:

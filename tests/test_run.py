@@ -48,6 +48,9 @@ def test_the_probe_compares_with_the_untrained_network_and_raw_pixels(done: Path
     probed = [row for row in rows(done) if "knn/cls" in row]
     assert [row["step"] for row in probed] == [0, 12, 24]
     assert "knn/pixels" in probed[0] and all(0 <= row["knn/patch_mean"] <= 1 for row in probed)
+    said = (done / "log.txt").read_text()
+    assert f"cls {probed[2]['knn/cls']:.1%} (at step 0 {probed[0]['knn/cls']:.1%})" in said
+    assert f"raw pixels {probed[0]['knn/pixels']:.1%}" in said
 
 
 def test_tensorboard_holds_scalars_and_reconstructions(done: Path):

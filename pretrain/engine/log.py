@@ -53,6 +53,12 @@ class RunLog:
         if "loss" in values:
             self._show(step, values)
 
+    def row(self, step: int) -> dict[str, float]:
+        """Everything recorded at `step`, also by an earlier start of the run."""
+        lines = (self._run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["step"] == step]
+        return {name: value for row in rows for name, value in row.items() if name != "step"}
+
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
         """uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
         folder = self._run_dir / "pictures"
