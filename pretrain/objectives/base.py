@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain import distributed
 from pretrain.models import param_groups
+from pretrain.models.ema import EMA
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.vit import ViT
 
@@ -40,6 +43,10 @@ class Objective(nn.Module):
     def backbone(self) -> ViT:
         """The encoder that a release contains."""
         raise NotImplementedError
+
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        """Each average of weights with the module it follows: what the distance between the two is measured on."""
+        return []
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log.
@@ -90,6 +97,17 @@ def images_of(batch: dict[str, Tensor], name: str) -> Tensor:
     if views.ndim != 5 or views.shape[1] != 1:
         raise ValueError(f"batch[{name!r}] must be [b, 1, C, H, W], got {list(views.shape)}")
     return views[:, 0]
+
+
+def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
+    """`total / count` of this rank, weighted so that the mean over ranks is the sum of totals by the sum of counts.
+
+    Where ranks count differently, for instance masked patches, the mean of their means depends on how a batch is
+    divided; this one does not. Zero when nothing was counted anywhere.
+    """
+    counts = torch.as_tensor(count, dtype=torch.float32, device=total.device).detach().clone()
+    everywhere = distributed.all_reduce_sum(counts).clamp(min=torch.finfo(torch.float32).tiny)
+    return total * (distributed.world_size() / everywhere)
 
 
 def feature_std(features: Tensor) -> Tensor:

@@ -84,6 +84,9 @@ class DINO(Objective):
         """The teacher's backbone: its average is the better encoder of the two."""
         return self.teacher.average.backbone
 
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        return [(self.teacher, self.student)]
+
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         crops = self.crops(batch)
         images = len(batch["global"])

@@ -1,81 +1,23 @@
-"""What can be set about each objective, and which views of an image it asks for. No torch here."""
+"""Configuration of DINO (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers"). No torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pretrain.configlib import Config
 from pretrain.data.view import Blur, ColorJitter, Noise, View
-
-Positive = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
-HueShift = Annotated[float, Field(ge=0, le=0.5)]
-Sigma = Annotated[float, Field(gt=0)]
-Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
-
-
-class ModelShape(Protocol):
-    """What the views depend on."""
-
-    @property
-    def size(self) -> tuple[int, int]: ...
-    @property
-    def patch_size(self) -> int: ...
-    @property
-    def in_chans(self) -> int: ...
-    @property
-    def drop_path_rate(self) -> float: ...
-    @property
-    def num_blocks(self) -> int: ...
-
-
-def num_patches(model: ModelShape) -> int:
-    """Patches of an image of the model's size."""
-    return (model.size[0] // model.patch_size) * (model.size[1] // model.patch_size)
-
-
-class MAEConfig(Config):
-    """Masked autoencoder (He et al. 2021)."""
-
-    name: Literal["mae"] = "mae"
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="fraction of patches hidden from the encoder")
-    norm_pix_loss: bool = Field(True, description="normalize each target patch by its own mean and variance")
-    decoder_embed_dim: Positive = 512
-    decoder_depth: Positive = 8
-    decoder_num_heads: Positive = 16
-    crop_scale: Scale = Field((0.2, 1.0), description="area of the crop as a fraction of the image")
-    hflip: Probability = 0.5
-
-    has_teacher: ClassVar[bool] = False
-
-    def num_keep(self, total: int) -> int:
-        """Patches the encoder sees, of `total`."""
-        return int(total * (1 - self.mask_ratio))
-
-    def views(self, model: ModelShape) -> list[View | Noise]:
-        """One crop, one number per patch whose rank decides what is hidden, and the numbers of the drop path."""
-        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip)
-        noises = [Noise("mask_noise", (num_patches(model),))]
-        if model.drop_path_rate:
-            noises.append(Noise("drop_path", (model.num_blocks, 2)))
-        return [image, *noises]
-
-    def problems(self, model: ModelShape) -> list[str]:
-        found, total = _scale_problems("crop_scale", self.crop_scale), num_patches(model)
-        if not 1 <= self.num_keep(total) < total:
-            found.append(
-                f"objective.mask_ratio: {self.mask_ratio} of {total} patches leaves {self.num_keep(total)} visible; "
-                "at least one must be visible and one hidden"
-            )
-        width, heads = self.decoder_embed_dim, self.decoder_num_heads
-        if width % 4 or width % heads:
-            found.append(
-                f"objective.decoder_embed_dim: {width} is not a multiple of 4 and of decoder_num_heads {heads}"
-            )
-        return found
+from pretrain.objectives.configs.common import (
+    HueShift,
+    ModelShape,
+    Positive,
+    Probability,
+    Scale,
+    Sigma,
+    Strength,
+    scale_problems,
+)
 
 
 class DINOConfig(Config):
@@ -142,9 +84,9 @@ class DINOConfig(Config):
         return views
 
     def problems(self, model: ModelShape) -> list[str]:
-        found = _scale_problems("global_crops_scale", self.global_crops_scale)
-        found += _scale_problems("local_crops_scale", self.local_crops_scale)
-        found += _scale_problems("blur_sigma", self.blur_sigma)
+        found = scale_problems("global_crops_scale", self.global_crops_scale)
+        found += scale_problems("local_crops_scale", self.local_crops_scale)
+        found += scale_problems("blur_sigma", self.blur_sigma)
         colours = {
             "color_jitter": bool(self.color_jitter_prob and any(self.color_jitter[2:])),
             "grayscale_prob": bool(self.grayscale_prob),
@@ -160,10 +102,3 @@ class DINOConfig(Config):
                 "set that one"
             )
         return found
-
-
-ObjectiveConfig = MAEConfig | DINOConfig
-
-
-def _scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
-    return [] if scale[0] <= scale[1] else [f"objective.{key}: {scale[0]} is larger than {scale[1]}; give (low, high)"]

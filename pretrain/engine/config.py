@@ -1,0 +1,95 @@
+"""Configuration of optimizer, engine, checkpoints and log. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pretrain.configlib import Config
+
+OWNED_DEEPSPEED_KEYS = frozenset(
+    {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"}
+    | {"fp16", "bf16", "torch_autocast", "gradient_clipping"}
+)
+Positive = Annotated[int, Field(gt=0)]
+
+
+class OptimConfig(Config):
+    """Optimizer and schedules. Durations in epochs or in steps, never both."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
+    epochs: float | None = Field(None, gt=0)
+    total_steps: Positive | None = None
+    lr: float | None = Field(None, gt=0, description="peak learning rate, as it is")
+    blr: float | None = Field(None, gt=0, description="base learning rate: lr = blr * global_batch_size / 256")
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_form: Literal["open", "closed"] = Field("open", description="open: step/W (MAE); closed: step/(W-1) (DINO)")
+    weight_decay: float = Field(0.05, ge=0)
+    weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    clip_grad: float | None = Field(None, gt=0)
+    clip_mode: Literal["global", "per_tensor"] = Field("global", description="per_tensor: each tensor alone (DINO)")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> OptimConfig:
+        problems = []
+        for a, b in (("epochs", "total_steps"), ("lr", "blr")):
+            if (getattr(self, a) is None) == (getattr(self, b) is None):
+                problems.append(f"give exactly one of {a} and {b}")
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            problems.append("give warmup_epochs or warmup_steps, not both")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        assert self.blr is not None
+        return self.blr * self.global_batch_size / 256
+
+
+class EngineConfig(Config):
+    """What runs the steps. It changes speed and memory; results stay equal but for rounding."""
+
+    name: Literal["accelerate", "deepspeed"] = "accelerate"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulation_steps: Positive = 1
+    compile: bool = False
+    deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_ours(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        owned = sorted(OWNED_DEEPSPEED_KEYS & set(raw))
+        if "stage" in (raw.get("zero_optimization") or {}):
+            owned.append("zero_optimization.stage")
+        if owned:
+            raise ValueError(f"{', '.join(owned)}: set by optim and engine of this file; remove from engine.deepspeed")
+        return raw
+
+
+class CheckpointConfig(Config):
+    """When the run is saved. A checkpoint resumes this run; a release carries the weights elsewhere."""
+
+    every_steps: Positive = 1000
+    keep: Positive = Field(3, description="newest checkpoints kept")
+    milestone_every_steps: Positive | None = Field(None, description="every so many steps one is kept for ever")
+
+
+class LogConfig(Config):
+    """What is written while training."""
+
+    every_steps: Positive = 10
+    pictures_every_steps: int = Field(500, ge=0, description="0: none")
+    tensorboard: bool = True

@@ -1,0 +1,39 @@
+"""What the configurations of the objectives share: types of values, the shape of a model, checks. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+HueShift = Annotated[float, Field(ge=0, le=0.5)]
+Sigma = Annotated[float, Field(gt=0)]
+Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+
+class ModelShape(Protocol):
+    """What the views depend on."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def in_chans(self) -> int: ...
+    @property
+    def drop_path_rate(self) -> float: ...
+    @property
+    def num_blocks(self) -> int: ...
+
+
+def num_patches(model: ModelShape) -> int:
+    """Patches of an image of the model's size."""
+    return (model.size[0] // model.patch_size) * (model.size[1] // model.patch_size)
+
+
+def scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
+    """A range the wrong way round."""
+    return [] if scale[0] <= scale[1] else [f"objective.{key}: {scale[0]} is larger than {scale[1]}; give (low, high)"]
