@@ -175,6 +175,8 @@ def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
     )
     if warmup > total:
         problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
+    if not problems:
+        problems += config.objective.batch_problems(batch // share, world_size)
     if problems:
         raise ConfigError(config.run_dir, problems)
     return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
+
+from pretrain.configlib import Config
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +29,25 @@ class ModelShape(Protocol):
     def drop_path_rate(self) -> float: ...
     @property
     def num_blocks(self) -> int: ...
+
+
+class ObjectiveSection(Config):
+    """Base of the objectives' configurations: facts about the method that are not settings.
+
+    has_teacher    it keeps an average of its weights
+    needs          what it asks of a backbone, in the words of `pretrain.models.families`
+    step_momenta   its settings that are a momentum per step: `fovea scale` adapts them to the batch
+    batch_coupled  what else depends on the batch, for which `fovea scale` has no rule; a sentence each
+    """
+
+    has_teacher: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    step_momenta: ClassVar[tuple[str, ...]] = ()
+    batch_coupled: ClassVar[tuple[str, ...]] = ()
+
+    def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
+        """What cannot work with so many images at a time on each of so many processes."""
+        return []
 
 
 def num_patches(model: ModelShape) -> int:

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.configlib import Config
 from pretrain.data.view import Blur, ColorJitter, Noise, View
 from pretrain.objectives.configs.common import (
     HueShift,
     ModelShape,
+    ObjectiveSection,
     Positive,
     Probability,
     Scale,
@@ -20,7 +20,7 @@ from pretrain.objectives.configs.common import (
 )
 
 
-class DINOConfig(Config):
+class DINOConfig(ObjectiveSection):
     """Self-distillation without labels (Caron et al. 2021)."""
 
     name: Literal["dino"] = "dino"
@@ -56,6 +56,8 @@ class DINOConfig(Config):
     solarize_prob: Probability = Field(0.2, description="of the second global crop")
 
     has_teacher: ClassVar[bool] = True
+    step_momenta: ClassVar[tuple[str, ...]] = ("momentum_teacher", "center_momentum")
+    batch_coupled: ClassVar[tuple[str, ...]] = ("teacher_temp and its warm-up were tuned for batches of 512 to 1,024",)
 
     @property
     def local_size(self) -> tuple[int, int]:

@@ -6,12 +6,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.configlib import Config
 from pretrain.data.view import Noise, View
-from pretrain.objectives.configs.common import ModelShape, Positive, Probability, Scale, num_patches, scale_problems
+from pretrain.objectives.configs.common import (
+    ModelShape,
+    ObjectiveSection,
+    Positive,
+    Probability,
+    Scale,
+    num_patches,
+    scale_problems,
+)
 
 
-class MAEConfig(Config):
+class MAEConfig(ObjectiveSection):
     """Masked autoencoder (He et al. 2021)."""
 
     name: Literal["mae"] = "mae"
@@ -23,7 +30,7 @@ class MAEConfig(Config):
     crop_scale: Scale = Field((0.2, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
 
-    has_teacher: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     def num_keep(self, total: int) -> int:
         """Patches the encoder sees, of `total`."""
