@@ -50,9 +50,15 @@ class ObjectiveSection(Config):
         return []
 
 
+def patch_grid(model: ModelShape) -> tuple[int, int]:
+    """Rows and columns of patches of an image of the model's size."""
+    return model.size[0] // model.patch_size, model.size[1] // model.patch_size
+
+
 def num_patches(model: ModelShape) -> int:
     """Patches of an image of the model's size."""
-    return (model.size[0] // model.patch_size) * (model.size[1] // model.patch_size)
+    rows, columns = patch_grid(model)
+    return rows * columns
 
 
 def scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
