@@ -6,7 +6,7 @@ Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pretrain.models import param_groups, pictures
 from pretrain.models.ema import EMA
 from pretrain.models.heads import DINOHead
 from pretrain.models.prototype_loss import prototype_loss
+from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
 from pretrain.objectives.configs import DINOConfig
@@ -70,9 +71,7 @@ class DINO(Objective):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        student = Branch(backbone, head)
-        if config.use_bn_in_head and distributed.world_size() > 1:
-            student.head = cast(DINOHead, nn.SyncBatchNorm.convert_sync_batchnorm(head))
+        student = Branch(backbone, synchronized(head))
         self.student = student
         self.teacher: EMA[Branch] = EMA(student)
         self.teacher.average.backbone.set_drop_path(0.0)

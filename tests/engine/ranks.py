@@ -1,6 +1,7 @@
 """Run a function in real processes, one per rank; `launch` returns what each rank's call returned (JSON).
 
-launch(scenarios.train, world=2, out=tmp_path)  ->  python -m tests.engine.ranks scenarios train OUT  as ranks 0 and 1
+launch(scenarios.train, world=2, out=tmp_path) runs, as ranks 0 and 1,
+    python -m tests.engine.ranks tests.engine.scenarios train OUT
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def launch(function: Callable[..., Any], *, world: int, out: Path, timeout: floa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    module = function.__module__.rpartition(".")[2]
+    module = function.__module__
     command = [sys.executable, "-m", "tests.engine.ranks", module, function.__name__, str(out), json.dumps(arguments)]
     processes = []
     for rank in range(world):
@@ -49,7 +50,7 @@ def main(module: str, function: str, out: str, arguments: str) -> None:
 
     world = distributed.setup("cpu")
     try:
-        call = getattr(importlib.import_module(f"tests.engine.{module}"), function)
+        call = getattr(importlib.import_module(module), function)
         result = call(world, Path(out), **json.loads(arguments))
         (Path(out) / f"rank{world.rank}.json").write_text(json.dumps(result))
         distributed.barrier()

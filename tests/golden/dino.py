@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.models.heads import DINOHead
 from pretrain.models.vit import ViT
@@ -87,7 +88,7 @@ def before_batch_norm(head: DINOHead, name: str, tensor: torch.Tensor) -> torch.
         return None
     index = name.removeprefix("mlp.").removesuffix(".bias")
     follower = head.mlp[int(index) + 1] if index.isdigit() and int(index) + 1 < len(head.mlp) else None
-    return torch.ones_like(tensor, dtype=torch.bool) if isinstance(follower, torch.nn.BatchNorm1d) else None
+    return torch.ones_like(tensor, dtype=torch.bool) if isinstance(follower, _BatchNorm) else None
 
 
 def run_schedules(case: Case) -> None:
