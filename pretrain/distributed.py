@@ -162,6 +162,16 @@ def all_reduce_min(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """`tensor` [b, ...] of every rank, the same shape on each, in order of rank: [W * b, ...]; without gradient."""
+    tensor = tensor.detach()
+    if is_alone():
+        return tensor
+    gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    return gathered
+
+
 def all_gather_object(value: Any) -> list[Any]:
     """`value` of every rank, in order of rank. Pickles, but only between the processes of this run."""
     if is_alone():
