@@ -203,16 +203,20 @@ class Run:
         if self.probe is None:
             return
         scores = self.probe(self.objective.backbone, with_pixels=step == 0)
-        if self.log is not None:
-            start = {} if step == 0 else self.log.row(0)
-            self.log.scalars(step, {f"knn/{name}": value for name, value in scores.items()})
+        if self.log is None:
+            return
+        start = {} if step == 0 else self.log.row(0)
+        self.log.scalars(step, scores)
+        for kind, title in (("knn", "kNN"), ("linear", "linear")):
             parts = [
-                f"{name} {value:.1%}" + (f" (at step 0 {start[key]:.1%})" if (key := f"knn/{name}") in start else "")
+                f"{name.partition('/')[2]} {value:.1%}" + (f" (at step 0 {start[name]:.1%})" if name in start else "")
                 for name, value in scores.items()
+                if name.startswith(f"{kind}/")
             ]
-            if "knn/pixels" in start:
-                parts.append(f"raw pixels {start['knn/pixels']:.1%}")
-            self.log.say(f"step {step}: kNN accuracy " + ", ".join(parts))
+            if f"{kind}/pixels" in start:
+                parts.append(f"raw pixels {start[f'{kind}/pixels']:.1%}")
+            if parts:
+                self.log.say(f"step {step}: {title} accuracy " + ", ".join(parts))
 
     @property
     def _is_partitioned(self) -> bool:
@@ -223,14 +227,18 @@ class Run:
 def _build_engine(config: PretrainConfig, steps: Plan, objective: Objective, world: World) -> Engine:
     optim, engine = config.optim, config.engine
     plain = optim.model_dump(
-        include={"name", "min_lr", "weight_decay", "weight_decay_end", "betas", "eps", "momentum", "warmup_form"}
+        include={"name", "min_lr", "schedule", "gamma", "warmup_lr", "warmup_form", "first_step"}
+        | {"weight_decay", "weight_decay_end", "betas", "eps", "momentum", "trust_coefficient"}
     )
     schedule = OptimSettings(
         lr=steps.lr,
         total_steps=steps.total_steps,
         warmup_steps=steps.warmup_steps,
+        milestones=optim.milestones(steps.steps_per_epoch),
         clip_grad=optim.clip_grad or 0.0,
         clip_mode=optim.clip_mode if optim.clip_grad else "none",
+        head_prefixes=objective.head_prefixes,
+        head_warmup_steps=config.init.head_warmup_steps if config.init else 0,
         **plain,
     )
     settings = EngineSettings(

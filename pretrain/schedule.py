@@ -1,12 +1,15 @@
 """Schedules as pure functions of the step: nothing to save, nothing to restore, and a plot needs no training.
 
-Sources: linear warm-up and half cosine of MAE (He et al. 2021, A.1) and of DINO (Caron et al. 2021, section 3.2);
-the two differ in the last step of the warm-up only (`warmup_form`).
+Sources: linear warm-up and half cosine of MAE (He et al. 2021, A.1), of DINO (Caron et al. 2021, section 3.2) and
+DINOv2, of I-JEPA (Assran et al. 2023, A.1); the steps of SimMIM (Xie et al. 2021, appendix A). They differ in where
+the warm-up starts, in its last step (`warmup_form`), and in where the cosine begins.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Literal
 
 WarmupForm = Literal["open", "closed"]
@@ -19,6 +22,16 @@ def cosine(step: float, start: float, end: float, total_steps: float) -> float:
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total_steps))
 
 
+def warmup(step: float, *, start: float, peak: float, warmup_steps: float, form: WarmupForm = "open") -> float:
+    """A line from `start` at step 0 to `peak`; below `warmup_steps` only.
+
+    Args:
+        form: "open" meets the peak at step W (MAE); "closed" at step W - 1, its last (DINO).
+    """
+    last = warmup_steps if form == "open" else warmup_steps - 1
+    return start + (peak - start) * min(step / last, 1.0) if last > 0 else start
+
+
 def warmup_cosine(
     step: float,
     *,
@@ -27,18 +40,34 @@ def warmup_cosine(
     warmup_steps: float,
     total_steps: float,
     warmup_form: WarmupForm = "open",
+    start: float = 0.0,
+    frozen_steps: float = 0,
+    whole: bool = False,
 ) -> float:
-    """Linear warm-up from 0 to `peak`, then half a cosine down to `final` at `total_steps`.
+    """Linear warm-up from `start` to `peak`, then half a cosine down to `final` at `total_steps`.
 
     Args:
         step: completed steps, so the first update uses step 0.
         warmup_form: "open" warms up as step / W and meets the peak at step W (MAE); "closed" warms up as
             step / (W - 1), so the last warm-up step already is the peak and step W repeats it (DINO).
+        frozen_steps: zero for so many steps; the warm-up comes after them (DINOv2).
+        whole: the cosine counts from step 0, under the warm-up, and the value falls a little where that ends (SimMIM,
+            timm); else it starts at the peak.
     """
+    if step < frozen_steps:
+        return 0.0
+    step, total_steps = step - frozen_steps, total_steps - frozen_steps
+    if step >= total_steps:
+        return final
     if step < warmup_steps:
-        last = warmup_steps if warmup_form == "open" else warmup_steps - 1
-        return peak * min(step / last, 1.0) if last > 0 else 0.0
-    return cosine(step - warmup_steps, peak, final, total_steps - warmup_steps)
+        return warmup(step, start=start, peak=peak, warmup_steps=warmup_steps, form=warmup_form)
+    passed = 0 if whole else warmup_steps
+    return cosine(step - passed, peak, final, total_steps - passed)
+
+
+def multistep(step: float, *, peak: float, milestones: Sequence[float], gamma: float) -> float:
+    """`peak` times `gamma` for each of the ascending `milestones` that `step` has reached."""
+    return peak * gamma ** bisect_right(milestones, step)
 
 
 def teacher_temp(epoch: int, *, warmup_temp: float, temp: float, warmup_epochs: int) -> float:

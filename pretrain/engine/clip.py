@@ -92,16 +92,29 @@ def decide(
     )
 
 
-def clip_coefficients(norms: Mapping[str, float], *, mode: str, limit: float) -> dict[str, float]:
-    """What to multiply each parameter's gradient by, at most 1."""
+def clip_coefficients(
+    norms: Mapping[str, float], *, mode: str, limit: float, modules: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """What to multiply each parameter's gradient by, at most 1.
+
+    Args:
+        modules: of each name the module whose norm is clipped together, for mode "per_module".
+    """
     if mode == "none":
         return dict.fromkeys(norms, 1.0)
-    if mode == "per_tensor":
-        return {name: min(1.0, limit / (norm + _EPS)) for name, norm in norms.items()}
     if mode == "global":
-        norm = math.sqrt(sum(norm * norm for norm in norms.values()))
-        return dict.fromkeys(norms, min(1.0, limit / (norm + _EPS)))
-    raise ValueError(f"clip_mode {mode!r}: expected none, global or per_tensor")
+        together = dict.fromkeys(norms, "")
+    elif mode == "per_tensor":
+        together = {name: name for name in norms}
+    elif mode == "per_module":
+        assert modules is not None
+        together = {name: modules[name] for name in norms}
+    else:
+        raise ValueError(f"clip_mode {mode!r}: expected none, global, per_tensor or per_module")
+    squares = dict.fromkeys(together.values(), 0.0)
+    for name, norm in norms.items():
+        squares[together[name]] += norm * norm
+    return {name: min(1.0, limit / (math.sqrt(squares[together[name]]) + _EPS)) for name in norms}
 
 
 def scale_gradients(gradients: Sequence[tuple[Fragment, Tensor]], coefficients: Mapping[str, float]) -> None:

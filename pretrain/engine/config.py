@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,23 +19,35 @@ Positive = Annotated[int, Field(gt=0)]
 class OptimConfig(Config):
     """Optimizer and schedules. Durations in epochs or in steps, never both."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
     global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
     epochs: float | None = Field(None, gt=0)
     total_steps: Positive | None = None
     lr: float | None = Field(None, gt=0, description="peak learning rate, as it is")
-    blr: float | None = Field(None, gt=0, description="base learning rate: lr = blr * global_batch_size / 256")
-    min_lr: float = Field(0.0, ge=0)
+    blr: float | None = Field(None, gt=0, description="base learning rate: lr follows from it by blr_rule")
+    blr_rule: Literal["linear", "sqrt"] = Field("linear", description="lr = blr * (global_batch_size / blr_batch), or")
+    blr_batch: Positive = Field(256, description="... blr * sqrt(global_batch_size / blr_batch) (DINOv2: 1024)")
+    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
+    schedule: Literal["cosine", "cosine_whole", "multistep", "constant"] = Field(
+        "cosine", description="after the warm-up; cosine_whole: the cosine counts from step 0 (timm, SimMIM)"
+    )
+    milestone_epochs: tuple[float, ...] = Field((), description="of multistep: where lr is multiplied by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float | None = Field(None, ge=0)
     warmup_steps: int | None = Field(None, ge=0)
+    warmup_lr: float = Field(0.0, ge=0, description="where the warm-up starts, as it is")
     warmup_form: Literal["open", "closed"] = Field("open", description="open: step/W (MAE); closed: step/(W-1) (DINO)")
+    first_step: Literal[0, 1] = Field(0, description="whose values the first update takes; 1: I-JEPA")
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
+    trust_coefficient: float = Field(0.001, gt=0, description="of lars")
     clip_grad: float | None = Field(None, gt=0)
-    clip_mode: Literal["global", "per_tensor"] = Field("global", description="per_tensor: each tensor alone (DINO)")
+    clip_mode: Literal["global", "per_tensor", "per_module"] = Field(
+        "global", description="per_tensor: each tensor alone (DINO); per_module: backbone and heads apart (DINOv2)"
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> OptimConfig:
@@ -44,16 +57,38 @@ class OptimConfig(Config):
                 problems.append(f"give exactly one of {a} and {b}")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             problems.append("give warmup_epochs or warmup_steps, not both")
+        problems += self._schedule_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _schedule_problems(self) -> list[str]:
+        found, milestones = [], self.milestone_epochs
+        if (self.schedule == "multistep") != bool(milestones):
+            found.append(
+                f"milestone_epochs: {list(milestones)} with schedule {self.schedule}; "
+                "multistep needs them, the other schedules take none"
+            )
+        if list(milestones) != sorted(set(milestones)) or any(epoch <= 0 for epoch in milestones):
+            found.append(f"milestone_epochs: {list(milestones)} are not positive and ascending")
+        if self.min_lr and self.schedule not in ("cosine", "cosine_whole"):
+            found.append(f"min_lr: {self.min_lr}, but schedule {self.schedule} does not end there; remove it")
+        warms_up = bool(self.warmup_epochs or self.warmup_steps)
+        if self.warmup_lr and not warms_up:
+            found.append(f"warmup_lr: {self.warmup_lr} without a warm-up; give warmup_epochs or warmup_steps")
+        return found
 
     @property
     def peak_lr(self) -> float:
         if self.lr is not None:
             return self.lr
         assert self.blr is not None
-        return self.blr * self.global_batch_size / 256
+        ratio = self.global_batch_size / self.blr_batch
+        return self.blr * (ratio if self.blr_rule == "linear" else math.sqrt(ratio))
+
+    def milestones(self, steps_per_epoch: int) -> tuple[int, ...]:
+        """In steps."""
+        return tuple(round(epoch * steps_per_epoch) for epoch in self.milestone_epochs)
 
 
 class EngineConfig(Config):

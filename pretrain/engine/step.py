@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.distributed import World
+from pretrain.engine import lars
 from pretrain.engine.clip import clip_coefficients, decide, scale_gradients
 from pretrain.engine.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
+from pretrain.engine.heads_first import hold_trunk
 from pretrain.engine.optim import OptimSettings, apply_schedules, forget, trainable_groups
 from pretrain.engine.scaler import LossScaler
 from pretrain.engine.tensorfile import write_tensors
@@ -62,6 +64,7 @@ class StepEngine(ABC):
     optimizer: torch.optim.Optimizer
     fragments: list[Fragment]
     owns_fragments: bool  # this rank's fragments are saved and counted
+    partitioned = False  # a rank holds pieces of the parameters (ZeRO), not all of each
 
     def __init__(
         self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
@@ -73,8 +76,12 @@ class StepEngine(ABC):
         self.accumulation_steps = settings.accumulation_steps
         self.step_count = 0
         self.scaler = LossScaler(enabled=settings.precision == "fp16")
-        self.groups = trainable_groups(self.trainable, trainable.param_groups())
+        held = hold_trunk(trainable.param_groups(), optim.head_prefixes, optim.head_warmup_steps)
+        self.groups = trainable_groups(self.trainable, held)
         self.names = [name for group in self.groups for name in group["names"]]
+        pairs = [pair for group in self.groups for pair in zip(group["names"], group["params"], strict=True)]
+        self._vectors = {name for name, param in pairs if param.ndim <= 1}  # ZeRO-3 flattens the rest later
+        self._clip_groups = {name: group.get("clip_group", "") for group in self.groups for name in group["names"]}
         for tensor in self.trainable.state_dict().values():
             distributed.broadcast(tensor)
         if settings.compile:
@@ -139,8 +146,13 @@ class StepEngine(ABC):
             if overflow:
                 self.scaler.overflow()
         else:
-            factors = clip_coefficients(verdict.norms, mode=self.optim.clip_mode, limit=self.optim.clip_grad)
+            optim = self.optim
+            factors = clip_coefficients(
+                verdict.norms, mode=optim.clip_mode, limit=optim.clip_grad, modules=self._clip_groups
+            )
             scale_gradients(gradients, {name: factor / scale for name, factor in factors.items()})
+            if optim.name == "lars":
+                self._adapt(gradients, weight_decay)
             self._update()
             self._keep_frozen(step)
             self.scaler.good()
@@ -181,6 +193,17 @@ class StepEngine(ABC):
                 value = value.detach().double() / self.accumulation_steps
                 total[name] = total[name] + value if name in total else value
         return total, parts, wait
+
+    def _adapt(self, gradients: list[tuple[Fragment, Tensor]], weight_decay: float) -> None:
+        lars.adapt(
+            gradients,
+            weight_decays=[weight_decay * group["weight_decay_scale"] for group in self.groups],
+            names=self.names,
+            vectors=self._vectors,
+            coefficient=self.optim.trust_coefficient,
+            partitioned=self.partitioned,
+            device=self.world.device,
+        )
 
     def _keep_frozen(self, step: int) -> None:
         for index, group in enumerate(self.groups):

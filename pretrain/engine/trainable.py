@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ class ParamGroup(TypedDict):
     lr_scale: float
     weight_decay_scale: float
     frozen_steps: int  # until then the group stays exactly as it is, its optimizer state too
+    clip_group: NotRequired[str]  # what clip_mode "per_module" clips together
 
 
 class Trainable(Protocol):

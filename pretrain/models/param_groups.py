@@ -1,18 +1,23 @@
-"""Parameter groups: which parameters decay, and which stand still at the start."""
+"""Parameter groups: which parameters decay, which stand still at the start, which are clipped together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 from torch import nn
 
+Groups = list[dict[str, Any]]
 
-def split(module: nn.Module, *, no_decay_names: Collection[str] = ()) -> list[dict[str, Any]]:
+
+def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all: bool = False) -> Groups:
     """Two groups of the trainable parameters: with weight decay, and without (biases, 1-D and `no_decay_names`).
 
     Each group is {name, names, params, lr_scale, weight_decay_scale, frozen_steps}: the engine multiplies the learning
     rate and the weight decay of the step by the scales, and keeps the group still for the first `frozen_steps` steps.
+
+    Args:
+        decay_all: one group, in which everything decays (MoCo v3).
 
     Raises:
         ValueError: a name in `no_decay_names` is not a parameter.
@@ -23,7 +28,7 @@ def split(module: nn.Module, *, no_decay_names: Collection[str] = ()) -> list[di
     groups = [group("decay"), group("no_decay", weight_decay_scale=0.0)]
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in no_decay_names
+            exempt = not decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in no_decay_names)
             groups[exempt]["names"].append(name)
             groups[exempt]["params"].append(parameter)
     return [g for g in groups if g["params"]]
@@ -41,16 +46,50 @@ def group(name: str, *, weight_decay_scale: float = 1.0, frozen_steps: int = 0) 
     }
 
 
-def take(groups: list[dict[str, Any]], prefix: str, *, into: str, frozen_steps: int) -> list[dict[str, Any]]:
-    """Move the parameters whose name starts with `prefix` to groups of their own, keeping their weight decay."""
+def divide(
+    groups: Groups, key: Callable[[str], Hashable], change: Callable[[dict[str, Any], Any], dict[str, Any]]
+) -> Groups:
+    """Cut every group by `key` of its parameters' names; `change` gives what the part with that key has of its own.
+
+    Parts of a group follow each other in the order of their first parameters; what `change` leaves alone stays.
+    """
     result = []
     for source in groups:
-        scale = source["weight_decay_scale"]
-        moved = group(f"{into}_{source['name']}", weight_decay_scale=scale, frozen_steps=frozen_steps)
-        stay = source | {"names": [], "params": []}
+        parts: dict[Hashable, dict[str, Any]] = {}
         for name, parameter in zip(source["names"], source["params"], strict=True):
-            target = moved if name.startswith(prefix) else stay
-            target["names"].append(name)
-            target["params"].append(parameter)
-        result += [g for g in (stay, moved) if g["params"]]
+            at = key(name)
+            if at not in parts:
+                parts[at] = source | change(source, at) | {"names": [], "params": []}
+            parts[at]["names"].append(name)
+            parts[at]["params"].append(parameter)
+        result += parts.values()
     return result
+
+
+def take(groups: Groups, prefix: str, *, into: str, frozen_steps: int) -> Groups:
+    """Move the parameters whose name starts with `prefix` to groups of their own, still for `frozen_steps`."""
+
+    def change(source: dict[str, Any], moved: bool) -> dict[str, Any]:
+        return {"name": f"{into}_{source['name']}", "frozen_steps": frozen_steps} if moved else {}
+
+    divided = (divide([source], lambda name: name.startswith(prefix), change) for source in groups)
+    return [g for parts in divided for g in sorted(parts, key=lambda g: g["names"][0].startswith(prefix))]
+
+
+def clip_together(groups: Groups, *prefixes: str) -> Groups:
+    """Groups of one clip group each: the prefix their names start with, the longest that does.
+
+    With clip_mode "per_module" the engine clips the norm of each clip group by itself, as DINOv2 does with backbone
+    and heads (Oquab et al. 2023, official code).
+
+    Raises:
+        ValueError: a parameter starts with none of the prefixes.
+    """
+
+    def module(name: str) -> str:
+        found = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if found is None:
+            raise ValueError(f"{name}: in no module of {', '.join(prefixes)}; every parameter needs one to be clipped")
+        return found
+
+    return divide(groups, module, lambda source, at: {"name": f"{source['name']}_{at.strip('.')}", "clip_group": at})

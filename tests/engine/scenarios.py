@@ -38,7 +38,9 @@ STEPS = 20
 OPTIMS: dict[str, dict[str, Any]] = {
     "global": {"clip_mode": "global", "clip_grad": 0.3},
     "per_tensor": {"clip_mode": "per_tensor", "clip_grad": 0.1},
+    "per_module": {"clip_mode": "per_module", "clip_grad": 0.1},
     "none": {},
+    "lars": {"name": "lars", "lr": 3.0, "trust_coefficient": 0.02, "clip_mode": "global", "clip_grad": 0.3},
     "sgd": {"name": "sgd", "lr": 0.1, "clip_mode": "per_tensor", "clip_grad": 0.1},
 }
 MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "dino": tiny_dino}

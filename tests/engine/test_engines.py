@@ -16,6 +16,8 @@ CASES = [
     *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
     *[["plain", engine, "per_tensor"] for engine in ("zero3", "zero1+offload", "zero2+offload", "zero3+offload")],
     *[["plain", engine, "sgd"] for engine in ("ddp", "zero2")],
+    *[["plain", engine, "lars"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload")],
+    *[["toy", engine, "per_module"] for engine in ("ddp", "zero2")],
     *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
     *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
 ]
@@ -27,6 +29,8 @@ RESUMED = [
     ["plain", "zero2+offload", "global"],
     ["plain", "ddp", "sgd"],
     ["plain", "zero2", "sgd"],
+    ["plain", "ddp", "lars"],
+    ["plain", "zero2", "lars"],
     ["mae", "zero2", "global"],
     ["dino", "ddp", "per_tensor"],
     ["dino", "zero2", "per_tensor"],

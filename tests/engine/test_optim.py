@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pretrain.distributed import World
+from pretrain.engine import lars
 from pretrain.engine.clip import clip_coefficients
+from pretrain.engine.fragments import Fragment
 from pretrain.engine.optim import OptimSettings, build_optimizer, trainable_groups
 
 from .scenarios import build, run
@@ -76,6 +80,9 @@ def test_clipping_multiplies_by_at_most_one():
     assert clip_coefficients(norms, mode="global", limit=10.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert clip_coefficients(norms, mode="global", limit=1.0) == pytest.approx(dict.fromkeys("abc", 0.2))
     assert clip_coefficients(norms, mode="per_tensor", limit=2.0) == pytest.approx({"a": 2 / 3, "b": 0.5, "c": 1.0})
+    together = {"a": "head", "b": "body", "c": "head"}
+    found = clip_coefficients(norms, mode="per_module", limit=2.0, modules=together)
+    assert found == pytest.approx({"a": 2 / 3, "b": 0.5, "c": 2 / 3})
     with pytest.raises(ValueError, match="'both'"):
         clip_coefficients(norms, mode="both", limit=1.0)
 
@@ -121,3 +128,65 @@ def test_settings_that_contradict_themselves_are_refused():
         build_optimizer(OptimSettings(lr=1.0, total_steps=1, clip_mode="global"), [])
     with pytest.raises(ValueError, match="optimizer 'adam'"):
         build_optimizer(OptimSettings(lr=1.0, total_steps=1, name="adam"), [])  # type: ignore[arg-type]
+
+
+def test_clipping_per_module_needs_groups_that_name_theirs():
+    model = Plain()
+    groups = model.param_groups()
+    del groups[1]["clip_group"]
+    model.param_groups = lambda: groups  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="clip_mode 'per_module': param groups bias name no module"):
+        build(ALONE, model, "ddp", "per_module")
+
+
+def test_lars_equals_its_definition():
+    """As the papers' code: decay, trust ratio, momentum, in that order; vectors get neither decay nor ratio."""
+    ours, model = Plain(frozen_steps=0), Plain(frozen_steps=0)
+    engine = build(ALONE, ours, "ddp", "lars")
+    settings = engine.optim
+    run(engine, kind="plain", total_steps=6)
+
+    feed = batches("plain", start=0, accumulation=1, world=1, rank=0)
+    buffers = [torch.zeros_like(param) for param in model.parameters()]
+    for step in range(6):
+        model(next(feed), step)["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        for param, buffer in zip(model.parameters(), buffers, strict=True):
+            assert param.grad is not None
+            update = param.grad
+            if param.ndim > 1:
+                update = update + settings.weight_decay_at(step) * param.detach()
+                update = update * (settings.trust_coefficient * param.detach().norm() / update.norm())
+            buffer.mul_(settings.momentum).add_(update)
+            param.data.sub_(settings.lr_at(step) * buffer)
+            param.grad = None
+    for (name, found), expected in zip(ours.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_lars_leaves_a_zero_weight_and_a_zero_update_without_a_ratio():
+    zero, frozen = torch.zeros(2, 2), torch.ones(2, 2)
+    gradients = [torch.ones(2, 2), torch.zeros(2, 2)]
+    fragments = [Fragment(n, 0, 4, 0, 4, p, 0) for n, p in (("zero", zero), ("frozen", frozen))]
+    pairs = list(zip(fragments, gradients, strict=True))
+    options = {"names": ["zero", "frozen"], "vectors": (), "partitioned": False, "device": torch.device("cpu")}
+    lars.adapt(pairs, weight_decays=[0.0], coefficient=0.02, **options)
+    assert torch.equal(gradients[0], torch.ones(2, 2)) and not gradients[1].any()
+
+
+SHAPES = {"lr": 2.0, "total_steps": 40, "warmup_steps": 10, "warmup_lr": 0.5}
+
+
+def test_a_constant_schedule_holds_the_peak_and_steps_divide_it():
+    constant = OptimSettings(**SHAPES, schedule="constant")
+    assert [constant.lr_at(step) for step in (0, 5, 10, 39, 100)] == [0.5, 1.25, 2.0, 2.0, 2.0]
+    steps = OptimSettings(**SHAPES, schedule="multistep", milestones=(20, 30), gamma=0.5)
+    assert [steps.lr_at(step) for step in (0, 5, 10, 19, 20, 29, 30)] == [0.5, 1.25, 2.0, 2.0, 1.0, 1.0, 0.5]
+
+
+@given(st.integers(0, 60), st.sampled_from(["cosine", "cosine_whole", "multistep", "constant"]))
+def test_starting_at_step_one_shifts_every_schedule_by_one(step, schedule):
+    shape = {**SHAPES, "schedule": schedule, "milestones": (20,), "weight_decay": 0.1, "weight_decay_end": 0.4}
+    ahead, plain = OptimSettings(**shape, first_step=1), OptimSettings(**shape)
+    assert ahead.lr_at(step) == plain.lr_at(step + 1)
+    assert ahead.weight_decay_at(step) == plain.weight_decay_at(step + 1)

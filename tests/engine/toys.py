@@ -94,6 +94,7 @@ def _group(name: str, named: dict[str, nn.Parameter], decay: float, frozen_steps
         "lr_scale": 1.0,
         "weight_decay_scale": decay,
         "frozen_steps": frozen_steps,
+        "clip_group": name,
     }
 
 

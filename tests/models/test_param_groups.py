@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.models.param_groups import split, take
+from pretrain.models.param_groups import clip_together, split, take
 from pretrain.models.vit import ViT
 
 
@@ -42,3 +42,28 @@ def test_an_empty_group_is_left_out():
     model = nn.Module()
     model.scale = nn.Parameter(torch.ones(3))
     assert [group["name"] for group in split(model)] == ["no_decay"]
+
+
+def test_everything_can_decay():
+    model = nn.Linear(2, 2)
+    (group,) = split(model, decay_all=True)
+    assert group["weight_decay_scale"] == 1.0 and group["names"] == ["weight", "bias"]
+
+
+def test_each_module_is_its_own_clip_group():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = clip_together(split(model), "body.", "head.")
+    found = {name: group["clip_group"] for group in groups for name in group["names"]}
+    assert found == {name: name.partition(".")[0] + "." for name in dict(model.named_parameters())}
+    with pytest.raises(ValueError, match=r"head\.weight: in no module of body\."):
+        clip_together(split(model), "body.")
+
+
+def test_moving_parameters_keeps_what_their_group_says():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = clip_together(split(model), "body.", "head.")
+    for group in groups:
+        group["lr_scale"] = 0.25
+    moved = take(groups, "head.", into="last", frozen_steps=3)
+    assert {g["lr_scale"] for g in moved} == {0.25}
+    assert {(g["clip_group"], g["frozen_steps"]) for g in moved} == {("body.", 0), ("head.", 3)}
