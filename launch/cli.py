@@ -12,6 +12,8 @@ USAGE = """usage: fovea COMMAND ...
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
   fovea launch local N CONFIG [...]       the same on N processes of this machine, restarted when one dies
   fovea release RUN OUT                   the run's backbone as a folder that timm loads
+  fovea probe RELEASE --train .. --val .. kNN and linear accuracy, beside an untrained network and raw pixels
+  fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea finetune                          not in this version
 
 Each command explains itself with --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
@@ -36,6 +38,18 @@ def _release(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _probe(arguments: list[str]) -> int:
+    from pretrain.probes.__main__ import main
+
+    return main(arguments)
+
+
+def _scale(arguments: list[str]) -> int:
+    from pretrain.scale import main
+
+    return main(arguments)
+
+
 def _finetune(arguments: list[str]) -> int:
     from finetune.__main__ import main
 
@@ -53,6 +67,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pretrain": _pretrain,
     "launch": _launch,
     "release": _release,
+    "probe": _probe,
+    "scale": _scale,
     "finetune": _finetune,
 }
 

@@ -91,6 +91,13 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
 
 
+def write_values(path: Path | str, values: dict[str, Any], *, notes: Sequence[str] = ()) -> None:
+    """Write `values` as YAML that `read_values` reads back, under comment lines `notes`."""
+    head = "".join(f"# {line}\n" for line in notes)
+    body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+    Path(path).write_text(head + body, encoding="utf-8")
+
+
 def _apply(values: dict[str, Any], override: str) -> str | None:
     """Set one `a.b=value` in place; the problem as text, or None."""
     key, equals, text = override.partition("=")
