@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "ranks", "record", "schedule")}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
-FLOOR_4 = {f"pretrain.{name}" for name in ("run", "runfolder", "start", "feed", "online_probe", "release")}
+FLOOR_4 = {f"pretrain.{name}" for name in ("run", "runfolder", "start", "feed", "online_probe", "release", "memory")}
 EVERYTHING = {"pretrain", "launch", "finetune"}
 ALLOWED = {
     "pretrain.configlib": set(),
@@ -24,13 +24,14 @@ ALLOWED = {
     "pretrain.models": BASE,
     "pretrain.data": BASE,
     "pretrain.engine": BASE,
-    # Of data, objectives see the specification of views only; probes also read labelled images.
-    "pretrain.objectives": BASE | {"pretrain.models", "pretrain.data.view"},
+    # Of data, objectives see the specification of views and masks only; probes also read labelled images.
+    "pretrain.objectives": BASE | {"pretrain.models", "pretrain.data.view", "pretrain.data.masks"},
     "pretrain.probes": BASE | {"pretrain.models", "pretrain.data"},
     "pretrain.config": BASE
     | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.engine.config", "pretrain.data.view"},
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},
+    "pretrain.scale": {"pretrain"},
     "finetune": BASE | FLOOR_1 | {"pretrain.probes"},
     "launch": EVERYTHING,
 }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.data.view import JITTER_ORDERS, Noise, Param, View, check_channels, stacks
+from pretrain.data.view import JITTER_ORDERS, Param, Spec, check_channels, drawn_names, stacks
 
 _LUMA = (0.2989, 0.587, 0.114)
 _TAIL_SIGMAS = 3.3
@@ -30,25 +30,25 @@ _Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def apply(
-    views: Sequence[View | Noise],
+    views: Sequence[Spec],
     host_batch: dict,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W] normalized, the rest as it is.
+    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W], normalized if they ask for it, the rest as it is.
 
     Views that a worker has augmented already (no "<name>.params" in the batch) are only moved. Raises ValueError for
     saturation, hue or grayscale on other than 3 channels, and for mean or std of another length than the channels.
     """
-    noises = [spec.name for spec in views if isinstance(spec, Noise)]
-    batch = {name: host_batch[name].to(device, non_blocking=True) for name in ("position", *noises)}
+    batch = {name: host_batch[name].to(device, non_blocking=True) for name in ("position", *drawn_names(views))}
     for name, entry in stacks(views).items():
         images = host_batch[name].to(device, non_blocking=True)
         if f"{name}.params" in host_batch:
             check_channels(views, images.shape[2])
             sigma_max = max((view.blur.sigma_max for _, view in entry if view.blur is not None), default=0.0)
-            images = augment(images, host_batch[f"{name}.params"], mean, std, sigma_max=sigma_max)
+            norm = (mean, std) if entry[0][1].normalize else ([0.0] * len(mean), [1.0] * len(std))
+            images = augment(images, host_batch[f"{name}.params"], *norm, sigma_max=sigma_max)
         batch[name] = images
     return batch
 

@@ -9,6 +9,7 @@ streams.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -18,6 +19,7 @@ BLOCK_ORDER = 2
 SUBSTITUTE = 3
 _FIRST_VIEW = 1 << 16
 _FIRST_NOISE = 1 << 32
+_FIRST_MASK = 1 << 33
 
 
 def view_purpose(index: int) -> int:
@@ -28,6 +30,11 @@ def view_purpose(index: int) -> int:
 def noise_purpose(name: str) -> int:
     """Purpose of a named noise: it stays the same when other noises come or go."""
     return _FIRST_NOISE + zlib.crc32(name.encode())
+
+
+def mask_purpose(name: str) -> int:
+    """Purpose of a named mask, apart from a noise of the same name."""
+    return _FIRST_MASK + zlib.crc32(name.encode())
 
 
 def generator(seed: int, position: int, purpose: int, part: int = 0) -> np.random.Generator:
@@ -45,6 +52,19 @@ def generator(seed: int, position: int, purpose: int, part: int = 0) -> np.rando
         "uinteger": 0,
     }
     return np.random.Generator(philox)
+
+
+def uniforms(seed: int, position: int, purpose: int, part: int = 0, *, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1), float64: the upper 53 bits of raw Philox words, which numpy keeps over its versions."""
+    words = generator(seed, position, purpose, part).bit_generator.random_raw(count)
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def stream(seed: int, position: int, purpose: int, part: int = 0) -> Iterator[float]:
+    """The same numbers as `uniforms`, one by one and without end."""
+    bits = generator(seed, position, purpose, part).bit_generator
+    while True:
+        yield from ((bits.random_raw(64) >> np.uint64(11)) * 2.0**-53).tolist()
 
 
 def permutation(seed: int, position: int, purpose: int, part: int = 0, *, length: int) -> np.ndarray:

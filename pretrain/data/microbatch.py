@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data import augment, crops, keyed
+from pretrain.data import augment, crops, keyed, maskdraw
 from pretrain.data.dataset import Dataset
 from pretrain.data.decode import IMAGE_EXTENSIONS, DecodeError, decode_sample
 from pretrain.data.order import Order, rank_positions
 from pretrain.data.reader import BadSample, Reader
 from pretrain.data.substitute import MAX_SUBSTITUTES, BadRecord, candidates
-from pretrain.data.view import Noise, View, stacks
+from pretrain.data.view import Mask, Noise, Spec, View, stacks
 
 Sample = dict[str, Any]
 Stage = Callable[[Iterable[Sample]], Iterable[Sample]]
@@ -34,7 +34,7 @@ class MicroBatches:
 
     dataset: Dataset
     order: Order
-    specs: tuple[View | Noise, ...]
+    specs: tuple[Spec, ...]
     in_chans: int
     start_position: int
     global_batch: int
@@ -59,6 +59,15 @@ class MicroBatches:
         first = rank_positions(step, self.global_batch, self.rank, self.world)[micro * self.micro_batch]
         return self.start_position + np.arange(first, first + self.micro_batch)
 
+    def _place(self, index: int) -> maskdraw.Place:
+        return maskdraw.Place(
+            seed=self.order.seed,
+            positions=self.positions(index),
+            first=self.start_position + index // self.accumulation * self.global_batch,
+            global_batch=self.global_batch,
+            epoch_length=self.dataset.num_samples,
+        )
+
     def __getitem__(self, index: int) -> HostBatch:
         positions = self.positions(index).tolist()
         bad: list[BadRecord] = []
@@ -74,6 +83,9 @@ class MicroBatches:
         for spec in self.specs:
             if isinstance(spec, Noise):
                 batch[spec.name] = _noise(spec, self.order.seed, positions)
+            elif isinstance(spec, Mask):
+                drawn = maskdraw.draw(spec, self._place(index))
+                batch |= {name: torch.from_numpy(array) for name, array in drawn.items()}
         if self.normalize is not None:
             batch = {"bad": bad, **augment.apply(self.specs, batch, *self.normalize, "cpu")}
         return batch

@@ -6,6 +6,7 @@ A host batch of b samples is a dict:
     "<view>"         uint8   [b, n, C, H, W], channels last in memory
     "<view>.params"  float32 [b, n, NUM_PARAMS], see view.Param
     "<noise>"        float32 [b, *shape]
+    "<mask>"         bool or int64 [b, ...], see masks.py
     "bad"            list of substitute.BadRecord
 
 With `augment_on="worker"` the views are float32 as `augment.apply` makes them, and come without parameters.
@@ -21,7 +22,7 @@ from pretrain.data.dataset import Dataset
 from pretrain.data.microbatch import HostBatch, MicroBatches, Stage
 from pretrain.data.order import Order
 from pretrain.data.substitute import BadSamples
-from pretrain.data.view import Noise, View, check_channels, stacks
+from pretrain.data.view import Spec, check_channels, stacks
 from pretrain.data.workers import run_in_workers
 
 Loader = Generator[HostBatch, None, None]
@@ -29,7 +30,7 @@ Loader = Generator[HostBatch, None, None]
 
 def make_loader(
     dataset: Dataset,
-    views: Sequence[View | Noise],
+    views: Sequence[Spec],
     *,
     in_chans: int,
     mean: Sequence[float],

@@ -1,6 +1,6 @@
-"""What one image becomes: the specification of views and noises, free of torch.
+"""What one image becomes: the specification of views, noises and masks, free of torch.
 
-An objective lists `View`s and `Noise`s. The loader draws their random numbers on the host, keyed by sample position,
+An objective lists `View`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random numbers on the host, keyed by sample position,
 and sends them along as one float32 vector per view instance (`Param`), so that the device part of the augmentation is
 a pure function.
 """
@@ -8,7 +8,7 @@ a pure function.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from itertools import permutations
 from typing import Literal
@@ -73,19 +73,24 @@ class View:
     size           (height, width) in pixels
     scale, ratio   RandomResizedCrop: range of the area as a fraction of the image, range of width / height
     hflip, grayscale, solarize   probabilities
+    normalize      False: pixels in [0, 1] instead of the run's mean and standard deviation
+    same_as        name of another view: the same crops, flips and colours, seen at this size and interpolation, as the
+                   tokenizer of BEiT sees the picture its student sees. What it takes from there cannot be given here.
     """
 
     name: str
     size: tuple[int, int]
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     count: int = 1
     hflip: float = 0.5
     jitter: ColorJitter | None = None
     grayscale: float = 0.0
     blur: Blur | None = None
     solarize: float = 0.0
+    normalize: bool = True
+    same_as: str | None = None
 
     def __post_init__(self) -> None:
         where = f"view {self.name!r}"
@@ -96,12 +101,21 @@ class View:
             raise ValueError(f"{where}: scale must be 0 < low <= high <= 1, got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"{where}: ratio must be 0 < low <= high, got {self.ratio}")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"{where}: interpolation must be bicubic or bilinear, got {self.interpolation!r}")
+        if self.interpolation not in ("bicubic", "bilinear", "lanczos"):
+            raise ValueError(f"{where}: interpolation must be bicubic, bilinear or lanczos, got {self.interpolation!r}")
         if self.count < 1:
             raise ValueError(f"{where}: count must be at least 1, got {self.count}")
         for name in ("hflip", "grayscale", "solarize"):
             _check(f"{where}: {name}", getattr(self, name), 0, 1)
+        if self.same_as is not None:
+            given = [f.name for f in fields(self) if f.name not in _OWN and getattr(self, f.name) != f.default]
+            if given:
+                raise ValueError(
+                    f"{where}: {', '.join(given)} come from view {self.same_as!r} (same_as); leave them out"
+                )
+
+
+_OWN = ("name", "size", "interpolation", "normalize", "same_as")  # what a view with `same_as` decides itself
 
 
 @dataclass(frozen=True)
@@ -117,31 +131,77 @@ class Noise:
             raise ValueError(f"noise {self.name!r}: shape must be positive, got {self.shape}")
 
 
+@dataclass(frozen=True)
+class Mask:
+    """What the masks of masks.py have in common: patches of `grid` (rows, columns) that are chosen at random."""
+
+    name: str
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"mask {self.name!r}: grid must be (rows, columns) of patches, got {self.grid}")
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Names of what it puts into the batch."""
+        return (self.name,)
+
+
+Spec = View | Noise | Mask
 RESERVED_NAMES = frozenset({"position", "bad"})
 
 
-def stacks(specs: Sequence[View | Noise]) -> dict[str, list[tuple[int, View]]]:
+def stacks(specs: Sequence[Spec]) -> dict[str, list[tuple[int, View]]]:
     """Batch entry name -> its (index in `specs`, View)s in list order. Checks the list as a whole.
 
-    Raises ValueError for two sizes under one name, and for a noise that shares its name.
+    A view that is the same as another comes as that view, of its own size, with the index of that view.
+
+    Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view or
+    several, and for a noise or a mask that shares its name.
     """
     entries: dict[str, list[tuple[int, View]]] = {}
     for index, spec in enumerate(specs):
         if isinstance(spec, View):
             entry = entries.setdefault(spec.name, [])
-            if entry and entry[0][1].size != spec.size:
+            if entry and (entry[0][1].size, entry[0][1].normalize) != (spec.size, spec.normalize):
+                what = "size" if entry[0][1].size != spec.size else "normalize"
                 raise ValueError(
-                    f"views named {spec.name!r} differ in size: {entry[0][1].size} and {spec.size}; use two names"
+                    f"views named {spec.name!r} differ in {what}: {getattr(entry[0][1], what)} and "
+                    f"{getattr(spec, what)}; use two names"
                 )
-            entry.append((index, spec))
-    noises = [spec.name for spec in specs if isinstance(spec, Noise)]
-    for name in noises:
-        if name in entries or noises.count(name) > 1:
-            raise ValueError(f"noise name {name!r} is used twice")
+            entry.append((index, spec) if spec.same_as is None else _seen_again(spec, specs))
+    others = drawn_names(specs)
+    for name in others:
+        if name in entries or others.count(name) > 1:
+            raise ValueError(f"the name {name!r} of a noise or mask is used twice")
     return entries
 
 
-def check_channels(specs: Sequence[View | Noise], in_chans: int) -> None:
+def drawn_names(specs: Sequence[Spec]) -> list[str]:
+    """Batch entries that hold random numbers or choices instead of pictures."""
+    noises = [spec.name for spec in specs if isinstance(spec, Noise)]
+    return noises + [name for spec in specs if isinstance(spec, Mask) for name in spec.entries]
+
+
+def _seen_again(spec: View, specs: Sequence[Spec]) -> tuple[int, View]:
+    found = [(i, other) for i, other in enumerate(specs) if isinstance(other, View) and other.name == spec.same_as]
+    if len(found) != 1 or found[0][1].same_as is not None:
+        views = ", ".join(sorted({view.name for view in specs if isinstance(view, View) and view.same_as is None}))
+        raise ValueError(
+            f"view {spec.name!r}: same_as {spec.same_as!r} must name one view that is drawn by itself; there are: {views}"
+        )
+    index, source = found[0]
+    own = {name: getattr(spec, name) for name in _OWN}
+    return index, replace(source, **own | {"same_as": None})
+
+
+def check_channels(specs: Sequence[Spec], in_chans: int) -> None:
     """Raise ValueError for colour operations that other than RGB images do not have."""
     for spec in specs:
         if in_chans == 3 or not isinstance(spec, View):

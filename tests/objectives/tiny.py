@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.view import Noise, View, stacks
+from pretrain.data.maskdraw import Place, draw
+from pretrain.data.view import Mask, Noise, stacks
 from pretrain.models.vit import ViT
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import Horizon, Objective
@@ -49,19 +51,19 @@ def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **ch
 
 
 def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """What the loader would give for the objective's views: normal pixels, uniform noise."""
+    """What the loader would give for the objective's views: pixels, uniform noise, masks."""
     shape = shape or Shape()
     generator = torch.Generator().manual_seed(seed)
     specs = of.config.views(shape)
-    result = {
-        name: torch.randn(
-            images, sum(v.count for _, v in entry), shape.in_chans, *entry[0][1].size, generator=generator
-        )
-        for name, entry in stacks(specs).items()
-    }
+    result = {}
+    for name, entry in stacks(specs).items():
+        pixels = torch.randn if entry[0][1].normalize else torch.rand
+        size = (images, sum(view.count for _, view in entry), shape.in_chans, *entry[0][1].size)
+        result[name] = pixels(size, generator=generator)
     noises = {s.name: torch.rand(images, *s.shape, generator=generator) for s in specs if isinstance(s, Noise)}
-    assert all(isinstance(spec, View | Noise) for spec in specs)
-    return result | noises
+    at = Place(seed=seed, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
+    masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
+    return result | noises | {name: torch.from_numpy(array) for drawn in masks for name, array in drawn.items()}
 
 
 def part(of: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
