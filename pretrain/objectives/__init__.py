@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pretrain.objectives.configs import DINOConfig, MAEConfig
+from pretrain.objectives.configs import DINOConfig, MAEConfig, MoCoV3Config
 
 if TYPE_CHECKING:
     from pretrain.configlib import Config
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, tuple[type[Config], str]] = {
     "mae": (MAEConfig, "MAE"),
     "dino": (DINOConfig, "DINO"),
+    "mocov3": (MoCoV3Config, "MoCoV3"),
 }
 
 

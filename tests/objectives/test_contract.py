@@ -16,6 +16,7 @@ from pretrain.objectives import OBJECTIVES, build
 from .tiny import HORIZON, Shape, batch, objective, part
 
 names = pytest.mark.parametrize("name", OBJECTIVES)
+COUPLED = {"mocov3"}  # samples of a micro-batch meet each other, and only each other: in a batch norm, as negatives
 
 
 @names
@@ -99,7 +100,7 @@ def test_a_release_of_another_objective_gives_the_backbone_only(name: str, tmp_p
     assert torch.equal(of.backbone.state_dict()["norm.weight"], backbone.state_dict()["norm.weight"])
 
 
-@names
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - COUPLED))
 def test_micro_batches_together_have_the_gradient_of_the_batch(name: str):
     gradients = []
     for pieces in ([slice(0, 4)], [slice(0, 2), slice(2, 4)]):
@@ -140,7 +141,7 @@ def test_casting_the_parameters_to_bf16_leaves_averages_and_centres_alone(name: 
     of = objective(name)
     for parameter in of.parameters():  # as DeepSpeed's bf16 mode does
         parameter.data = parameter.data.bfloat16()
-    assert {buffer.dtype for buffer in of.buffers()} <= {torch.float32}
+    assert {buffer.dtype for buffer in of.buffers() if buffer.is_floating_point()} <= {torch.float32}
 
 
 def test_the_table_does_not_import_torch():

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "teacher_temp": 0.07,
     },
 }
+SMALL["mocov3"] = {"hidden_dim": 16, "projection_dim": 8}
 HORIZON = Horizon(total_steps=8, steps_per_epoch=2)
 
 

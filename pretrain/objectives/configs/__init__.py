@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pretrain.objectives.configs.dino import DINOConfig
 from pretrain.objectives.configs.mae import MAEConfig
+from pretrain.objectives.configs.mocov3 import MoCoV3Config
 
-ObjectiveConfig = MAEConfig | DINOConfig
+ObjectiveConfig = MAEConfig | DINOConfig | MoCoV3Config
 
-__all__ = ["DINOConfig", "MAEConfig", "ObjectiveConfig"]
+__all__ = ["DINOConfig", "MAEConfig", "MoCoV3Config", "ObjectiveConfig"]

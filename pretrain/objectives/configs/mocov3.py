@@ -1,0 +1,95 @@
+"""Configuration of MoCo v3 (Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers").
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pretrain.data.view import Blur, ColorJitter, Noise, View
+from pretrain.objectives.configs.common import (
+    HueShift,
+    ModelShape,
+    ObjectiveSection,
+    Positive,
+    Probability,
+    Scale,
+    Sigma,
+    Strength,
+    scale_problems,
+)
+
+
+class MoCoV3Config(ObjectiveSection):
+    """Contrast of two views against all others, with a momentum encoder (Chen et al. 2021)."""
+
+    name: Literal["mocov3"] = "mocov3"
+    projection_dim: Positive = 256
+    hidden_dim: Positive = Field(4096, description="of projector and predictor")
+    projector_layers: Positive = Field(3, description="2 for ResNet-50")
+    predictor_layers: Positive = 2
+    predictor_last_norm: bool = Field(True, description="batch norm after the predictor; false for ResNet-50")
+    temperature: float = Field(0.2, gt=0, description="1.0 for ResNet-50")
+    momentum: float = Field(0.99, ge=0, le=1, description="of the momentum encoder in the first step")
+    momentum_cosine: bool = Field(True, description="a cosine leads the momentum to 1; false: it is constant")
+    sync_bn: bool = Field(True, description="batch norm over the batches of all ranks; false: of each rank")
+    freeze_patch_embed: bool = Field(True, description="the patch embedding of a ViT stays as it starts")
+    crop_scale: Scale = Field((0.08, 1.0), description="area of the crops; (0.2, 1.0) for ResNet-50")
+    hflip: Probability = 0.5
+    color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="brightness, contrast, saturation, hue; the last two need RGB"
+    )
+    color_jitter_prob: Probability = 0.8
+    grayscale_prob: Probability = Field(0.2, description="needs RGB")
+    blur_prob: tuple[Probability, Probability] = Field((1.0, 0.1), description="of the first view and the second")
+    blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="pixels; less for images much below 224 px")
+    solarize_prob: Probability = Field(0.2, description="of the second view")
+
+    has_teacher: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    step_momenta: ClassVar[tuple[str, ...]] = ("momentum",)
+    batch_coupled: ClassVar[tuple[str, ...]] = (
+        "a query meets the keys of its own micro-batch on all ranks: accumulation does not replace negatives",
+        "batch norm of the heads sees one micro-batch",
+    )
+
+    def views(self, model: ModelShape) -> list[View | Noise]:
+        """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
+        colour = {
+            "scale": self.crop_scale,
+            "hflip": self.hflip,
+            "jitter": ColorJitter(*self.color_jitter, prob=self.color_jitter_prob) if self.color_jitter_prob else None,
+            "grayscale": self.grayscale_prob,
+        }
+        first, second = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
+        views: list[View | Noise] = [
+            View("views", model.size, blur=first, **colour),
+            View("views", model.size, blur=second, solarize=self.solarize_prob, **colour),
+        ]
+        if model.drop_path_rate:
+            views.append(Noise("drop_path", (2, model.num_blocks, 2)))
+        return views
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found = scale_problems("crop_scale", self.crop_scale) + scale_problems("blur_sigma", self.blur_sigma)
+        colours = {
+            "color_jitter": ("its last two values to 0", bool(self.color_jitter_prob and any(self.color_jitter[2:]))),
+            "grayscale_prob": ("it to 0", bool(self.grayscale_prob)),
+        }
+        return found + [
+            f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; set {way_out}"
+            for key, (way_out, on) in colours.items()
+            if on and model.in_chans != 3
+        ]
+
+    def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
+        together = micro_batch * (world_size if self.sync_bn else 1)
+        if together >= 2:
+            return []
+        return [
+            f"objective.sync_bn: {str(self.sync_bn).lower()} leaves {together} image per batch norm and no negatives "
+            "beside it; raise optim.global_batch_size or lower engine.accumulation_steps to have at least 2"
+        ]
