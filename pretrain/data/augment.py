@@ -36,7 +36,7 @@ def apply(
     std: Sequence[float],
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W], normalized if they ask for it, the rest as it is.
+    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W] (normalized if asked for), the rest as is.
 
     Views that a worker has augmented already (no "<name>.params" in the batch) are only moved. Raises ValueError for
     saturation, hue or grayscale on other than 3 channels, and for mean or std of another length than the channels.

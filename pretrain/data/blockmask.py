@@ -46,7 +46,7 @@ def place_blocks(
 
 
 def fill_up(mask: np.ndarray, number: int, ranks: np.ndarray) -> np.ndarray:
-    """Exactly `number` True per row of `mask` bool [..., N]: of those it has, or with others, lowest ranks in [0, 1) first."""
+    """Exactly `number` True per row of `mask` bool [..., N]: its own or others too, lowest ranks in [0, 1) first."""
     order = np.argsort(np.where(mask, ranks, 1 + ranks), axis=-1, kind="stable")
     filled = np.zeros_like(mask)
     np.put_along_axis(filled, order[..., :number], True, axis=-1)

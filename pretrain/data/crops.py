@@ -48,7 +48,8 @@ def resize_into(out: Tensor, image: Tensor, box: tuple[int, int, int, int], inte
     """Write the box of `image` uint8 [1, C, H, W], resized with antialiasing, into `out` uint8 [1, C, h, w].
 
     Equals `torch.nn.functional.interpolate(..., antialias=True)` on the cropped pixels; writing into the batch saves
-    the page faults of a fresh result (1.4x at 224 px). Within 1/255 of PIL's resize on natural images. Lanczos is PIL's.
+    the page faults of a fresh result (1.4x at 224 px). Within 1/255 of PIL's resize on natural images;
+    Lanczos is PIL's.
     """
     top, left, height, width = box
     crop = image[:, :, top : top + height, left : left + width]

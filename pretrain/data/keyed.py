@@ -55,7 +55,7 @@ def generator(seed: int, position: int, purpose: int, part: int = 0) -> np.rando
 
 
 def uniforms(seed: int, position: int, purpose: int, part: int = 0, *, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1), float64: the upper 53 bits of raw Philox words, which numpy keeps over its versions."""
+    """`count` numbers in [0, 1), float64: the upper 53 bits of raw Philox words, which all versions of numpy share."""
     words = generator(seed, position, purpose, part).bit_generator.random_raw(count)
     return (words >> np.uint64(11)) * 2.0**-53
 

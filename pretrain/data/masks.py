@@ -229,7 +229,7 @@ class InverseBlockMask(Mask):
         _check_count(self, self.count)
         if self.block < 1 or self.adjust < 0:
             raise ValueError(
-                f"mask {self.name!r}: block must be at least 1 and adjust at least 0, got {self.block} and {self.adjust}"
+                f"mask {self.name!r}: block must be at least 1, adjust at least 0, got {self.block} and {self.adjust}"
             )
         if not 0 < self.mask_ratio < 1 or self.num_visible < 1:
             raise ValueError(

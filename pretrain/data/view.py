@@ -1,8 +1,8 @@
 """What one image becomes: the specification of views, noises and masks, free of torch.
 
-An objective lists `View`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random numbers on the host, keyed by sample position,
-and sends them along as one float32 vector per view instance (`Param`), so that the device part of the augmentation is
-a pure function.
+An objective lists `View`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random
+numbers on the host, keyed by sample position, and sends those of the views along as one float32 vector per view
+instance (`Param`), so that the device part of the augmentation is a pure function.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _seen_again(spec: View, specs: Sequence[Spec]) -> tuple[int, View]:
     if len(found) != 1 or found[0][1].same_as is not None:
         views = ", ".join(sorted({view.name for view in specs if isinstance(view, View) and view.same_as is None}))
         raise ValueError(
-            f"view {spec.name!r}: same_as {spec.same_as!r} must name one view that is drawn by itself; there are: {views}"
+            f"view {spec.name!r}: same_as {spec.same_as!r} must name one view that is drawn by itself, of: {views}"
         )
     index, source = found[0]
     own = {name: getattr(spec, name) for name in _OWN}

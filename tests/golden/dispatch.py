@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import dino, dino_steps, mae
+from . import dino, dino_steps, mae, masks
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -18,6 +18,11 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/dino", "utils.py:cosine_scheduler", dino.run_schedules),
     ("facebookresearch/dino", "vision_transformer.py:VisionTransformer", dino.run_vit),
     ("facebookresearch/dino", "vision_transformer.py:DINOHead", dino.run_head),
+    ("microsoft/unilm (beit/)", "masking_generator.py:MaskingGenerator", masks.run_beit),
+    ("microsoft/unilm (beit2/)", "masking_generator.py:MaskingGenerator", masks.run_beit),
+    ("bytedance/ibot", "loader.py:ImageFolderMask.__getitem__", masks.run_ibot),
+    ("facebookresearch/dinov2", "data/collate.py:collate_data_and_cast", masks.run_dinov2),
+    ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
 ]
 
 
