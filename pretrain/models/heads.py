@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.vit import initialize_linears
+from pretrain.models.initialize import initialize_linears
 
 
 class Prototypes(nn.Module):
@@ -28,6 +30,12 @@ class Prototypes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, D] -> [b, K]."""
         return F.linear(x, self.weight())
+
+    @torch.no_grad()
+    def sum_of_logits(self, x: Tensor) -> Tensor:
+        """Sum over rows of the logits of x [n, D], fp32 [K]: those of the sum, so the logits are never there."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.weight() @ x.float().sum(dim=0)
 
 
 class DINOHead(nn.Module):
@@ -71,3 +79,32 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last_layer(self.bottleneck(x))
+
+
+class IBOTHead(DINOHead):
+    """A head for class tokens and patches: one MLP, and prototypes of their own for patches unless `shared`.
+
+    Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section 3.2.
+
+    Args:
+        patch_out_dim: prototypes of the patches; equal to `out_dim` when shared.
+        shared: patches use the prototypes of the class token.
+
+    Raises:
+        ValueError: shared, with different numbers of prototypes.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, patch_out_dim: int, shared: bool, **others: Any):
+        super().__init__(in_dim, out_dim, **others)
+        self.shared = shared
+        if shared and patch_out_dim != out_dim:
+            raise ValueError(f"a shared head has {out_dim} prototypes for both, but patch_out_dim is {patch_out_dim}")
+        if not shared:
+            bottleneck_dim = self.last_layer.weight_v.shape[1]
+            unit_length = not self.last_layer.weight_g.requires_grad
+            self.last_layer2 = Prototypes(bottleneck_dim, patch_out_dim, unit_length=unit_length)
+
+    @property
+    def patch_layer(self) -> Prototypes:
+        """The prototypes of the patches."""
+        return self.last_layer if self.shared else self.last_layer2
