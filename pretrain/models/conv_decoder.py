@@ -1,0 +1,72 @@
+"""data2vec 2.0's decoder (Baevski et al. 2022b, section 3.2): grouped convolutions over the whole grid of patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Rows of the fixed table that the noise of hidden patches is taken from: enough that two seldom meet.
+NOISE_ROWS = 4096
+
+
+class ConvDecoder(nn.Module):
+    """Visible patches -> predictions of every patch; a hidden one starts as faint noise.
+
+    A layer is convolution, LayerNorm over the channels without weights, GELU; its input is added if the widths agree.
+
+    Args:
+        noise_std: of the noise; 0 starts hidden patches from zeros.
+
+    Raises:
+        ValueError: `groups` does not divide the widths, or the kernel is even.
+    """
+
+    noise: Tensor
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        embed_dim: int,
+        depth: int,
+        kernel: int,
+        groups: int,
+        grid_size: tuple[int, int],
+        noise_std: float,
+    ):
+        super().__init__()
+        if in_dim % groups or embed_dim % groups:
+            raise ValueError(
+                f"objective.decoder_groups: {groups} does not divide the widths {in_dim} of the encoder and "
+                f"{embed_dim} of the decoder"
+            )
+        if kernel % 2 == 0:
+            raise ValueError(f"objective.decoder_kernel: {kernel} is even; an odd one keeps the grid as it is")
+        self.grid_size, self.noise_std = grid_size, noise_std
+        widths = [in_dim, *[embed_dim] * (depth - 1)]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(width, embed_dim, kernel, padding=kernel // 2, groups=groups) for width in widths
+        )
+        self.proj = nn.Linear(embed_dim, in_dim)
+        # The same in every process and run, so that the noise depends on the batch alone.
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("noise", torch.randn(NOISE_ROWS, in_dim, generator=generator), persistent=False)
+
+    def forward(self, visible: Tensor, keep: Tensor, uniforms: Tensor) -> Tensor:
+        """Predictions [b, N, in_dim] of every patch in image order.
+
+        Args:
+            visible: encoded patches [b, k, in_dim] at the positions `keep`, int64 [b, k].
+            uniforms: [b, N] in [0, 1), choosing the noise of each patch.
+        """
+        rows = (uniforms * NOISE_ROWS).long().clamp(max=NOISE_ROWS - 1)
+        tokens = (self.noise[rows] * self.noise_std).to(visible.dtype)
+        tokens = tokens.scatter(1, keep[..., None].expand_as(visible), visible)
+        x = tokens.transpose(1, 2).unflatten(2, self.grid_size)
+        for layer in self.layers:
+            y = layer(x)
+            y = F.layer_norm(y.movedim(1, -1), y.shape[1:2]).movedim(-1, 1)
+            y = F.gelu(y)
+            x = y + x if x.shape[1] == y.shape[1] else y
+        return self.proj(x.flatten(2).transpose(1, 2))

@@ -1,0 +1,57 @@
+"""What a teacher's tokens become before a student predicts them (Baevski et al. 2022, section 3.3; Assran et al. 2023).
+
+Every function computes in fp32, without learned weights and with the eps 1e-5 of the official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TargetNorm = Literal["layer", "instance", "none"]
+
+
+def layer_norm(tokens: Tensor) -> Tensor:
+    """Each token [..., D] to mean 0 and variance 1 over its channels."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+
+
+def instance_norm(tokens: Tensor) -> Tensor:
+    """Each channel of an image [b, N, D] to mean 0 and variance 1 over its tokens."""
+    return F.instance_norm(tokens.float().transpose(1, 2)).transpose(1, 2)
+
+
+def normalize(tokens: Tensor, norm: TargetNorm) -> Tensor:
+    """Tokens [b, N, D] by the norm of that name."""
+    if norm == "none":
+        return tokens.float()
+    return layer_norm(tokens) if norm == "layer" else instance_norm(tokens)
+
+
+def average_layers(layers: Sequence[Tensor], norm: TargetNorm) -> Tensor:
+    """The mean over layers of their normalized tokens, [b, N, D]."""
+    total = normalize(layers[0], norm)
+    for layer in layers[1:]:
+        total = total + normalize(layer, norm)
+    return total / len(layers)
+
+
+def target_std(targets: Tensor) -> Tensor:
+    """Standard deviation over all targets [..., D] of each channel, mean over channels: near 0 when they collapse."""
+    rows = targets.detach().float().flatten(0, -2)
+    return rows.std(dim=0, correction=0).mean()
+
+
+def cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean cosine between predictions and targets, both [..., D]."""
+    return F.cosine_similarity(predictions.detach().float(), targets.detach().float(), dim=-1).mean()
+
+
+def per_image(totals: Tensor, masks: Tensor) -> Tensor:
+    """Sum over the True tokens of each image: totals [k] in the order of masks [b, N] -> [b]."""
+    owner = masks.nonzero()[:, 0]
+    return torch.zeros(len(masks), dtype=totals.dtype, device=totals.device).index_add(0, owner, totals)

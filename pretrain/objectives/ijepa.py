@@ -1,0 +1,117 @@
+"""I-JEPA: from one block of an image, predict what an average of the encoder says of others, in its own features.
+
+Assran et al. 2023, "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import feature_pictures, pictures
+from pretrain.models.ema import EMA
+from pretrain.models.latent_targets import cosine, layer_norm, target_std
+from pretrain.models.predictor import JEPAPredictor
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.configs.ijepa import IJEPAConfig
+
+
+class IJEPA(Objective):
+    """Batch: "image" [b, 1, C, H, W], the patches of the contexts "mask_context" int64 [b, c, k] and of the target
+    blocks "mask_targets" int64 [b, t, m]; with drop path its uniforms "drop_path" [b, depth, 2].
+
+    The loss is the mean over the target tokens of this call. All images of a global batch have blocks of one length, so
+    every rank and micro-batch counts the same number per image and the mean does not depend on the division. The
+    official loader cuts blocks rank by rank; its DDP averages the means of the ranks, and so does this.
+    """
+
+    head_prefixes = ("predictor.",)
+
+    def __init__(self, config: IJEPAConfig, backbone: ViT, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        self.encoder = backbone
+        self.predictor = JEPAPredictor(
+            in_dim=backbone.embed_dim,
+            embed_dim=config.predictor_embed_dim,
+            depth=config.predictor_depth,
+            num_heads=config.predictor_num_heads or backbone.num_heads,
+            grid_size=backbone.grid_size,
+        )
+        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher.average.set_drop_path(0.0)
+
+    @property
+    def backbone(self) -> ViT:
+        """The target encoder: what the authors evaluate."""
+        return self.teacher.average
+
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        return [(self.teacher, self.encoder)]
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        images, keep, blocks = images_of(batch, "image"), batch["mask_context"], batch["mask_targets"]
+        context, pred = self.predict(images, keep, blocks, drop=batch.get("drop_path"))
+        target = self.targets(images, blocks)[:, :, None].expand_as(pred)
+        return {
+            "loss": F.smooth_l1_loss(pred.float(), target),
+            "feature_std": feature_std(context.mean(dim=1)),
+            "target_std": target_std(target),
+            "student_teacher_cosine": cosine(pred, target),
+        }
+
+    def predict(
+        self, images: Tensor, keep: Tensor, blocks: Tensor, *, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Context tokens [b * c, k, D] and the prediction of every block from every context [b, t, c, m, D]."""
+        contexts = keep.shape[1]
+        if contexts > 1:
+            images = images.repeat_interleave(contexts, dim=0)
+            drop = None if drop is None else drop.repeat_interleave(contexts, dim=0)
+        tokens = self.encoder(images, keep=keep.flatten(0, 1), drop=drop)
+        context = tokens[:, self.encoder.num_prefix_tokens :]
+        return context, self.predictor(context, keep, blocks)
+
+    def targets(self, images: Tensor, blocks: Tensor) -> Tensor:
+        """What the average says of the target patches, normalized token by token, fp32 [b, t, m, D]."""
+        tokens = layer_norm(self.teacher(images)[:, self.encoder.num_prefix_tokens :])
+        rows = torch.arange(len(blocks), device=blocks.device)[:, None, None]
+        return tokens[rows, blocks]
+
+    def momentum(self, step: int) -> float:
+        """Momentum of the average after the update that follows `step` completed steps."""
+        start, end = self.config.ema_start, self.config.ema_end
+        return start + (end - start) * min(step / (self.horizon.total_steps * self.config.ema_length), 1.0)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.encoder, self.momentum(step - 1))
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """The encoder that is trained, and the predictor."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("teacher.")}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """A row per image (8 at most): the input, the first context, all target features, the predicted ones."""
+        images = images_of(batch, "image")[:8]
+        keep, blocks = batch["mask_context"][:8], batch["mask_targets"][:8]
+        _, pred = self.predict(images, keep, blocks)
+        whole = layer_norm(self.teacher(images)[:, self.encoder.num_prefix_tokens :])
+        predicted = torch.full_like(whole, float("nan"))
+        for i in range(blocks.shape[1]):  # where blocks overlap the last one is seen
+            predicted.scatter_(1, blocks[:, i, :, None].expand(-1, -1, whole.shape[2]), pred[:, i, 0].float())
+        grid = (images.shape[2] // self.encoder.patch_size, images.shape[3] // self.encoder.patch_size)
+        hidden = torch.ones(whole.shape[:2], dtype=torch.bool, device=keep.device).scatter(1, keep[:, 0], False)
+        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        colours = feature_pictures.pca_rgb([whole, predicted], grid, (images.shape[2], images.shape[3]))
+        columns = [rgb, feature_pictures.gray_out(rgb, hidden, self.encoder.patch_size), *colours]
+        return {"input | context | targets | predictions": pictures.sheet(torch.stack(columns, dim=1))}
