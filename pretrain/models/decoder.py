@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.models import pos_embed as positions
 from pretrain.models.attention import EVERY_TOKEN, Block
-from pretrain.models.vit import initialize_linears
+from pretrain.models.initialize import initialize_linears
 
 
 class MAEDecoder(nn.Module):

@@ -1,6 +1,7 @@
-"""Position tables: fixed 2-D sin-cos (He et al. 2021, as MAE orders its channels) and resizing to another grid.
+"""Position tables: fixed 2-D sin-cos, in the two orders of channels that are in use, and resizing to another grid.
 
-A table is [1, 1 + N, D]: row 0 belongs to the class token, row 1 + y * grid_w + x to patch (y, x).
+A table is [1, P + N, D]: with a class row (P = 1) row 0 belongs to the class token; row P + y * grid_w + x belongs to
+patch (y, x).
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PosResize = Literal["exact", "dino"]
+PosKind = Literal["sincos", "sincos_rows_first", "learned", "rope", "none"]
+PosResize = Literal["exact", "dino", "antialias", "dino_antialias"]
 
 
-def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = True) -> Tensor:
+def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = True, rows_first: bool = False) -> Tensor:
     """Fixed position table, float64 [1 + N, D] ([N, D] without the zero class row).
 
-    The first half of the channels encodes the column, the second the row; each half is [sin | cos] of
-    position / 10000^(i / (D / 4)).
+    One half of the channels encodes the column, the other the row; each half is [sin | cos] of
+    position / 10000^(i / (D / 4)). The column comes first (MAE, I-JEPA), or with `rows_first` the row (MoCo v3).
 
     Raises:
         ValueError: `embed_dim` is not a multiple of 4.
@@ -30,31 +32,36 @@ def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = Tru
     rows, columns = torch.meshgrid(
         torch.arange(grid_h, dtype=torch.float64), torch.arange(grid_w, dtype=torch.float64), indexing="ij"
     )
-    angles = [axis.reshape(-1, 1) * rates for axis in (columns, rows)]
+    angles = [axis.reshape(-1, 1) * rates for axis in ((rows, columns) if rows_first else (columns, rows))]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return torch.cat([table.new_zeros(1, embed_dim), table]) if cls_row else table
 
 
 def resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, how: PosResize = "exact") -> Tensor:
-    """The table [1, 1 + N, D] of `old_grid` sampled (bicubic) on `new_grid`; the class row is kept.
+    """The table [1, P + N, D] of `old_grid` sampled (bicubic) on `new_grid`; a class row is kept.
 
     Args:
         how: "exact" asks for the new size (MAE); "dino" asks for the scale factor (new + 0.1) / old, whose sampling
-            grid differs slightly: DINO's released weights were trained with it.
+            grid differs slightly: the released weights of DINO, iBOT and DINOv2 were trained with it. "antialias" and
+            "dino_antialias" smooth as well when the grid shrinks; DINOv2 with registers has "antialias".
+
+    Raises:
+        ValueError: the table is not of `old_grid`.
     """
     if new_grid == old_grid:
         return table
-    cls_row, patches = table[:, :1], table[:, 1:]
-    if patches.shape[1] != old_grid[0] * old_grid[1]:
+    prefix = table.shape[1] - old_grid[0] * old_grid[1]
+    if prefix not in (0, 1):
         raise ValueError(
-            f"position table has {patches.shape[1]} patch rows, its grid {old_grid[0]} x {old_grid[1]} needs "
+            f"position table has {table.shape[1] - 1} patch rows, its grid {old_grid[0]} x {old_grid[1]} needs "
             f"{old_grid[0] * old_grid[1]}"
         )
-    image = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
-    if how == "exact":
-        image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
-    else:
+    image = table[:, prefix:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    antialias = how.endswith("antialias")
+    if how.startswith("dino"):
         scale = ((new_grid[0] + 0.1) / old_grid[0], (new_grid[1] + 0.1) / old_grid[1])
-        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False, antialias=antialias)
         assert image.shape[-2:] == new_grid, f"scale factor gave {tuple(image.shape[-2:])}, expected {new_grid}"
-    return torch.cat([cls_row, image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    else:
+        image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([table[:, :prefix], image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
