@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -18,7 +20,7 @@ def mlp_head(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int, las
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
     widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
     layers: list[nn.Module] = []
-    for index, (width, following) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (width, following) in enumerate(pairwise(widths)):
         layers.append(nn.Linear(width, following, bias=False))
         if index < num_layers - 1:
             layers += [nn.BatchNorm1d(following), nn.ReLU(inplace=True)]

@@ -55,9 +55,7 @@ class MoCoV3(Objective):
         self.config, self.horizon = config, horizon
         hidden, out = config.hidden_dim, config.projection_dim
         projector = mlp_head(backbone.embed_dim, hidden, out, num_layers=config.projector_layers)
-        predictor = mlp_head(
-            out, hidden, out, num_layers=config.predictor_layers, last_norm=config.predictor_last_norm
-        )
+        predictor = mlp_head(out, hidden, out, num_layers=config.predictor_layers, last_norm=config.predictor_last_norm)
         if config.freeze_patch_embed:
             for name, parameter in backbone.named_parameters():
                 if "patch_embed.proj." in f".{name}":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import dino, dino_steps, mae, masks
+from . import dino, dino_steps, mae, masks, mocov3
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -23,6 +23,7 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("bytedance/ibot", "loader.py:ImageFolderMask.__getitem__", masks.run_ibot),
     ("facebookresearch/dinov2", "data/collate.py:collate_data_and_cast", masks.run_dinov2),
     ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
+    ("facebookresearch/moco-v3", "moco/builder.py:MoCo_ViT.forward", mocov3.run_steps),
 ]
 
 
