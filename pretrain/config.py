@@ -15,6 +15,7 @@ from pretrain.data.view import View
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
+from pretrain.probes.config import ProbeConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Positive = Annotated[int, Field(gt=0)]
@@ -33,28 +34,19 @@ class DataConfig(Config):
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop when more samples than this are unreadable")
 
 
-class ProbeConfig(Config):
-    """A k-nearest-neighbour probe on labelled shards while training (Wu et al., 2018; DINO's protocol)."""
-
-    train_shards: str | list[str] = Field(description="the bank: labelled shards")
-    val_shards: str | list[str] = Field(description="the queries: labelled shards")
-    every_steps: Positive = 1000
-    k: Positive = 20
-    temperature: float = Field(0.07, gt=0)
-    batch_size: Positive = 256
-    resize: Positive | None = Field(None, description="shorter side before the centre crop; default: 256/224 of it")
-    max_images: Positive | None = Field(None, description="per side; default: all")
-
-
 class InitConfig(Config):
     """What the weights start from. Exactly one; a run that has checkpoints resumes from them instead."""
 
     release: str | None = Field(None, description="folder written by `fovea release`")
     official: str | None = Field(None, description="checkpoint file of the official MAE or DINO code, or of timm")
     checkpoint: str | None = Field(None, description="checkpoint folder of another run: everything but its position")
+    fresh_heads: bool = Field(False, description="take the backbone only, even if the source has this objective's heads")
+    head_warmup_steps: int = Field(0, ge=0, description="steps in which only the heads learn, on a trunk that stands still")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> InitConfig:
+        if self.checkpoint is not None and self.fresh_heads:
+            raise ValueError("fresh_heads: a checkpoint is taken whole; start from the run's release instead")
         given = [key for key in ("release", "official", "checkpoint") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
@@ -87,7 +79,8 @@ class PretrainConfig(Config):
     def _view_problems(self) -> list[str]:
         patch, found = self.model.patch_size, []
         for view in self.objective.views(self.model):
-            if isinstance(view, View) and any(side % patch for side in view.size):
+            # A view that is the same as another one is seen by another model, with patches of its own.
+            if isinstance(view, View) and view.same_as is None and any(side % patch for side in view.size):
                 near = tuple(max(1, round(side / patch)) * patch for side in view.size)
                 found.append(
                     f"objective: the {view.name} crops are {view.size[0]} x {view.size[1]} px, "

@@ -1,4 +1,4 @@
-"""The kNN probe of a run: labelled shards, opened and checked before training starts."""
+"""The probe of a run: labelled shards, opened and checked before training starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pretrain.config import PretrainConfig
 from pretrain.data.dataset import Dataset
 from pretrain.data.evaluate import EvalImages
 from pretrain.distributed import World
-from pretrain.probes.knn import pixel_features, probe, vit_features
+from pretrain.probes.features import backbone_features, pixel_features
+from pretrain.probes.protocol import Asked, probe
 
 
 class OnlineProbe:
-    """kNN accuracy of a backbone on the shards that `config.probe` names; each rank encodes a share.
+    """kNN, and if asked linear, accuracy of a backbone on the shards of `config.probe`; each rank encodes a share.
 
     Raises:
         ValueError: the shards are missing, not indexed or carry no labels.
@@ -21,7 +22,8 @@ class OnlineProbe:
 
     def __init__(self, config: PretrainConfig, world: World):
         assert config.probe is not None
-        self.settings, self.world = config.probe, world
+        self.world = world
+        self.asked = Asked(config.probe.k, config.probe.temperature, config.probe.linear, both=False)
         self.bank, self.queries = (
             EvalImages(
                 Dataset.open(shards),
@@ -39,23 +41,17 @@ class OnlineProbe:
         )
 
     def __call__(self, backbone: nn.Module, *, with_pixels: bool = False) -> dict[str, float]:
-        """Accuracy by kind of feature; `with_pixels` adds the baseline without any network."""
+        """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline without any network."""
         was_training = backbone.training
         backbone.eval()
 
         def features(images: torch.Tensor) -> dict[str, torch.Tensor]:
-            return vit_features(backbone, images) | (pixel_features(images) if with_pixels else {})
+            return backbone_features(backbone, images) | (pixel_features(images) if with_pixels else {})
 
         try:
-            return dict(
-                probe(
-                    self.bank,
-                    self.queries,
-                    features,
-                    device=self.world.device,
-                    k=self.settings.k,
-                    temperature=self.settings.temperature,
-                )
-            )
+            scores, _ = probe(self.bank, self.queries, features, device=self.world.device, asked=self.asked)
         finally:
             backbone.train(was_training)
+        found = {f"knn/{kind}": score.knn for kind, score in scores.items()}
+        linear = {f"linear/{kind}": score.linear.accuracy for kind, score in scores.items() if score.linear}
+        return found | linear

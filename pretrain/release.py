@@ -69,16 +69,21 @@ def _newest(root: Path) -> Path:
 
 
 def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:
-    """The last measured kNN accuracies up to `step`, by the name of their protocol."""
+    """The last measured accuracies of the online probe up to `step`, by the name of their protocol."""
+    if config.probe is None:
+        return {}
+    protocols = {
+        "knn": f"{config.probe.k}-NN top-1, cosine, T={config.probe.temperature}, {config.probe.val_shards}",
+        "linear": f"linear top-1, logistic regression, L2 chosen on a fifth of train, {config.probe.val_shards}",
+    }
     scores: dict[str, float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         row = json.loads(line)
-        if row["step"] <= step:
-            scores |= {name: value for name, value in row.items() if name.startswith("knn/") and name != "knn/pixels"}
-    if config.probe is None:
-        return {}
-    protocol = f"{config.probe.k}-NN top-1, cosine, T={config.probe.temperature}, {config.probe.val_shards}"
-    return {f"{name.removeprefix('knn/')} {protocol}": value for name, value in scores.items()}
+        for name, value in row.items() if row["step"] <= step else ():
+            probe, _, kind = name.partition("/")
+            if probe in protocols and kind != "pixels":
+                scores[f"{kind} {protocols[probe]}"] = value
+    return scores
 
 
 def _environment(path: Path) -> dict[str, Any]:

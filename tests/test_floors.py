@@ -28,7 +28,8 @@ ALLOWED = {
     "pretrain.objectives": BASE | {"pretrain.models", "pretrain.data.view", "pretrain.data.masks"},
     "pretrain.probes": BASE | {"pretrain.models", "pretrain.data"},
     "pretrain.config": BASE
-    | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.engine.config", "pretrain.data.view"},
+    | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.engine.config", "pretrain.data.view"}
+    | {"pretrain.probes.config"},
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},
     "pretrain.scale": {"pretrain"},

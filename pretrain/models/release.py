@@ -39,10 +39,14 @@ class Release(Weights):
 
     def build(self) -> ViT:
         """The backbone with its weights."""
-        assert self.model is not None
-        vit = ViT(**self.model)
+        vit = self.untrained()
         vit.load_state_dict(self.backbone)
         return vit
+
+    def untrained(self) -> ViT:
+        """The backbone as a run starts it, drawn from torch's random numbers."""
+        assert self.model is not None
+        return ViT(**self.model)
 
 
 def write_release(

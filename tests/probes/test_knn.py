@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.probes.knn import knn_accuracy, pixel_features, probe, vit_features
-
-CPU = torch.device("cpu")
+from pretrain.probes.knn import knn_accuracy
 
 
 def vote(bank: np.ndarray, bank_labels: np.ndarray, query: np.ndarray, k: int, temperature: float) -> int:
@@ -44,32 +41,3 @@ def test_the_length_of_a_feature_does_not_matter():
 def test_an_empty_side_is_a_clear_error():
     with pytest.raises(ValueError, match="bank has 0, queries 3"):
         knn_accuracy(torch.zeros(0, 2), torch.zeros(0).long(), torch.ones(3, 2), torch.zeros(3).long())
-
-
-def test_pixels_are_centred_by_the_mean_of_the_bank():
-    """Without it a bright offset common to all images would hide what differs."""
-    labels = torch.arange(32) % 2
-    images = 100 + torch.randn(32, 1, 4, 4) * 0.1
-    images[labels == 1, :, :2] += 1
-    batches = [(images, labels)]
-    assert probe(batches, batches, pixel_features, device=CPU, k=5)["pixels"] == 1.0
-    shifted = probe([(images, labels)], [(images + 0, labels)], pixel_features, device=CPU, k=31)["pixels"]
-    assert shifted == 1.0
-
-
-def test_features_are_the_class_token_and_the_mean_patch_without_registers():
-    class Backbone(torch.nn.Module):
-        num_prefix_tokens = 3
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.arange(7.0).view(1, 7, 1).expand(len(x), 7, 2)
-
-    features = vit_features(Backbone(), torch.zeros(2, 3, 8, 8))
-    assert features["cls"].tolist() == [[0.0, 0.0]] * 2
-    assert features["patch_mean"].tolist() == [[4.5, 4.5]] * 2
-
-
-def test_batches_of_different_size_give_the_result_of_one():
-    images, labels = F.normalize(torch.randn(30, 12), dim=1).view(30, 3, 2, 2), torch.arange(30) % 3
-    whole, parts = [(images, labels)], list(zip(images.split(7), labels.split(7), strict=True))
-    assert probe(whole, whole, pixel_features, device=CPU) == probe(parts, parts, pixel_features, device=CPU)

@@ -1,0 +1,148 @@
+"""`fovea probe RELEASE --train SHARDS --val SHARDS`: frozen features, beside an untrained network and raw pixels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.data.dataset import Dataset
+from pretrain.data.evaluate import EvalImages
+from pretrain.probes.features import BOTH, Features, backbone_features, pixel_features
+from pretrain.probes.protocol import Asked, Score, probe, standard_error
+from pretrain.probes.subject import Subject, open_official, open_release
+
+TITLES = {"cls": "[CLS]", "patch_mean": "mean patch", BOTH: "[CLS] + mean patch", "pooled": "pooled"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: measured. 2: a wrong release, checkpoint or data set."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if (chosen.release is None) == (chosen.official is None):
+        parser.error("give a release folder or --official FILE")
+    try:
+        subject = open_release(chosen.release) if chosen.release else open_official(chosen.official)
+        report = measure(subject, chosen)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if chosen.json else table(report))
+    return 0
+
+
+def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The report, as it is written with --json."""
+    device = torch.device(chosen.device)
+    train, val = (_images(subject, shards, chosen) for shards in (chosen.train, chosen.val))
+    asked = Asked(chosen.k, chosen.temperature, linear=not chosen.no_linear)
+
+    def scored(features: Callable[[Tensor], Features]) -> tuple[dict[str, Any], int]:
+        scores, count = probe(train, val, features, device=device, asked=asked)
+        return {kind: _row(score, count) for kind, score in scores.items()}, count
+
+    def of(backbone: nn.Module) -> Callable[[Tensor], Features]:
+        backbone.to(device)
+        return lambda images: backbone_features(backbone, images)
+
+    trained, queries = scored(of(subject.backbone))
+    untrained, _ = scored(of(subject.untrained(chosen.seed)))
+    pixels, _ = scored(pixel_features)
+    height, width = subject.size
+    resize = chosen.resize or round(max(subject.size) * 256 / 224)
+    return {
+        "of": subject.title,
+        "train": " ".join(chosen.train),
+        "val": " ".join(chosen.val),
+        "queries": queries,
+        "protocol": [f"images: shorter side {resize} px, central {height} x {width} px", *asked.in_words()],
+        "seed_of_untrained": chosen.seed,
+        "trained": trained,
+        "untrained": untrained,
+        "pixels": pixels["pixels"],
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for a person: percent, with the standard error of the queries' draw."""
+    rows = [(TITLES[kind], row) for kind, row in report["trained"].items()]
+    rows += [
+        (f"untrained (seed {report['seed_of_untrained']}), {TITLES[kind]}", row)
+        for kind, row in report["untrained"].items()
+    ]
+    rows.append(("raw pixels", report["pixels"]))
+    width = max(len(title) for title, _ in rows)
+    lines = [f"{report['of']}: train {report['train']}, val {report['val']} ({report['queries']} images)"]
+    lines += [f"  {line}" for line in report["protocol"]]
+    lines.append(f"{'':{width}}  {'kNN':>12}  {'linear':>12}")
+    for title, row in rows:
+        cells = [_percent(row["knn"]), _percent(row["linear"]) if "linear" in row else "-"]
+        penalty = f"  L2 {row['linear']['penalty']:g}" if "linear" in row else ""
+        lines.append(f"{title:{width}}  {cells[0]:>12}  {cells[1]:>12}{penalty}")
+    return "\n".join(lines)
+
+
+def _row(score: Score, count: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"knn": _with_error(score.knn, count)}
+    if score.linear is not None:
+        chosen = {"penalty": score.linear.penalty, "held_out": score.linear.held_out}
+        row["linear"] = _with_error(score.linear.accuracy, count) | chosen
+    return row
+
+
+def _with_error(accuracy: float, count: int) -> dict[str, float]:
+    return {"accuracy": accuracy, "standard_error": standard_error(accuracy, count)}
+
+
+def _percent(cell: dict[str, float]) -> str:
+    return f"{100 * cell['accuracy']:.1f} +- {100 * cell['standard_error']:.1f}"
+
+
+def _images(subject: Subject, shards: list[str], chosen: argparse.Namespace) -> EvalImages:
+    return EvalImages(
+        Dataset.open(shards),
+        subject.size,
+        in_chans=subject.in_chans,
+        mean=subject.mean,
+        std=subject.std,
+        batch_size=chosen.batch_size,
+        resize=chosen.resize,
+        max_samples=chosen.max_images,
+        num_workers=chosen.workers,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fovea probe", description=__doc__)
+    parser.add_argument("release", type=Path, nargs="?", help="a folder written by `fovea release`")
+    parser.add_argument("--official", type=Path, metavar="FILE", help="instead: an official or timm checkpoint")
+    parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
+    parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to ask about")
+    parser.add_argument("--k", type=_positive, default=20, help="neighbours (default 20)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' votes (default 0.07)")
+    parser.add_argument("--no-linear", action="store_true", help="neighbours only")
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained network (default 0)")
+    parser.add_argument("--resize", type=_positive, help="shorter side before the centre crop; default: 256/224 of it")
+    parser.add_argument("--max-images", type=_positive, help="per side, evenly spaced; default: all")
+    parser.add_argument("--batch-size", type=_positive, default=256)
+    parser.add_argument("--workers", type=int, default=0, help="reading processes (default 0)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
