@@ -113,6 +113,18 @@ def test_a_resized_crop_is_pils_to_one_step_of_255(interpolation, box, size):
     assert (ours[0].int() - tensors.int()).abs().max() == 0
 
 
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_lanczos_is_pils_on_the_crop_alone(channels):
+    image = np.concatenate([photo(), photo()[::-1]], axis=2)[..., :channels]
+    box, size = (10, 20, 300, 280), (112, 96)
+    ours = torch.empty((1, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    resize_into(ours, torch.from_numpy(image.copy()).permute(2, 0, 1)[None], box, "lanczos")
+    for channel in range(channels):
+        crop = Image.fromarray(np.ascontiguousarray(image[10:310, 20:300, channel]))
+        theirs = np.asarray(crop.resize((96, 112), Image.Resampling.LANCZOS))
+        assert (ours[0, channel].numpy() == theirs).all()
+
+
 def test_colour_parameters_have_the_distribution_of_their_view():
     view = View(
         "a",

@@ -12,6 +12,7 @@ from pretrain.data import augment
 from pretrain.data.dataset import Dataset
 from pretrain.data.decode import DecodeError, decode_image
 from pretrain.data.index import build_index
+from pretrain.data.masks import BlockMask, MultiBlockMask, StratifiedBlockMask
 from pretrain.data.pipeline import make_loader
 from pretrain.data.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError, candidates
 from pretrain.data.view import Blur, ColorJitter, Noise, View
@@ -25,6 +26,13 @@ VIEWS = [
     View("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(0.1), solarize=0.2),
     View("local", (16, 16), scale=(0.05, 0.4), count=3, jitter=JITTER, blur=Blur(0.5)),
     Noise("mask", (7,)),
+]
+MASKED = [
+    View("image", (16, 16)),
+    View("smaller", (8, 8), interpolation="lanczos", normalize=False, same_as="image"),
+    BlockMask("blocks", (8, 8), 20, min_per_block=4),
+    StratifiedBlockMask("strata", (8, 8)),
+    MultiBlockMask("jepa", (8, 8), min_keep=2),
 ]
 
 
@@ -98,6 +106,36 @@ def test_ranks_together_load_what_one_rank_loads(dataset, world, augment_on):
         micro = 8 // world
         together = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
         assert_equal(joined(together), joined(alone[step * 4 : (step + 1) * 4]))
+
+
+@pytest.mark.parametrize("changes", [{"world": 2, "micro_batch": 1}, {"micro_batch": 4}, {"num_workers": 1}])
+def test_masks_do_not_depend_on_ranks_micro_batches_or_workers(dataset, changes):
+    alone = load(dataset, MASKED, micro_batch=8, total_steps=2)
+    ranks = [load(dataset, MASKED, rank=rank, total_steps=2, **changes) for rank in range(changes.get("world", 1))]
+    micro = len(ranks[0]) // 2
+    for step in range(2):
+        parts = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
+        assert_equal(joined(parts), joined([alone[step]]))
+
+
+def test_masks_go_on_at_the_cursor_after_another_batch_size(dataset):
+    alone = load(dataset, MASKED, micro_batch=8, total_steps=3)
+    resumed = load(dataset, MASKED, micro_batch=8, start_step=1, start_position=8, total_steps=3)
+    for ours, theirs in zip(resumed, alone[1:], strict=True):
+        assert_equal(joined([ours]), joined([theirs]))
+    early = [batch["blocks"] for batch in load(dataset, MASKED, global_batch=4, total_steps=2)]
+    assert torch.equal(torch.cat(early), alone[0]["blocks"])  # of single samples: whatever the batch is
+
+
+def test_a_view_that_is_the_same_as_another_shows_the_same_crop_smaller(dataset):
+    views = [View("image", (16, 16), hflip=0.5, jitter=JITTER), View("half", (8, 8), same_as="image", normalize=False)]
+    for host in load(dataset, views, total_steps=2):
+        made = augment.apply(views, host, MEAN, STD, "cpu")
+        assert made["half"].min() >= 0 and made["half"].max() <= 1  # pixels, not normalized
+        norm = torch.tensor([MEAN, STD]).view(2, 1, 1, 3, 1, 1)
+        shrunk = torch.nn.functional.avg_pool2d((made["image"] * norm[1] + norm[0])[:, 0], 2)
+        apart = (made["half"][:, 0] - shrunk).abs().mean()
+        assert apart < 0.25 * (shrunk.flip(-1) - shrunk).abs().mean()
 
 
 def test_the_size_of_micro_batches_changes_no_sample(dataset):

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from pretrain.data.masks import MultiBlockMask
 from pretrain.data.view import JITTER_ORDERS, NUM_PARAMS, Blur, ColorJitter, Noise, View, check_channels, stacks
 
 
@@ -10,6 +11,15 @@ def test_views_of_one_name_are_stacked_in_list_order():
     first, second, local = View("g", (8, 8)), View("g", (8, 8), solarize=0.2), View("l", (4, 4), count=8)
     entries = stacks([first, Noise("mask", (4,)), local, second])
     assert entries == {"g": [(0, first), (3, second)], "l": [(2, local)]}
+
+
+def test_a_view_that_is_the_same_as_another_takes_its_place_in_the_list_and_its_crops():
+    source = View("a", (8, 8), scale=(0.2, 0.5), count=2, hflip=0.1)
+    again = View("b", (4, 4), interpolation="lanczos", normalize=False, same_as="a")
+    ((index, seen),) = stacks([Noise("n", (1,)), source, again])["b"]
+    assert index == 1
+    assert (seen.scale, seen.count, seen.hflip) == (source.scale, 2, 0.1)
+    assert (seen.name, seen.size, seen.interpolation, seen.normalize) == ("b", (4, 4), "lanczos", False)
 
 
 def test_the_jitter_orders_are_all_orders_of_four_operations():
@@ -39,7 +49,12 @@ def test_the_jitter_orders_are_all_orders_of_four_operations():
         (lambda: Noise("position", (1,)), "position"),
         (lambda: Noise("n", (0,)), "shape"),
         (lambda: stacks([View("v", (8, 8)), View("v", (9, 8))]), "differ in size"),
+        (lambda: stacks([View("v", (8, 8)), View("v", (8, 8), normalize=False)]), "differ in normalize"),
         (lambda: stacks([View("v", (8, 8)), Noise("v", (1,))]), "twice"),
+        (lambda: stacks([View("v", (8, 8)), MultiBlockMask("v", (9, 9)), Noise("v_context", (1,))]), "twice"),
+        (lambda: View("w", (8, 8), same_as="v", hflip=0.0), "hflip come from view 'v'"),
+        (lambda: stacks([View("w", (8, 8), same_as="v")]), "same_as 'v' must name one view"),
+        (lambda: stacks([View("v", (8, 8)), View("v", (8, 8)), View("w", (4, 4), same_as="v")]), "must name one view"),
         (lambda: check_channels([View("v", (8, 8), grayscale=0.5)], 1), "grayscale need"),
     ],
 )
