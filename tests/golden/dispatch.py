@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import dino, dino_steps, mae, masks, mocov3
+from . import dino, dino_steps, finetune, mae, masks, mocov3, optim
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -13,6 +13,8 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/mae", "models_mae.py:MaskedAutoencoderViT", mae.run_pretrain),
     ("facebookresearch/mae", "get_2d_sincos_pos_embed", mae.run_sincos),
     ("facebookresearch/mae", "interpolate_pos_embed", mae.run_interpolate),
+    ("facebookresearch/mae", "models_vit.py:VisionTransformer", finetune.run_mae),
+    ("facebookresearch/mae", "util/lars.py:LARS", optim.run_lars),
     ("facebookresearch/mae", "adjust_learning_rate", mae.run_lr_schedule),
     ("facebookresearch/dino", "main_dino.py:train_one_epoch", dino_steps.run_steps),
     ("facebookresearch/dino", "utils.py:cosine_scheduler", dino.run_schedules),
@@ -24,6 +26,10 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/dinov2", "data/collate.py:collate_data_and_cast", masks.run_dinov2),
     ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
     ("facebookresearch/moco-v3", "moco/builder.py:MoCo_ViT.forward", mocov3.run_steps),
+    ("microsoft/unilm (beit/)", "optim_factory.py:LayerDecayValueAssigner", finetune.run_beit),
+    ("facebookresearch/dinov2", "utils/utils.py:CosineScheduler", optim.run_dinov2_schedules),
+    ("facebookresearch/ijepa", "schedulers.py:WarmupCosineSchedule", optim.run_ijepa_schedules),
+    ("facebookresearch/moco-v3", "vits.py:build_2d_sincos_position_embedding", optim.run_mocov3_tables),
 ]
 
 

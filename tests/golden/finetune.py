@@ -1,0 +1,96 @@
+"""Runs Fovea's classifier on the golden fine-tuning cases of MAE and BEiT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from finetune.classifier import Classifier
+from pretrain.models.rel_pos import relative_index
+from pretrain.models.vit import ViT
+
+from .case import Case, key_third
+
+SIZES = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")
+DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0}
+
+
+def run_mae(case: Case) -> None:
+    ctor = case.take("ctor", *SIZES, "qkv_bias", neutral=DROPS)
+    _options(case, "global_pool")
+    backbone = ViT(*_sizes(ctor), pos_embed="learned", qkv_bias=ctor.get("qkv_bias", True))
+    _run(case, backbone, ctor["num_classes"], mean=case.config["global_pool"])
+
+
+def run_beit(case: Case) -> None:
+    known = ("init_values", "qkv_bias", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
+    started = "init_scale"  # of the classifier's first weights; here they are loaded
+    ctor = case.take("ctor", *SIZES, *known, "use_mean_pooling", started, neutral=DROPS)
+    _options(case)
+    shared, own = ctor.get("use_shared_rel_pos_bias", False), ctor.get("use_rel_pos_bias", False)
+    assert not (shared and own), f"{case.name}: a shared table beside tables of the blocks"
+    backbone = ViT(
+        *_sizes(ctor),
+        pos_embed="learned" if ctor.get("use_abs_pos_emb", True) else "none",
+        rel_pos_bias="shared" if shared else "per_block" if own else "none",
+        qkv_bias="no_key" if ctor.get("qkv_bias", True) else False,
+        layer_scale=ctor.get("init_values") or None,
+    )
+    for name in [name for name in case.below("state") if name.endswith("relative_position_index")]:
+        index = case.tensors.pop(f"state/{name}")
+        assert index.equal(relative_index(backbone.grid_size, 1)), f"{case.name}: {name}"
+    _run(case, backbone, ctor["num_classes"], mean=ctor.get("use_mean_pooling", True))
+
+
+def ours(name: str) -> str:
+    """Our name of a parameter of the official classifiers."""
+    if name.startswith(("head.", "fc_norm.")):
+        return name
+    return "backbone." + name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+
+
+def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
+    model = Classifier(backbone, num_classes, pool="mean" if mean else "token").train()
+    model.load_state_dict({ours(name): value for name, value in case.below("state").items()})
+    features = model.features(case["input/images"])
+    logits = model.head(features)
+    loss = F.cross_entropy(logits, case["input/labels"])
+    loss.backward()
+    case.check("expect/features", features)
+    case.check("expect/logits", logits)
+    case.check("expect/logits", model(case["input/images"]))
+    case.check("expect/loss", loss)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, expect in case.below("grad").items():
+        gradient = gradients[ours(name)]
+        assert gradient is not None, f"{name}: no gradient reached it"
+        case.check(f"grad/{name}", gradient, zero=key_third(name, expect))
+    _check_groups(case, model)
+
+
+def _check_groups(case: Case, model: Classifier) -> None:
+    """Learning-rate scale and weight decay of every parameter as in the table of the case."""
+    groups = model.param_groups(decay=case.config["layer_decay"])
+    found = {
+        name: (group["lr_scale"], group["weight_decay_scale"] * case.config["weight_decay"])
+        for group in groups
+        for name in group["names"]
+    }
+    (table,) = (t for title, t in case.facts["tables"].items() if title.startswith("param -> [lr_scale"))
+    assert found.keys() == {ours(name) for name in table}, f"{case.name}: other parameters are trained"
+    for name, expected in table.items():
+        close = all(abs(a - b) <= 1e-12 for a, b in zip(found[ours(name)], expected, strict=True))
+        assert close, f"{case.name}: {name} has {found[ours(name)]}, expected {expected}"
+
+
+def _sizes(ctor: dict[str, Any]) -> tuple[Any, ...]:
+    side = ctor["img_size"]
+    size = tuple(side) if isinstance(side, list) else (side, side)
+    widths = (ctor["embed_dim"], ctor["depth"], ctor["num_heads"], ctor.get("mlp_ratio", 4.0))
+    return size, ctor["patch_size"], ctor.get("in_chans", 3), *widths
+
+
+def _options(case: Case, *known: str) -> None:
+    unknown = set(case.config) - {"ctor", "seed", "batch", "layer_decay", "weight_decay", *known}
+    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
