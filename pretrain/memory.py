@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config import PretrainConfig
-from pretrain.data.view import Noise, View, stacks
+from pretrain.data.maskdraw import Place, draw
+from pretrain.data.view import Mask, Noise, stacks
 from pretrain.models import attention
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_objective
@@ -58,10 +60,15 @@ class Footprint:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that are alive: `live` now, `peak` at most."""
+    """Counts the storages that are alive: `live` now, `peak` at most.
 
-    def __init__(self) -> None:
+    Among tensors without storage, operations on `real` ones alone (masks) are done and not counted: how many patches a
+    mask hides is a shape of what follows.
+    """
+
+    def __init__(self, *, real: bool = False) -> None:
         super().__init__()
+        self.real = real
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
 
@@ -78,11 +85,30 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not self.real and given and not any(isinstance(leaf, FakeTensor) or leaf.is_meta for leaf in given):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if not self.real and func is torch.ops.aten.index.Tensor:
+            args = (args[0], _places(args[1]))
+        result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
         return result
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Boolean masks as the indices of their true entries."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            with unset_fake_temporarily():
+                found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+    return found
 
 
 def footprint(config: PretrainConfig) -> Footprint:
@@ -112,7 +138,7 @@ def _step_peak(config: PretrainConfig, images: int) -> _Measured:
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        batch = _empty_batch(config, images)
+        batch = empty_batch(config, images)
         start = memory.peak = memory.live
         with bf16:
             loss = objective(batch, 0)["loss"]
@@ -121,14 +147,19 @@ def _step_peak(config: PretrainConfig, images: int) -> _Measured:
         return _Measured(trained=size, fixed=state - size, activations=memory.peak - start)
 
 
-def _empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
+def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
+    """What the loader gives for `images` images: pixels and noises by shape alone, masks as they are drawn."""
     specs, channels = config.objective.views(config.model), config.model.in_chans
     batch = {
         name: torch.empty(images, sum(view.count for _, view in views), channels, *views[0][1].size)
         for name, views in stacks(specs).items()
     }
-    assert all(isinstance(spec, View | Noise) for spec in specs)
-    return batch | {spec.name: torch.empty(images, *spec.shape) for spec in specs if isinstance(spec, Noise)}
+    noises = {spec.name: torch.empty(images, *spec.shape) for spec in specs if isinstance(spec, Noise)}
+    at = Place(seed=0, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
+    masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
+    with unset_fake_temporarily():
+        drawn = {name: torch.from_numpy(array) for entry in masks for name, array in entry.items()}
+    return batch | noises | drawn
 
 
 @contextmanager

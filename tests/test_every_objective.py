@@ -66,7 +66,8 @@ def run(run_dir: Path, objective: str, extra: list[str]) -> None:
     """In the new process: the command, its output in a file."""
     run_dir.parent.mkdir(exist_ok=True, parents=True)
     said = os.open(run_dir.parent / f"{run_dir.name}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(said, 1), os.dup2(said, 2)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     os.chdir(ROOT)
     sys.exit(main([str(DEBUG / f"{objective}.yaml"), f"run_dir={run_dir}", *SHORT, *extra]))
 

@@ -1,0 +1,51 @@
+"""What the ranks of test_objectives.py do: steps of every objective of the table under one engine after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.distributed import World
+from pretrain.engine.build import build_engine
+from pretrain.engine.optim import OptimSettings
+from pretrain.engine.tensorfile import write_tensors
+from pretrain.engine.trainable import EngineSettings
+from tests.objectives import tiny
+
+from .scenarios import ENGINES, whole_state
+
+STEPS, IMAGES = 5, 8
+# What makes a loss depend on how the batch is divided over ranks is switched off, or set to count over all of them.
+WHOLE: dict[str, dict[str, Any]] = {}
+
+
+def train(world: World, out: Path, *, cases: list[list[str]]) -> dict[str, Any]:
+    """Losses by (objective, engine); the final state is written to `out`."""
+    found = {}
+    for name, engine_name in cases:
+        objective: Any = tiny.objective(name, **WHOLE.get(name, {}))
+        engine: Any = build_engine(
+            objective,
+            # SGD: AdamW turns the rounding of a gradient that is zero into a step of full size.
+            optim=OptimSettings(name="sgd", lr=0.02, total_steps=STEPS, momentum=0.9, weight_decay=0.05),
+            settings=EngineSettings(**ENGINES[engine_name], micro_batch=IMAGES // world.world_size),
+            world=world,
+            seed=3,
+        )
+        share = IMAGES // world.world_size
+        mine = slice(world.rank * share, (world.rank + 1) * share)
+        losses = []
+        for step in range(STEPS):
+            batch = tiny.part(tiny.batch(objective, images=IMAGES, seed=step), mine)
+            batch |= {"position": torch.arange(IMAGES)[mine]}
+            result = engine.train_step(iter([batch]), step)
+            assert not result.skipped
+            objective.after_step(step + 1)
+            losses.append(result.losses["loss"])
+        found[f"{name}-{engine_name}"] = losses
+        state = whole_state(engine)
+        if world.rank == 0:
+            write_tensors(out / f"{name}-{engine_name}.safetensors", state)
+    return found
