@@ -11,7 +11,7 @@ NOISE_ROWS = 4096
 
 
 class ConvDecoder(nn.Module):
-    """Visible patches -> predictions of every patch; a hidden one starts as faint noise.
+    """Visible patches -> predictions of the hidden ones, which start as faint noise.
 
     A layer is convolution, LayerNorm over the channels without weights, GELU; its input is added if the widths agree.
 
@@ -53,20 +53,22 @@ class ConvDecoder(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("noise", torch.randn(NOISE_ROWS, in_dim, generator=generator), persistent=False)
 
-    def forward(self, visible: Tensor, keep: Tensor, uniforms: Tensor) -> Tensor:
-        """Predictions [b, N, in_dim] of every patch in image order.
+    def forward(self, visible: Tensor, keep: Tensor, hidden: Tensor, uniforms: Tensor) -> Tensor:
+        """Predictions [b, m, in_dim] of the patches `hidden`.
 
         Args:
             visible: encoded patches [b, k, in_dim] at the positions `keep`, int64 [b, k].
+            hidden: positions int64 [b, m], with `keep` every patch once.
             uniforms: [b, N] in [0, 1), choosing the noise of each patch.
         """
-        rows = (uniforms * NOISE_ROWS).long().clamp(max=NOISE_ROWS - 1)
-        tokens = (self.noise[rows] * self.noise_std).to(visible.dtype)
-        tokens = tokens.scatter(1, keep[..., None].expand_as(visible), visible)
+        rows = (uniforms.gather(1, hidden) * NOISE_ROWS).long().clamp(max=NOISE_ROWS - 1)
+        tokens = torch.cat([visible, (self.noise[rows] * self.noise_std).to(visible.dtype)], dim=1)
+        place = torch.cat([keep, hidden], dim=1).argsort(dim=1)
+        tokens = tokens.gather(1, place[..., None].expand_as(tokens))
         x = tokens.transpose(1, 2).unflatten(2, self.grid_size)
         for layer in self.layers:
             y = layer(x)
-            y = F.layer_norm(y.movedim(1, -1), y.shape[1:2]).movedim(-1, 1)
-            y = F.gelu(y)
-            x = y + x if x.shape[1] == y.shape[1] else y
-        return self.proj(x.flatten(2).transpose(1, 2))
+            y = F.gelu(F.layer_norm(y.movedim(1, -1), y.shape[1:2]).movedim(-1, 1))
+            x = x + y if x.shape[1] == y.shape[1] else y
+        predicted = x.flatten(2).transpose(1, 2)
+        return self.proj(predicted.gather(1, hidden[..., None].expand(-1, -1, predicted.shape[2])))

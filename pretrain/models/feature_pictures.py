@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.models import pictures
+
 
 def pca_rgb(features: Sequence[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> list[Tensor]:
     """Maps of patch features in colours that mean the same in all of them, uint8 [b, 3, H, W] each.
@@ -37,9 +39,22 @@ def pca_rgb(features: Sequence[Tensor], grid: tuple[int, int], size: tuple[int, 
     return shown
 
 
+def sheet(rgb: Tensor, hidden: Tensor, targets: Tensor, predictions: Tensor, *, patch_size: int) -> Tensor:
+    """A row per image: the input, what the student saw of it, the targets, what was predicted; uint8 [3, h, w].
+
+    Args:
+        rgb: uint8 [b, 3, H, W]. hidden: bool [b, N], True for what the student did not see.
+        targets: features of every patch [b, N, D]. predictions: the same, NaN where nothing was predicted.
+    """
+    size = (rgb.shape[2], rgb.shape[3])
+    grid = (size[0] // patch_size, size[1] // patch_size)
+    colours = pca_rgb([targets, predictions], grid, size)
+    return pictures.sheet(torch.stack([rgb, gray_out(rgb, hidden, patch_size), *colours], dim=1))
+
+
 def gray_out(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
     """Pictures uint8 [b, 3, H, W] with the patches at True of `hidden` [b, N] in gray."""
     grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
     mask = hidden.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
-    mask = F.pad(mask, (0, images.shape[3] - mask.shape[2], 0, images.shape[2] - mask.shape[1]))
+    mask = F.pad(mask, (0, images.shape[3] - mask.shape[2], 0, images.shape[2] - mask.shape[1]))  # no whole patch
     return images.masked_fill(mask[:, None], 128)

@@ -6,13 +6,41 @@ Every function computes in fp32, without learned weights and with the eps 1e-5 o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TargetNorm = Literal["layer", "instance", "none"]
+Features = Literal["block", "ffn"]
+
+
+def last_layers(backbone: Any, images: Tensor, count: int, features: Features) -> list[Tensor]:
+    """The patch tokens [b, N, D] of each of the last `count` blocks, in their order, before any norm.
+
+    Args:
+        features: "block": what a block gives; "ffn": what its feed-forward branch adds.
+
+    Raises:
+        ValueError: the backbone has fewer blocks.
+    """
+    if count > backbone.depth:
+        raise ValueError(f"{count} layers are to be averaged, but the backbone has {backbone.depth}")
+    indices, prefix = range(backbone.depth - count, backbone.depth), backbone.num_prefix_tokens
+    if features == "block":
+        layers = backbone.layers(images, indices)
+    else:
+        layers: list[Tensor] = []
+        hooks = [
+            backbone.blocks[i].ls2.register_forward_hook(lambda _module, _given, branch: layers.append(branch))
+            for i in indices
+        ]
+        try:
+            backbone.layers(images, indices[-1:])
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return [tokens[:, prefix:] for tokens in layers]
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
@@ -49,9 +77,3 @@ def target_std(targets: Tensor) -> Tensor:
 def cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean cosine between predictions and targets, both [..., D]."""
     return F.cosine_similarity(predictions.detach().float(), targets.detach().float(), dim=-1).mean()
-
-
-def per_image(totals: Tensor, masks: Tensor) -> Tensor:
-    """Sum over the True tokens of each image: totals [k] in the order of masks [b, N] -> [b]."""
-    owner = masks.nonzero()[:, 0]
-    return torch.zeros(len(masks), dtype=totals.dtype, device=totals.device).index_add(0, owner, totals)

@@ -109,9 +109,7 @@ class IJEPA(Objective):
         predicted = torch.full_like(whole, float("nan"))
         for i in range(blocks.shape[1]):  # where blocks overlap the last one is seen
             predicted.scatter_(1, blocks[:, i, :, None].expand(-1, -1, whole.shape[2]), pred[:, i, 0].float())
-        grid = (images.shape[2] // self.encoder.patch_size, images.shape[3] // self.encoder.patch_size)
         hidden = torch.ones(whole.shape[:2], dtype=torch.bool, device=keep.device).scatter(1, keep[:, 0], False)
         rgb = pictures.to_rgb(images, mean=mean, std=std)
-        colours = feature_pictures.pca_rgb([whole, predicted], grid, (images.shape[2], images.shape[3]))
-        columns = [rgb, feature_pictures.gray_out(rgb, hidden, self.encoder.patch_size), *colours]
-        return {"input | context | targets | predictions": pictures.sheet(torch.stack(columns, dim=1))}
+        shown = feature_pictures.sheet(rgb, hidden, whole, predicted, patch_size=self.encoder.patch_size)
+        return {"input | context | targets | predictions": shown}

@@ -1,0 +1,110 @@
+"""data2vec for images: predict, where patches are masked, what an average of the network says of the whole picture.
+
+Baevski et al. 2022, "data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language",
+section 3, and section 4.1 for images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import feature_pictures, param_groups, pictures
+from pretrain.models.ema import EMA
+from pretrain.models.initialize import initialize_linears
+from pretrain.models.latent_targets import average_layers, cosine, last_layers, normalize, target_std
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
+from pretrain.objectives.configs.data2vec import Data2VecConfig
+
+
+class Data2Vec(Objective):
+    """Batch: "image" [b, 1, C, H, W] and "mask" bool [b, N], True where the student sees the mask token; with drop path
+    its uniforms "drop_path" [b, depth, 2].
+
+    The loss is the mean over the masked patches of all ranks, whose numbers differ a little from image to image.
+    """
+
+    head_prefixes = ("mask_token", "head.")
+
+    def __init__(self, config: Data2VecConfig, backbone: ViT, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        self.encoder = backbone
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
+        self.head = nn.Linear(backbone.embed_dim, backbone.embed_dim)
+        initialize_linears(self.head, "trunc_normal", bound=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher.average.set_drop_path(0.0)
+
+    @property
+    def backbone(self) -> ViT:
+        """The student's: what the authors fine-tune."""
+        return self.encoder
+
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        return [(self.teacher, self.encoder)]
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        images, mask = images_of(batch, "image"), batch["mask"]
+        features, pred = self.predict(images, mask, drop=batch.get("drop_path"))
+        target = self.targets(images)[mask]
+        loss = F.smooth_l1_loss(pred.float(), target, beta=self.config.loss_beta, reduction="none")
+        return {
+            "loss": mean_over_ranks(loss.mean(dim=1).sum(), mask.sum()),
+            "feature_std": feature_std(features.mean(dim=1)),
+            "target_std": target_std(target),
+            "student_teacher_cosine": cosine(pred, target),
+        }
+
+    def predict(self, images: Tensor, mask: Tensor, *, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The student's patches [b, N, D], and the prediction for the masked ones [m, D], image after image."""
+        tokens = self.encoder(images, drop=drop, mask=mask, mask_token=self.mask_token)
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        return patches, self.head(patches[mask])
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """What the average says of every patch of the unmasked images, fp32 [b, N, D]."""
+        config = self.config
+        layers = last_layers(self.teacher.average, images, config.num_target_layers, config.target_features)
+        return normalize(average_layers(layers, config.target_norm), config.final_norm)
+
+    def momentum(self, step: int) -> float:
+        """Momentum of the average after the update that follows `step` completed steps."""
+        config, ramp = self.config, self.config.ema_anneal_epochs * self.horizon.steps_per_epoch
+        if step >= ramp:
+            return config.ema_end
+        return config.ema_start + (config.ema_end - config.ema_start) * step / ramp
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.encoder, self.momentum(step - 1))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        spared = ("encoder.cls_token", "encoder.pos_embed")
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return param_groups.split(self, no_decay_names=names & set(spared))
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """The average, the mask token and the head."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """A row per image (8 at most): the input, what is not masked of it, all targets, the predicted ones."""
+        images, mask = images_of(batch, "image")[:8], batch["mask"][:8]
+        target = self.targets(images)
+        predicted = torch.full_like(target, float("nan"))
+        predicted[mask] = self.predict(images, mask)[1].float()
+        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        shown = feature_pictures.sheet(rgb, mask, target, predicted, patch_size=self.encoder.patch_size)
+        return {"input | masked | targets | predictions": shown}

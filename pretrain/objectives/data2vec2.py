@@ -1,0 +1,143 @@
+"""data2vec 2.0 for images: several masked views of a picture learn from one pass of the teacher over the whole of it.
+
+Baevski et al. 2022b, "Efficient Self-supervised Learning with Contextualized Target Representations for Vision, Speech
+and Language", section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import feature_pictures, pictures
+from pretrain.models.conv_decoder import ConvDecoder
+from pretrain.models.ema import EMA
+from pretrain.models.initialize import initialize_linears
+from pretrain.models.latent_targets import average_layers, cosine, last_layers, normalize, target_std
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
+
+
+class Data2Vec2(Objective):
+    """Batch: "image" [b, 1, C, H, W], "mask" bool [b, m, N] with as many True in each, "decoder_noise" [b, m, N] in
+    [0, 1); with drop path its uniforms "drop_path" [b, m, depth, 2].
+
+    The losses are means over views and tokens, all of the same number, so they do not depend on how a batch is divided.
+    """
+
+    head_prefixes = ("decoder.",)
+
+    def __init__(self, config: Data2Vec2Config, backbone: ViT, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        initialize_linears(backbone, "trunc_normal")
+        self.encoder = backbone
+        self.decoder = ConvDecoder(
+            in_dim=backbone.embed_dim,
+            embed_dim=config.decoder_dim,
+            depth=config.decoder_layers,
+            kernel=config.decoder_kernel,
+            groups=config.decoder_groups,
+            grid_size=backbone.grid_size,
+            noise_std=config.mask_noise_std,
+        )
+        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher.average.set_drop_path(0.0)
+
+    @property
+    def backbone(self) -> ViT:
+        """The student's: what the authors fine-tune."""
+        return self.encoder
+
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        return [(self.teacher, self.encoder)]
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        images, views = images_of(batch, "image"), batch["mask"].shape[1]
+        drop = batch["drop_path"].flatten(0, 1) if "drop_path" in batch else None
+        keep, hidden = self.split(batch["mask"])
+        tokens, pred = self.predict(images, keep, hidden, batch["decoder_noise"], drop=drop)
+        whole = self.targets(images)
+        target = whole.repeat_interleave(views, dim=0)
+        target = target.gather(1, hidden[..., None].expand(-1, -1, target.shape[2]))
+        losses = {"loss_patch": self.distance(pred, target)}
+        if self.config.cls_weight:
+            losses["loss_cls"] = self.distance(tokens[:, 0], whole.mean(dim=1).repeat_interleave(views, dim=0))
+        loss = losses["loss_patch"] + self.config.cls_weight * losses.get("loss_cls", 0.0)
+        return {
+            "loss": loss,
+            **{name: value.detach() for name, value in losses.items()},
+            "feature_std": feature_std(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)),
+            "target_std": target_std(target),
+            "student_teacher_cosine": cosine(pred, target),
+        }
+
+    def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of visible and hidden patches, int64 [b * m, k] and [b * m, N - k], each in image order."""
+        order = mask.flatten(0, 1).to(torch.uint8).argsort(dim=1, stable=True)
+        return order.tensor_split([self.config.num_visible(mask.shape[2])], dim=1)  # pyright: ignore[reportReturnType]
+
+    def predict(
+        self, images: Tensor, keep: Tensor, hidden: Tensor, noise: Tensor, *, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoded tokens of every view [b * m, P + k, D] and the predictions of what it does not see [b * m, N - k, D].
+
+        Args:
+            noise: uniforms [b, m, N]. drop: uniforms [b * m, depth, 2].
+        """
+        images = images.repeat_interleave(noise.shape[1], dim=0)
+        tokens = self.encoder(images, keep=keep, drop=drop)
+        visible = tokens[:, self.encoder.num_prefix_tokens :]
+        return tokens, self.decoder(visible, keep, hidden, noise.flatten(0, 1))
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """What the average says of every patch of the whole images, fp32 [b, N, D]."""
+        config = self.config
+        layers = last_layers(self.teacher.average, images, config.average_top_k_layers, config.target_features)
+        return normalize(average_layers(layers, config.target_norm), config.final_norm)
+
+    def distance(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Sum over channels of the squared (or smooth L1) error, scaled, mean over the rest; both [..., D]."""
+        scale = self.config.loss_scale or pred.shape[-1] ** -0.5
+        if self.config.loss_beta:
+            error = F.smooth_l1_loss(pred.float(), target, beta=self.config.loss_beta, reduction="none")
+        else:
+            error = (pred.float() - target).square()
+        return error.sum(dim=-1).mean() * scale
+
+    def momentum(self, step: int) -> float:
+        """Momentum of the average after the update that completes `step` steps."""
+        config = self.config
+        if step >= config.ema_anneal_steps:
+            return config.ema_end
+        return config.ema_start + (config.ema_end - config.ema_start) * step / config.ema_anneal_steps
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.encoder, self.momentum(step))
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """The average and the decoder."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """A row per image (8 at most): the input, what its first view shows, all targets, the predicted ones."""
+        images, mask = images_of(batch, "image")[:8], batch["mask"][:8, :1]
+        keep, hidden = self.split(mask)
+        _, pred = self.predict(images, keep, hidden, batch["decoder_noise"][:8, :1])
+        target = self.targets(images)
+        places = hidden[..., None].expand(-1, -1, target.shape[2])
+        predicted = torch.full_like(target, float("nan")).scatter(1, places, pred.float())
+        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        shown = feature_pictures.sheet(rgb, mask[:, 0], target, predicted, patch_size=self.encoder.patch_size)
+        return {"input | visible | targets | predictions": shown}
