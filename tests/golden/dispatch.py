@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import dino, dino_steps, finetune, mae, masks, mocov3, optim
+from . import beit, beit2, dino, dino_steps, finetune, mae, masks, mocov3, optim
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -30,6 +30,10 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/dinov2", "utils/utils.py:CosineScheduler", optim.run_dinov2_schedules),
     ("facebookresearch/ijepa", "schedulers.py:WarmupCosineSchedule", optim.run_ijepa_schedules),
     ("facebookresearch/moco-v3", "vits.py:build_2d_sincos_position_embedding", optim.run_mocov3_tables),
+    ("microsoft/unilm (beit/)", "modeling_pretrain.py:VisionTransformerForMaskedImageModeling", beit.run_pretrain),
+    ("microsoft/unilm (beit/)", "modeling_discrete_vae.py:DiscreteVAE", beit.run_dvae),
+    ("microsoft/unilm (beit2/)", "modeling_vqkd.py:VQKD.forward", beit2.run_vqkd),
+    ("microsoft/unilm (beit2/)", "norm_ema_quantizer.py:", beit2.run_quantizer),
 ]
 
 

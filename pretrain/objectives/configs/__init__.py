@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from pretrain.objectives.configs.beit import BEiTConfig
+from pretrain.objectives.configs.beit2 import BEiT2Config
 from pretrain.objectives.configs.dino import DINOConfig
+from pretrain.objectives.configs.dvae import DVAEConfig
 from pretrain.objectives.configs.mae import MAEConfig
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
+from pretrain.objectives.configs.simmim import SimMIMConfig
+from pretrain.objectives.configs.vqkd import VQKDConfig
 
-ObjectiveConfig = MAEConfig | DINOConfig | MoCoV3Config
+ObjectiveConfig = (
+    MAEConfig | DINOConfig | MoCoV3Config | SimMIMConfig | BEiTConfig | BEiT2Config | DVAEConfig | VQKDConfig
+)
 
-__all__ = ["DINOConfig", "MAEConfig", "MoCoV3Config", "ObjectiveConfig"]
+__all__ = [
+    "BEiT2Config",
+    "BEiTConfig",
+    "DINOConfig",
+    "DVAEConfig",
+    "MAEConfig",
+    "MoCoV3Config",
+    "ObjectiveConfig",
+    "SimMIMConfig",
+    "VQKDConfig",
+]

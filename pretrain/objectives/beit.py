@@ -1,0 +1,101 @@
+"""BEiT: hide blocks of patches, predict the visual tokens that a tokenizer gives them.
+
+Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers", section 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import param_groups, token_pictures
+from pretrain.models.frozen import Fingerprint
+from pretrain.models.tokenizer import Tokenizer, open_tokenizer
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
+from pretrain.objectives.configs import BEiTConfig
+
+
+class BEiT(Objective):
+    """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the tokenizer, "tokenizer_image" [b, 1, C, h, w],
+    and "mask" bool [b, N], True where a patch is hidden; with drop path its uniforms "drop_path" [b, depth, 2].
+
+    Only hidden patches pass the head: the others have no loss. Checkpoints keep the tokenizer's fingerprint, not its
+    weights.
+
+    Args:
+        tokenizer: an opened one; default: that of `config.tokenizer`.
+
+    Raises:
+        ConfigError: the tokenizer cannot be read, or does not fit the backbone's grid.
+    """
+
+    head_prefixes = ("lm_head.", "mask_token", "fingerprint.")
+
+    def __init__(self, config: BEiTConfig, backbone: Any, horizon: Horizon, *, tokenizer: Tokenizer | None = None):
+        super().__init__()
+        del horizon
+        self.config = config
+        self.encoder = backbone
+        self.fingerprint: Fingerprint | None = None
+        if tokenizer is None:
+            size = config.picture_size(backbone.grid_size, backbone.patch_size)
+            tokenizer, self.fingerprint = open_tokenizer(
+                config.tokenizer, size=size, grid=backbone.grid_size, in_chans=backbone.in_chans
+            )
+        self.tokenizer = tokenizer
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
+        self.lm_head = nn.Linear(backbone.embed_dim, tokenizer.num_tokens)
+        for weight in (self.mask_token, self.lm_head.weight):
+            nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+        nn.init.zeros_(self.lm_head.bias)
+
+    @property
+    def backbone(self) -> Any:
+        return self.encoder
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        images, mask = images_of(batch, "image"), batch["mask"]
+        targets = self.tokenizer.tokens(images_of(batch, "tokenizer_image"))[mask]
+        tokens = self.encoder(images, drop=batch.get("drop_path"), mask=mask, mask_token=self.mask_token)
+        logits = self.predict(tokens, mask)
+        total = F.cross_entropy(logits, targets, reduction="sum")
+        correct = (logits.detach().argmax(-1) == targets).sum()
+        loss, accuracy = mean_over_ranks(torch.stack([total, correct.float()]), mask.sum())
+        features = tokens[:, 0] if self.encoder.class_token else tokens[:, self.encoder.num_prefix_tokens :].mean(1)
+        return {"loss": loss, "accuracy": accuracy.detach(), "feature_std": feature_std(features)}
+
+    def predict(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Normalized tokens [b, P + N, D] -> fp32 logits of the patches that `mask` [b, N] hides, [hidden, K]."""
+        return self.lm_head(tokens[:, self.encoder.num_prefix_tokens :][mask]).float()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Everything of two dimensions or more decays, relative positions and the mask token too; class token and
+        absolute positions do not."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return param_groups.split(self, no_decay_names=trained & {"encoder.cls_token", "encoder.pos_embed"})
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
+        return with_prefix("encoder", backbone) | with_prefix("fingerprint", record)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """The head, the mask token, and which tokenizer they belong to."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """One row per image (8 at most): the input, what is visible, and, with a tokenizer that can show its tokens,
+        the picture of its tokens with the hidden ones as predicted."""
+        images, mask = images_of(batch, "image")[:8], batch["mask"][:8]
+        tokens = self.encoder(images, mask=mask, mask_token=self.mask_token)
+        ids = self.tokenizer.tokens(images_of(batch, "tokenizer_image")[:8])
+        ids[mask] = self.predict(tokens, mask).argmax(-1)
+        decoded = self.tokenizer.decode(ids.unflatten(1, self.encoder.grid_size))
+        patch = self.encoder.patch_size
+        title = "input | masked" if decoded is None else "input | masked | predicted tokens"
+        return {title: token_pictures.masked_sheet(images, mask, patch_size=patch, mean=mean, std=std, decoded=decoded)}

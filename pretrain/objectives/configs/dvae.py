@@ -1,0 +1,59 @@
+"""Configuration of the discrete VAE (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation"). No torch here."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pretrain.data.view import ColorJitter, Noise, Spec, View
+from pretrain.objectives.configs.common import (
+    HueShift,
+    ModelShape,
+    ObjectiveSection,
+    Positive,
+    Probability,
+    Scale,
+    Strength,
+    jitter_problems,
+    patch_grid,
+    scale_problems,
+)
+
+
+class DVAEConfig(ObjectiveSection):
+    """Discrete variational autoencoder: the tokenizer of BEiT."""
+
+    name: Literal["dvae"] = "dvae"
+    num_tokens: Positive = Field(512, description="codes to choose from; every image draws so many numbers per patch")
+    codebook_dim: Positive = 512
+    temperature: float = Field(0.9, gt=0, description="of the relaxed choice, at the first step")
+    temperature_end: float = Field(0.9, gt=0, description="at the last; half a cosine leads there")
+    straight_through: bool = Field(False, description="decode one code outright, with the gradient of the mixture")
+    smooth_l1_loss: bool = Field(False, description="of pixels, instead of the squared error")
+    kl_div_loss_weight: float = Field(0.0, ge=0, description="of the divergence of the choices from the uniform one")
+    kl_reduction: Literal["sum", "mean"] = Field(
+        "sum",
+        description="sum: over a micro-batch and its patches, as the official code; mean: per patch, the same for "
+        "every division of the batch",
+    )
+    crop_scale: Scale = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
+    hflip: Probability = 0.5
+    color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
+        (0.0, 0.0, 0.0, 0.0), description="brightness, contrast, saturation, hue; the last two need RGB"
+    )
+
+    needs: ClassVar[frozenset[str]] = frozenset({"conv_map"})
+
+    def views(self, model: ModelShape) -> list[Spec]:
+        """One crop, and the numbers that choose among the codes at every place."""
+        jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
+        return [
+            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
+            Noise("gumbel_noise", (self.num_tokens, *patch_grid(model))),
+        ]
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found = scale_problems("crop_scale", self.crop_scale)
+        found += jitter_problems(self.color_jitter, model)
+        return found

@@ -1,0 +1,51 @@
+"""What a configuration may read of a release that it names: the facts of fovea.json, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Size = tuple[int, int]
+
+
+def facts(path: str) -> dict[str, Any] | None:
+    """fovea.json of the release folder `path`; None for a file, or where there is nothing yet.
+
+    What cannot be read is reported when it is opened, before training starts.
+    """
+    record = Path(path) / "fovea.json"
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else None
+
+
+def patch_size(found: dict[str, Any]) -> int | None:
+    """Pixels per token and side."""
+    value = found["model"].get("patch_size")
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def both_sides(size: int | Size) -> Size:
+    """A side or (height, width) as (height, width)."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def grid_problems(key: str, path: str, found: dict[str, Any], grid: Size, in_chans: int, *, fixed: bool) -> list[str]:
+    """Why the tokens of a release cannot be those of a model with `grid` patches (rows, columns).
+
+    Args:
+        fixed: the release gives the grid it was trained on only.
+    """
+    problems, model = [], found["model"]
+    patch, size = patch_size(found), model.get("img_size")
+    if fixed and patch and isinstance(size, list) and (own := (size[0] // patch, size[1] // patch)) != grid:
+        problems.append(
+            f"objective.{key}: {path} was trained on {own[0]} x {own[1]} tokens, but the model has {grid[0]} x "
+            f"{grid[1]} patches; choose model.img_size and model.patch_size with that grid, or train one for this"
+        )
+    if model.get("in_chans", in_chans) != in_chans:
+        problems.append(f"objective.{key}: {path} reads {model['in_chans']} channels, model.in_chans is {in_chans}")
+    return problems

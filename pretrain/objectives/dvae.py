@@ -1,0 +1,80 @@
+"""The discrete VAE: images through a choice among codes at every place, and back.
+
+Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1, as BEiT's code trains it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.models import token_pictures
+from pretrain.models.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
+from pretrain.models.quantizer import perplexity
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.configs import DVAEConfig
+from pretrain.schedule import cosine
+
+
+class DVAE(Objective):
+    """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniforms that choose the codes."""
+
+    head_prefixes = ("codes.",)
+
+    def __init__(self, config: DVAEConfig, backbone: ConvEncoder, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        self.encoder = backbone
+        self.codes = Codes(backbone, config.num_tokens, config.codebook_dim)
+
+    @property
+    def backbone(self) -> ConvEncoder:
+        return self.encoder
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config, images = self.config, images_of(batch, "image")
+        features = self.encoder.map(images)
+        logits = self.codes.to_logits(features)
+        weights = self.choose(logits, batch["gumbel_noise"], step)
+        loss_rec = reconstruction_loss(images, self.codes.decode_mixture(weights), smooth_l1=config.smooth_l1_loss)
+        loss_kl = kl_to_uniform(logits)
+        if config.kl_reduction == "mean":
+            loss_kl = loss_kl / (logits.numel() // config.num_tokens)
+        counts = torch.bincount(logits.detach().argmax(1).flatten(), minlength=config.num_tokens).float()
+        return {
+            "loss": loss_rec + config.kl_div_loss_weight * loss_kl,
+            "loss_rec": loss_rec.detach(),
+            "loss_kl": loss_kl.detach(),
+            "codebook_perplexity": perplexity(counts),
+            "codebook_used": (counts > 0).float().mean(),
+            "feature_std": feature_std(features.flatten(2).mean(2)),
+        }
+
+    def choose(self, logits: Tensor, noise: Tensor, step: int) -> Tensor:
+        """The relaxed choice among the codes: logits and uniforms [b, K, h, w] -> weights [b, K, h, w]."""
+        straight_through = self.config.straight_through
+        return gumbel_softmax(logits, noise, temperature=self.temperature(step), straight_through=straight_through)
+
+    def temperature(self, step: int) -> float:
+        """Of the relaxed choice after `step` completed steps."""
+        return cosine(step, self.config.temperature, self.config.temperature_end, self.horizon.total_steps)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Normalized images [b, C, H, W] through their most likely codes."""
+        return self.codes.decode(self.codes.to_logits(self.encoder.map(images)).argmax(1))
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("encoder", backbone)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """What makes a tokenizer of the encoder, and its decoder."""
+        return with_prefix("codes", self.codes.state_dict())
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """One row per image (8 at most): the input, and what its most likely codes give back."""
+        images = images_of(batch, "image")[:8]
+        sheet = token_pictures.pairs_sheet(images, self.reconstruct(images), mean=mean, std=std)
+        return {"input | reconstruction": sheet}

@@ -1,0 +1,128 @@
+"""VQ-KD: code images so that the features of a teacher can be read from the codes.
+
+Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers", section 2.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.models import param_groups, token_pictures
+from pretrain.models.feature_teacher import FeatureTeacher, open_teacher
+from pretrain.models.frozen import Fingerprint
+from pretrain.models.quantizer import Quantized, Quantizer
+from pretrain.models.vit import ViT
+from pretrain.models.vqkd import code_features, cosine_loss, task_layer
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.configs import VQKDConfig
+
+
+class VQKD(Objective):
+    """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the teacher, "teacher_image" [b, 1, C, h, w]; for
+    a start by k-means "kmeans_noise" [b, N]; with drop path its uniforms "drop_path" [b, depth, 2].
+
+    State: `encoder`, a projection to codes `encode_task_layer`, the codebook `quantize` (buffers), a transformer on the
+    map of codes `decoder`, a projection to the teacher's features `decode_task_layer`. Codes move in `after_step`.
+
+    Args:
+        teacher: an opened one; default: that of `config.teacher`.
+
+    Raises:
+        ConfigError: the teacher cannot be read, or its features do not fit the backbone's grid.
+    """
+
+    head_prefixes = ("encode_task_layer.", "quantize.", "decoder.", "decode_task_layer.", "fingerprint.")
+
+    def __init__(self, config: VQKDConfig, backbone: Any, horizon: Horizon, *, teacher: FeatureTeacher | None = None):
+        super().__init__()
+        del horizon
+        self.config = config
+        self.encoder = backbone
+        self.fingerprint: Fingerprint | None = None
+        grid = backbone.grid_size
+        if teacher is None:
+            size = config.picture_size(grid, backbone.patch_size)
+            teacher, self.fingerprint = open_teacher(
+                config.teacher, num_heads=config.teacher_heads, size=size, grid=grid, in_chans=backbone.in_chans
+            )
+        self.teacher = teacher
+        self.encode_task_layer = task_layer(backbone.embed_dim, config.code_dim)
+        self.quantize = Quantizer(
+            config.num_codes, config.code_dim, decay=config.decay, beta=config.beta, kmeans_init=config.kmeans_init
+        )
+        self.decoder = ViT(
+            grid,
+            1,
+            config.code_dim,
+            config.decoder_embed_dim,
+            config.decoder_depth,
+            config.decoder_num_heads,
+            config.decoder_mlp_ratio,
+            pos_embed="learned",
+            qkv_bias="no_key",
+        )
+        self.decode_task_layer = task_layer(config.decoder_embed_dim, teacher.embed_dim)
+
+    @property
+    def backbone(self) -> Any:
+        return self.encoder
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        target = self.teacher.features(images_of(batch, "teacher_image"))
+        features, quantized = self.encode(images_of(batch, "image"), batch)
+        if self.training:
+            self.quantize.remember(quantized)
+        loss_rec = cosine_loss(self.decode(quantized.codes), target)
+        perplexity, used = self.quantize.usage(quantized.ids)
+        return {
+            "loss": quantized.loss + loss_rec,
+            "loss_rec": loss_rec.detach(),
+            "loss_quant": quantized.loss.detach(),
+            "codebook_perplexity": perplexity,
+            "codebook_used": used,
+            "feature_std": feature_std(features.mean(1)),
+        }
+
+    def encode(self, images: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Quantized]:
+        """Normalized images [b, C, H, W] -> what is quantized [b, N, code_dim], and what became of it."""
+        features = code_features(self.encoder, self.encode_task_layer, images, drop=batch.get("drop_path"))
+        return features, self.quantize(features, batch.get("kmeans_noise"))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [b, N, code_dim] -> the teacher's features as predicted [b, N, D]."""
+        grid_map = codes.transpose(1, 2).unflatten(2, self.encoder.grid_size)
+        return self.decode_task_layer(self.decoder(grid_map)[:, self.decoder.num_prefix_tokens :])
+
+    def after_step(self, step: int) -> None:
+        self.quantize.update()
+
+    def discard_pending(self) -> None:
+        self.quantize.discard()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Class tokens and positions do not decay."""
+        names = {f"{part}.{name}" for part in ("encoder", "decoder") for name in ("cls_token", "pos_embed")}
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return param_groups.split(self, no_decay_names=trained & names)
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
+        return with_prefix("encoder", backbone) | with_prefix("fingerprint", record)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """Codebook, projections, decoder, and which teacher they belong to."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """One row per image (8 at most): the input, and the map of its codes, a colour for each."""
+        given = {name: value[:8] for name, value in batch.items() if name in ("image", "kmeans_noise")}
+        images = images_of(given, "image")
+        ids = self.encode(images, given)[1].ids.unflatten(1, self.encoder.grid_size)
+        sheet = token_pictures.code_sheet(images, ids, num_codes=self.config.num_codes, mean=mean, std=std)
+        return {"input | codes": sheet}
