@@ -43,8 +43,8 @@ class MoCoV3(Objective):
     which training does not read: those of a skipped step are undone.
 
     The official code moves the momentum encoder inside the forward pass, before the keys. Here a forward pass changes
-    no weights: `after_step` moves it to where the next step's keys need it, with the next step's momentum, and the
-    first step finds it equal to the base encoder, where moving changes nothing. Negatives are the other images of a
+    no weights: `begin` and `after_step` move it to where the next step's keys need it, with the next step's momentum.
+    Negatives are the other images of a
     micro-batch, over all ranks; batch norm sees one view of it at a time.
     """
 
@@ -109,6 +109,10 @@ class MoCoV3(Objective):
     def move_momentum_encoder(self, step: int) -> None:
         """Bring the momentum encoder to where the keys of the step after `step` completed ones need it."""
         self.momentum_encoder.update(self.base, self.momentum(step))
+
+    def begin(self) -> None:
+        """Where the momentum encoder equals the base encoder, as in a run from nothing, this changes nothing."""
+        self.move_momentum_encoder(0)
 
     def after_step(self, step: int) -> None:
         self._statistics.keep()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import beit, beit2, dino, dino_steps, finetune, mae, masks, mocov3, optim
+from . import beit, beit2, dino, dino_steps, finetune, ijepa, mae, masks, mocov3, optim, simmim
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -24,8 +24,11 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("microsoft/unilm (beit2/)", "masking_generator.py:MaskingGenerator", masks.run_beit),
     ("bytedance/ibot", "loader.py:ImageFolderMask.__getitem__", masks.run_ibot),
     ("facebookresearch/dinov2", "data/collate.py:collate_data_and_cast", masks.run_dinov2),
+    ("facebookresearch/ijepa", "src/train.py:main.train_step", ijepa.run_steps),
     ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
     ("facebookresearch/moco-v3", "moco/builder.py:MoCo_ViT.forward", mocov3.run_steps),
+    ("microsoft/SimMIM", "VisionTransformerForSimMIM", simmim.run_vit),
+    ("microsoft/SimMIM", "SwinTransformerForSimMIM", simmim.run_swin),
     ("microsoft/unilm (beit/)", "optim_factory.py:LayerDecayValueAssigner", finetune.run_beit),
     ("facebookresearch/dinov2", "utils/utils.py:CosineScheduler", optim.run_dinov2_schedules),
     ("facebookresearch/ijepa", "schedulers.py:WarmupCosineSchedule", optim.run_ijepa_schedules),

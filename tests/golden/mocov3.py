@@ -58,7 +58,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     objective.train()
     engine = RecordingEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
     engine.losses, engine.gradients = [], []
-    objective.move_momentum_encoder(0)  # the case starts with a momentum encoder unlike the base encoder
+    objective.begin()  # the case starts with a momentum encoder unlike the base encoder
 
     rank, result = f"_rank{world.rank}", {}
     for step in range(case.config["steps"]):

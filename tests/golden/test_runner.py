@@ -43,6 +43,8 @@ def test_a_case_is_recognized_by_what_it_is(name: str, tmp_path: Path):
         ("dino_vit", "expect/rect/pos_encoding"),
         ("dino_step_sgd_freelast", "expect/final/teacher.head.mlp.0.weight"),
         ("dino_step_sgd_freelast", "expect/step2/center"),
+        ("mocov3_step", "expect/step0/k2_rank0"),
+        ("simmim_vit", "grad/encoder.mask_token"),
     ],
 )
 def test_one_wrong_number_fails(name: str, key: str, tmp_path: Path):

@@ -43,8 +43,8 @@ def test_tokens_and_pixels_say_the_same_as_a_drawn_mask(rows: int, columns: int,
         assert torch.equal(pixels[0, 1 if columns > 1 else 0], first.flatten())
 
 
-def _tokens(drawn: torch.Tensor, patch: int) -> torch.Tensor:
-    return drawn[:, ::patch, ::patch].flatten(1)
+def _tokens(drawn: torch.Tensor, side: int) -> torch.Tensor:
+    return drawn[:, ::side, ::side].flatten(1)
 
 
 def test_a_cell_of_two_tokens_a_side_hides_all_four():
