@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pretrain.configlib import Config, ConfigError
 from pretrain.data.view import View
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from pretrain.models import families
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
 from pretrain.probes.config import ProbeConfig
@@ -40,8 +41,12 @@ class InitConfig(Config):
     release: str | None = Field(None, description="folder written by `fovea release`")
     official: str | None = Field(None, description="checkpoint file of the official MAE or DINO code, or of timm")
     checkpoint: str | None = Field(None, description="checkpoint folder of another run: everything but its position")
-    fresh_heads: bool = Field(False, description="take the backbone only, even if the source has this objective's heads")
-    head_warmup_steps: int = Field(0, ge=0, description="steps in which only the heads learn, on a trunk that stands still")
+    fresh_heads: bool = Field(
+        False, description="take the backbone only, even if the source has this objective's heads"
+    )
+    head_warmup_steps: int = Field(
+        0, ge=0, description="steps in which only the heads learn, on a trunk that stands still"
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> InitConfig:
@@ -77,16 +82,28 @@ class PretrainConfig(Config):
         return self
 
     def _view_problems(self) -> list[str]:
-        patch, found = self.model.patch_size, []
-        for view in self.objective.views(self.model):
+        """A backbone that cannot do what the objective asks of it, or not on crops of these sizes."""
+        model, patch = self.model, self.model.patch_size
+        if lacking := families.lacking(self.objective.needs, model.provides):
+            return [f"model.name: {self.objective.name} on {model.name}: {lacking}"]
+        found = []
+        for view in self.objective.views(model):
             # A view that is the same as another one is seen by another model, with patches of its own.
-            if isinstance(view, View) and view.same_as is None and any(side % patch for side in view.size):
+            if not isinstance(view, View) or view.same_as is not None:
+                continue
+            if any(side % patch for side in view.size):
                 near = tuple(max(1, round(side / patch)) * patch for side in view.size)
                 found.append(
                     f"objective: the {view.name} crops are {view.size[0]} x {view.size[1]} px, "
                     f"not multiples of model.patch_size {patch}; try {near[0]} x {near[1]}"
                 )
-        return found + self.objective.problems(self.model)
+            if view.size != model.size and not model.other_sizes:
+                found.append(
+                    f"objective: the {view.name} crops are {view.size[0]} x {view.size[1]} px, but {model.name} takes "
+                    f"images of model.img_size {model.size[0]} x {model.size[1]} px only; give the crops that size, or "
+                    "choose a backbone that takes any"
+                )
+        return found + self.objective.problems(model)
 
     def _channel_problems(self) -> list[str]:
         channels, found = self.model.in_chans, []

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from pretrain.config import PretrainConfig
+from pretrain.config import InitConfig, PretrainConfig
 from pretrain.configlib import ConfigError
 from pretrain.engine.commit import CheckpointError, verify
-from pretrain.models.importers import load_official, load_strict
+from pretrain.models import families
+from pretrain.models.config import ModelConfig
+from pretrain.models.dvae import ConvEncoder
+from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.release import read_release
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 from pretrain.objectives import build
 from pretrain.objectives.base import Horizon, Objective
@@ -20,32 +26,56 @@ from pretrain.objectives.base import Horizon, Objective
 def build_objective(config: PretrainConfig, horizon: Horizon) -> Objective:
     """The objective with its initial weights: equal on every rank, drawn from the seed alone."""
     torch.manual_seed(config.seed)
-    backbone = ViT(**config.model.vit_arguments())
-    backbone.set_checkpointing(config.model.activation_checkpointing)
-    return build(config.objective.name)(config.objective, backbone, horizon)
+    return build(config.objective.name)(config.objective, build_backbone(config.model), horizon)
+
+
+def build_backbone(model: ModelConfig) -> Any:
+    """The backbone of a configuration, its weights drawn from torch's generator."""
+    if model.timm_name is not None:
+        backbone = TimmBackbone(**model.timm_arguments())
+    elif model.name == families.CONV:
+        return ConvEncoder(**model.conv_arguments())
+    else:
+        backbone = ViT(**model.vit_arguments())
+    if model.activation_checkpointing:
+        backbone.set_checkpointing(True)
+    return backbone
 
 
 def start_weights(objective: Objective, config: PretrainConfig) -> list[str]:
-    """Load what `config.init` names into the objective; lines that say what fitted.
+    """What a new run begins with: the weights that `config.init` names, if any; lines that say what fitted.
 
     Raises:
         ConfigError: the source is missing, damaged or of another model; every name that does not fit is listed.
     """
-    init = config.init
-    if init is None:
-        return []
+    greeting = [] if config.init is None else _load(objective, config.init)
+    try:
+        objective.begin()
+    except ValueError as error:
+        raise ConfigError("the start of the run", str(error).splitlines()) from error
+    return greeting
+
+
+def _load(objective: Objective, init: InitConfig) -> list[str]:
     try:
         if init.release is not None:
             key, source = "release", init.release
-            report = objective.load_weights(read_release(source))
+            report = objective.load_weights(_chosen(read_release(source), init))
         elif init.official is not None:
             key, source = "official", init.official
-            report = objective.load_weights(load_official(source))
+            report = objective.load_weights(_chosen(load_official(source), init))
         else:
             assert init.checkpoint is not None
             key, source = "checkpoint", init.checkpoint
             verify(Path(source))
-            report = load_strict(objective, load_file(Path(source) / "model.safetensors"))
+            report = load_strict(
+                objective, load_file(Path(source) / "model.safetensors"), allow_missing=objective.renewed_prefixes
+            )
     except (ValueError, CheckpointError) as error:
         raise ConfigError(f"init.{key}={source}", str(error).splitlines()) from error
     return [f"weights from {source}", *str(report).splitlines()]
+
+
+def _chosen(weights: Weights, init: InitConfig) -> Weights:
+    """The part of a source that `init` asks for."""
+    return replace(weights, heads={}) if init.fresh_heads else weights

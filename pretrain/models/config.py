@@ -1,61 +1,138 @@
-"""Configuration of the backbone. No torch here."""
+"""Configuration of the backbone. No torch here, except to read the widths of a model of timm's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.configlib import Config
+from pretrain.models import families
 from pretrain.models.sizes import SIZES
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class ModelConfig(Config):
-    """The vision transformer. `name` gives the widths; any of them can be overridden."""
+    """The backbone: our vision transformer, where `name` gives the widths and any of them can be overridden; the
+    convolutions of a dVAE; or a model of timm's, which is changed by `args`."""
 
-    name: str = Field("vit_base", description="a size: " + ", ".join(SIZES))
+    name: str = Field("vit_base", description=f"{', '.join([*SIZES, families.CONV])}, or timm/NAME")
     img_size: Positive | tuple[Positive, Positive] = Field(224, description="pixels, a side or (height, width)")
-    patch_size: Positive = 16
+    patch_size: Positive = Field(16, description="pixels; of a timm model: its stride, which it gives itself")
     in_chans: Positive = 3
-    embed_dim: Positive | None = None
-    depth: Positive | None = None
-    num_heads: Positive | None = None
-    mlp_ratio: float | None = Field(None, gt=0)
+    embed_dim: Positive = Field(768, description="default: of the size")
+    depth: Positive = Field(12, description="default: of the size")
+    num_heads: Positive = Field(12, description="default: of the size")
+    mlp_ratio: float = Field(4.0, gt=0, description="default: of the size")
+    class_token: bool = True
     num_registers: int = Field(0, ge=0, description="register tokens (Darcet et al., 2023)")
-    pos_embed: Literal["sincos", "learned"] = "sincos"
+    pos_embed: Literal["sincos", "sincos_rows_first", "learned", "rope", "none"] = Field(
+        "sincos", description="sincos: as MAE; sincos_rows_first: as MoCo v3; rope: rotary, as DINOv3"
+    )
+    rel_pos_bias: Literal["none", "shared", "per_block"] = Field("none", description="relative positions, as BEiT")
+    qkv_bias: bool | Literal["no_key"] = Field(True, description="no_key: of queries and values only, as BEiT")
+    layer_scale: float | None = Field(None, gt=0, description="start of the factors on the branches; null: none")
+    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as DINOv2's giant, same number of weights")
+    norm_eps: float = Field(1e-6, gt=0)
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
+    args: dict[str, Any] = Field({}, description="of a timm model: arguments of timm.create_model")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_widths(cls, given: Any) -> Any:
+        """What the name says and was not given: widths of a size, stride and widths of a timm model."""
+        if not isinstance(given, Mapping):
+            return given
+        given = {key: value for key, value in given.items() if value is not None}
+        name = given.get("name", "vit_base")
+        if name in SIZES:
+            return {**SIZES[name], **given}
+        if name == families.CONV:
+            return {"embed_dim": 64, "class_token": False, **given}
+        if not isinstance(name, str) or not name.startswith(families.TIMM):
+            return given
+        from pretrain.models.timm_backbone import facts
+
+        found = facts(
+            name.removeprefix(families.TIMM),
+            img_size=_pair(given.get("img_size", 224)),
+            in_chans=given.get("in_chans", 3),
+            **(given.get("args") or {}),
+        )
+        wrong = [key for key, value in found.items() if given.get(key, value) != value]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]}: {given[wrong[0]]}, but {name} has {found[wrong[0]]}; change it by model.args"
+            )
+        return given | found
 
     @field_validator("name")
     @classmethod
-    def _known_size(cls, name: str) -> str:
-        if name not in SIZES:
-            raise ValueError(f"unknown size {name!r}; one of {', '.join(SIZES)}")
+    def _known_name(cls, name: str) -> str:
+        if name not in SIZES and name != families.CONV and not name.startswith(families.TIMM):
+            known = ", ".join([*SIZES, families.CONV])
+            raise ValueError(f"unknown size {name!r}; one of {known}, or timm/NAME for a model of timm's")
         return name
+
+    @property
+    def timm_name(self) -> str | None:
+        """The name in timm's registry; None for our own vision transformer."""
+        return self.name.removeprefix(families.TIMM) if self.name.startswith(families.TIMM) else None
 
     @property
     def size(self) -> tuple[int, int]:
         """Image height and width in pixels."""
-        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        return _pair(self.img_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
 
     @property
     def num_blocks(self) -> int:
-        return self.widths()["depth"]
+        return self.depth
+
+    @property
+    def provides(self) -> families.Provides:
+        """What it can do for an objective, see `pretrain.models.families`."""
+        if self.timm_name is not None:
+            return families.timm_provides(self.timm_name, self.args)
+        if self.name == families.CONV:
+            return families.CONV_PROVIDES
+        return families.vit_provides(class_token=self.class_token)
+
+    @property
+    def other_sizes(self) -> bool:
+        """Whether it also encodes images of another size than `img_size`."""
+        return self.timm_name is None or families.family_of(self.timm_name).other_sizes
 
     def widths(self) -> dict[str, Any]:
-        """embed_dim, depth, num_heads and mlp_ratio, with the overrides applied."""
-        given = {key: getattr(self, key) for key in ("embed_dim", "depth", "num_heads", "mlp_ratio")}
-        return SIZES[self.name] | {key: value for key, value in given.items() if value is not None}
+        """embed_dim, depth, num_heads and mlp_ratio."""
+        return self.model_dump(include={"embed_dim", "depth", "num_heads", "mlp_ratio"})
 
     def vit_arguments(self) -> dict[str, Any]:
         """The arguments of `pretrain.models.vit.ViT`."""
-        plain = self.model_dump(include={"patch_size", "in_chans", "num_registers", "pos_embed", "drop_path_rate"})
-        return {"img_size": self.size, **plain, **self.widths()}
+        plain = self.model_dump(exclude={"name", "img_size", "activation_checkpointing", "args"})
+        return {"img_size": self.size, **plain}
+
+    def conv_arguments(self) -> dict[str, Any]:
+        """The arguments of `pretrain.models.dvae.ConvEncoder`."""
+        return {"img_size": self.size, **self.model_dump(include={"patch_size", "in_chans", "embed_dim"})}
+
+    def timm_arguments(self) -> dict[str, Any]:
+        """The arguments of `pretrain.models.timm_backbone.TimmBackbone`."""
+        plain = {"img_size": self.size, "in_chans": self.in_chans, "drop_path_rate": self.drop_path_rate}
+        return {"name": self.timm_name, **plain, **self.args}
 
     def problems(self) -> list[str]:
-        widths = self.widths()
         found = []
         for side, name in zip(self.size, ("height", "width"), strict=True):
             if side % self.patch_size:
@@ -63,8 +140,49 @@ class ModelConfig(Config):
                 found.append(
                     f"model.img_size: {name} {side} is not a multiple of patch_size {self.patch_size}; try {near}"
                 )
-        if widths["embed_dim"] % widths["num_heads"]:
-            found.append(f"model.num_heads: {widths['num_heads']} does not divide embed_dim {widths['embed_dim']}")
-        if self.pos_embed == "sincos" and widths["embed_dim"] % 4:
-            found.append(f"model.embed_dim: sin-cos positions need a multiple of 4, got {widths['embed_dim']}")
+        if self.timm_name is not None:
+            return found + self._timm_problems()
+        return found + (self._conv_problems() if self.name == families.CONV else self._vit_problems())
+
+    def _vit_problems(self) -> list[str]:
+        found = []
+        if self.args:
+            found.append(f"model.args: are for models of timm's, and {self.name} is ours; give its settings in model")
+        if self.embed_dim % self.num_heads:
+            found.append(f"model.num_heads: {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        elif self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:
+            found.append(
+                f"model.num_heads: rotary positions need heads of a multiple of 4 channels, {self.num_heads} heads of "
+                f"{self.embed_dim} have {self.embed_dim // self.num_heads}"
+            )
+        if self.pos_embed.startswith("sincos") and self.embed_dim % 4:
+            found.append(f"model.embed_dim: sin-cos positions need a multiple of 4, got {self.embed_dim}")
         return found
+
+    def _conv_problems(self) -> list[str]:
+        patch = self.patch_size
+        if patch < 2 or patch & (patch - 1):
+            return [f"model.patch_size: {patch}, but {self.name} halves the picture; give a power of two above 1"]
+        return []
+
+    def _timm_problems(self) -> list[str]:
+        ours = (
+            "class_token",
+            "num_registers",
+            "pos_embed",
+            "rel_pos_bias",
+            "qkv_bias",
+            "layer_scale",
+            "ffn",
+            "norm_eps",
+        )
+        return [
+            f"model.{key}: {getattr(self, key)!r} is a setting of our own ViT, not of {self.name}; leave it out, or "
+            "set what timm calls it in model.args"
+            for key in ours
+            if key != "class_token" and getattr(self, key) != type(self).model_fields[key].default
+        ]
+
+
+def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

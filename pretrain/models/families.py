@@ -6,15 +6,165 @@ class_token   a class token before them
 keep          any subset of the patches can be encoded alone
 mask          patches can be replaced by a mask token before the first block
 layers        the tokens after any block
+conv_map      a map of convolutions at the last grid, of the dVAE's own encoder
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 Provides = frozenset[str]
 
 CAPABILITIES = ("image", "patches", "class_token", "keep", "mask", "layers")
+TIMM, CONV = "timm/", "conv_encoder"
+CONV_PROVIDES: Provides = frozenset({"image", "patches", "conv_map"})
+WITHOUT_CLASS_TOKEN = re.compile(r"_gap_|siglip|^aimv2_|^vit_so150m2?_|_rpn_")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A class of timm's models.
+
+    Attributes:
+        pattern: of the names that belong to it, whole.
+        module, class_name: where timm keeps it.
+        provides: what it can do; "class_token" only if the model at hand has one.
+        other_sizes: it also encodes images of another size than `img_size`.
+        arguments: what it is built with, for that.
+        stem: the module whose output a mask token replaces.
+        stem_stride: pixels per place of the stem's output where it differs from the stride of the whole.
+        stride: pixels per output token, of its models without arguments; 0: in their names.
+    """
+
+    name: str
+    pattern: str
+    module: str
+    class_name: str
+    provides: Provides
+    other_sizes: bool
+    arguments: Mapping[str, Any]
+    stem: str = "patch_embed"
+    stem_stride: int = 0
+    stride: int = 0
+
+
+def _family(name: str, pattern: str, where: str, provides: str, *, other_sizes: bool, **more: Any) -> Family:
+    module, _, class_name = where.rpartition(".")
+    arguments = more.pop("arguments", {})
+    return Family(name, pattern, module, class_name, frozenset(provides.split()), other_sizes, arguments, **more)
+
+
+FAMILIES = (
+    _family(
+        "BEiT",
+        r"beit(v2)?_(base|large)_.*",
+        "beit.Beit",
+        "image patches class_token mask layers",
+        other_sizes=False,
+        arguments={"global_pool": ""},
+    ),
+    _family(
+        "EVA and RoPE",
+        r"eva02_.*|eva_giant_.*|vit_.*(_rope_|dinov3).*",
+        "eva.Eva",
+        "image patches class_token mask layers",
+        other_sizes=True,
+        arguments={"global_pool": "", "dynamic_img_size": True},
+    ),
+    _family(
+        "ViT",
+        r"(vit|deit3?|test_vit)\d?_(?!s?relpos|pe_|.*(_r_?\d*_s\d|resnet|_mci_|distilled|sapiens|lingbot|radio)).*"
+        r"|test_vit\d?|flexivit_.*|aimv2_.*",
+        "vision_transformer.VisionTransformer",
+        "image patches class_token keep mask layers",
+        other_sizes=True,
+        arguments={"global_pool": "", "dynamic_img_size": True},
+    ),
+    _family(
+        "Swin",
+        r"swin_.*",
+        "swin_transformer.SwinTransformer",
+        "image patches mask",
+        other_sizes=True,
+        arguments={"strict_img_size": False},
+        stem_stride=4,
+        stride=32,
+    ),
+    _family(
+        "Swin v2",
+        r"swinv2_(?!cr_).*",
+        "swin_transformer_v2.SwinTransformerV2",
+        "image patches mask",
+        other_sizes=True,
+        arguments={"strict_img_size": False},
+        stem_stride=4,
+        stride=32,
+    ),
+    _family("Hiera", r"hiera_.*", "hiera.Hiera", "image patches mask", other_sizes=False, stem_stride=4, stride=32),
+    _family("XCiT", r"xcit_.*", "xcit.Xcit", "image patches class_token mask", other_sizes=True),
+    _family(
+        "ConvNeXt",
+        r"(test_)?convnext.*",
+        "convnext.ConvNeXt",
+        "image patches mask",
+        other_sizes=True,
+        stem="stem",
+        stem_stride=4,
+        stride=32,
+    ),
+)
+POOLED = _family("any other", r".*", "", "image", other_sizes=True, stride=1)
 
 
 def vit_provides(*, class_token: bool) -> Provides:
     """Of our own vision transformer: everything, the class token if it has one."""
     return frozenset(CAPABILITIES) - (frozenset() if class_token else {"class_token"})
+
+
+def lacking(needs: frozenset[str], provides: Provides) -> str | None:
+    """What a backbone lacks for an objective, and which backbones have it; None: nothing."""
+    missing = needs - provides
+    if not missing:
+        return None
+    having = [family.name for family in FAMILIES if needs <= family.provides]
+    ours = ["a size of our own ViT"] if needs <= vit_provides(class_token=True) else []
+    ours += [CONV] if needs <= CONV_PROVIDES else []
+    return f"it lacks {', '.join(sorted(missing))}; use {', '.join(ours + [f'timm/ of {name}' for name in having])}"
+
+
+def family_of(name: str) -> Family:
+    """The family of timm's model `name` (without "timm/"); what no family claims gives one vector per image."""
+    for family in FAMILIES:
+        if re.fullmatch(family.pattern, name):
+            return family
+    return POOLED
+
+
+def timm_provides(name: str, arguments: Mapping[str, Any]) -> Provides:
+    """Of timm's model `name` built with `arguments`."""
+    provides = family_of(name).provides
+    has = arguments.get("class_token", WITHOUT_CLASS_TOKEN.search(name) is None)
+    return provides if has else provides - {"class_token"}
+
+
+def timm_stride(name: str, arguments: Mapping[str, Any]) -> int:
+    """Pixels per output token of timm's model `name`; 1 where it has no tokens.
+
+    Raises:
+        ValueError: neither the name nor the arguments say it.
+    """
+    family = family_of(name)
+    if family is POOLED:
+        return 1
+    if family.stride:
+        stages = arguments.get("depths", arguments.get("stages"))
+        stem = arguments.get("patch_size", family.stem_stride)
+        return stem * 2 ** (len(stages) - 1 if stages is not None else 3)
+    found = re.search(r"_p(?:atch)?(\d+)(?:_|$)", name)
+    stride = arguments.get("patch_size", int(found[1]) if found else None)
+    if stride is None:
+        raise ValueError(f"{TIMM}{name} does not tell its patch size; give model.args.patch_size")
+    return stride

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.data.maskdraw import Place, draw
 from pretrain.data.view import Mask, Noise, stacks
+from pretrain.models.families import vit_provides
 from pretrain.models.vit import ViT
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import Horizon, Objective
@@ -27,7 +28,32 @@ SMALL: dict[str, dict[str, Any]] = {
         "teacher_temp": 0.07,
     },
 }
+SMALL["ibot"] = SMALL["dino"] | {
+    "patch_out_dim": 32,
+    "pred_ratio": (0.0, 0.3),
+    "pred_ratio_var": (0.0, 0.2),
+    "teacher_patch_temp": 0.08,
+}
+SMALL["dinov2"] = SMALL["dino"] | {"separate_patch_head": True, "patch_out_dim": 24, "patch_hidden_dim": 16}
 SMALL["mocov3"] = {"hidden_dim": 16, "projection_dim": 8}
+SMALL["simmim"] = {"mask_cell": 8}
+SMALL["ijepa"] = {"predictor_embed_dim": 8, "predictor_depth": 2, "target_scale": (0.25, 0.3), "min_keep": 0}
+SMALL["data2vec"] = {
+    "num_mask_patches": 3,
+    "min_mask_patches_per_block": 1,
+    "max_mask_patches_per_block": 3,
+    "exact_mask_count": True,
+    "num_target_layers": 2,
+}
+SMALL["data2vec2"] = {
+    "clone_batch": 2,
+    "mask_ratio": 0.6,
+    "mask_length": 1,
+    "decoder_dim": 16,
+    "decoder_layers": 2,
+    "decoder_groups": 4,
+    "average_top_k_layers": 2,
+}
 HORIZON = Horizon(total_steps=8, steps_per_epoch=2)
 
 
@@ -38,6 +64,9 @@ class Shape:
     in_chans: int = 3
     drop_path_rate: float = 0.0
     num_blocks: int = 2
+    embed_dim: int = 16
+    class_token: bool = True
+    provides: frozenset[str] = vit_provides(class_token=True)
 
 
 def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:

@@ -30,7 +30,7 @@ class MAEConfig(ObjectiveSection):
     crop_scale: Scale = Field((0.2, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
 
-    needs: ClassVar[frozenset[str]] = frozenset({"keep"})
+    needs: ClassVar[frozenset[str]] = frozenset({"patches", "class_token", "keep"})
 
     def num_keep(self, total: int) -> int:
         """Patches the encoder sees, of `total`."""
