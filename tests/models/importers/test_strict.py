@@ -16,7 +16,7 @@ from pretrain.objectives.configs import DINOConfig, MAEConfig
 from pretrain.objectives.dino import DINO
 from pretrain.objectives.mae import MAE
 
-CASES = Path(__file__).parents[1] / "golden" / "cases"
+CASES = Path(__file__).parents[2] / "golden" / "cases"
 ARGS = argparse.Namespace(model="vit", lr=1e-3, output_dir="out")
 
 

@@ -1,0 +1,109 @@
+"""A checkpoint file as tensors by name; nothing in it is executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretrain.models.importers.weights import State, some
+
+
+class Inert:
+    """In place of an object that is no weight: a configuration, a path, a number of numpy's. It does nothing."""
+
+    def __init__(self, *arguments: Any):
+        del arguments
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+# What a name in a file stands for instead of the class or function of that name.
+STAND_INS = [
+    (Inert, "argparse.Namespace"),
+    (Inert, "pathlib.PosixPath"),
+    (Inert, "numpy.core.multiarray.scalar"),
+    (Inert, "numpy._core.multiarray.scalar"),
+    (Inert, "numpy.dtype"),
+    (OrderedDict, "yacs.config.CfgNode"),  # of SimMIM
+]
+
+# Where trainers put the weights, and what wrappers put before or between names.
+CONTAINERS = ("model", "state_dict", "module")
+WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"})
+NOT_WEIGHTS = ("optimizer", "optim", "opt", "scaler", "lr_scheduler", "scheduler", "fp16_scaler", "loss_scaler")
+
+
+def read_state(path: Path) -> State:
+    """Every weight in the file by one name; those of several models of a checkpoint have its key before their names.
+
+    {"model": state} and the like give the names of the state, {"student": ..., "teacher": ...} give student.* and
+    teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is taken away.
+
+    Raises:
+        ValueError: the file is missing or unreadable, holds more than tensors and plain values, or no state dict.
+    """
+    content = _read(path)
+    state: State = {}
+    container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+    if container is not None:
+        _add(state, "", content[container], path)
+    elif any(isinstance(value, Tensor) for value in content.values()):
+        _add(state, "", content, path)
+        content = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping) and key != container and key not in NOT_WEIGHTS
+        if nested and any(isinstance(inner, Tensor) for inner in value.values()):
+            _add(state, f"{key}.", value, path)
+    if not state:
+        names = some([str(name) for name in content]) or "(it is empty)"
+        raise ValueError(f"{path}: not a state dict; these entries are not tensors: {names}")
+    return state
+
+
+def clean(name: str) -> str:
+    """The name without what wrappers add: parts anywhere, "module" at the start or after the key of a model."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(part for at, part in enumerate(parts) if part != "module" or at > 1)
+
+
+def _add(state: State, prefix: str, content: Mapping[Any, Any], path: Path) -> None:
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if other or not content:
+        where = f"{prefix.removesuffix('.')} is " if prefix else ""
+        raise ValueError(
+            f"{path}: {where}not a state dict; these entries are not tensors: {some(other) or '(it is empty)'}"
+        )
+    for name, tensor in content.items():
+        new = clean(f"{prefix}{name}")
+        if new in state:
+            raise ValueError(f"{path}: two entries are named {new} once the names of wrappers are taken away")
+        state[new] = tensor
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with torch.serialization.safe_globals(STAND_INS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: refused, it holds more than tensors and plain values; nothing in it was executed ({reason})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return {str(key): value for key, value in content.items()}

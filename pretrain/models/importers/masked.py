@@ -1,0 +1,60 @@
+"""Checkpoints of masked image modelling: MAE, BEiT and BEiT v2, SimMIM, data2vec (vision, version 1)."""
+
+from __future__ import annotations
+
+from pretrain.models.importers.names import is_vit, mask_token, rename, swin_to_timm, take, to_vit
+from pretrain.models.importers.weights import State, Weights, below, under
+
+
+def mae(state: State, source: object) -> Weights | None:
+    """Encoder and decoder_* in one state; a fine-tuned or released encoder has no decoder and is not this."""
+    if not any(name.startswith("decoder_") for name in state):
+        return None
+    heads = take(state, "decoder_", "mask_token")
+    heads = {"decoder." + name.removeprefix("decoder_"): tensor for name, tensor in heads.items()}
+    return Weights("mae", to_vit(state, source), heads)
+
+
+def beit(state: State, source: object) -> Weights | None:
+    """BEiT, BEiT v2 (`cls_pt_*`) and data2vec, whose head keeps the width."""
+    if "lm_head.weight" not in state or not is_vit(state):
+        return None
+    teacher = below(take(state, "model_ema."), "model_ema.")
+    heads = take(state, "lm_head.", "mask_token", "cls_pt_")
+    classes, dim = heads["lm_head.weight"].shape
+    if classes == dim:
+        return _data2vec(state, heads, teacher, source)
+    kind = "beit2" if any(name.startswith("cls_pt_") for name in heads) else "beit"
+    # The condenser's blocks carry BEiT's names.
+    named = {_condenser(name): tensor for name, tensor in heads.items() if not name.endswith("position_index")}
+    return Weights(kind, to_vit(state, source), named, left_out=tuple(f"model_ema.{name}" for name in teacher))
+
+
+def _data2vec(state: State, heads: State, teacher: State, source: object) -> Weights:
+    backbone = to_vit(state, source)
+    average = backbone
+    if teacher:
+        take(teacher, "lm_head.", "mask_token")
+        average = to_vit(teacher, source)
+    named = {name.replace("lm_head.", "head."): tensor for name, tensor in heads.items()}
+    return Weights("data2vec", backbone, named | under("teacher.average.", average))
+
+
+def simmim(state: State, source: object) -> Weights | None:
+    """`encoder` (ViT or Swin) and a 1 x 1 convolution `decoder.0`."""
+    if "decoder.0.weight" not in state or "encoder.mask_token" not in state:
+        return None
+    encoder = below(state, "encoder.")
+    heads = {"mask_token": mask_token(encoder.pop("mask_token"))}
+    weight = state["decoder.0.weight"]
+    heads |= {"decoder.weight": weight.flatten(1), "decoder.bias": state["decoder.0.bias"]}
+    left_out = tuple(name for name in state if not name.startswith(("encoder.", "decoder.0.")))
+    backbone = to_vit(encoder, source) if is_vit(encoder) else swin_to_timm(encoder)
+    return Weights("simmim", backbone, heads, left_out=left_out)
+
+
+def _condenser(name: str) -> str:
+    prefix = "cls_pt_layers."
+    if not name.startswith(prefix):
+        return name
+    return prefix + rename("blocks." + name.removeprefix(prefix)).removeprefix("blocks.")

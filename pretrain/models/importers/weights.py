@@ -1,0 +1,78 @@
+"""What a file of weights holds, in our names, and how it fitted a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds, in our names.
+
+    Attributes:
+        kind: objective that made it, by its name in the table, or "vit" or "timm" for a backbone alone.
+        backbone: state of a `ViT`, or of a timm model of another family in timm's names.
+        heads: the rest of the objective's own state, as its `heads_state` names it; empty for a backbone alone.
+        grid: rows and columns of its position tables; None: square.
+        left_out: names in the file that belong to a classifier or to what no objective here has.
+    """
+
+    kind: str
+    backbone: State
+    heads: State
+    grid: Grid | None = None
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """How a state fitted a module.
+
+    Attributes:
+        resized: position tables that were resampled to the module's grid.
+        converted: what was written in another form that computes the same.
+    """
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    resized: list[str]
+    left_out: tuple[str, ...] = ()
+    converted: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = {
+            "matched": self.matched,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "resized": self.resized,
+            "converted": self.converted,
+            "left out": self.left_out,
+        }
+        return "\n".join(f"{title:<10} {len(names):>5}  {some(names)}".rstrip() for title, names in rows.items())
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, in words."""
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
+def below(state: State, *prefixes: str) -> State:
+    """The entries below any of the prefixes (with their dots), without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for prefix in prefixes
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def under(prefix: str, state: State) -> State:
+    """`state` with `prefix` (with its dot) before every name."""
+    return {prefix + name: tensor for name, tensor in state.items()}
