@@ -32,7 +32,7 @@ class IJEPAConfig(ObjectiveSection):
     num_targets: Positive = Field(4, description="target blocks of an image, each predicted by itself")
     target_scale: Scale = Field((0.15, 0.2), description="area of a target block as a fraction of the grid")
     target_aspect: tuple[float, float] = Field((0.75, 1.5), description="height / width of the target blocks")
-    min_keep: Positive = Field(10, description="patches that every block keeps at least")
+    min_keep: int = Field(10, ge=0, description="every block keeps more patches than this")
     allow_overlap: bool = Field(False, description="contexts may contain target patches")
     ema_start: Probability = Field(0.996, description="momentum of the first step; a line leads it to ema_end")
     ema_end: Probability = 1.0
