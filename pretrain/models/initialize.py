@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def initialize_vit(vit: ViT) -> None:
     """Start every weight of `vit`.
 
-    "sincos": as MAE (xavier uniform), without a class token as I-JEPA (truncated normal of 0.02, the outputs of block i
-    divided by sqrt(2 i)); "sincos_rows_first": as MoCo v3 (xavier uniform by query, key and value, class token 1e-6);
-    "learned", "rope" and "none": as DINO (truncated normal of 0.02), with a relative-position bias as BEiT (the same,
-    cut at one deviation, the outputs of block i divided by sqrt(2 i)).
+    "sincos": as MAE (xavier uniform), without a class token as I-JEPA (truncated normal of 0.02; its code divides the
+    outputs of block i by sqrt(2 i) and then draws them anew); "sincos_rows_first": as MoCo v3 (xavier uniform by query,
+    key and value, class token 1e-6); "learned", "rope" and "none": as DINO (truncated normal of 0.02), with a
+    relative-position bias as BEiT (the same, cut at one deviation, the outputs of block i divided by sqrt(2 i)).
     """
     projection = vit.patch_embed.proj
     if vit.pos_kind == "sincos" and vit.class_token:
@@ -33,7 +33,6 @@ def initialize_vit(vit: ViT) -> None:
         initialize_linears(vit, "trunc_normal")
         nn.init.trunc_normal_(projection.weight, std=0.02)
         nn.init.zeros_(projection.bias)  # pyright: ignore[reportArgumentType]
-        _divide_outputs(vit)
     elif vit.pos_kind == "sincos_rows_first":
         _fill_sincos(vit, rows_first=True)
         _initialize_moco(vit)
