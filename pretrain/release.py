@@ -44,14 +44,16 @@ def from_run(run_dir: Path, out: Path) -> str:
     write_release(
         out,
         objective.backbone,
-        model_config=config.model.vit_arguments(),
         objective=config.objective.name,
         extra_state=objective.heads_state(),
         record=record,
         mean=config.mean,
         std=config.std,
     )
-    return f"released step {step} as {out}: timm.create_model('local-dir:{out}', pretrained=True)"
+    opened = f"timm.create_model('local-dir:{out}', pretrained=True)"
+    if not (out / "config.json").is_file():
+        opened = f"pretrain.models.release.read_release('{out}').build()"
+    return f"released step {step} as {out}: {opened}"
 
 
 def _newest(root: Path) -> Path:

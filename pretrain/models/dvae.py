@@ -5,7 +5,7 @@ small form of BEiT's code): strided convolutions, a choice among codes at every 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,11 @@ class ConvEncoder(nn.Module):
             halve = nn.Conv2d(embed_dim if i else in_chans, embed_dim, 4, stride=2, padding=1)
             layers += [nn.Sequential(halve, nn.ReLU()), ResBlock(embed_dim)]
         self.layers = nn.Sequential(*layers)
+
+    def release_model(self) -> dict[str, Any]:
+        """What rebuilds it, see `release`."""
+        arguments = {name: getattr(self, name) for name in ("patch_size", "in_chans", "embed_dim")}
+        return {"class": "conv_encoder", "img_size": list(self.img_size), **arguments}
 
     def map(self, x: Tensor) -> Tensor:
         """Images [b, C, H, W] -> features [b, D, H / patch_size, W / patch_size]."""

@@ -34,6 +34,7 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         model: timm's model. family: see `families`. arguments: what it was built with, beside name and sizes.
+        takes_img_size: it was made for `img_size`.
         embed_dim, depth (of the class token's blocks, 1 in hierarchical models), num_prefix_tokens, class_token,
         patch_size (pixels per output token), grid_size (rows, columns), img_size, in_chans, provides as those of `ViT`;
         mask_dim: width of a mask token, which is put into the stem's output.
@@ -52,7 +53,7 @@ class TimmBackbone(nn.Module):
         self.patch_size = families.timm_stride(name, arguments)
         self.class_token = "class_token" in self.provides
         self.grid_size = (img_size[0] // self.patch_size, img_size[1] // self.patch_size)
-        self.model = _create(self.family, name, img_size, in_chans, arguments)
+        self.model, self.takes_img_size = _create(self.family, name, img_size, in_chans, arguments)
         expected = self.family.class_name
         if expected and type(self.model).__name__ != expected:
             raise ValueError(f"timm/{name}: is a {type(self.model).__name__}, not the {expected} its name says")
@@ -163,6 +164,12 @@ class TimmBackbone(nn.Module):
         for module, share in self._shares:
             module.drop_prob = rate if uniform else rate * share
 
+    def release_model(self) -> dict[str, Any]:
+        """What rebuilds it, see `release`."""
+        return {"class": "timm", "name": self.name, "img_size": list(self.img_size), "in_chans": self.in_chans} | dict(
+            self.arguments
+        )
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them, as far as timm does for this model."""
         self.model.set_grad_checkpointing(enabled)
@@ -226,7 +233,8 @@ def facts(name: str, *, img_size: tuple[int, int], in_chans: int, **arguments: A
 
 def _create(
     family: families.Family, name: str, img_size: tuple[int, int], in_chans: int, arguments: dict[str, Any]
-) -> Any:
+) -> tuple[Any, bool]:
+    """The model, and whether it was made for the image size."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise ValueError(f"timm has no model {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
@@ -239,7 +247,7 @@ def _create(
     problem: Exception | None = None
     for option in options:
         try:
-            return timm.create_model(name, pretrained=False, **given, **option)
+            return timm.create_model(name, pretrained=False, **given, **option), "img_size" in option
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             problem = problem or error
     raise ValueError(f"timm/{name} cannot be built with {given}: {' '.join(str(problem).split())[:300]}") from problem

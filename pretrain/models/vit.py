@@ -236,6 +236,13 @@ class ViT(nn.Module):
             return None
         return positions.resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize)
 
+    def release_model(self) -> dict[str, Any]:
+        """What rebuilds it, see `release`: the arguments of this class, without drop path."""
+        given = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token")
+        given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
+        arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
+        return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.checkpointing = enabled

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 
+from pretrain.models.dvae import ConvEncoder
 from pretrain.models.ema import EMA
 from pretrain.models.release import read_release, write_release
 from pretrain.models.vit import ViT
@@ -30,17 +32,20 @@ def arguments(**changes) -> dict:
 
 def perturbed(model: dict) -> ViT:
     torch.manual_seed(0)
-    vit = ViT(**model).eval()
+    return perturbed_module(ViT(**model))
+
+
+def perturbed_module(module: Any) -> Any:
     with torch.no_grad():
-        for parameter in vit.parameters():
+        for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return vit
+    return module.eval()
 
 
-def write(folder: Path, vit: ViT, model: dict, **changes) -> Path:
-    stats = STATS[model["in_chans"]]
+def write(folder: Path, vit: Any, **changes) -> Path:
+    stats = STATS[vit.in_chans]
     given = {"objective": "mae", "extra_state": {"decoder.x": torch.ones(2)}, "record": RECORD} | changes
-    return write_release(folder, vit, model_config=model, mean=stats, std=stats, **given)
+    return write_release(folder, vit, mean=stats, std=stats, **given)
 
 
 @pytest.mark.parametrize("in_chans", [1, 3, 4, 6])
@@ -50,7 +55,7 @@ def write(folder: Path, vit: ViT, model: dict, **changes) -> Path:
 def test_timm_opens_it_with_equal_features(tmp_path: Path, in_chans, registers, pos_embed, img_size):
     model = arguments(in_chans=in_chans, num_registers=registers, pos_embed=pos_embed, img_size=img_size)
     vit = perturbed(model)
-    out = write(tmp_path / "release", vit, model)
+    out = write(tmp_path / "release", vit)
     other = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     images = torch.randn(2, in_chans, *img_size)
     torch.testing.assert_close(other.forward_features(images), vit(images), atol=1e-5, rtol=1e-5)
@@ -62,7 +67,7 @@ def test_timm_opens_it_with_equal_features(tmp_path: Path, in_chans, registers, 
 def test_reading_gives_a_backbone_with_equal_features(tmp_path: Path, registers: int, pos_embed: str):
     model = arguments(num_registers=registers, pos_embed=pos_embed, img_size=(24, 40))
     vit = perturbed(model)
-    release = read_release(write(tmp_path / "release", vit, model))
+    release = read_release(write(tmp_path / "release", vit))
     images = torch.randn(2, 3, 24, 40)
     torch.testing.assert_close(release.build().eval()(images), vit(images), atol=1e-6, rtol=1e-6)
     assert (release.kind, release.grid) == ("mae", (3, 5))
@@ -73,14 +78,14 @@ def test_reading_gives_a_backbone_with_equal_features(tmp_path: Path, registers:
 def test_the_average_of_a_backbone_can_be_released(tmp_path: Path):
     model = arguments()
     vit = perturbed(model)
-    out = write(tmp_path / "release", EMA(vit).average, model)
+    out = write(tmp_path / "release", EMA(vit).average)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(read_release(out).build().eval()(images), vit(images))
 
 
 def test_the_record_holds_the_recipe_and_the_card_its_numbers(tmp_path: Path):
     model = arguments()
-    out = write(tmp_path / "release", perturbed(model), model)
+    out = write(tmp_path / "release", perturbed(model))
     facts = json.loads((out / "fovea.json").read_text())
     assert (
         facts["objective"] == "mae" and facts["recipe"] == RECORD["recipe"] and facts["model"]["img_size"] == [32, 32]
@@ -92,30 +97,28 @@ def test_the_record_holds_the_recipe_and_the_card_its_numbers(tmp_path: Path):
 
 def test_a_card_without_metrics_says_so(tmp_path: Path):
     model = arguments()
-    out = write(tmp_path / "release", perturbed(model), model, record={**RECORD, "metrics": {}})
+    out = write(tmp_path / "release", perturbed(model), record={**RECORD, "metrics": {}})
     assert "None were measured" in (out / "README.md").read_text()
 
 
 def test_a_release_replaces_a_release_and_nothing_else(tmp_path: Path):
     model = arguments()
-    write(tmp_path / "release", perturbed(model), model)
-    write(tmp_path / "release", perturbed(model), model, objective="dino")
+    write(tmp_path / "release", perturbed(model))
+    write(tmp_path / "release", perturbed(model), objective="dino")
     assert read_release(tmp_path / "release").kind == "dino"
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
     other = tmp_path / "photos"
     other.mkdir()
     (other / "a.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="no release; choose another folder"):
-        write(other, perturbed(model), model)
+        write(other, perturbed(model))
     assert (other / "a.jpg").exists()
 
 
 def test_channels_need_their_own_mean_and_std(tmp_path: Path):
     model = arguments(in_chans=4)
     with pytest.raises(ValueError, match="3 and 3 values, the backbone 4 channels"):
-        write_release(
-            tmp_path / "r", perturbed(model), model_config=model, objective="mae", extra_state={}, record=RECORD
-        )
+        write_release(tmp_path / "r", perturbed(model), objective="mae", extra_state={}, record=RECORD)
 
 
 def test_a_folder_that_is_no_release_is_named(tmp_path: Path):
@@ -125,8 +128,77 @@ def test_a_folder_that_is_no_release_is_named(tmp_path: Path):
 
 def test_a_newer_format_is_refused(tmp_path: Path):
     model = arguments()
-    out = write(tmp_path / "release", perturbed(model), model)
+    out = write(tmp_path / "release", perturbed(model))
     record = json.loads((out / "fovea.json").read_text()) | {"format": 99}
     (out / "fovea.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="release format 99; this version reads 1"):
         read_release(out)
+
+
+VARIANTS = {
+    "layer scale": ({"layer_scale": 0.1}, "VisionTransformer"),
+    "no class token": ({"class_token": False}, "VisionTransformer"),
+    "registers alone": ({"class_token": False, "num_registers": 2}, "VisionTransformer"),
+    "gated": ({"ffn": "swiglu", "layer_scale": 0.1, "num_registers": 3}, "VisionTransformer"),
+    "no key bias": ({"qkv_bias": "no_key"}, "VisionTransformer"),
+    "no positions": ({"pos_embed": "none", "num_registers": 1, "qkv_bias": False}, "VisionTransformer"),
+    "rows first": ({"pos_embed": "sincos_rows_first"}, "VisionTransformer"),
+    "BEiT, shared": (
+        {"rel_pos_bias": "shared", "pos_embed": "none", "qkv_bias": "no_key", "layer_scale": 0.1},
+        "Beit",
+    ),
+    "BEiT, by block": ({"rel_pos_bias": "per_block", "pos_embed": "learned"}, "Beit"),
+    "BEiT, gated": ({"rel_pos_bias": "shared", "ffn": "swiglu", "pos_embed": "none", "qkv_bias": False}, "Beit"),
+    "DINOv3": (
+        {"pos_embed": "rope", "qkv_bias": "no_key", "num_registers": 4, "layer_scale": 0.01, "norm_eps": 1e-5},
+        "Eva",
+    ),
+    "rotary alone": ({"pos_embed": "rope", "qkv_bias": False, "class_token": False}, "Eva"),
+    "rotary, gated": ({"pos_embed": "rope", "qkv_bias": "no_key", "ffn": "swiglu"}, "Eva"),
+}
+WITHOUT_CLASS = {
+    "has no key biases; train with model.qkv_bias=no_key": {"pos_embed": "rope"},
+    "has a class token, no registers and no rotation": {"rel_pos_bias": "shared", "num_registers": 1},
+    "has norm_eps 1e-06, this backbone 1e-05": {"norm_eps": 1e-5},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_vit_opens_in_timm_and_here_with_equal_features(tmp_path: Path, variant: str):
+    changes, timm_class = VARIANTS[variant]
+    vit = perturbed(arguments(img_size=(24, 40), **changes))
+    out = write(tmp_path / "release", vit)
+    other = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    assert type(other).__name__ == timm_class
+    images = torch.randn(2, 3, 24, 40)
+    torch.testing.assert_close(other.forward_features(images), vit(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other(images), vit.forward_cls(images), atol=1e-5, rtol=1e-5)
+    own = read_release(out).build().eval()
+    torch.testing.assert_close(own(images), vit(images), atol=1e-5, rtol=1e-5)
+    assert own.state_dict().keys() == vit.state_dict().keys()
+
+
+@pytest.mark.parametrize("reason", WITHOUT_CLASS)
+def test_what_timm_has_no_class_for_says_so_and_opens_here(tmp_path: Path, reason: str):
+    vit = perturbed(arguments(**WITHOUT_CLASS[reason]))
+    out = write(tmp_path / "release", vit)
+    assert not (out / "config.json").exists()
+    assert reason in (out / "README.md").read_text() and "timm.create_model" not in (out / "README.md").read_text()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(read_release(out).build().eval()(images), vit(images))
+
+
+def test_the_encoder_of_a_dvae_opens_here_alone(tmp_path: Path):
+    encoder = perturbed_module(ConvEncoder((32, 32), 8, embed_dim=8))
+    out = write(tmp_path / "release", encoder)
+    assert "timm has no class like ConvEncoder" in (out / "README.md").read_text()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(read_release(out).build().eval()(images), encoder(images))
+
+
+def test_a_release_of_a_backbone_of_a_later_version_is_refused(tmp_path: Path):
+    out = write(tmp_path / "release", perturbed(arguments()))
+    facts = json.loads((out / "fovea.json").read_text())
+    (out / "fovea.json").write_text(json.dumps(facts | {"model": facts["model"] | {"class": "mamba"}}))
+    with pytest.raises(ValueError, match="a release of backbone 'mamba'; this version has vit, timm, conv_encoder"):
+        read_release(out).build()

@@ -39,7 +39,7 @@ def test_the_standard_error_is_the_binomial_one():
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(11)
     folder = tmp_path_factory.mktemp("probe") / "release"
-    return write_release(folder, ViT(**MODEL), model_config=MODEL, objective="mae", extra_state={}, record={})
+    return write_release(folder, ViT(**MODEL), objective="mae", extra_state={}, record={})
 
 
 def test_a_release_is_measured_beside_its_untrained_network_and_raw_pixels(
