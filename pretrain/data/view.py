@@ -74,8 +74,9 @@ class View:
     scale, ratio   RandomResizedCrop: range of the area as a fraction of the image, range of width / height
     hflip, grayscale, solarize   probabilities
     normalize      False: pixels in [0, 1] instead of the run's mean and standard deviation
-    same_as        name of another view: the same crops, flips and colours, seen at this size and interpolation, as the
+    same_as        name of other views: the same crops, flips and colours, seen at this size and interpolation, as the
                    tokenizer of BEiT sees the picture its student sees. What it takes from there cannot be given here.
+    colours        False: with `same_as`, without the changes of colour, blur and solarization
     """
 
     name: str
@@ -91,6 +92,7 @@ class View:
     solarize: float = 0.0
     normalize: bool = True
     same_as: str | None = None
+    colours: bool = True
 
     def __post_init__(self) -> None:
         where = f"view {self.name!r}"
@@ -107,6 +109,8 @@ class View:
             raise ValueError(f"{where}: count must be at least 1, got {self.count}")
         for name in ("hflip", "grayscale", "solarize"):
             _check(f"{where}: {name}", getattr(self, name), 0, 1)
+        if not self.colours and self.same_as is None:
+            raise ValueError(f"{where}: colours=False is said of a view with same_as; leave its colours at 0 instead")
         if self.same_as is not None:
             given = [f.name for f in fields(self) if f.name not in _OWN and getattr(self, f.name) != f.default]
             if given:
@@ -115,7 +119,7 @@ class View:
                 )
 
 
-_OWN = ("name", "size", "interpolation", "normalize", "same_as")  # what a view with `same_as` decides itself
+_OWN = ("name", "size", "interpolation", "normalize", "same_as", "colours")  # what a view with `same_as` decides itself
 
 
 @dataclass(frozen=True)
@@ -160,10 +164,10 @@ RESERVED_NAMES = frozenset({"position", "bad"})
 def stacks(specs: Sequence[Spec]) -> dict[str, list[tuple[int, View]]]:
     """Batch entry name -> its (index in `specs`, View)s in list order. Checks the list as a whole.
 
-    A view that is the same as another comes as that view, of its own size, with the index of that view.
+    A view that is the same as others comes as those views, of its own size, with their indices.
 
-    Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view or
-    several, and for a noise or a mask that shares its name.
+    Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view,
+    and for a noise or a mask that shares its name.
     """
     entries: dict[str, list[tuple[int, View]]] = {}
     for index, spec in enumerate(specs):
@@ -175,7 +179,7 @@ def stacks(specs: Sequence[Spec]) -> dict[str, list[tuple[int, View]]]:
                     f"views named {spec.name!r} differ in {what}: {getattr(entry[0][1], what)} and "
                     f"{getattr(spec, what)}; use two names"
                 )
-            entry.append((index, spec) if spec.same_as is None else _seen_again(spec, specs))
+            entry += [(index, spec)] if spec.same_as is None else _seen_again(spec, specs)
     others = drawn_names(specs)
     for name in others:
         if name in entries or others.count(name) > 1:
@@ -189,16 +193,16 @@ def drawn_names(specs: Sequence[Spec]) -> list[str]:
     return noises + [name for spec in specs if isinstance(spec, Mask) for name in spec.entries]
 
 
-def _seen_again(spec: View, specs: Sequence[Spec]) -> tuple[int, View]:
+def _seen_again(spec: View, specs: Sequence[Spec]) -> list[tuple[int, View]]:
     found = [(i, other) for i, other in enumerate(specs) if isinstance(other, View) and other.name == spec.same_as]
-    if len(found) != 1 or found[0][1].same_as is not None:
+    if not found or any(view.same_as is not None for _, view in found):
         views = ", ".join(sorted({view.name for view in specs if isinstance(view, View) and view.same_as is None}))
         raise ValueError(
-            f"view {spec.name!r}: same_as {spec.same_as!r} must name one view that is drawn by itself, of: {views}"
+            f"view {spec.name!r}: same_as {spec.same_as!r} must name views that are drawn by themselves, of: {views}"
         )
-    index, source = found[0]
-    own = {name: getattr(spec, name) for name in _OWN}
-    return index, replace(source, **own | {"same_as": None})
+    own = {name: getattr(spec, name) for name in _OWN} | {"same_as": None, "colours": True}
+    plain = {} if spec.colours else {"jitter": None, "grayscale": 0.0, "blur": None, "solarize": 0.0}
+    return [(index, replace(view, **own, **plain)) for index, view in found]
 
 
 def check_channels(specs: Sequence[Spec], in_chans: int) -> None:

@@ -18,16 +18,21 @@ class EMA(nn.Module, Generic[ModuleT]):
     bf16 resolution and rounds to nothing. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
     but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged.
 
+    Args:
+        source: what is copied.
+        follows: what `update` will be given, if that is another module: parameters that only the copy has stay.
+
     Attributes:
         average: the copy, a module of the class of `source` with buffers in place of parameters.
     """
 
     average: ModuleT
 
-    def __init__(self, source: ModuleT):
+    def __init__(self, source: ModuleT, *, follows: nn.Module | None = None):
         super().__init__()
         self.average = copy.deepcopy(source)
-        self._names = [name for name, _ in source.named_parameters()]
+        own = {name for name, _ in source.named_parameters()}
+        self._names = [name for name, _ in (follows or source).named_parameters() if name in own]
         for module in self.average.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
@@ -40,7 +45,8 @@ class EMA(nn.Module, Generic[ModuleT]):
 
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
-        """average = momentum * average + (1 - momentum) * source, for every parameter of `source`.
+        """average = momentum * average + (1 - momentum) * source, for every parameter of `source`
+        that the average has.
 
         Raises:
             ValueError: momentum is not in [0, 1].

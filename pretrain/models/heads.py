@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -103,6 +104,17 @@ class IBOTHead(DINOHead):
             bottleneck_dim = self.last_layer.weight_v.shape[1]
             unit_length = not self.last_layer.weight_g.requires_grad
             self.last_layer2 = Prototypes(bottleneck_dim, patch_out_dim, unit_length=unit_length)
+
+    def for_teacher(self, *, shared: bool) -> IBOTHead:
+        """A copy with or without shared prototypes. To share them, the copy takes its patch prototypes for both."""
+        head = copy.deepcopy(self)
+        if shared and not self.shared:
+            head.last_layer = head.last_layer2
+            del head.last_layer2
+        elif self.shared and not shared:
+            head.last_layer2 = copy.deepcopy(head.last_layer)
+        head.shared = shared
+        return head
 
     @property
     def patch_layer(self) -> Prototypes:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pretrain.objectives.configs import DINOConfig, MAEConfig, MoCoV3Config
+from pretrain.objectives.configs import (
+    BEiT2Config,
+    BEiTConfig,
+    Data2Vec2Config,
+    Data2VecConfig,
+    DINOConfig,
+    DINOv2Config,
+    DVAEConfig,
+    IBOTConfig,
+    IJEPAConfig,
+    MAEConfig,
+    MoCoV3Config,
+    SimMIMConfig,
+    VQKDConfig,
+)
 
 if TYPE_CHECKING:
     from pretrain.configlib import Config
@@ -15,7 +29,17 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, tuple[type[Config], str]] = {
     "mae": (MAEConfig, "MAE"),
     "dino": (DINOConfig, "DINO"),
+    "ibot": (IBOTConfig, "IBOT"),
+    "dinov2": (DINOv2Config, "DINOv2"),
     "mocov3": (MoCoV3Config, "MoCoV3"),
+    "simmim": (SimMIMConfig, "SimMIM"),
+    "ijepa": (IJEPAConfig, "IJEPA"),
+    "data2vec": (Data2VecConfig, "Data2Vec"),
+    "data2vec2": (Data2Vec2Config, "Data2Vec2"),
+    "beit": (BEiTConfig, "BEiT"),
+    "beit2": (BEiT2Config, "BEiT2"),
+    "vqkd": (VQKDConfig, "VQKD"),
+    "dvae": (DVAEConfig, "DVAE"),
 }
 
 

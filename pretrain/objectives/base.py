@@ -34,10 +34,12 @@ class Objective(nn.Module):
     Attributes:
         config: its section of the configuration.
         head_prefixes: names of the state dict that a backbone alone leaves at their initial values.
+        renewed_prefixes: names that `begin` sets, so that no release has them and an earlier run need not.
     """
 
     config: Any
     head_prefixes: tuple[str, ...] = ()
+    renewed_prefixes: tuple[str, ...] = ()
 
     @property
     def backbone(self) -> ViT:
@@ -75,10 +77,20 @@ class Objective(nn.Module):
         Raises:
             ValueError: they do not fit; every name is listed.
         """
-        state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes
+        state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes + self.renewed_prefixes
+        left_out = weights.left_out
         if weights.heads and weights.kind == self.config.name:
-            state, allow_missing = state | weights.heads, ()
-        return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=weights.left_out)
+            state, allow_missing = state | weights.heads, self.renewed_prefixes
+        else:
+            left_out += tuple(f"{name} ({weights.kind})" for name in weights.heads)
+        return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=left_out)
+
+    def begin(self) -> None:
+        """Once, before the first step of a new run, with the weights it starts from in place; not when it resumes.
+
+        Raises:
+            ValueError: what the configuration names for the start cannot be used.
+        """
 
     def heads_state(self) -> dict[str, Tensor]:
         """What continued pretraining needs beside the backbone, by the names of the state dict."""

@@ -9,18 +9,20 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.models import param_groups, pictures
+from pretrain.models import param_groups
+from pretrain.models.center import PendingMean
 from pretrain.models.ema import EMA
 from pretrain.models.heads import DINOHead
 from pretrain.models.prototype_loss import prototype_loss
 from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.vit import ViT
-from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
+from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs import DINOConfig
-from pretrain.schedule import cosine, teacher_temp
+from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
+from pretrain.schedule import teacher_temp
 
 
 class Branch(nn.Module):
@@ -46,11 +48,8 @@ class Branch(nn.Module):
         return self.head.last_layer(self.encode(*resolutions)[1])
 
 
-class DINO(Objective):
-    """Batch: "global" [b, 2, C, H, W], with local crops "local" [b, n, C, h, w], with drop path its uniforms
-    "drop_path" [b, 2 + n, depth, 2].
-
-    State: `student` (parameters), `teacher` and `center` (buffers). The centre of a step's logits is summed over its
+class DINO(SelfDistillation):
+    """State: `student`, `teacher` and `center` (a buffer). The centre of a step's logits is summed over its
     micro-batches and ranks in `after_step`; until then it is pending, and a skipped step leaves no trace.
     """
 
@@ -76,24 +75,15 @@ class DINO(Objective):
         self.teacher: EMA[Branch] = EMA(student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
-        self._pending: tuple[Tensor, int] | None = None
-
-    @property
-    def backbone(self) -> ViT:
-        """The teacher's backbone: its average is the better encoder of the two."""
-        return self.teacher.average.backbone
-
-    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
-        return [(self.teacher, self.student)]
+        self._pending = PendingMean()
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         crops = self.crops(batch)
         images = len(batch["global"])
-        # [b, crops, depth, 2], like the crops: crop after crop.
-        drop = batch["drop_path"].transpose(0, 1).flatten(0, 1) if "drop_path" in batch else None
+        drop = crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
         features, student = self.student.encode(*crops, drop=drop)
         with torch.no_grad():
-            _, teacher = self.teacher.average.encode(crops[0])
+            teacher_features, teacher = self.teacher.average.encode(crops[0])
         result = prototype_loss(
             student.unflatten(0, (-1, images)),
             self.student.head.last_layer,
@@ -104,22 +94,16 @@ class DINO(Objective):
             teacher_temp=self.teacher_temp(step),
         )
         if self.training:
-            self._remember(result.teacher_sum, rows=len(teacher))
+            self._pending.add(result.teacher_sum, rows=len(teacher))
+        seen_by_both = features[: len(teacher)].detach()
         return {
             "loss": result.loss,
             "teacher_entropy": result.teacher_entropy,
             "teacher_kl_uniform": math.log(self.config.out_dim) - result.mean_entropy,
-            "feature_std": feature_std(features[: len(teacher)]),
+            "feature_std": feature_std(seen_by_both),
+            "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
+            "center_norm": self.center.norm(),
         }
-
-    def crops(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """One tensor per resolution, crop after crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
-        expected = {"global": 2, "local": self.config.local_crops_number}
-        for name, count in expected.items():
-            found = batch[name].shape[1] if name in batch else 0
-            if found != count:
-                raise ValueError(f"batch[{name!r}] holds {found} crops per image, the objective needs {count}")
-        return [batch[name].transpose(0, 1).flatten(0, 1) for name, count in expected.items() if count]
 
     def teacher_temp(self, step: int) -> float:
         """Temperature of the teacher's softmax in the epoch of `step`."""
@@ -130,56 +114,15 @@ class DINO(Objective):
             warmup_epochs=self.config.warmup_teacher_temp_epochs,
         )
 
-    def momentum(self, step: int) -> float:
-        """Momentum of the average after the update that follows `step` completed steps."""
-        return cosine(step, self.config.momentum_teacher, 1.0, self.horizon.total_steps)
-
     def after_step(self, step: int) -> None:
-        self.teacher.update(self.student, self.momentum(step - 1))
-        if self._pending is not None:
-            total, rows = self._pending
-            self._pending = None
-            total = distributed.all_reduce_sum(torch.cat([total, total.new_tensor([rows])]))
-            self.center.lerp_(total[None, :-1] / total[-1], 1.0 - self.config.center_momentum)
+        super().after_step(step)
+        self._pending.move(self.center, self.config.center_momentum)
 
     def discard_pending(self) -> None:
-        self._pending = None
+        self._pending.discard()
 
     def param_groups(self) -> list[dict[str, Any]]:
         frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         return param_groups.take(
             param_groups.split(self), "student.head.last_layer.", into="last_layer", frozen_steps=frozen
         )
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("student.backbone", backbone) | with_prefix("teacher.average.backbone", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """The student, the teacher's head and the centre."""
-        backbone = "teacher.average.backbone."
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(backbone)}
-
-    @torch.no_grad()
-    def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> dict[str, Tensor]:
-        """The crops of the first images, and where the teacher's class token looks, head by head."""
-        crops = {name: batch[name][:4] for name in ("global", "local") if name in batch}
-        shown = {f"{name} crops": self._sheet(views, mean=mean, std=std) for name, views in crops.items()}
-        images = crops["global"][:, 0]
-        attention = self.teacher.average.backbone.last_attention(images)[:, :, 0, self.backbone.num_prefix_tokens :]
-        patch = self.backbone.patch_size
-        maps = attention.unflatten(2, (images.shape[2] // patch, images.shape[3] // patch))
-        rgb = pictures.to_rgb(images, mean=mean, std=std)[:, None]
-        heat = pictures.heat(maps, (images.shape[2], images.shape[3]))
-        shown["attention of the teacher"] = pictures.sheet(torch.cat([rgb, pictures.overlay(rgb, heat)], dim=1))
-        return shown
-
-    def _sheet(self, views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        rgb = pictures.to_rgb(views.flatten(0, 1), mean=mean, std=std)
-        return pictures.sheet(rgb.unflatten(0, views.shape[:2]))
-
-    def _remember(self, teacher_sum: Tensor, *, rows: int) -> None:
-        if self._pending is not None:
-            teacher_sum, rows = self._pending[0] + teacher_sum, self._pending[1] + rows
-        self._pending = (teacher_sum, rows)

@@ -22,6 +22,21 @@ def test_a_view_that_is_the_same_as_another_takes_its_place_in_the_list_and_its_
     assert (seen.name, seen.size, seen.interpolation, seen.normalize) == ("b", (4, 4), "lanczos", False)
 
 
+def test_a_view_of_a_stacked_name_repeats_the_stack_and_can_leave_its_colours_out():
+    colour = {"jitter": ColorJitter(0.4), "grayscale": 0.2}
+    first, second = View("g", (8, 8), hflip=0.3, **colour), View("g", (8, 8), blur=Blur(1.0), solarize=0.2, **colour)
+    entries = stacks(
+        [first, second, View("big", (16, 16), same_as="g"), View("plain", (16, 16), same_as="g", colours=False)]
+    )
+    assert [(i, v.size, v.jitter, v.blur) for i, v in entries["big"]] == [
+        (0, (16, 16), first.jitter, None),
+        (1, (16, 16), first.jitter, second.blur),
+    ]
+    for (index, view), source in zip(entries["plain"], (first, second), strict=True):
+        assert (index, view.scale, view.hflip) == (entries["g"].index((index, source)), source.scale, source.hflip)
+        assert (view.jitter, view.grayscale, view.blur, view.solarize) == (None, 0.0, None, 0.0)
+
+
 def test_the_jitter_orders_are_all_orders_of_four_operations():
     assert len(set(JITTER_ORDERS)) == 24
     assert NUM_PARAMS == 10
@@ -53,8 +68,9 @@ def test_the_jitter_orders_are_all_orders_of_four_operations():
         (lambda: stacks([View("v", (8, 8)), Noise("v", (1,))]), "twice"),
         (lambda: stacks([View("v", (8, 8)), MultiBlockMask("v", (9, 9)), Noise("v_context", (1,))]), "twice"),
         (lambda: View("w", (8, 8), same_as="v", hflip=0.0), "hflip come from view 'v'"),
-        (lambda: stacks([View("w", (8, 8), same_as="v")]), "same_as 'v' must name one view"),
-        (lambda: stacks([View("v", (8, 8)), View("v", (8, 8)), View("w", (4, 4), same_as="v")]), "must name one view"),
+        (lambda: View("w", (8, 8), colours=False), "colours=False is said of a view with same_as"),
+        (lambda: stacks([View("w", (8, 8), same_as="v")]), "same_as 'v' must name views"),
+        (lambda: stacks([View("w", (8, 8), same_as="w")]), "same_as 'w' must name views"),
         (lambda: check_channels([View("v", (8, 8), grayscale=0.5)], 1), "grayscale need"),
     ],
 )

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import socket
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain import distributed
 from pretrain.distributed import World
 from pretrain.engine.accelerate import AccelerateEngine
 from pretrain.engine.optim import OptimSettings
@@ -25,6 +18,7 @@ from pretrain.objectives.dino import DINO
 
 from .case import Case, key_third
 from .dino import before_batch_norm, build_vit, temperatures
+from .ranks import run_ranks
 
 
 class RecordingEngine(AccelerateEngine):
@@ -45,19 +39,18 @@ class RecordingEngine(AccelerateEngine):
 
 
 def run_steps(case: Case) -> None:
-    world = case.config["world"]
-    results = [train(case, World(0, 1, 0, torch.device("cpu")))] if world == 1 else _spawn(case.path, world)
+    results = run_ranks(case, train, case.config["world"])
     objective, _ = build(case)
     for key in sorted(case.due):
         owner = int(key.rpartition("_rank")[2]) if "_rank" in key else 0
         if key in results[owner]:
             case.check(key, results[owner][key], zero=zero_gradients(objective, key, case[key]))
-    _check_query_and_value_biases(case, results[0])
+    check_query_and_value_biases(case, results[0])
     for rank, result in enumerate(results):
         for key, value in result.items():  # what is not per rank must be the same on all
             if "_rank" not in key:
                 assert torch.equal(value, results[0][key]), f"{case.name}: {key} of rank {rank} differs from rank 0"
-    _check_groups(case, objective)
+    check_groups(case, objective)
 
 
 def zero_gradients(objective: DINO, key: str, tensor: Tensor) -> Tensor | None:
@@ -100,7 +93,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
         result[f"expect/step{step}/center"] = objective.center.clone()
     final = {name.replace("teacher.average.", "teacher.", 1): v for name, v in objective.state_dict().items()}
     result |= {f"expect/final/{name}": value.clone() for name, value in final.items() if name != "center"}
-    return result | _schedules(case, objective, settings)
+    return result | schedules(case, objective, settings)
 
 
 def build(case: Case) -> tuple[DINO, OptimSettings]:
@@ -135,11 +128,17 @@ def build(case: Case) -> tuple[DINO, OptimSettings]:
     )
     per_epoch = hyper["iters_per_epoch"]
     horizon = Horizon(total_steps=hyper["epochs"] * per_epoch, steps_per_epoch=per_epoch)
-    settings = OptimSettings(
+    return DINO(config, vit, horizon), optim_settings(hyper)
+
+
+def optim_settings(hyper: dict[str, Any]) -> OptimSettings:
+    """Of the official code's flags."""
+    per_epoch = hyper["iters_per_epoch"]
+    return OptimSettings(
         name=hyper["optimizer"],
         lr=hyper["lr"],
         min_lr=hyper["min_lr"],
-        total_steps=horizon.total_steps,
+        total_steps=hyper["epochs"] * per_epoch,
         warmup_steps=hyper["warmup_epochs"] * per_epoch,
         warmup_form="closed",
         weight_decay=hyper["weight_decay"],
@@ -147,7 +146,6 @@ def build(case: Case) -> tuple[DINO, OptimSettings]:
         clip_grad=hyper["clip_grad"] or 0.0,
         clip_mode="per_tensor" if hyper["clip_grad"] else "none",
     )
-    return DINO(config, vit, horizon), settings
 
 
 def _batch(case: Case, step: int, world: World) -> dict[str, Tensor]:
@@ -157,7 +155,7 @@ def _batch(case: Case, step: int, world: World) -> dict[str, Tensor]:
     return batch | ({"local": torch.stack(local, dim=1)} if local else {})
 
 
-def _schedules(case: Case, objective: DINO, settings: OptimSettings) -> dict[str, Tensor]:
+def schedules(case: Case, objective: Any, settings: OptimSettings) -> dict[str, Tensor]:
     steps, epochs = range(settings.total_steps), case.config["hyper"]["epochs"]
     tables = {
         "lr_schedule": [settings.lr_at(step) for step in steps],
@@ -168,7 +166,7 @@ def _schedules(case: Case, objective: DINO, settings: OptimSettings) -> dict[str
     return result | {"expect/teacher_temp_schedule": temperatures(case.config["hyper"], epochs=epochs)}
 
 
-def _check_groups(case: Case, objective: DINO) -> None:
+def check_groups(case: Case, objective: Any) -> None:
     """Weight decay of every parameter as in the table of the case."""
     (table,) = (t for title, t in case.facts["tables"].items() if title.startswith("optimizer group"))
     groups = {
@@ -179,7 +177,7 @@ def _check_groups(case: Case, objective: DINO) -> None:
     assert groups == table, f"{case.name}: weight decay differs for {sorted(set(groups.items()) ^ set(table.items()))}"
 
 
-def _check_query_and_value_biases(case: Case, result: dict[str, Tensor]) -> None:
+def check_query_and_value_biases(case: Case, result: dict[str, Tensor]) -> None:
     """Hold the q and v thirds of qkv biases to the tolerance of the other weights.
 
     AdamW turns the rounding noise of the key third into steps as large as the learning rate, so the tolerance of the
@@ -193,35 +191,3 @@ def _check_query_and_value_biases(case: Case, result: dict[str, Tensor]) -> None
             off = (result[name] - case[name]).abs()[~mark].max().item()
             if not off <= 2 * max(strict) + 1e-5 * case[name].abs().max().item():
                 case.mismatches.append(f"{name}: query or value part off by {off:.3g}, allowed {2 * max(strict):.3g}")
-
-
-def _spawn(path: Path, world: int) -> list[dict[str, Tensor]]:
-    """Run `train` in `world` new processes; their results in order of rank."""
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        processes = [context.Process(target=_rank, args=(path, rank, world, port, out)) for rank in range(world)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=240)
-        codes = [process.exitcode for process in processes]
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-        assert codes == [0] * world, f"{path.stem}: the {world} processes ended with {codes}"
-        return [load_file(out / f"rank{rank}.safetensors") for rank in range(world)]
-
-
-def _rank(path: Path, rank: int, world: int, port: int, out: Path) -> None:
-    launch = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in launch.items()})
-    torch.set_num_threads(1)
-    try:
-        result = train(Case(path), distributed.setup("cpu"))
-        save_file({key: value.contiguous() for key, value in result.items()}, out / f"rank{rank}.safetensors")
-    finally:
-        distributed.close()

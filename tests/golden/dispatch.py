@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import beit, beit2, dino, dino_steps, finetune, ijepa, mae, masks, mocov3, optim, simmim
+from . import (
+    beit,
+    beit2,
+    dino,
+    dino_steps,
+    dinov2,
+    dinov2_losses,
+    finetune,
+    ibot,
+    ijepa,
+    mae,
+    masks,
+    mocov3,
+    optim,
+    simmim,
+)
 from .case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
@@ -24,6 +39,9 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("microsoft/unilm (beit2/)", "masking_generator.py:MaskingGenerator", masks.run_beit),
     ("bytedance/ibot", "loader.py:ImageFolderMask.__getitem__", masks.run_ibot),
     ("facebookresearch/dinov2", "data/collate.py:collate_data_and_cast", masks.run_dinov2),
+    ("facebookresearch/dinov2", "loss/dino_clstoken_loss.py:DINOLoss", dinov2_losses.run_losses),
+    ("facebookresearch/dinov2", "train/ssl_meta_arch.py:SSLMetaArch", dinov2.run_objective),
+    ("bytedance/ibot", "main_ibot.py:train_one_epoch", ibot.run_steps),
     ("facebookresearch/ijepa", "src/train.py:main.train_step", ijepa.run_steps),
     ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
     ("facebookresearch/moco-v3", "moco/builder.py:MoCo_ViT.forward", mocov3.run_steps),

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from pretrain.data.maskdraw import Place, draw
 from pretrain.data.view import Mask, Noise, stacks
+from pretrain.models.dvae import ConvEncoder
 from pretrain.models.families import vit_provides
 from pretrain.models.vit import ViT
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import Horizon, Objective
+
+from .released import reads
 
 SMALL: dict[str, dict[str, Any]] = {
     "mae": {"decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2},
@@ -54,6 +57,22 @@ SMALL["data2vec2"] = {
     "decoder_groups": 4,
     "average_top_k_layers": 2,
 }
+SMALL["beit"] = {
+    "num_masking_patches": 3,
+    "min_mask_patches_per_block": 1,
+    "max_mask_patches_per_block": 2,
+    "color_jitter": (0.4, 0.4, 0, 0),
+}
+SMALL["beit2"] = SMALL["beit"] | {"early_layers": 1, "head_layers": 2}
+SMALL["dvae"] = {"num_tokens": 12, "codebook_dim": 4}
+SMALL["vqkd"] = {
+    "num_codes": 12,
+    "code_dim": 4,
+    "kmeans_init": False,
+    "decoder_embed_dim": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
 HORIZON = Horizon(total_steps=8, steps_per_epoch=2)
 
 
@@ -72,12 +91,19 @@ class Shape:
 def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:
     shape = shape or Shape()
     torch.manual_seed(0)
-    config = OBJECTIVES[name][0](**SMALL[name] | changes)
+    config = OBJECTIVES[name][0](**SMALL[name] | reads(name, shape.size, shape.in_chans) | changes)
+    return build(name)(config, backbone(name, shape, registers=registers), HORIZON)
+
+
+def backbone(name: str, shape: Shape | None = None, *, registers: int = 0) -> Any:
+    """A backbone that objective `name` works on."""
+    shape = shape or Shape()
+    if name == "dvae":
+        return ConvEncoder(shape.size, shape.patch_size, shape.in_chans, 8)
     pos_embed = "learned" if name == "dino" else "sincos"
-    backbone = ViT(
+    return ViT(
         shape.size, shape.patch_size, shape.in_chans, 16, 2, 2, 2.0, num_registers=registers, pos_embed=pos_embed
     )
-    return build(name)(config, backbone, HORIZON)
 
 
 def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: int = 0) -> dict[str, Tensor]:

@@ -1,0 +1,141 @@
+"""Configuration of DINOv2 and of Gram anchoring. No torch here.
+
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"; Siméoni et al. 2025, "DINOv3", section
+4, for the latter.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pretrain.configlib import Config
+from pretrain.data.masks import StratifiedBlockMask
+from pretrain.data.view import Spec, View
+from pretrain.objectives.configs.common import ModelShape, Positive, Probability, Scale, mask_problems, patch_grid
+from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
+
+
+class GramConfig(Config):
+    """Keep the similarities between patches as an earlier network, the Gram teacher, has them."""
+
+    weight: float = Field(2.0, ge=0)
+    start_step: int = Field(0, ge=0, description="completed steps after which it counts")
+    release: str | None = Field(
+        None, description="whose backbone is the Gram teacher; default: the run's own teacher as it is at start_step"
+    )
+    refresh_steps: int = Field(10000, ge=0, description="steps between takeovers from the run's teacher; 0: none")
+    max_refreshes: int | None = Field(3, ge=0, description="takeovers after start_step; null: no limit")
+    img_size: Positive | tuple[Positive, Positive] | None = Field(
+        None,
+        description="pixels of the Gram teacher's own view of the global crops, without their colour changes; larger "
+        "than model.img_size is the high-resolution stage; default: it sees the global crops themselves",
+    )
+
+    def refreshes(self, step: int) -> bool:
+        """Whether the run's teacher becomes the Gram teacher once `step` steps are completed."""
+        since = step - self.start_step
+        if since == 0:
+            return self.release is None
+        if since < 0 or not self.refresh_steps or since % self.refresh_steps:
+            return False
+        return self.max_refreshes is None or since // self.refresh_steps <= self.max_refreshes
+
+
+class DINOv2Config(SelfDistillationConfig):
+    """DINO and iBOT together, with a batch whose features are kept apart (Oquab et al. 2023).
+
+    Defaults are the official code's (ssl_default_config).
+    """
+
+    name: Literal["dinov2"] = "dinov2"
+    out_dim: Positive = Field(65536, description="prototypes of the class token")
+    head_hidden_dim: Positive = 2048
+    head_bottleneck_dim: Positive = 256
+    head_nlayers: Positive = 3
+    separate_patch_head: bool = Field(False, description="patches have a head of their own, sized by patch_*")
+    patch_out_dim: Positive = 65536
+    patch_hidden_dim: Positive = 2048
+    patch_bottleneck_dim: Positive = 256
+    patch_nlayers: Positive = 3
+    norm_last_layer: bool = Field(False, description="prototypes stay at length 1")
+    centering: Literal["centering", "sinkhorn_knopp"] = Field(
+        "centering", description="of the teacher: by an average over past batches, or within the batch"
+    )
+    sinkhorn_iterations: Positive = 3
+    dino_weight: float = Field(1.0, ge=0, description="of the class token's loss")
+    ibot_weight: float = Field(1.0, ge=0, description="of the masked patches' loss")
+    koleo_weight: float = Field(0.1, ge=0, description="of what keeps the features of a batch apart")
+    koleo_scope: Literal["rank", "all"] = Field(
+        "rank", description="where neighbours are looked for: in the process's micro-batch, or in that of all processes"
+    )
+    gram: GramConfig | None = Field(None, description="Gram anchoring (DINOv3)")
+    teacher_temp: float = Field(0.07, gt=0)
+    warmup_teacher_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp_epochs: int = Field(30, ge=0, description="it rises with every step of them")
+    mask_ratio: tuple[Probability, Probability] = Field(
+        (0.1, 0.5), description="share of hidden patches in masked crops"
+    )
+    mask_prob: Probability = Field(0.5, description="share of the global crops that are masked")
+    mask_min_patches: Positive = Field(4, description="of a block")
+    layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, from block to block downwards")
+    patch_embed_lr_mult: float = Field(0.2, gt=0)
+    momentum_teacher: float = Field(0.992, ge=0, le=1, description="of the first step; a cosine leads it to 1")
+    drop_path_rate: float = Field(0.3, ge=0, lt=1, description="of the student; the teacher has none")
+    drop_path_uniform: bool = Field(True, description="the same rate in all blocks; false: rising to it")
+    drop_path_subset: bool = Field(
+        True, description="compute a branch for a fixed share of the micro-batch only; false: drop sample by sample"
+    )
+    global_crops_scale: Scale = (0.32, 1.0)
+    local_crops_scale: Scale = (0.05, 0.32)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"image", "patches", "mask"})
+    batch_coupled: ClassVar[tuple[str, ...]] = (
+        "KoLeo looks for neighbours in one micro-batch, of each rank or (koleo_scope: all) of all",
+        "Sinkhorn-Knopp balances the prototypes over one micro-batch of all ranks",
+    )
+
+    def mask(self, model: ModelShape) -> StratifiedBlockMask:
+        """Of the two global crops.
+
+        Raises:
+            ValueError: the grid cannot hold it.
+        """
+        return StratifiedBlockMask(
+            "mask",
+            patch_grid(model),
+            count=2,
+            ratio=self.mask_ratio,
+            prob=self.mask_prob,
+            min_patches=self.mask_min_patches,
+        )
+
+    def views(self, model: ModelShape) -> list[Spec]:
+        """The crops of self-distillation, the masks of the global ones, and the Gram teacher's view of those."""
+        found = [*super().views(model), self.mask(model)]
+        if self.gram is not None and self.gram.img_size is not None:
+            found.append(View("gram", sides(self.gram.img_size), same_as="global", colours=False))
+        return found
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found = super().problems(model) + mask_problems("mask_ratio", lambda: self.mask(model))
+        if self.gram is not None and self.gram.img_size is not None:
+            size, patch = sides(self.gram.img_size), model.patch_size
+            if any(side % patch for side in size):
+                near = " x ".join(str(max(1, round(side / patch)) * patch) for side in size)
+                found.append(
+                    f"objective.gram.img_size: {size[0]} x {size[1]} is not a multiple of model.patch_size {patch}; "
+                    f"try {near}"
+                )
+        return found
+
+    def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
+        together = micro_batch * (world_size if self.koleo_scope == "all" else 1)
+        if not self.koleo_weight or together >= 2:
+            return []
+        other = "" if self.koleo_scope == "all" or world_size == 1 else ", koleo_scope=all"
+        return [
+            "objective.koleo_weight: KoLeo finds each image's neighbour among the images of one micro-batch, and there "
+            f"is 1; raise optim.global_batch_size, lower engine.accumulation_steps{other}, or set koleo_weight=0"
+        ]

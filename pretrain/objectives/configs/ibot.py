@@ -1,0 +1,80 @@
+"""Configuration of iBOT (Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer"). No torch here."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pretrain.data.masks import RatioBlockMask
+from pretrain.data.view import Spec
+from pretrain.objectives.configs.common import ModelShape, Positive, Scale, mask_problems, patch_grid
+from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
+
+Ratio = tuple[float, ...]
+
+
+class IBOTConfig(SelfDistillationConfig):
+    """Self-distillation of class token and masked patches (Zhou et al. 2022). Defaults are the official code's."""
+
+    name: Literal["ibot"] = "ibot"
+    out_dim: Positive = Field(8192, description="prototypes of the class token")
+    patch_out_dim: Positive = Field(8192, description="prototypes of the patches; equal to out_dim with a shared head")
+    shared_head: bool = Field(False, description="the student's patches use the prototypes of its class token")
+    shared_head_teacher: bool = Field(True, description="the same of the teacher")
+    head_hidden_dim: Positive = 2048
+    head_bottleneck_dim: Positive = 256
+    head_nlayers: Positive = 3
+    norm_last_layer: bool = Field(True, description="prototypes stay at length 1; false is better for small ViTs")
+    teacher_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp: float = Field(0.04, gt=0)
+    teacher_patch_temp: float = Field(0.07, gt=0)
+    warmup_teacher_patch_temp: float = Field(0.04, gt=0)
+    warmup_teacher_temp_epochs: int = Field(30, ge=0)
+    patch_center_momentum: float = Field(0.9, ge=0, lt=1)
+    lambda1: float = Field(1.0, ge=0, description="weight of the class token's loss")
+    lambda2: float = Field(1.0, ge=0, description="weight of the patches' loss")
+    pred_ratio: Ratio = Field((0.3,), description="shares of a crop's patches to hide, one of them drawn for each crop")
+    pred_ratio_var: Ratio = Field((0.0,), description="half width of the range around each share")
+    pred_shape: Literal["block", "rand"] = "block"
+    pred_start_epoch: int = Field(0, ge=0, description="nothing is hidden in the epochs before")
+    global_crops_scale: Scale = (0.14, 1.0)
+    local_crops_number: int = Field(0, ge=0)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"image", "patches", "mask"})
+    step_momenta: ClassVar[tuple[str, ...]] = ("momentum_teacher", "center_momentum", "patch_center_momentum")
+    batch_coupled: ClassVar[tuple[str, ...]] = ("the teacher's temperatures were tuned for a batch of 1,024",)
+
+    def mask(self, model: ModelShape) -> RatioBlockMask:
+        """Of the two global crops.
+
+        Raises:
+            ValueError: the grid cannot hold it.
+        """
+        return RatioBlockMask(
+            "mask",
+            patch_grid(model),
+            count=2,
+            ratio=self.pred_ratio,
+            ratio_var=self.pred_ratio_var,
+            start_epoch=self.pred_start_epoch,
+            shape=self.pred_shape,
+        )
+
+    def views(self, model: ModelShape) -> list[Spec]:
+        """The crops of self-distillation, and which patches of the global ones the student does not see."""
+        return [*super().views(model), self.mask(model)]
+
+    def problems(self, model: ModelShape) -> list[str]:
+        found = super().problems(model) + mask_problems("pred_ratio", lambda: self.mask(model))
+        if self.patch_out_dim != self.out_dim and (self.shared_head or self.shared_head_teacher):
+            found.append(
+                f"objective.patch_out_dim: {self.patch_out_dim}, but a shared head has {self.out_dim} for both; "
+                "make them equal or set shared_head and shared_head_teacher to false"
+            )
+        if self.shared_head and not self.shared_head_teacher:
+            found.append(
+                "objective.shared_head_teacher: false with shared_head true leaves the teacher's patch prototypes at "
+                "their first values for ever; set it to true"
+            )
+        return found

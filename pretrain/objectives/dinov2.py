@@ -1,0 +1,236 @@
+"""Self-distillation of images and hidden patches, with features kept apart; and Gram anchoring on top of it.
+
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 4; Siméoni et al. 2025,
+"DINOv3", section 4, for the Gram teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import param_groups
+from pretrain.models.center import PendingMean
+from pretrain.models.ema import EMA
+from pretrain.models.gram_teacher import GramTeacher
+from pretrain.models.heads import DINOHead, Prototypes
+from pretrain.models.koleo import koleo_loss
+from pretrain.models.layer_decay import layer_decay
+from pretrain.models.patch_loss import PatchLoss, mask_weights, patch_loss
+from pretrain.models.patches import grid_of
+from pretrain.models.prototype_loss import PrototypeLoss, prototype_loss
+from pretrain.models.sinkhorn import sinkhorn_center
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, feature_std
+from pretrain.objectives.configs.dinov2 import DINOv2Config
+from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop, pooled
+from pretrain.schedule import teacher_temp
+
+
+class Branch(nn.Module):
+    """Backbone and heads: what student and teacher both are. Without a head of their own, patches use `dino_head`."""
+
+    def __init__(self, backbone: ViT, dino_head: DINOHead, ibot_head: DINOHead | None):
+        super().__init__()
+        self.backbone = backbone
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
+
+    @property
+    def patch_head(self) -> DINOHead:
+        return self.dino_head if self.ibot_head is None else self.ibot_head
+
+    def encode(self, images: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """Images [b, C, H, W] -> features [b, D], patches [b, N, D]; `given` goes to the backbone."""
+        tokens = self.backbone(images, **given)
+        return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
+
+
+class DINOv2(SelfDistillation):
+    """Batch: that of `SelfDistillation`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
+    the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
+
+    State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over what the teacher's
+    heads saw, so over hidden patches alone; Sinkhorn-Knopp leaves them still), and `gram_teacher`.
+    """
+
+    head_prefixes = (
+        *("student.dino_head.", "student.ibot_head.", "teacher.average.dino_head.", "teacher.average.ibot_head."),
+        *("center", "patch_center", "mask_token"),
+    )
+    renewed_prefixes = ("gram_teacher.",)
+    center: Tensor
+    patch_center: Tensor
+
+    def __init__(self, config: DINOv2Config, backbone: ViT, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        dino_head = DINOHead(
+            backbone.embed_dim,
+            config.out_dim,
+            nlayers=config.head_nlayers,
+            hidden_dim=config.head_hidden_dim,
+            bottleneck_dim=config.head_bottleneck_dim,
+            norm_last_layer=config.norm_last_layer,
+        )
+        ibot_head = None
+        if config.separate_patch_head:
+            ibot_head = DINOHead(
+                backbone.embed_dim,
+                config.patch_out_dim,
+                nlayers=config.patch_nlayers,
+                hidden_dim=config.patch_hidden_dim,
+                bottleneck_dim=config.patch_bottleneck_dim,
+                norm_last_layer=config.norm_last_layer,
+            )
+        backbone.pos_resize = config.pos_resize
+        backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
+        self.student = Branch(backbone, dino_head, ibot_head)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
+        self.teacher: EMA[Branch] = EMA(self.student)
+        self.teacher.average.backbone.set_drop_path(0.0)
+        self.gram_teacher = None if config.gram is None else GramTeacher(self.teacher.average.backbone)
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
+        patch_out_dim = config.patch_out_dim if ibot_head is not None else config.out_dim
+        self.register_buffer("patch_center", torch.zeros(1, patch_out_dim))
+        self._pending, self._pending_patches = PendingMean(), PendingMean()
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        crops, mask, config = self.crops(batch), crop_after_crop(batch["mask"]), self.config
+        features, patches = self.encode_student(batch, crops, mask)
+        with torch.no_grad():
+            teacher_features, teacher_patches = self.teacher.average.encode(crops[0])
+        temp, images = self.teacher_temp(step), len(batch["global"])
+        of_cls = self._cls_loss(features, teacher_features, temp, images)
+        of_patches = self._patch_loss(patches[mask], teacher_patches[mask], mask, temp)
+        both = features[: 2 * images]
+        # The official sums are divided by 2 + max(2 n, 1) for n local crops: by the number of pairs, but for n = 0.
+        pairs = 2 + 2 * config.local_crops_number
+        loss_cls = of_cls.loss * (pairs / max(pairs, 3))
+        loss = config.dino_weight * loss_cls + config.ibot_weight * of_patches.loss
+        result = {"loss_cls": loss_cls.detach(), "loss_patch": of_patches.loss.detach()}
+        if config.koleo_weight:
+            koleo = torch.stack([koleo_loss(crop, scope=config.koleo_scope) for crop in both.chunk(2)]).sum()
+            loss = loss + config.koleo_weight * koleo
+            result["loss_koleo"] = koleo.detach()
+        if self.gram_teacher is not None and config.gram is not None and step >= config.gram.start_step:
+            seen = crop_after_crop(batch["gram"]) if "gram" in batch else crops[0]
+            gram = self.gram_teacher.loss(patches, seen, grid=grid_of(crops[0], self.backbone.patch_size))
+            loss = loss + config.gram.weight * gram
+            result["loss_gram"] = gram.detach()
+        both = both.detach()
+        return {
+            "loss": loss,
+            **result,
+            "teacher_entropy": of_cls.teacher_entropy,
+            "teacher_kl_uniform": math.log(config.out_dim) - of_cls.mean_entropy,
+            "patch_entropy": of_patches.teacher_entropy,
+            "feature_std": feature_std(both),
+            "student_teacher_cosine": F.cosine_similarity(both.float(), teacher_features.float()).mean(),
+            "center_norm": self.center.norm(),
+        }
+
+    def encode_student(self, batch: dict[str, Tensor], crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D]."""
+        drops: list[Tensor | None] = [None, None]
+        if "drop_path" in batch:
+            drops = list(crop_after_crop(batch["drop_path"]).tensor_split([len(crops[0])]))
+        features, patches = self.student.encode(crops[0], drop=drops[0], mask=mask, mask_token=self.mask_token)
+        local = [self.student.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
+        return torch.cat([features, *local]), patches
+
+    def _cls_loss(self, features: Tensor, teacher_features: Tensor, temp: float, images: int) -> PrototypeLoss:
+        """Every crop of the student against the teacher's other global crops; features are crop after crop."""
+        student, teacher = self.student.dino_head, self.teacher.average.dino_head
+        with torch.no_grad():
+            targets = teacher.bottleneck(teacher_features)
+        result = prototype_loss(
+            student.bottleneck(features).unflatten(0, (-1, images)),
+            student.last_layer,
+            targets.unflatten(0, (-1, images)),
+            teacher.last_layer,
+            self._center_of(targets, teacher.last_layer, self.center, temp),
+            student_temp=self.config.student_temp,
+            teacher_temp=temp,
+        )
+        self._count(self._pending, result.teacher_sum, rows=len(targets))
+        return result
+
+    def _patch_loss(self, hidden: Tensor, teacher_hidden: Tensor, mask: Tensor, temp: float) -> PatchLoss:
+        """The hidden patches [m, D] of mask [2b, N]; a crop that hides nothing counts as 0."""
+        student, teacher = self.student.patch_head, self.teacher.average.patch_head
+        with torch.no_grad():
+            targets = teacher.bottleneck(teacher_hidden)
+        result = patch_loss(
+            student.bottleneck(hidden),
+            student.last_layer,
+            targets,
+            teacher.last_layer,
+            self._center_of(targets, teacher.last_layer, self.patch_center, temp),
+            mask_weights(mask) / len(mask),
+            student_temp=self.config.student_temp,
+            teacher_temp=temp,
+        )
+        self._count(self._pending_patches, result.teacher_sum, rows=len(targets))
+        return result
+
+    def _center_of(self, targets: Tensor, layer: Prototypes, average: Tensor, temp: float) -> Tensor:
+        if self.config.centering == "centering":
+            return average[0]
+        return sinkhorn_center(targets, layer, temp=temp, iterations=self.config.sinkhorn_iterations)
+
+    def _count(self, pending: PendingMean, total: Tensor, *, rows: int) -> None:
+        if self.training and self.config.centering == "centering":
+            pending.add(total, rows=rows)
+
+    def teacher_temp(self, step: int) -> float:
+        """Temperature of the teacher's softmax, both of class token and patches: it rises with every step."""
+        return teacher_temp(
+            step,
+            warmup_temp=self.config.warmup_teacher_temp,
+            temp=self.config.teacher_temp,
+            warmup_epochs=self.config.warmup_teacher_temp_epochs * self.horizon.steps_per_epoch,
+        )
+
+    def begin(self) -> None:
+        gram = self.config.gram
+        if self.gram_teacher is not None and gram is not None:
+            if gram.release is not None:
+                self.gram_teacher.open(gram.release)
+            elif gram.start_step == 0:
+                self.gram_teacher.become(self.backbone)
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        self._pending.move(self.center, self.config.center_momentum)
+        self._pending_patches.move(self.patch_center, self.config.center_momentum)
+        if self.gram_teacher is not None and self.config.gram is not None and self.config.gram.refreshes(step):
+            self.gram_teacher.become(self.backbone)
+
+    def discard_pending(self) -> None:
+        self._pending.discard()
+        self._pending_patches.discard()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Decay by layer; last layers still at first; backbone with mask token, and each head, clipped by itself."""
+        config = self.config
+        frozen = config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
+        groups = param_groups.split(self)
+        for head in ("dino_head", "ibot_head"):
+            groups = param_groups.take(groups, f"student.{head}.last_layer.", into=f"{head}_last", frozen_steps=frozen)
+        if config.layerwise_decay != 1 or config.patch_embed_lr_mult != 1:
+            groups = layer_decay(
+                groups,
+                decay=config.layerwise_decay,
+                depth=self.student.backbone.depth,
+                prefix="student.backbone.",
+                first=("mask_token",),
+                patch_embed_lr_scale=config.patch_embed_lr_mult,
+            )
+        modules = ("student.backbone.", "student.dino_head.", "student.ibot_head.", "mask_token")
+        groups = param_groups.clip_together(groups, *modules)
+        return [g | {"clip_group": "student.backbone."} if g["clip_group"] == "mask_token" else g for g in groups]

@@ -1,0 +1,167 @@
+"""Self-distillation of images and of their hidden patches: the teacher is an online tokenizer.
+
+Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import param_groups
+from pretrain.models.center import PendingMean
+from pretrain.models.ema import EMA
+from pretrain.models.heads import IBOTHead
+from pretrain.models.patch_loss import mask_weights, patch_loss
+from pretrain.models.prototype_loss import prototype_loss
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, feature_std
+from pretrain.objectives.configs.ibot import IBOTConfig
+from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop, pooled
+from pretrain.schedule import teacher_temp
+
+
+class Branch(nn.Module):
+    """Backbone and head: what student and teacher both are."""
+
+    def __init__(self, backbone: ViT, head: IBOTHead):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def encode(self, images: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        """Images [b, C, H, W] -> features [b, D], patches [b, N, D]; `given` goes to the backbone."""
+        tokens = self.backbone(images, **given)
+        return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
+
+
+class IBOT(SelfDistillation):
+    """Batch: that of `SelfDistillation`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
+
+    State: `student`, `mask_token`, `teacher`, and the buffers `center` and `patch_center`, which a skipped step does
+    not move. The patches' centre is that of all of them, hidden or not, so the teacher's MLP sees all; prototypes only
+    the hidden ones, in student and teacher.
+
+    As in the official code a teacher with a shared head starts with the patch prototypes of a student without.
+    """
+
+    head_prefixes = ("student.head.", "teacher.average.head.", "center", "patch_center", "mask_token")
+    center: Tensor
+    patch_center: Tensor
+
+    def __init__(self, config: IBOTConfig, backbone: ViT, horizon: Horizon):
+        super().__init__()
+        self.config, self.horizon = config, horizon
+        head = IBOTHead(
+            backbone.embed_dim,
+            config.out_dim,
+            patch_out_dim=config.patch_out_dim,
+            shared=config.shared_head,
+            nlayers=config.head_nlayers,
+            hidden_dim=config.head_hidden_dim,
+            bottleneck_dim=config.head_bottleneck_dim,
+            norm_last_layer=config.norm_last_layer,
+        )
+        backbone.pos_resize = config.pos_resize
+        backbone.set_drop_path(config.drop_path_rate)
+        self.student = Branch(backbone, head)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
+        teacher = Branch(backbone, head.for_teacher(shared=config.shared_head_teacher))
+        self.teacher: EMA[Branch] = EMA(teacher, follows=self.student)
+        self.teacher.average.backbone.set_drop_path(0.0)
+        self.register_buffer("center", torch.zeros(1, config.out_dim))
+        self.register_buffer("patch_center", torch.zeros(1, config.patch_out_dim))
+        self._pending, self._pending_patches = PendingMean(), PendingMean()
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        crops, mask = self.crops(batch), crop_after_crop(batch["mask"])
+        images, config = len(batch["global"]), self.config
+        student, teacher = self.student, self.teacher.average
+        features, hidden = self.encode_student(batch, crops, mask)
+        cls, patches = student.head.bottleneck(torch.cat([features, hidden])).split([len(features), len(hidden)])
+        with torch.no_grad():
+            teacher_features, teacher_patches = teacher.encode(crops[0])
+            teacher_cls = teacher.head.bottleneck(teacher_features)
+            teacher_bottlenecks = teacher.head.bottleneck(teacher_patches.flatten(0, 1))
+        result = prototype_loss(
+            cls.unflatten(0, (-1, images)),
+            student.head.last_layer,
+            teacher_cls.unflatten(0, (-1, images)),
+            teacher.head.last_layer,
+            self.center[0],
+            student_temp=config.student_temp,
+            teacher_temp=self.teacher_temp(step),
+        )
+        of_patches = patch_loss(
+            patches,
+            student.head.patch_layer,
+            teacher_bottlenecks[mask.flatten()],
+            teacher.head.patch_layer,
+            self.patch_center[0],
+            mask_weights(mask) / len(mask),  # a crop that hides nothing counts as 0
+            student_temp=config.student_temp,
+            teacher_temp=self.teacher_patch_temp(step),
+        )
+        if self.training:
+            self._pending.add(result.teacher_sum, rows=len(teacher_cls))
+            total = teacher.head.patch_layer.sum_of_logits(teacher_bottlenecks)
+            self._pending_patches.add(total, rows=len(teacher_bottlenecks))
+        seen_by_both = features[: len(teacher_features)].detach()
+        return {
+            "loss": config.lambda1 * result.loss + config.lambda2 * of_patches.loss,
+            "loss_cls": result.loss.detach(),
+            "loss_patch": of_patches.loss.detach(),
+            "teacher_entropy": result.teacher_entropy,
+            "teacher_kl_uniform": math.log(config.out_dim) - result.mean_entropy,
+            "patch_entropy": of_patches.teacher_entropy,
+            "feature_std": feature_std(seen_by_both),
+            "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
+            "center_norm": self.center.norm(),
+        }
+
+    def encode_student(self, batch: dict[str, Tensor], crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [crops * b, D] of masked global and of local crops; the patches [m, D] that mask [2b, N] hides."""
+        drops: list[Tensor | None] = [None, None]
+        if "drop_path" in batch:
+            drops = list(crop_after_crop(batch["drop_path"]).tensor_split([len(crops[0])]))
+        features, patches = self.student.encode(crops[0], drop=drops[0], mask=mask, mask_token=self.mask_token)
+        local = [self.student.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
+        return torch.cat([features, *local]), patches[mask]
+
+    def teacher_temp(self, step: int) -> float:
+        """Temperature of the teacher's softmax over the class token's prototypes in the epoch of `step`."""
+        return teacher_temp(
+            self.horizon.epoch(step),
+            warmup_temp=self.config.warmup_teacher_temp,
+            temp=self.config.teacher_temp,
+            warmup_epochs=self.config.warmup_teacher_temp_epochs,
+        )
+
+    def teacher_patch_temp(self, step: int) -> float:
+        """The same for patches, counted from the epoch in which they begin to be hidden."""
+        return teacher_temp(
+            max(0, self.horizon.epoch(step) - self.config.pred_start_epoch),
+            warmup_temp=self.config.warmup_teacher_patch_temp,
+            temp=self.config.teacher_patch_temp,
+            warmup_epochs=self.config.warmup_teacher_temp_epochs,
+        )
+
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        self._pending.move(self.center, self.config.center_momentum)
+        self._pending_patches.move(self.patch_center, self.config.patch_center_momentum)
+
+    def discard_pending(self) -> None:
+        self._pending.discard()
+        self._pending_patches.discard()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The last layers of both stand still at first, as in the official code, whose rule is the name's part."""
+        frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
+        return param_groups.take(
+            param_groups.split(self), "student.head.last_layer", into="last_layer", frozen_steps=frozen
+        )

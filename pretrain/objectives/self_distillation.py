@@ -1,0 +1,89 @@
+"""What DINO, iBOT and DINOv2 share: a student with crops of two sizes, its average as teacher, how both are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.models import pictures
+from pretrain.models.ema import EMA
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon, Objective, with_prefix
+from pretrain.schedule import cosine
+
+
+class SelfDistillation(Objective):
+    """Batch: "global" [b, 2, C, H, W], with local crops "local" [b, n, C, h, w], with drop path its uniforms
+    "drop_path" [b, 2 + n, depth, 2].
+
+    A subclass sets `student` (parameters; `student.backbone` is the encoder) and `teacher` (buffers).
+    """
+
+    horizon: Horizon
+    student: Any
+    teacher: EMA[Any]
+
+    @property
+    def backbone(self) -> ViT:
+        """The teacher's backbone: its average is the better encoder of the two."""
+        return self.teacher.average.backbone
+
+    def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
+        return [(self.teacher, self.student)]
+
+    def crops(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """One tensor per resolution, crop after crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
+        expected = {"global": 2, "local": self.config.local_crops_number}
+        for name, count in expected.items():
+            found = batch[name].shape[1] if name in batch else 0
+            if found != count:
+                raise ValueError(f"batch[{name!r}] holds {found} crops per image, the objective needs {count}")
+        return [crop_after_crop(batch[name]) for name, count in expected.items() if count]
+
+    def momentum(self, step: int) -> float:
+        """Momentum of the average after the update that follows `step` completed steps."""
+        return cosine(step, self.config.momentum_teacher, 1.0, self.horizon.total_steps)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.student, self.momentum(step - 1))
+
+    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_prefix("student.backbone", backbone) | with_prefix("teacher.average.backbone", backbone)
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """All but the teacher's backbone: the student, the teacher's heads, the centres."""
+        left_out = ("teacher.average.backbone.", *self.renewed_prefixes)
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(left_out)}
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """The crops of the first images, and where the teacher's class token looks, head by head."""
+        crops = {name: batch[name][:4] for name in ("global", "local") if name in batch}
+        shown = {f"{name} crops": _sheet(views, mean=mean, std=std) for name, views in crops.items()}
+        images, backbone = crops["global"][:, 0], self.backbone
+        if isinstance(backbone, ViT) and backbone.class_token:
+            attention = backbone.last_attention(images)[:, :, 0, backbone.num_prefix_tokens :]
+            maps = attention.unflatten(2, (images.shape[2] // backbone.patch_size, -1))
+            rgb = pictures.to_rgb(images, mean=mean, std=std)[:, None]
+            heat = pictures.heat(maps, (images.shape[2], images.shape[3]))
+            shown["attention of the teacher"] = pictures.sheet(torch.cat([rgb, pictures.overlay(rgb, heat)], dim=1))
+        return shown
+
+
+def crop_after_crop(per_image: Tensor) -> Tensor:
+    """[b, crops, ...] -> [crops * b, ...]: all images of the first crop, then of the second."""
+    return per_image.transpose(0, 1).flatten(0, 1)
+
+
+def pooled(backbone: Any, tokens: Tensor) -> Tensor:
+    """The feature [b, D] of normalized tokens [b, P + N, D]: the class token, or else the mean of the patches."""
+    return tokens[:, 0] if backbone.class_token else tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
+
+
+def _sheet(views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    rgb = pictures.to_rgb(views.flatten(0, 1), mean=mean, std=std)
+    return pictures.sheet(rgb.unflatten(0, views.shape[:2]))

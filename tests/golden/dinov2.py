@@ -1,0 +1,164 @@
+"""Runs Fovea on the golden cases of the combined objective of DINOv2."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon
+from pretrain.objectives.configs import DINOv2Config
+from pretrain.objectives.dinov2 import DINOv2
+
+from .case import Case, key_third
+
+FFN = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}
+
+
+class GivenSchedules(DINOv2):
+    """Takes the temperatures and the momentum of the case."""
+
+    temps: list[float]
+    given_momentum: float
+
+    def teacher_temp(self, step: int) -> float:
+        return self.temps[step]
+
+    def momentum(self, step: int) -> float:
+        return self.given_momentum
+
+
+def run_objective(case: Case) -> None:
+    """Calls of the objective with an update of the teacher between them; the student stands still."""
+    objective = build(case)
+    centers = {name: value for name, value in objective.state_dict().items() if "center" in name}
+    objective.load_state_dict(centers | ours(case))  # Sinkhorn-Knopp has no centres of its own
+    objective.train()
+    config, gradients = objective.config, None
+    for step in range(len(objective.temps)):
+        batch = _batch(case, step)
+        losses = objective(batch, step)
+        if gradients is None:
+            losses["loss"].backward()
+            gradients = {name: parameter.grad for name, parameter in objective.named_parameters()}
+        where, parts = f"expect/step{step}", _parts(objective, batch, step)
+        case.check(f"{where}/total_loss", losses["loss"])
+        case.check(f"{where}/ibot_loss", config.ibot_weight * losses["loss_patch"] / 2)
+        if config.koleo_weight:
+            case.check(f"{where}/koleo_loss", config.koleo_weight * losses["loss_koleo"] / 2)
+        for name, value in parts.items():
+            case.check(f"{where}/{name}", value)
+        objective.after_step(step + 1)
+        if step == 0:
+            for name in case.below("expect/teacher_after_ema"):
+                case.check(f"expect/teacher_after_ema/{name}", objective.state_dict()[f"teacher.average.{name}"])
+    assert gradients is not None
+    for name, expect in case.below("grad").items():
+        gradient = gradients["mask_token" if name == "backbone.mask_token" else f"student.{name}"]
+        assert gradient is not None, f"{name}: no gradient reached it"
+        case.check(f"grad/{name}", gradient.view(expect.shape), zero=key_third(name, expect))
+    case.check("expect/final/dino_loss.center", objective.center)
+    case.check("expect/final/ibot_patch_loss.center", objective.patch_center[None])
+
+
+def build(case: Case) -> GivenSchedules:
+    """The objective from the options of the case, all of which must be known."""
+    known = {"seed", "centering", "batch", "nlocal", "g", "l", "ctor", "K", "P", "hid", "bot", "separate_head", "koleo"}
+    unknown = set(case.config) - known - {"w_dino", "w_ibot", "teacher_temp", "m", "nlayers"}
+    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    sizes = {"hidden": case.config["hid"], "bottleneck": case.config["bot"], "layers": case.config.get("nlayers", 3)}
+    config = DINOv2Config(
+        out_dim=case.config["K"],
+        head_hidden_dim=sizes["hidden"],
+        head_bottleneck_dim=sizes["bottleneck"],
+        head_nlayers=sizes["layers"],
+        separate_patch_head=case.config["separate_head"],
+        patch_out_dim=case.config["P"],
+        patch_hidden_dim=sizes["hidden"],
+        patch_bottleneck_dim=sizes["bottleneck"],
+        patch_nlayers=sizes["layers"],
+        centering=case.config["centering"],
+        dino_weight=case.config["w_dino"],
+        ibot_weight=case.config["w_ibot"],
+        koleo_weight=case.config["koleo"],
+        drop_path_rate=0.0,
+        local_crops_number=case.config["nlocal"],
+        local_crops_size=case.config["l"],
+    )
+    objective = GivenSchedules(config, build_vit(case), Horizon(total_steps=10, steps_per_epoch=1))
+    objective.temps, objective.given_momentum = case.config["teacher_temp"], case.config["m"]
+    return objective
+
+
+def build_vit(case: Case) -> ViT:
+    ctor = case.take(
+        "ctor", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+        "init_values", "ffn_layer", "num_register_tokens",
+        neutral={"block_chunks": 0, "drop_path_rate": 0, "interpolate_antialias": False, "interpolate_offset": 0.1,
+                 "proj_bias": True, "ffn_bias": True, "drop_path_uniform": False},
+    )  # fmt: skip
+    side = ctor["img_size"]
+    return ViT(
+        tuple(side) if isinstance(side, list) else (side, side),
+        ctor["patch_size"],
+        ctor.get("in_chans", 3),
+        ctor["embed_dim"],
+        ctor["depth"],
+        ctor["num_heads"],
+        ctor.get("mlp_ratio", 4.0),
+        num_registers=ctor.get("num_register_tokens", 0),
+        pos_embed="learned",
+        pos_resize="dino",
+        qkv_bias=ctor.get("qkv_bias", True),
+        layer_scale=ctor.get("init_values") or None,
+        ffn=FFN[ctor.get("ffn_layer", "mlp")],  # pyright: ignore[reportArgumentType]
+    )
+
+
+def ours(case: Case) -> dict[str, Tensor]:
+    """The official state under our names; its teacher's mask token is never read."""
+    state = case.below("state")
+    state.pop("teacher.backbone.mask_token")
+    result = {"mask_token": state.pop("student.backbone.mask_token")[None]}
+    if "dino_loss.center" in state:
+        result |= {"center": state.pop("dino_loss.center"), "patch_center": state.pop("ibot_patch_loss.center")[0]}
+    renamed = {name.replace("teacher.", "teacher.average.", 1): value for name, value in state.items()}
+    return result | {name.replace("register_tokens", "reg_token"): value for name, value in renamed.items()}
+
+
+def _parts(objective: DINOv2, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The class token's loss of global and of local crops: their sum is `loss_cls`, and without local crops that is the
+    first, but divided by 3."""
+    local, weight = objective.config.local_crops_number, objective.config.dino_weight
+    alone = {name: value for name, value in batch.items() if name != "local"}
+    total, only_global = (weight * _loss_cls(objective, *given, step) for given in ((batch, local), (alone, 0)))
+    found = {"dino_global_crops_loss": only_global * 3 / (2 + max(2 * local, 1))}
+    if local:
+        found["dino_local_crops_loss"] = total - found["dino_global_crops_loss"]
+    return found
+
+
+@torch.no_grad()
+def _loss_cls(objective: DINOv2, batch: dict[str, Tensor], local: int, step: int) -> Tensor:
+    """With another number of local crops, and leaving no trace."""
+    twin = copy.deepcopy(objective).eval()
+    twin.config = twin.config.model_copy(update={"local_crops_number": local})
+    return twin(batch, step)["loss_cls"]
+
+
+def _batch(case: Case, step: int) -> dict[str, Tensor]:
+    """The batch of the official collate function, which is crop after crop."""
+    where, local, images = f"input/step{step}", case.config["nlocal"], case.config["batch"]
+    mask = case[f"{where}/collated_masks"]
+    weights = case[f"{where}/masks_weight"]
+    assert torch.equal(mask.flatten().nonzero().flatten(), case[f"{where}/mask_indices_list"])
+    assert torch.equal((1 / mask.sum(1, keepdim=True).clamp(min=1)).expand(mask.shape)[mask], weights)
+    batch = {
+        "global": case[f"{where}/collated_global_crops"].unflatten(0, (2, images)).transpose(0, 1),
+        "mask": mask.unflatten(0, (2, images)).transpose(0, 1),
+    }
+    if local:
+        batch["local"] = case[f"{where}/collated_local_crops"].unflatten(0, (local, images)).transpose(0, 1)
+    return batch
