@@ -48,6 +48,7 @@ def vit_arguments(state: Mapping[str, Tensor], *, num_heads: int | None = None) 
         arguments["layer_scale"] = 1.0
     if "reg_token" in state:
         arguments["num_registers"] = state["reg_token"].shape[1]
-    if "blocks.0.mlp.fc2.weight" in state and state["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
-        arguments |= {"ffn": "swiglu", "mlp_ratio": state["blocks.0.mlp.fc2.weight"].shape[1] / dim}
+    inner = state["blocks.0.mlp.fc2.weight"].shape[1]
+    if inner != hidden:  # the first layer of a SwiGLU gives gate and value, of two thirds of an MLP's width
+        arguments |= {"ffn": "swiglu", "mlp_ratio": inner * 1.5 / dim}
     return arguments

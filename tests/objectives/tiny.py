@@ -64,7 +64,7 @@ SMALL["beit"] = {
     "color_jitter": (0.4, 0.4, 0, 0),
 }
 SMALL["beit2"] = SMALL["beit"] | {"early_layers": 1, "head_layers": 2}
-SMALL["dvae"] = {"num_tokens": 12, "codebook_dim": 4}
+SMALL["dvae"] = {"num_tokens": 64, "codebook_dim": 16}
 SMALL["vqkd"] = {
     "num_codes": 12,
     "code_dim": 4,
@@ -99,7 +99,7 @@ def backbone(name: str, shape: Shape | None = None, *, registers: int = 0) -> An
     """A backbone that objective `name` works on."""
     shape = shape or Shape()
     if name == "dvae":
-        return ConvEncoder(shape.size, shape.patch_size, shape.in_chans, 8)
+        return ConvEncoder(shape.size, shape.patch_size, shape.in_chans, 32)
     pos_embed = "learned" if name == "dino" else "sincos"
     return ViT(
         shape.size, shape.patch_size, shape.in_chans, 16, 2, 2, 2.0, num_registers=registers, pos_embed=pos_embed
