@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from pretrain.models.importers.names import is_vit, mask_token, take, to_vit
 from pretrain.models.importers.weights import State, Weights, below, some, under
 
@@ -56,11 +58,13 @@ def dinov2(state: State, source: object) -> Weights | None:
     for part in ("dino_head.", "ibot_head."):
         heads |= under(f"student.{part}", below(student, part))
         heads |= under(f"teacher.average.{part}", below(teacher, part))
-    for name, official in (("center", "dino_loss.center"), ("patch_center", "ibot_patch_loss.center")):
-        if official in state:
-            heads[name] = state[official].reshape(1, -1)
-    known = (*(b + part for b in BRANCHES for part in ("backbone.", "dino_head.", "ibot_head.")),)
+    last = (f"student.{head}.last_layer.weight_v" for head in ("dino_head", "ibot_head"))
+    prototypes = [len(state[name]) for name in last if name in state]
     centres = ("dino_loss.center", "ibot_patch_loss.center")
+    for name, official, count in zip(("center", "patch_center"), centres, (prototypes[0], prototypes[-1]), strict=True):
+        # With Sinkhorn-Knopp there are none, or they stay zero.
+        heads[name] = state[official].reshape(1, -1) if official in state else torch.zeros(1, count)
+    known = (*(b + part for b in BRANCHES for part in ("backbone.", "dino_head.", "ibot_head.")),)
     left_out += [name for name in state if not name.startswith(known) and name not in centres]
     return Weights("dinov2", to_vit(backbone, source), heads, left_out=tuple(left_out))
 

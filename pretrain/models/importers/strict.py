@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.models import pos_embed as positions
 from pretrain.models import rel_pos
-from pretrain.models.importers.weights import Grid, MatchReport, State
-
-TABLE = "relative_position_bias_table"
-SHARED_TABLE = f"rel_pos_bias.{TABLE}"
+from pretrain.models.importers.forms import TABLE, in_the_form_of
+from pretrain.models.importers.weights import Grid, MatchReport
 
 
 def load_strict(
@@ -38,7 +34,7 @@ def load_strict(
         ValueError: names are unexpected, or missing and not allowed to be, or shapes differ; all of them are listed.
     """
     own = module.state_dict()
-    fitted, converted = _in_the_modules_form(module, dict(state))
+    fitted, converted = in_the_form_of(module, own, dict(state))
     unexpected = [name for name in fitted if name not in own]
     missing = [name for name in own if name not in fitted]
     resized, problems = [], []
@@ -87,56 +83,14 @@ def _square(is_square: bool, side: int, name: str) -> Grid:
 
 
 def _grid_of(module: nn.Module, name: str) -> Grid | None:
-    """The grid of the position table `name`: that of the nearest module around it that has one; None: no table."""
+    """The grid of the position table `name`: that of the nearest module around it that has one; None: no such table."""
     path, _, leaf = name.rpartition(".")
     if leaf not in ("pos_embed", TABLE):
         return None
     while True:
-        grid = getattr(module.get_submodule(path), "grid_size", None)
+        owner = module.get_submodule(path)
+        grid = getattr(owner, "grid_size", None)
         if grid is not None or not path:
-            return grid
+            # Tables of windows, as Swin has them, are not of a grid of patches.
+            return grid if leaf != TABLE or hasattr(owner, "rel_pos_kind") else None
         path = path.rpartition(".")[0]
-
-
-def _in_the_modules_form(module: nn.Module, state: State) -> tuple[State, list[str]]:
-    """The state as the vision transformers in `module` write it, and what was rewritten."""
-    done: list[str] = []
-    for path, vit in module.named_modules():
-        if hasattr(vit, "rel_pos_kind"):
-            prefix = f"{path}." if path else ""
-            done += _spread_shared_table(vit, prefix, state) + _rewrite_biases(vit, prefix, state)
-    return state, done
-
-
-def _spread_shared_table(vit: Any, prefix: str, state: State) -> list[str]:
-    """BEiT fine-tunes with a table in each block, which starts as the one that all shared."""
-    shared = prefix + SHARED_TABLE
-    if vit.rel_pos_kind != "per_block" or shared not in state:
-        return []
-    table = state.pop(shared)
-    state.update({f"{prefix}blocks.{i}.attn.{TABLE}": table.clone() for i in range(vit.depth)})
-    return [f"{shared} -> every block"]
-
-
-def _rewrite_biases(vit: Any, prefix: str, state: State) -> list[str]:
-    """One bias for queries, keys and values, or two of queries and values.
-
-    A bias of the keys adds the same to every score of a query, which softmax does not see; unless positions rotate the
-    keys. There it must be zero.
-    """
-    done = []
-    for i in range(vit.depth):
-        attn = f"{prefix}blocks.{i}.attn."
-        whole, query, value = (f"{attn}{name}" for name in ("qkv.bias", "q_bias", "v_bias"))
-        if vit.qkv_bias is True and query in state and value in state and whole not in state:
-            q, v = state.pop(query), state.pop(value)
-            state[whole] = torch.cat([q, torch.zeros_like(q), v])
-            done.append(f"{attn}q_bias, v_bias -> qkv.bias")
-        elif vit.qkv_bias == "no_key" and whole in state:
-            q, k, v = state[whole].chunk(3)
-            if vit.pos_kind == "rope" and k.any():
-                continue  # it stays, and is unexpected
-            del state[whole]
-            state |= {query: q.clone(), value: v.clone()}
-            done.append(f"{attn}qkv.bias -> q_bias, v_bias")
-    return done

@@ -1,0 +1,95 @@
+"""The same computation written as another module writes it: shared tables, split biases, timm's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.importers.weights import State
+
+TABLE = "relative_position_bias_table"
+SHARED_TABLE = f"rel_pos_bias.{TABLE}"
+
+
+def in_the_form_of(module: nn.Module, own: Mapping[str, Tensor], state: State) -> tuple[State, list[str]]:
+    """The state as the backbones in `module` write it, and what was rewritten.
+
+    Args:
+        own: the state of `module`.
+    """
+    done: list[str] = []
+    for path, inner in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if hasattr(inner, "rel_pos_kind"):
+            done += _spread_shared_table(inner, prefix, state)
+            done += _rewrite_biases(prefix, own, state, rotates=inner.pos_kind == "rope")
+        elif hasattr(inner, "family") and hasattr(inner, "model"):
+            _name_as_timm(prefix, own, state)
+            done += _fold_class_row(f"{prefix}model.", own, state)
+            done += _rewrite_biases(f"{prefix}model.", own, state, rotates=True)
+    return state, done
+
+
+def _spread_shared_table(vit: Any, prefix: str, state: State) -> list[str]:
+    """BEiT fine-tunes with a table in each block, which starts as the one that all shared."""
+    shared = prefix + SHARED_TABLE
+    if vit.rel_pos_kind != "per_block" or shared not in state:
+        return []
+    table = state.pop(shared)
+    state.update({f"{prefix}blocks.{i}.attn.{TABLE}": table.clone() for i in range(vit.depth)})
+    return [f"{shared} -> every block"]
+
+
+def _rewrite_biases(prefix: str, own: Mapping[str, Tensor], state: State, *, rotates: bool) -> list[str]:
+    """One bias for queries, keys and values, or two of queries and values.
+
+    A bias of the keys adds the same to every score of a query, which softmax does not see; unless positions rotate the
+    keys. There it must be zero.
+    """
+    done = []
+    for name in [name for name in state if name.startswith(prefix) and name.endswith((".q_bias", ".qkv.bias"))]:
+        stem = name.removesuffix("q_bias").removesuffix("qkv.bias")
+        whole, query, value = (f"{stem}{leaf}" for leaf in ("qkv.bias", "q_bias", "v_bias"))
+        if name in own:
+            continue
+        if name == query and whole in own and value in state:
+            q, v = state.pop(query), state.pop(value)
+            state[whole] = torch.cat([q, torch.zeros_like(q), v])
+            done.append(f"{stem}q_bias, v_bias -> qkv.bias")
+        elif name == whole and query in own:
+            q, k, v = state[whole].chunk(3)
+            if rotates and k.any():
+                continue  # it stays, and is unexpected
+            del state[whole]
+            state |= {query: q.clone(), value: v.clone()}
+            done.append(f"{stem}qkv.bias -> q_bias, v_bias")
+    return done
+
+
+def _name_as_timm(prefix: str, own: Mapping[str, Tensor], state: State) -> None:
+    """Below `model`, and with the names of BEiT's and EVA's classes where the model is one."""
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(f"{prefix}model.")]:
+        new = f"{prefix}model.{name.removeprefix(prefix)}"
+        if new not in own:
+            scaled = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", new)
+            new = scaled if scaled in own else new
+        gate, value = (new.replace(".mlp.fc1.", f".mlp.fc1_{part}.") for part in "gx")
+        tensor = state.pop(name)
+        if new != gate and new not in own and gate in own:
+            state[gate], state[value] = (half.clone() for half in tensor.chunk(2))
+        else:
+            state[new] = tensor
+
+
+def _fold_class_row(prefix: str, own: Mapping[str, Tensor], state: State) -> list[str]:
+    """A model whose position table has no class row adds it to its class token: the same first layer."""
+    table, token = f"{prefix}pos_embed", f"{prefix}cls_token"
+    if table not in own or table not in state or token not in state or state[table].shape[1] != own[table].shape[1] + 1:
+        return []
+    rows = state[table]
+    state |= {token: state[token] + rows[:, :1], table: rows[:, 1:]}
+    return [f"{table}: class row -> {token}"]
