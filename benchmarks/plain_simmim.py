@@ -41,7 +41,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainSimMIM(nn.Module):
-    """A ViT with class token and shared relative positions; `forward` takes images and which patches are masked [b, N]."""
+    """A ViT with class token and shared relative positions; `forward` takes images and a mask of patches [b, N]."""
 
     def __init__(
         self, *, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0,
