@@ -122,6 +122,8 @@ class DINOv2(SelfDistillation):
             gram = self.gram_teacher.loss(patches, seen, grid=grid_of(crops[0], self.backbone.patch_size))
             loss = loss + config.gram.weight * gram
             result["loss_gram"] = gram.detach()
+        if config.centering == "centering":
+            result["center_norm"] = self.center.norm()
         both = both.detach()
         return {
             "loss": loss,
@@ -131,7 +133,6 @@ class DINOv2(SelfDistillation):
             "patch_entropy": of_patches.teacher_entropy,
             "feature_std": feature_std(both),
             "student_teacher_cosine": F.cosine_similarity(both.float(), teacher_features.float()).mean(),
-            "center_norm": self.center.norm(),
         }
 
     def encode_student(self, batch: dict[str, Tensor], crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +222,8 @@ class DINOv2(SelfDistillation):
         frozen = config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         groups = param_groups.split(self)
         for head in ("dino_head", "ibot_head"):
-            groups = param_groups.take(groups, f"student.{head}.last_layer.", into=f"{head}_last", frozen_steps=frozen)
+            last = f"student.{head}.last_layer."
+            groups = param_groups.take(groups, last, into=f"{head}_last", frozen_steps=frozen, keeps_moments=True)
         if config.layerwise_decay != 1 or config.patch_embed_lr_mult != 1:
             groups = layer_decay(
                 groups,
