@@ -91,6 +91,15 @@ def check_decay(case: Case, vit: ViT, mask_token: nn.Parameter) -> None:
 
 def build_vit(case: Case) -> tuple[ViT, nn.Parameter]:
     """The official backbone in evaluation mode, and its mask token [1, 1, D]."""
+    vit = new_vit(case).eval()
+    state = {ours(name, chunks=chunks(case)): value for name, value in case.below("state").items()}
+    mask_token = nn.Parameter(state.pop("mask_token")[None])
+    vit.load_state_dict(state)
+    return vit, mask_token
+
+
+def new_vit(case: Case) -> ViT:
+    """Of the official backbone's kind, with weights of its own."""
     known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
     known += ("init_values", "ffn_layer", "block_chunks", "num_register_tokens")
     known += ("interpolate_antialias", "interpolate_offset")
@@ -98,7 +107,7 @@ def build_vit(case: Case) -> tuple[ViT, nn.Parameter]:
     ctor = case.take("ctor", *known, neutral=neutral)
     side = ctor["img_size"]
     resize = (float(ctor.get("interpolate_offset", 0.1)), bool(ctor.get("interpolate_antialias", False)))
-    vit = ViT(
+    return ViT(
         tuple(side) if isinstance(side, list) else (side, side),
         ctor["patch_size"],
         ctor.get("in_chans", 3),
@@ -112,11 +121,7 @@ def build_vit(case: Case) -> tuple[ViT, nn.Parameter]:
         qkv_bias=ctor.get("qkv_bias", True),
         layer_scale=ctor.get("init_values"),
         ffn=FFN[ctor.get("ffn_layer", "mlp")],  # pyright: ignore[reportArgumentType]
-    ).eval()
-    state = {ours(name, chunks=chunks(case)): value for name, value in case.below("state").items()}
-    mask_token = nn.Parameter(state.pop("mask_token")[None])
-    vit.load_state_dict(state)
-    return vit, mask_token
+    )
 
 
 def chunks(case: Case) -> bool:
@@ -155,6 +160,7 @@ def _check_subsets(case: Case, block: nn.Module, x: Tensor) -> None:
     """Uniform numbers whose largest belong to the samples that the official permutations began with."""
     rate = case.config["drop_path"]
     assert rate > 0.1, f"{case.name}: the official block drops by subset above 0.1 only"
+    assert isinstance(block, Block)
     block.train()
     block.drop_rate, block.drop_subset = rate, True
     columns = []
@@ -181,7 +187,7 @@ def _layer(case: Case, kind: str) -> nn.Module:
             qkv_bias="attn.qkv.bias" in state,
             layer_scale=config["init_values"],
             ffn=FFN[config["ffn"]],  # pyright: ignore[reportArgumentType]
-            norm_eps=1e-5 if config.get("norm_eps") is None else config["norm_eps"],
+            norm_eps=1e-6,
         )
         block.load_state_dict({ours(name): tensor for name, tensor in state.items()})
         return block
