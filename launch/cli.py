@@ -13,6 +13,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea launch local N CONFIG [...]       the same on N processes of this machine, restarted when one dies
   fovea release RUN OUT                   the run's backbone as a folder that timm loads
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy, beside an untrained network and raw pixels
+  fovea replay CAPTURE                    compute a step again that had no finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea finetune                          not in this version
 
@@ -44,6 +45,12 @@ def _probe(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _replay(arguments: list[str]) -> int:
+    from pretrain.replay import main
+
+    return main(arguments)
+
+
 def _scale(arguments: list[str]) -> int:
     from pretrain.scale import main
 
@@ -68,6 +75,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": _launch,
     "release": _release,
     "probe": _probe,
+    "replay": _replay,
     "scale": _scale,
     "finetune": _finetune,
 }

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +25,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 from pretrain.ranks import read_launch
 
 _RENDEZVOUS_SECONDS = 300.0
+_acts_alone = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,19 @@ def _wait(pause: float, deadline: float, what: str) -> float:
     return min(pause * 2, 0.2)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes as if it were the only one: no function of this file waits for another rank."""
+    global _acts_alone
+    before, _acts_alone = _acts_alone, True
+    try:
+        yield
+    finally:
+        _acts_alone = before
+
+
 def is_alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    return _acts_alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 def rank() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch import Tensor
 from pretrain.config import Plan, PretrainConfig
 from pretrain.data import augment
 from pretrain.data.dataset import Dataset
+from pretrain.data.microbatch import MicroBatches
 from pretrain.data.order import Order
-from pretrain.data.pipeline import make_loader
+from pretrain.data.pipeline import make_loader, make_micro_batches
 from pretrain.data.reader import Reader
 from pretrain.data.substitute import BadRecord, BadSamples
 from pretrain.distributed import World
@@ -38,11 +39,15 @@ class Feed:
         *,
         start_step: int,
         say: Callable[[str], None],
+        passed_over: Mapping[int, int] | None = None,
     ):
         self.views = config.objective.views(config.model)
         self.latest: dict[str, Tensor] = {}
         self.waited = 0.0
         self._config, self._dataset, self._device = config, dataset, world.device
+        self._micro_batches = find_micro_batches(
+            config, dataset, rank=world.rank, world=world.world_size, passed_over=passed_over
+        )
         self._list = Path(config.run_dir) / f"bad_samples.rank{world.rank}.jsonl"
         known = {(record["shard"], record["key"]) for record in _read_records(self._list)}
         self._say = say
@@ -65,6 +70,7 @@ class Feed:
             num_workers=config.data.num_workers,
             # Without a GPU the colours are as cheap in a worker, and the step need not wait for them.
             augment_on="device" if on_gpu or not config.data.num_workers else "worker",
+            passed_over=passed_over,
             bad_samples=self.bad,
             prefetch_factor=config.data.prefetch,
             pin_memory=on_gpu,
@@ -79,6 +85,11 @@ class Feed:
                 return
             self.latest = augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
             yield self.latest
+
+    def again(self, step: int, micro: int) -> dict[str, Tensor]:
+        """Micro-batch `micro` of this rank in the step after `step` completed ones, read anew."""
+        host_batch = self._micro_batches[step * self._micro_batches.accumulation + micro]
+        return augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
 
     def close(self) -> None:
         """End the reading processes."""
@@ -96,6 +107,26 @@ class Feed:
             file.write(json.dumps(record) + "\n")
         where = f"{record['shard']}/{record['key']}"
         self._say(f"bad sample {where}: {record['reason']}; used {record['substitute']} instead")
+
+
+def find_micro_batches(
+    config: PretrainConfig, dataset: Dataset, *, rank: int, world: int, passed_over: Mapping[int, int] | None
+) -> MicroBatches:
+    """All micro-batches of a rank of a run, from its first step on."""
+    return make_micro_batches(
+        dataset,
+        config.objective.views(config.model),
+        in_chans=config.model.in_chans,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        block_shards=config.data.block_shards,
+        global_batch=config.optim.global_batch_size,
+        micro_batch=config.optim.global_batch_size // (world * config.engine.accumulation_steps),
+        rank=rank,
+        world=world,
+        passed_over=passed_over,
+    )
 
 
 def _read_records(path: Path) -> list[BadRecord]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ from pretrain.engine.checkpoint import Checkpoints, Found
 from pretrain.engine.commit import CheckpointError
 from pretrain.engine.lease import Lease, RunInUseError
 from pretrain.engine.log import RunLog
-from pretrain.engine.loop import NonFiniteError, every, fit
+from pretrain.engine.loop import every, fit
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.optim import OptimSettings
 from pretrain.engine.trainable import Engine, EngineSettings, StepResult
 from pretrain.feed import Feed
 from pretrain.objectives.base import Horizon, Objective
+from pretrain.online_doctor import AlarmError, OnlineDoctor
 from pretrain.online_probe import OnlineProbe
+from pretrain.passed_over import PassedOver
 from pretrain.record import versions
+from pretrain.recovery import Recovery, RewindError, newest_healthy
 from pretrain.runfolder import check_same_run, write_records
 from pretrain.start import build_objective, start_weights
 
@@ -49,12 +54,15 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
         with ExitStack() as stack:
             stack.callback(distributed.close)
             _hold_lease(Path(config.run_dir), stack)
-            return Run(config, dataset, steps, world, stack).train()
+            while True:
+                with suppress(RewindError), ExitStack() as parts:
+                    return Run(config, dataset, steps, world, parts).train()
+                gc.collect()  # the weights of the run that ended; the next one starts as after a kill
     except (ConfigError, RunInUseError) as error:
         return _fail(error, EXIT_CONFIG)
     except CheckpointError as error:
         return _fail(error, EXIT_NO_CHECKPOINT)
-    except (NonFiniteError, TooManyBadSamplesError) as error:
+    except (NonFiniteError, TooManyBadSamplesError, AlarmError) as error:
         return _fail(error, EXIT_FAILED)
 
 
@@ -71,6 +79,8 @@ class Run:
             milestone_every=config.checkpoint.milestone_every_steps or 0,
         )
         self.checkpoints.clean()
+        self.passed_over = PassedOver(self.folder)
+        rewound = self.passed_over.complete()
         found = self.checkpoints.find_latest()
         if found is not None:
             check_same_run(config, dataset.fingerprint)
@@ -82,15 +92,39 @@ class Run:
         if found is not None:
             self.engine.load(found.folder)
             greeting = _resumed(found)
+        if rewound is not None:
+            greeting.append(f"rewound from step {rewound.at} to step {rewound.to}")
         self.start_step = self.engine.step_count
         self.log = self._open_log(stack)
         for line in greeting:
             self.say(line)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
         stack.callback(self.watch.close)
-        self.feed = Feed(config, steps, dataset, world, start_step=self.start_step, say=self.say)
+        self.feed = Feed(
+            config,
+            steps,
+            dataset,
+            world,
+            start_step=self.start_step,
+            say=self.say,
+            passed_over=self.passed_over.skips,
+        )
         stack.callback(self.feed.close)
+        self.recovery = Recovery(
+            config,
+            self.objective,
+            self.engine,
+            self.feed,
+            self.passed_over,
+            world=world,
+            fingerprint=dataset.fingerprint,
+            start_step=self.start_step,
+            known=dict(found.about) if found else {},
+            say=self.say,
+        )
+        self.checkpoints.protected = newest_healthy(self.folder) if self.first else None
         self.probe = OnlineProbe(config, world) if config.probe else None
+        self.doctor = self._call_doctor()
         self._since = (self.start_step, time.perf_counter(), 0.0)
 
     def train(self) -> int:
@@ -117,6 +151,8 @@ class Run:
             log_every=config.log.every_steps,
             save_every=config.checkpoint.every_steps,
             probe_every=config.probe.every_steps if config.probe else 0,
+            non_finite=self.recovery,
+            examine=self._examine,
         )
         if reached < steps.total_steps:
             self.say(
@@ -173,6 +209,39 @@ class Run:
             self.objective.train()
             self.log.pictures(step, pictures)
 
+    def _call_doctor(self) -> OnlineDoctor | None:
+        if self.config.doctor is None:
+            return None
+        return OnlineDoctor(
+            self.config,
+            self.steps,
+            self.dataset,
+            self.world,
+            self.objective,
+            start_step=self.start_step,
+            rows=self.log.rows() if self.log is not None else (),
+        )
+
+    def _examine(self, step: int, result: StepResult) -> None:
+        """Ask the doctor; react to an alarm as `doctor.reaction` says.
+
+        Raises:
+            AlarmError: the run stops. RewindError: it goes back.
+        """
+        if self.doctor is None:
+            return
+        verdicts = self.doctor(step, result)
+        if self.log is not None:
+            if self.doctor.measured:
+                self.log.scalars(step, self.doctor.measured)
+            for verdict in verdicts:
+                self.log.alarm(step, verdict.rule, verdict.text)
+        if verdicts and self.doctor.settings.reaction == "rewind":
+            self.recovery.go_back(step, self.doctor.suspects(step), why=verdicts[0].text)
+        if verdicts and self.doctor.settings.reaction == "stop":
+            said = "\n".join(f"{verdict.rule}: {verdict.text}" for verdict in verdicts)
+            raise AlarmError(f"stopped at step {step} by an alarm (doctor.reaction=stop); nothing saved of it\n{said}")
+
     def _report_skipped(self, step: int, result: StepResult) -> None:
         if result.overflow:
             return
@@ -194,7 +263,10 @@ class Run:
             "fingerprint": self.dataset.fingerprint,
             "world_size": self.world.world_size,
             "versions": versions(),
+            **self.recovery.about(step),
         }
+        if about["healthy"]:
+            self.checkpoints.protected = step
         folder = self.checkpoints.save(self.engine, step, about)
         if self.log is not None and step < self.steps.total_steps:
             self.log.say(f"saved {folder}")

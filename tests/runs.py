@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,9 +46,11 @@ def write_config(folder: Path, objective: str, *, name: str = "run") -> Path:
     return path
 
 
-def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen[str]:
+def start(
+    config: Path, *overrides: str, processes: int = 1, command: Sequence[str] = ("pretrain",)
+) -> subprocess.Popen[str]:
     """`python -m pretrain`, under torchrun for several processes, in a process group of its own."""
-    command = [sys.executable, "-m", "pretrain", str(config), *overrides]
+    command = [sys.executable, "-m", *command, str(config), *overrides]
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [sys.executable, *torchrun, *command[1:]]
@@ -60,9 +62,15 @@ def start(config: Path, *overrides: str, processes: int = 1) -> subprocess.Popen
     )
 
 
-def finish(config: Path, *overrides: str, processes: int = 1, timeout: float = 180) -> tuple[int, str]:
+def finish(
+    config: Path,
+    *overrides: str,
+    processes: int = 1,
+    timeout: float = 180,
+    command: Sequence[str] = ("pretrain",),
+) -> tuple[int, str]:
     """Run to the end: (exit status, what it said)."""
-    process = start(config, *overrides, processes=processes)
+    process = start(config, *overrides, processes=processes, command=command)
     try:
         said, _ = process.communicate(timeout=timeout)
     finally:

@@ -6,9 +6,9 @@ random numbers are keyed by position. So the number of ranks and workers, a kill
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ class MicroBatches:
     world: int
     stages: tuple[Stage, ...] = ()
     normalize: tuple[Sequence[float], Sequence[float]] | None = None  # mean and std: augment here, not on the device
+    passed_over: Mapping[int, int] = field(
+        default_factory=dict
+    )  # position: how many of its candidates, own sample first
     reader: Reader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +115,9 @@ class _Source:
         self.bad = bad
         self.failed: list[BadRecord] = []
         self.name = ("", "")
+        for shard, index in islice(self.places, of.passed_over.get(position, 0)):
+            self.name = (of.dataset.names[shard], of.reader.key(shard, index))
+            self._fail("passed over: a batch with it had no finite loss or gradient", passed_over=True)
 
     def read(self) -> Sample:
         only = None if self.of.stages else IMAGE_EXTENSIONS
@@ -142,10 +148,13 @@ class _Source:
                 record["substitute"] = "/".join(self.name)
             return image
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, *, passed_over: bool = False) -> None:
         shard, key = self.name
-        self.failed.append(BadRecord(position=self.position, shard=shard, key=key, reason=reason, substitute=""))
-        self.bad.append(self.failed[-1])
+        record = BadRecord(
+            position=self.position, shard=shard, key=key, reason=reason, substitute="", passed_over=passed_over
+        )
+        self.failed.append(record)
+        self.bad.append(record)
 
 
 class _Entry:

@@ -17,13 +17,17 @@ MAX_SUBSTITUTES = 8
 
 
 class BadRecord(TypedDict):
-    """One unusable read. `substitute` is "shard/key" of the sample that took the position."""
+    """One sample that was not used. `substitute` is "shard/key" of the sample that took the position.
+
+    `passed_over`: it can be read, but the run has it on its list of samples to pass over.
+    """
 
     position: int
     shard: str
     key: str
     reason: str
     substitute: str
+    passed_over: bool
 
 
 class TooManyBadSamplesError(ValueError):
@@ -41,7 +45,7 @@ def candidates(counts: np.ndarray, seed: int, position: int) -> Iterator[tuple[i
 
 
 class BadSamples:
-    """Counts the bad samples that the batches of this rank report.
+    """Counts the bad samples that the batches of this rank report. What was passed over on purpose is listed only.
 
     max_bad_fraction  of all reads, judged from `min_seen` samples on; a data set with nothing but bad samples stops
                       sooner, in the worker that finds no substitute
@@ -74,6 +78,7 @@ class BadSamples:
                 if self._record is not None:
                     self._record(record)
         self.num_seen += num_samples
+        bad = [record for record in bad if not record["passed_over"]]
         self.num_bad += len(bad)
         reads = self.num_seen + self.num_bad
         if self.num_seen >= self._min_seen and self.num_bad > self.max_bad_fraction * reads:

@@ -30,12 +30,16 @@ class Checkpoints:
 
     Args:
         keep_last: newest ones to keep. milestone_every: steps that are multiples stay for good (0: none).
+
+    Attributes:
+        protected: a step that stays, however old: where the run would rewind to.
     """
 
     def __init__(self, root: Path, *, keep_last: int = 3, milestone_every: int = 0):
         if keep_last < 1:
             raise ValueError(f"keep_last {keep_last}: keep at least 1 checkpoint")
         self.root, self._keep_last, self._milestone_every = root, keep_last, milestone_every
+        self.protected: int | None = None
 
     def clean(self) -> list[str]:
         """Remove what a killed run left half-written; the names. Call it at start, under the run's lease."""
@@ -124,7 +128,12 @@ class Checkpoints:
         self.verify(newest)
         if distributed.rank() == 0:
             commit.point_latest(self.root, newest)
-            commit.prune(self.root, keep_last=self._keep_last, milestone_every=self._milestone_every)
+            commit.prune(
+                self.root,
+                keep_last=self._keep_last,
+                milestone_every=self._milestone_every,
+                protected=self.protected,
+            )
 
     def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
         result, problem = None, None

@@ -178,22 +178,36 @@ def clean(root: Path) -> list[str]:
     return [path.name for path in left]
 
 
-def prune(root: Path, *, keep_last: int, milestone_every: int) -> list[str]:
+def prune(root: Path, *, keep_last: int, milestone_every: int, protected: int | None = None) -> list[str]:
     """Delete all but the newest `keep_last` and the steps that are multiples of `milestone_every` (0: no milestones).
+
+    The `protected` step stays too.
 
     Call it only once the newest one is verified. A folder leaves by one rename: half of it never is a checkpoint.
     """
     gone = []
     for path in checkpoints(root)[keep_last:]:
         step = int(path.name.removeprefix("step-"))
-        if milestone_every and step % milestone_every == 0:
+        if (milestone_every and step % milestone_every == 0) or step == protected:
             continue
-        trash = root / f".trash-{path.name}"
-        shutil.rmtree(trash, ignore_errors=True)
-        path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(path)
         gone.append(path.name)
     return gone
+
+
+def remove_after(root: Path, step: int) -> list[str]:
+    """Delete the checkpoints of later steps than `step`, newest first; the names."""
+    late = [path for path in checkpoints(root) if int(path.name.removeprefix("step-")) > step]
+    for path in late:
+        _remove(path)
+    return [path.name for path in late]
+
+
+def _remove(path: Path) -> None:
+    trash = path.with_name(f".trash-{path.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def point_latest(root: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.distributed import World
 from pretrain.engine import lars
-from pretrain.engine.clip import clip_coefficients, decide, scale_gradients
+from pretrain.engine.clip import Verdict, clip_coefficients, decide, scale_gradients
 from pretrain.engine.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
 from pretrain.engine.heads_first import hold_trunk
@@ -141,6 +141,7 @@ class StepEngine(ABC):
         skipped = bool(verdict.bad_ranks) or not math.isfinite(verdict.grad_norm)
         overflow = skipped and not verdict.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
         scale = self.scaler.scale
+        bad_parts, bad_positions = _gather_bad(parts) if verdict.bad_ranks else ((), ())
         if skipped:
             self._discard()
             if overflow:
@@ -161,12 +162,15 @@ class StepEngine(ABC):
         return StepResult(
             losses=verdict.losses,
             grad_norm=verdict.grad_norm,
+            norms=verdict.norms,
             lr=lr,
             weight_decay=weight_decay,
             skipped=skipped,
             overflow=overflow,
             bad_ranks=verdict.bad_ranks,
-            bad_positions=_gather_positions(parts) if verdict.bad_ranks else (),
+            bad_positions=bad_positions,
+            bad_parts=bad_parts,
+            first_bad=_first_bad(verdict) if skipped else "",
             requests=verdict.requests,
             loss_scale=scale,
             data_wait=min(1.0, verdict.wait / seconds),
@@ -207,7 +211,7 @@ class StepEngine(ABC):
 
     def _keep_frozen(self, step: int) -> None:
         for index, group in enumerate(self.groups):
-            if step < group["frozen_steps"]:
+            if step < group["frozen_steps"] and not group.get("keeps_moments", False):
                 owners = {id(f.owner): f.owner for f in self.fragments if f.group == index}
                 forget(self.optimizer, list(owners.values()))
 
@@ -215,10 +219,8 @@ class StepEngine(ABC):
 
     def save(self, folder: Path) -> list[Receipt]:
         """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments where they live."""
-        receipts = []
-        model = self._model_state()
+        receipts = self.save_model(folder)
         if self.world.rank == 0:
-            receipts.append(write_tensors(folder / MODEL_FILE, model))
             state = {"step_count": self.step_count, "scaler": self.scaler.state()}
             receipts.append(write_file(folder / ENGINE_FILE, json.dumps(state).encode()))
         if self.owns_fragments:
@@ -226,6 +228,11 @@ class StepEngine(ABC):
             tensors = state_tensors(self.optimizer, self.fragments)
             receipts.append(write_tensors(folder / name, tensors, state_ranges(self.fragments)))
         return receipts
+
+    def save_model(self, folder: Path) -> list[Receipt]:
+        """Rank 0 writes the model's parameters and buffers into `folder`; every rank takes part."""
+        model = self._model_state()
+        return [write_tensors(folder / MODEL_FILE, model)] if self.world.rank == 0 else []
 
     def load(self, folder: Path) -> None:
         """Continue from `folder`, whatever engine and world size wrote it.
@@ -259,10 +266,21 @@ class StepEngine(ABC):
         self.trainable.load_state_dict(state)
 
 
-def _gather_positions(parts: Sequence[Part]) -> tuple[int, ...]:
-    """Sample positions of all ranks' micro-batches whose loss is not finite."""
-    mine = [position.tolist() for finite, position in parts if position is not None and not finite]
-    return tuple(sample for rank in distributed.all_gather_object(mine) for positions in rank for sample in positions)
+def _gather_bad(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+    """(rank, micro-batch) of all losses that are not finite, and the sample positions of those micro-batches."""
+    mine = [
+        (micro, [] if position is None else position.tolist())
+        for micro, (finite, position) in enumerate(parts)
+        if not finite
+    ]
+    found = [(rank, *part) for rank, bad in enumerate(distributed.all_gather_object(mine)) for part in bad]
+    places = tuple((rank, micro) for rank, micro, _ in found)
+    return places, tuple(sample for _, _, positions in found for sample in positions)
+
+
+def _first_bad(verdict: Verdict) -> str:
+    values = {**verdict.losses, **verdict.norms}
+    return next((name for name, value in values.items() if not math.isfinite(value)), "gradient norm")
 
 
 def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

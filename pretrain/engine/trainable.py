@@ -25,6 +25,7 @@ class ParamGroup(TypedDict):
     lr_scale: float
     weight_decay_scale: float
     frozen_steps: int  # until then the group stays exactly as it is, its optimizer state too
+    keeps_moments: NotRequired[bool]  # then its optimizer state already follows the gradients
     clip_group: NotRequired[str]  # what clip_mode "per_module" clips together
 
 
@@ -53,10 +54,13 @@ class StepResult:
     Attributes:
         losses: means over micro-batches and ranks of what forward returned.
         grad_norm: before clipping; nan when the step was skipped for a non-finite loss.
+        norms: of each parameter's gradient, by name, before clipping.
         skipped: nothing was updated: weights, optimizer, teacher.
         overflow: skipped because the fp16 loss scale was too high, which is its way to find it.
         bad_ranks: ranks that saw a non-finite loss.
         bad_positions: sample positions of those micro-batches.
+        bad_parts: (rank, micro-batch of the step) of those micro-batches.
+        first_bad: of a skipped step, the first loss that was not finite, or the first parameter with such a gradient.
         requests: what any rank asked for (bits of `preempt.STOP`, `preempt.SAVE`).
         data_wait: share of the step's time spent waiting for batches, 0 to 1, of the slowest rank.
         seconds: duration of the step, of the slowest rank.
@@ -70,10 +74,13 @@ class StepResult:
     overflow: bool = False
     bad_ranks: tuple[int, ...] = ()
     bad_positions: tuple[int, ...] = ()
+    bad_parts: tuple[tuple[int, int], ...] = ()
+    first_bad: str = ""
     requests: int = 0
     loss_scale: float = 1.0
     data_wait: float = 0.0
     seconds: float = 0.0
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,10 @@ class Engine(Protocol):
 
     def save(self, folder: Path) -> list[Receipt]:
         """Write this rank's files of a checkpoint."""
+        ...
+
+    def save_model(self, folder: Path) -> list[Receipt]:
+        """Write parameters and buffers alone."""
         ...
 
     def load(self, folder: Path) -> None: ...

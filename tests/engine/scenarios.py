@@ -18,7 +18,8 @@ from pretrain.engine import preempt
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.commit import CheckpointError
-from pretrain.engine.loop import NonFiniteError, fit
+from pretrain.engine.loop import fit
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.optim import OptimSettings
 from pretrain.engine.step import StepEngine
 from pretrain.engine.tensorfile import write_tensors

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pretrain.distributed import World
-from pretrain.engine.loop import NonFiniteError, every, fit
+from pretrain.engine.loop import every, fit
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.preempt import SAVE, STOP
 
 from .scenarios import build
