@@ -7,14 +7,12 @@ import copy
 import torch
 from torch import Tensor
 
-from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.dinov2 import DINOv2
 
+from . import dinov2_vit
 from .case import Case, key_third
-
-FFN = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}
 
 
 class GivenSchedules(DINOv2):
@@ -53,10 +51,11 @@ def run_objective(case: Case) -> None:
         objective.after_step(step + 1)
         if step == 0:
             for name in case.below("expect/teacher_after_ema"):
-                case.check(f"expect/teacher_after_ema/{name}", objective.state_dict()[f"teacher.average.{name}"])
+                follower = objective.state_dict()[ours_of(case, f"teacher.{name}")]
+                case.check(f"expect/teacher_after_ema/{name}", follower)
     assert gradients is not None
     for name, expect in case.below("grad").items():
-        gradient = gradients["mask_token" if name == "backbone.mask_token" else f"student.{name}"]
+        gradient = gradients["mask_token" if name == "backbone.mask_token" else ours_of(case, f"student.{name}")]
         assert gradient is not None, f"{name}: no gradient reached it"
         case.check(f"grad/{name}", gradient.view(expect.shape), zero=key_third(name, expect))
     case.check("expect/final/dino_loss.center", objective.center)
@@ -87,45 +86,26 @@ def build(case: Case) -> GivenSchedules:
         local_crops_number=case.config["nlocal"],
         local_crops_size=case.config["l"],
     )
-    objective = GivenSchedules(config, build_vit(case), Horizon(total_steps=10, steps_per_epoch=1))
+    objective = GivenSchedules(config, dinov2_vit.new_vit(case), Horizon(total_steps=10, steps_per_epoch=1))
     objective.temps, objective.given_momentum = case.config["teacher_temp"], case.config["m"]
     return objective
 
 
-def build_vit(case: Case) -> ViT:
-    ctor = case.take(
-        "ctor", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
-        "init_values", "ffn_layer", "num_register_tokens",
-        neutral={"block_chunks": 0, "drop_path_rate": 0, "interpolate_antialias": False, "interpolate_offset": 0.1,
-                 "proj_bias": True, "ffn_bias": True, "drop_path_uniform": False},
-    )  # fmt: skip
-    side = ctor["img_size"]
-    return ViT(
-        tuple(side) if isinstance(side, list) else (side, side),
-        ctor["patch_size"],
-        ctor.get("in_chans", 3),
-        ctor["embed_dim"],
-        ctor["depth"],
-        ctor["num_heads"],
-        ctor.get("mlp_ratio", 4.0),
-        num_registers=ctor.get("num_register_tokens", 0),
-        pos_embed="learned",
-        pos_resize="dino",
-        qkv_bias=ctor.get("qkv_bias", True),
-        layer_scale=ctor.get("init_values") or None,
-        ffn=FFN[ctor.get("ffn_layer", "mlp")],  # pyright: ignore[reportArgumentType]
-    )
-
-
 def ours(case: Case) -> dict[str, Tensor]:
     """The official state under our names; its teacher's mask token is never read."""
-    state = case.below("state")
-    state.pop("teacher.backbone.mask_token")
+    state = {ours_of(case, name): value for name, value in case.below("state").items()}
+    state.pop("teacher.average.backbone.mask_token")
     result = {"mask_token": state.pop("student.backbone.mask_token")[None]}
     if "dino_loss.center" in state:
         result |= {"center": state.pop("dino_loss.center"), "patch_center": state.pop("ibot_patch_loss.center")[0]}
-    renamed = {name.replace("teacher.", "teacher.average.", 1): value for name, value in state.items()}
-    return result | {name.replace("register_tokens", "reg_token"): value for name, value in renamed.items()}
+    return state | result
+
+
+def ours_of(case: Case, name: str) -> str:
+    """Our name of a parameter of the official student or teacher."""
+    branch, mark, inner = name.partition("backbone.")
+    inner = dinov2_vit.ours(inner, chunks=dinov2_vit.chunks(case)) if mark else inner
+    return branch.replace("teacher.", "teacher.average.") + mark + inner
 
 
 def _parts(objective: DINOv2, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
