@@ -66,11 +66,22 @@ def divide(
     return result
 
 
-def take(groups: Groups, prefix: str, *, into: str, frozen_steps: int) -> Groups:
-    """Move the parameters whose name starts with `prefix` to groups of their own, still for `frozen_steps`."""
+def take(groups: Groups, prefix: str, *, into: str, frozen_steps: int, keeps_moments: bool = False) -> Groups:
+    """Move the parameters whose name starts with `prefix` to groups of their own, still for `frozen_steps`.
+
+    Args:
+        keeps_moments: the optimizer's averages follow the gradients meanwhile, as where the learning rate is 0
+            (DINOv2); else it begins afresh, as where there is no gradient (DINO).
+    """
 
     def change(source: dict[str, Any], moved: bool) -> dict[str, Any]:
-        return {"name": f"{into}_{source['name']}", "frozen_steps": frozen_steps} if moved else {}
+        if not moved:
+            return {}
+        return {
+            "name": f"{into}_{source['name']}",
+            "frozen_steps": frozen_steps,
+            **({"keeps_moments": True} if keeps_moments else {}),
+        }
 
     divided = (divide([source], lambda name: name.startswith(prefix), change) for source in groups)
     return [g for parts in divided for g in sorted(parts, key=lambda g: g["names"][0].startswith(prefix))]

@@ -63,6 +63,19 @@ def test_a_frozen_group_stays_exactly_as_it_is_and_then_moves():
     assert not torch.equal(model.last.weight, start)
 
 
+def test_a_frozen_group_may_keep_its_moments_as_with_a_learning_rate_of_zero():
+    model = Plain(frozen_steps=4)
+    groups = model.param_groups()
+    groups[2]["keeps_moments"] = True
+    model.param_groups = lambda: groups  # type: ignore[method-assign]
+    start = model.last.weight.detach().clone()
+    engine = build(ALONE, model, "ddp")
+    run(engine, kind="plain", total_steps=4)
+    assert torch.equal(model.last.weight, start)
+    state = engine.optimizer.state[model.last.weight]
+    assert state["exp_avg"].any() and state["step"] == 4
+
+
 def test_accumulation_equals_the_whole_batch():
     whole, parts = Plain(), Plain()
     losses = [
