@@ -16,7 +16,7 @@ from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, Op
 from pretrain.models import families
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
-from pretrain.probes.config import ProbeConfig
+from pretrain.probes.config import DoctorConfig, ProbeConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Positive = Annotated[int, Field(gt=0)]
@@ -71,6 +71,7 @@ class PretrainConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
     probe: ProbeConfig | None = None
+    doctor: DoctorConfig | None = DoctorConfig()  # pyright: ignore[reportCallIssue]
     init: InitConfig | None = None
 
     @model_validator(mode="after")

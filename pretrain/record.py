@@ -47,3 +47,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, those of one step as one, in order of step; a last line cut short is left out."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):
+            row = json.loads(line)
+            merged.setdefault(row["step"], {}).update(row)
+    return [merged[step] for step in sorted(merged)]

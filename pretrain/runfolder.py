@@ -16,7 +16,7 @@ from pretrain.record import git_commit, versions, write_json, write_text
 
 # What may change when a run goes on: where things are and how fast they go, not what is learnt from what.
 FREE_KEYS = (
-    *("run_dir", "engine", "checkpoint", "log", "probe", "init"),
+    *("run_dir", "engine", "checkpoint", "log", "probe", "doctor", "init"),
     *("data.shards", "data.index", "data.num_workers", "data.prefetch"),
 )
 

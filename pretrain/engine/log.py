@@ -15,6 +15,10 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
+from pretrain.record import read_rows
+
+METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
+
 
 class RunLog:
     """Writes the scalars and pictures of a run below `run_dir`.
@@ -32,8 +36,9 @@ class RunLog:
         self.total_steps = total_steps
         self._run_dir = run_dir
         self._start = (start_step, time.monotonic())
-        _keep_rows_up_to(run_dir / "metrics.jsonl", start_step)
-        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        for name in (METRICS, ALARMS):
+            _keep_rows_up_to(run_dir / name, start_step)
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
         self._text = (run_dir / "log.txt").open("a", encoding="utf-8")
         self._live: Live | None = None
         self._board = None
@@ -53,11 +58,14 @@ class RunLog:
         if "loss" in values:
             self._show(step, values)
 
+    def rows(self) -> list[dict[str, float]]:
+        """Everything recorded, also by earlier starts of the run: a row per step, in their order."""
+        return read_rows(self._run_dir / METRICS)
+
     def row(self, step: int) -> dict[str, float]:
         """Everything recorded at `step`, also by an earlier start of the run."""
-        lines = (self._run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["step"] == step]
-        return {name: value for row in rows for name, value in row.items() if name != "step"}
+        found = next((row for row in self.rows() if row["step"] == step), {})
+        return {name: value for name, value in found.items() if name != "step"}
 
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
         """uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
@@ -74,6 +82,15 @@ class RunLog:
         self.console.print(message, style=style, markup=False, soft_wrap=True)
         self._text.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}\n")
         self._text.flush()
+
+    def alarm(self, step: int, name: str, verdict: str) -> None:
+        """What is wrong, in words: to the person, to doctor.jsonl, and as scalar and text to TensorBoard."""
+        self.say(f"step {step}: ALARM {name}: {verdict}", style="bold red")
+        with (self._run_dir / ALARMS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "rule": name, "verdict": verdict}) + "\n")
+        if self._board is not None:
+            self._board.add_scalar(f"alarm/{name}", 1.0, step)
+            self._board.add_text("alarm", f"**{name}**: {verdict}", step)
 
     def close(self) -> None:
         if self._live is not None:

@@ -1,12 +1,13 @@
-"""Configuration of the online probe. No torch here."""
+"""Configuration of the online probe and of the doctor. No torch here."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pretrain.configlib import Config
+from pretrain.probes.rules import RULES
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -23,3 +24,22 @@ class ProbeConfig(Config):
     batch_size: Positive = 256
     resize: Positive | None = Field(None, description="shorter side before the centre crop; default: 256/224 of it")
     max_images: Positive | None = Field(None, description="per side; default: all")
+
+
+class DoctorConfig(Config):
+    """Measures whether the run learns, and says in words when it does not (docs/doctor.md)."""
+
+    every_steps: Positive = Field(20, description="between measurements of features, weights, averages and gradients")
+    images: Positive | None = Field(None, description="measured on; default: half a global batch, 32 to 256")
+    reaction: Literal["warn", "stop", "rewind"] = Field(
+        "warn", description="to an alarm: say it; end the run unsaved; go back to the last healthy checkpoint"
+    )
+    off: list[str] = Field(default_factory=list, description="rules that are not asked, by name")
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, off: list[str]) -> list[str]:
+        strange = sorted(set(off) - set(RULES))
+        if strange:
+            raise ValueError(f"no rule {', '.join(strange)}; the rules are {', '.join(RULES)}")
+        return off

@@ -1,0 +1,78 @@
+"""`fovea doctor RUN`: read the numbers of a run again, and say what was wrong and from which step on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pretrain.config import Plan, PretrainConfig, plan
+from pretrain.configlib import ConfigError, load_config
+from pretrain.probes.doctor import Doctor, Verdict
+from pretrain.probes.history import Facts
+from pretrain.record import read_rows
+
+HEALTHY, ALARMED, WRONG = 0, 1, 2
+
+
+def facts_of(config: PretrainConfig, steps: Plan) -> Facts:
+    """What the verdicts need to know of a run."""
+    settings = config.objective.model_dump()
+    return Facts(
+        total_steps=steps.total_steps,
+        warmup_steps=steps.warmup_steps,
+        peak_lr=steps.lr,
+        prototypes=settings.get("out_dim"),
+        centred=settings.get("center_momentum") is not None and settings.get("centering", "centering") == "centering",
+        rows=steps.micro_batch,
+        embed_dim=config.model.embed_dim,
+    )
+
+
+def examine(run_dir: Path) -> tuple[list[Verdict], int]:
+    """Verdicts on the rows of metrics.jsonl, and how many rows there were.
+
+    The log has every `log.every_steps`-th step: a sign that takes less than two such rows is not seen here.
+
+    Raises:
+        ConfigError: `run_dir` is no run.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
+    config = load_config(PretrainConfig, run_dir / "config.yaml")
+    data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    starts = (run_dir / "environment.jsonl").read_text(encoding="utf-8").splitlines()
+    world_size = json.loads(starts[-1])["world_size"] if starts else 1
+    steps = plan(config, num_samples=data["num_samples"], world_size=world_size)
+    doctor = Doctor(facts_of(config, steps), off=config.doctor.off if config.doctor else ())
+    rows = read_rows(run_dir / "metrics.jsonl")
+    verdicts = [
+        verdict
+        for row in rows
+        for verdict in doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+    ]
+    return verdicts, len(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: nothing found. 1: alarms. 2: no run folder."""
+    parser = argparse.ArgumentParser(prog="fovea doctor", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--json", action="store_true", help="a JSON object per verdict")
+    chosen = parser.parse_args(arguments)
+    try:
+        verdicts, rows = examine(chosen.run)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    for verdict in verdicts:
+        row = {"step": verdict.step, "rule": verdict.rule, "verdict": verdict.text}
+        print(json.dumps(row) if chosen.json else f"step {verdict.step}: {verdict.rule}: {verdict.text}")
+    if not verdicts and not chosen.json:
+        print(f"no alarm in {rows} rows of {chosen.run / 'metrics.jsonl'}")
+    return ALARMED if verdicts else HEALTHY
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What the doctor remembers of a run: its first rows and its last, by step. No torch here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+
+FIRST, LAST = 10, 512
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run is, as far as verdicts depend on it.
+
+    Attributes:
+        total_steps, warmup_steps, peak_lr: of the optimizer.
+        prototypes: K of the class token's head, where the teacher assigns images to prototypes.
+        centred: the teacher's logits have an average over past batches subtracted.
+        rows: assignments or features that the statistics of one micro-batch are over.
+        embed_dim: width of the features.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+    prototypes: int | None = None
+    centred: bool = False
+    rows: int = 1
+    embed_dim: int = 1
+
+
+class History:
+    """Rows of values by name, in order of step; a row need not have every value."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, list[float]] = {}
+        self._last: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=LAST)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        self._last.append((step, dict(values)))
+        for name, value in values.items():
+            known = self.first.setdefault(name, [])
+            if len(known) < FIRST:
+                known.append(value)
+
+    @property
+    def step(self) -> int:
+        return self._last[-1][0]
+
+    @property
+    def now(self) -> Mapping[str, float]:
+        return self._last[-1][1]
+
+    def back(self, name: str) -> Iterator[tuple[int, float]]:
+        """(step, value) of the rows that have `name`, newest first."""
+        return ((step, row[name]) for step, row in reversed(self._last) if name in row)
+
+    def recent(self, name: str, count: int) -> list[float]:
+        """The last `count` values, newest first."""
+        return [value for _, value in islice(self.back(name), count)]
+
+    def middle(self, name: str, count: int) -> float:
+        """Median of the last `count` values; nan while there are fewer."""
+        values = self.recent(name, count)
+        return median(values) if len(values) == count else float("nan")

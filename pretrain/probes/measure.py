@@ -1,0 +1,106 @@
+"""What the doctor measures of a network beside its losses: ranks, spreads, entropies, distances, gradients by block.
+
+RankMe is of Garrido et al. 2023, "RankMe: Assessing the downstream performance of pretrained self-supervised
+representations by their rank", eq. 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import (
+    Tensor,
+    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
+    nn,
+)
+
+_BLOCK = re.compile(r"^(.*?\bblocks\.\d+)\.")
+_EPS = 1e-7
+
+
+def rank_me(features: Tensor) -> float:
+    """exp of the entropy of the singular values of features [n, D], each divided by their sum: 1 to min(n, D).
+
+    Computed from the n x n products in fp64, which keeps values down to 1e-8 of the largest.
+    """
+    rows = features.double()
+    values = torch.linalg.eigvalsh(rows @ rows.T).clamp(min=0).sqrt()
+    shares = values / values.sum().clamp(min=torch.finfo(torch.float64).tiny) + _EPS
+    return math.exp(float(-(shares * shares.log()).sum()))
+
+
+def spreads(features: Tensor) -> dict[str, float]:
+    """Of L2-normalized features [n, D]: smallest, median and largest standard deviation of a dimension, times sqrt(D).
+
+    Features in random directions have 1 in each; features that are all alike have 0.
+    """
+    rows = torch.nn.functional.normalize(features.double(), dim=1)
+    each = rows.std(0, correction=0) * math.sqrt(rows.shape[1])
+    return {"std_min": float(each.min()), "std_median": float(each.median()), "std_max": float(each.max())}
+
+
+def attention_entropy(attention: Tensor, *, class_token: bool) -> float:
+    """Mean entropy of attention rows [b, heads, T, T], divided by log T: 0 sees one token, 1 sees all alike.
+
+    The class token's row where there is one, else every row.
+    """
+    rows = attention[:, :, 0] if class_token else attention.flatten(1, 2)
+    rows = rows.double()
+    entropy = -(rows * rows.clamp(min=torch.finfo(torch.float64).tiny).log()).sum(-1).mean()
+    return float(entropy) / math.log(rows.shape[-1])
+
+
+def block_norms(norms: Mapping[str, float]) -> dict[str, float]:
+    """Gradient norm of each block from those of its parameters: {"encoder.blocks.0": 0.3}."""
+    squares: dict[str, float] = {}
+    for name, norm in norms.items():
+        found = _BLOCK.match(name)
+        if found:
+            squares[found.group(1)] = squares.get(found.group(1), 0.0) + norm * norm
+    return {block: math.sqrt(square) for block, square in squares.items()}
+
+
+class Samples:
+    """Values at fixed places of weight matrices, to see how far they move: at most 16 tensors, 1024 values of each.
+
+    Args:
+        tensors: by name; vectors and scalars are left out, as they often start from 0.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        matrices = [tensor for tensor in tensors.values() if tensor.ndim > 1 and tensor.numel() > 1]
+        chosen = matrices[:: max(1, -(-len(matrices) // 16))]
+        self._parts = [(tensor, max(1, tensor.numel() // 1024)) for tensor in chosen]
+        self._last = self._read()
+
+    def change(self) -> list[float]:
+        """|now - last time| / |last time| of each matrix; last time becomes now."""
+        if not self._parts:
+            return []
+        before, now = self._last, self._read()
+        self._last = now
+        moved = torch.stack([(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(now, before, strict=True)])
+        return moved.tolist()
+
+    def _read(self) -> list[Tensor]:
+        return [tensor.detach().flatten()[::stride][:1024].float().clone() for tensor, stride in self._parts]
+
+
+def average_distance(averages: Sequence[tuple[Any, nn.Module]]) -> float | None:
+    """|average - source| / |source| over all parameters that an average follows; None where there is none."""
+    mine: list[Tensor] = []
+    theirs: list[Tensor] = []
+    for ema, source in averages:
+        held = dict(ema.average.named_buffers())
+        for name, parameter in source.named_parameters():
+            if name in held and held[name].shape == parameter.shape:
+                mine.append(held[name])
+                theirs.append(parameter.detach().float())
+    if not mine:
+        return None
+    apart = torch.stack(_foreach_norm([a - b for a, b in zip(mine, theirs, strict=True)])).norm()
+    return float(apart / torch.stack(_foreach_norm(theirs)).norm().clamp(min=1e-30))
