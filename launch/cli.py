@@ -15,6 +15,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy, beside an untrained network and raw pixels
   fovea replay CAPTURE                    compute a step again that had no finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
+  fovea doctor RUN                        was it learning, and if not, why and from which step on
   fovea finetune                          not in this version
 
 Each command explains itself with --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
@@ -57,6 +58,12 @@ def _scale(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _doctor(arguments: list[str]) -> int:
+    from pretrain.doctor import main
+
+    return main(arguments)
+
+
 def _finetune(arguments: list[str]) -> int:
     from finetune.__main__ import main
 
@@ -75,6 +82,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": _launch,
     "release": _release,
     "probe": _probe,
+    "doctor": _doctor,
     "replay": _replay,
     "scale": _scale,
     "finetune": _finetune,
