@@ -69,6 +69,7 @@ class DINOv2(SelfDistillation):
     def __init__(self, config: DINOv2Config, backbone: ViT, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
+        self._epoch_steps = config.epoch_steps or horizon.steps_per_epoch
         dino_head = DINOHead(
             backbone.embed_dim,
             config.out_dim,
@@ -194,7 +195,7 @@ class DINOv2(SelfDistillation):
             step,
             warmup_temp=self.config.warmup_teacher_temp,
             temp=self.config.teacher_temp,
-            warmup_epochs=self.config.warmup_teacher_temp_epochs * self.horizon.steps_per_epoch,
+            warmup_epochs=self.config.warmup_teacher_temp_epochs * self._epoch_steps,
         )
 
     def begin(self) -> None:
@@ -219,7 +220,7 @@ class DINOv2(SelfDistillation):
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay by layer; last layers still at first; backbone with mask token, and each head, clipped by itself."""
         config = self.config
-        frozen = config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
+        frozen = config.freeze_last_layer_epochs * self._epoch_steps
         groups = param_groups.split(self)
         for head in ("dino_head", "ibot_head"):
             last = f"student.{head}.last_layer."

@@ -44,7 +44,8 @@ class SelfDistillation(Objective):
 
     def momentum(self, step: int) -> float:
         """Momentum of the average after the update that follows `step` completed steps."""
-        return cosine(step, self.config.momentum_teacher, 1.0, self.horizon.total_steps)
+        first, last = self.config.momentum_teacher, self.config.final_momentum_teacher
+        return cosine(step, first, last, self.horizon.total_steps)
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, self.momentum(step - 1))

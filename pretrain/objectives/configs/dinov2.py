@@ -74,6 +74,9 @@ class DINOv2Config(SelfDistillationConfig):
     teacher_temp: float = Field(0.07, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp_epochs: int = Field(30, ge=0, description="it rises with every step of them")
+    epoch_steps: Positive | None = Field(
+        None, description="steps of an epoch in the *_epochs here; officially 1250; default: a pass over the data"
+    )
     mask_ratio: tuple[Probability, Probability] = Field(
         (0.1, 0.5), description="share of hidden patches in masked crops"
     )
@@ -81,7 +84,7 @@ class DINOv2Config(SelfDistillationConfig):
     mask_min_patches: Positive = Field(4, description="of a block")
     layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, from block to block downwards")
     patch_embed_lr_mult: float = Field(0.2, gt=0)
-    momentum_teacher: float = Field(0.992, ge=0, le=1, description="of the first step; a cosine leads it to 1")
+    momentum_teacher: float = Field(0.992, ge=0, le=1, description="of the first step")
     drop_path_rate: float = Field(0.3, ge=0, lt=1, description="of the student; the teacher has none")
     drop_path_uniform: bool = Field(True, description="the same rate in all blocks; false: rising to it")
     drop_path_subset: bool = Field(
