@@ -80,7 +80,7 @@ class Objective(nn.Module):
         state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes + self.renewed_prefixes
         left_out = weights.left_out
         if weights.heads and weights.kind == self.config.name:
-            state, allow_missing = state | weights.heads, self.renewed_prefixes
+            state, allow_missing = _apart(state, weights) | weights.heads, self.renewed_prefixes
         else:
             left_out += tuple(f"{name} ({weights.kind})" for name in weights.heads)
         return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=left_out)
@@ -131,3 +131,14 @@ def feature_std(features: Tensor) -> Tensor:
 def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with `prefix.` before every name."""
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def _apart(placed: dict[str, Tensor], weights: Weights) -> dict[str, Tensor]:
+    """What the backbone determines, but for copies of it (a student, a teacher) that the heads hold themselves.
+
+    Else a tensor missing there would be taken from here without a word.
+    """
+    longest = max(weights.backbone, key=len)
+    copies = {name.removesuffix(longest) for name in placed if name.endswith(longest)}
+    own = tuple(prefix for prefix in copies if any(name.startswith(prefix) for name in weights.heads))
+    return {name: tensor for name, tensor in placed.items() if not own or not name.startswith(own)}

@@ -61,9 +61,9 @@ def dinov2(state: State, source: object) -> Weights | None:
     last = (f"student.{head}.last_layer.weight_v" for head in ("dino_head", "ibot_head"))
     prototypes = [len(state[name]) for name in last if name in state]
     centres = ("dino_loss.center", "ibot_patch_loss.center")
+    without = not any(name in state for name in centres)  # with Sinkhorn-Knopp there are none, or they stay zero
     for name, official, count in zip(("center", "patch_center"), centres, (prototypes[0], prototypes[-1]), strict=True):
-        # With Sinkhorn-Knopp there are none, or they stay zero.
-        heads[name] = state[official].reshape(1, -1) if official in state else torch.zeros(1, count)
+        heads[name] = torch.zeros(1, count) if without else state[official].reshape(1, -1)
     known = (*(b + part for b in BRANCHES for part in ("backbone.", "dino_head.", "ibot_head.")),)
     left_out += [name for name in state if not name.startswith(known) and name not in centres]
     return Weights("dinov2", to_vit(backbone, source), heads, left_out=tuple(left_out))

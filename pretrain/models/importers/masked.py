@@ -1,4 +1,4 @@
-"""Checkpoints of masked image modelling: MAE, BEiT and BEiT v2, SimMIM, data2vec (vision, version 1)."""
+"""Checkpoints of masked image modelling: MAE, BEiT, BEiT v2 and its tokenizer, SimMIM, data2vec (vision, version 1)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,25 @@ def simmim(state: State, source: object) -> Weights | None:
     left_out = tuple(name for name in state if not name.startswith(("encoder.", "decoder.0.")))
     backbone = to_vit(encoder, source) if is_vit(encoder) else swin_to_timm(encoder)
     return Weights("simmim", backbone, heads, left_out=left_out)
+
+
+def vqkd(state: State, source: object) -> Weights | None:
+    """BEiT v2's tokenizer. Its encoder's `fc_norm` reads every patch, as our last norm does."""
+    if "quantize.embedding.weight" not in state or "encode_task_layer.0.weight" not in state:
+        return None
+    networks = {part: to_vit(_with_norm(below(state, part)), source) for part in ("encoder.", "decoder.")}
+    kept = ("encode_task_layer.", "decode_task_layer.")
+    heads = {name: tensor for name, tensor in state.items() if name.startswith(kept)}
+    quantizer = {"embedding.weight": "codebook", "cluster_size": "cluster_size", "embedding.initted": "initted"}
+    heads |= {f"quantize.{ours}": state[f"quantize.{theirs}"] for theirs, ours in quantizer.items()}
+    heads |= under("decoder.", networks["decoder."])
+    used = {f"quantize.{name}" for name in quantizer}
+    left_out = tuple(n for n in state if n not in used and not n.startswith((*networks, *kept)))
+    return Weights("vqkd", networks["encoder."], heads, left_out=left_out)
+
+
+def _with_norm(state: State) -> State:
+    return {name.replace("fc_norm.", "norm."): tensor for name, tensor in state.items()}
 
 
 def _condenser(name: str) -> str:

@@ -11,7 +11,7 @@ from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.importers.names import CLASSIFIER, is_vit, take, to_vit
 from pretrain.models.importers.weights import State, Weights, some
 
-KNOWN = "MAE, DINO, iBOT, DINOv2, DINOv3, BEiT, MoCo v3, SimMIM, I-JEPA, data2vec, timm and Hugging Face ViTs"
+KNOWN = "MAE, DINO, iBOT, DINOv2, DINOv3, BEiT, VQ-KD, MoCo v3, SimMIM, I-JEPA, data2vec, timm and Hugging Face ViTs"
 
 
 def load_official(path: Path | str) -> Weights:
@@ -23,7 +23,11 @@ def load_official(path: Path | str) -> Weights:
     path = Path(path)
     state = read_state(path)
     for form in FORMS:
-        found = form(dict(state), path)
+        try:
+            found = form(dict(state), path)
+        except (KeyError, IndexError) as error:
+            what = form.__name__.strip("_")
+            raise ValueError(f"{path}: an incomplete checkpoint ({what}): it has no {error}") from error
         if found is not None:
             return found
     raise ValueError(f"{path}: not a checkpoint we know ({KNOWN}); its first keys are {some(sorted(state))}")
@@ -51,6 +55,7 @@ FORMS: tuple[Callable[[State, object], Weights | None], ...] = (
     distilled.mocov3,
     distilled.dino,
     distilled.dinov2,
+    masked.vqkd,
     masked.simmim,
     masked.mae,
     masked.beit,

@@ -16,7 +16,7 @@ class Weights:
     """What a file holds, in our names.
 
     Attributes:
-        kind: objective that made it, by its name in the table, or "vit" or "timm" for a backbone alone.
+        kind: objective that made it, by its name in the table, or "vit" for a backbone alone.
         backbone: state of a `ViT`, or of a timm model of another family in timm's names.
         heads: the rest of the objective's own state, as its `heads_state` names it; empty for a backbone alone.
         grid: rows and columns of its position tables; None: square.

@@ -14,17 +14,25 @@ from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon, Objective
 from pretrain.objectives.beit import BEiT
-from pretrain.objectives.configs import BEiTConfig, DINOConfig, MAEConfig, SimMIMConfig
+from pretrain.objectives.configs import BEiTConfig, DINOConfig, MAEConfig, SimMIMConfig, VQKDConfig
 from pretrain.objectives.dino import DINO
 from pretrain.objectives.mae import MAE
 from pretrain.objectives.simmim import SimMIM
+from pretrain.objectives.vqkd import VQKD
 from tests.golden import beit as golden_beit
+from tests.golden import beit2 as golden_beit2
 from tests.golden import dino_steps, dinov2, ibot, ijepa, mae, mocov3
 from tests.golden import simmim as golden_simmim
 from tests.golden.case import Case
 
 CASES = Path(__file__).parents[2] / "golden" / "cases"
 ARGS = argparse.Namespace(model="vit", lr=1e-3, output_dir="out")
+# What the official code keeps and never reads.
+UNREAD = (
+    "teacher.backbone.mask_token",
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+)
 State = dict[str, Tensor]
 
 
@@ -80,12 +88,15 @@ PACKED: dict[str, Callable[[State], Any]] = {
     "simmim_vit": lambda values: {"model": values, "max_accuracy": 0.0, "epoch": 1},
     "simmim_swin": lambda values: {"model": values, "max_accuracy": 0.0, "epoch": 1},
     "ijepa_step": _by_network,
+    "beit2_vqkd": lambda values: {"model": values, "epoch": 1, "args": ARGS},
 }
 
 
 def objective(name: str) -> tuple[Objective, State]:
     """The objective of a case with fresh weights, and the state that the case's would give it."""
     of, values = case(name), state(name)
+    if name == "beit2_vqkd":
+        return _vqkd(of)
     ctor = of.config["ctor"]
     values = {key: value for key, value in values.items() if not key.endswith(("position_index", "attn_mask"))}
     if name.startswith("mae"):
@@ -130,6 +141,19 @@ def sizes(ctor: dict[str, Any]) -> tuple[Any, ...]:
 def _mae(ctor: dict[str, Any]) -> MAE:
     decoder = {key: ctor[key] for key in ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")}
     return MAE(MAEConfig(**decoder), ViT(*sizes(ctor)), Horizon(1, 1))
+
+
+def _vqkd(of: Case) -> tuple[VQKD, State]:
+    config, sides = of.config, {"num_codes": "n_code", "code_dim": "code_dim"}
+    given = {ours: config[theirs] for ours, theirs in sides.items()}
+    given |= {f"decoder_{key}": value for key, value in config["dec"].items()}
+    widths = [config["enc"][key] for key in ("embed_dim", "depth", "num_heads", "mlp_ratio")]
+    side = config["img_size"]
+    vit = ViT((side, side), config["patch_size"], 3, *widths, pos_embed="learned", qkv_bias="no_key")
+    teacher = golden_beit2.GivenFeatures(of["input/target"])
+    made = VQKD(VQKDConfig(teacher="given", **given), vit, Horizon(1, 1), teacher=teacher)
+    kept = {k: v for k, v in of.below("state").items() if k not in UNREAD}
+    return made, {golden_beit2.ours(key): value for key, value in kept.items()}
 
 
 def _swin(ctor: dict[str, Any]) -> Any:

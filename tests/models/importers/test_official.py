@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from pretrain.models.importers import load_official, load_strict
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
+from pretrain.objectives.base import Horizon
+from pretrain.objectives.configs import MoCoV3Config
+from pretrain.objectives.mocov3 import MoCoV3
 
 from .golden import (
     ARGS,
     PACKED,
+    UNREAD,
     beit_vit,
     below,
     case,
@@ -33,6 +38,7 @@ KINDS = {
     "simmim_vit": "simmim",
     "simmim_swin": "simmim",
     "ijepa_step": "ijepa",
+    "beit2_vqkd": "vqkd",
 }
 
 
@@ -55,7 +61,7 @@ def test_an_official_checkpoint_continues_with_all_its_weights(name: str, tmp_pa
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(found[key], value.view(found[key].shape)), key
-    dropped = [key for key in weights.left_out if key != "teacher.backbone.mask_token"]
+    dropped = set(weights.left_out) - set(UNREAD)
     assert not dropped, f"of its own objective nothing is left out, but {dropped}"
 
 
@@ -200,3 +206,30 @@ def test_names_that_wrappers_add_are_taken_away(tmp_path: Path):
     both = values | {"module.cls_token": values["cls_token"]}
     with pytest.raises(ValueError, match="two entries are named cls_token"):
         load_official(saved(tmp_path / "x.pth", both))
+
+
+def test_a_cnn_of_moco_v3_continues_with_both_encoders(tmp_path: Path):
+    """The official names of a ResNet are torchvision's, which are timm's; its projector is called fc."""
+    config = MoCoV3Config(hidden_dim=16, projection_dim=8, projector_layers=2, sync_bn=False, freeze_patch_embed=False)
+    torch.manual_seed(0)
+    source, fresh = (MoCoV3(config, TimmBackbone("resnet18", (32, 32)), Horizon(1, 1)) for _ in range(2))
+    values = {}
+    for name, tensor in source.state_dict().items():
+        name = name.replace("momentum_encoder.average.", "momentum_encoder.").replace("base.", "base_encoder.")
+        values[name.replace("backbone.model.", "").replace(".projector.", ".fc.")] = tensor
+    content = {"state_dict": under("module.", values), "arch": "resnet18", "epoch": 1}
+    report = fresh.load_weights(load_official(saved(tmp_path / "r18.pth", content)))
+    assert not report.missing and not report.left_out
+    found, expected = fresh.state_dict(), source.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", ["ibot_step_shared", "dinov2_ssl_centering", "simmim_vit", "beit2_vqkd"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused_with_its_path_or_the_name(name: str, tmp_path: Path):
+    made, values = objective(name)[0], state(name)
+    needed = [key for key in values if key not in UNREAD and not key.endswith("position_index")]
+    for lost in needed[:: max(1, len(needed) // 12)]:
+        path = saved(tmp_path / "x.pth", PACKED[name]({k: v for k, v in values.items() if k != lost}))
+        with pytest.raises(ValueError, match=r"x\.pth: |the weights do not fit the model"):
+            made.load_weights(load_official(path))
+            pytest.fail(f"{lost} was not missed")
