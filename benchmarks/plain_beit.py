@@ -156,6 +156,20 @@ class PlainDVAE(nn.Module):
         return F.mse_loss(images, out) + kl_weight * divergence
 
 
+def dvae_from_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of `PlainDVAE` from that of our objective."""
+    last = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
+    renamed = {}
+    for name, tensor in state.items():
+        name = (
+            name.replace("codes.to_logits", f"encoder.{last}")
+            .replace("codes.", "")
+            .replace("encoder.layers", "encoder")
+        )
+        renamed[name] = tensor
+    return renamed
+
+
 class PlainResBlock(nn.Module):
     """Three convolutions around an identity."""
 
