@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.data.view import Noise, View
 from pretrain.models.contrastive import contrastive_loss
+from pretrain.models.sync_batch_norm import SyncBatchNorm
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.objectives import build
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from tests.engine.ranks import launch
@@ -186,3 +189,19 @@ def test_a_batch_norm_over_one_image_is_refused_before_training(
 )
 def test_impossible_settings_are_named_before_training(config: dict, shape: Shape, problem: str):
     assert any(problem in found for found in MoCoV3Config(**config).problems(shape))
+
+
+def test_a_cnn_of_timms_is_trained_with_the_batch_norms_of_its_own_over_all_ranks():
+    torch.manual_seed(0)
+    config = MoCoV3Config(hidden_dim=16, projection_dim=8, projector_layers=2, predictor_last_norm=False)
+    of: Any = build("mocov3")(config, TimmBackbone("resnet10t", (32, 32), 3), HORIZON)  # pyright: ignore[reportArgumentType]
+    given = batch(of, Shape(size=(32, 32)))
+    norms = [norm for norm in of.modules() if isinstance(norm, _BatchNorm)]
+    assert norms and all(isinstance(norm, SyncBatchNorm) for norm in norms)
+    before = state_of(of)
+    of(given, 0)["loss"].backward()
+    assert not [name for name, p in of.named_parameters() if p.requires_grad and p.grad is None]
+    of.discard_pending()
+    assert all(torch.equal(value, before[name]) for name, value in of.state_dict().items())
+    assert of.place_backbone(of.backbone.state_dict()).keys() <= before.keys()
+    assert before.keys() == of.heads_state().keys() | {f"base.backbone.{name}" for name in of.backbone.state_dict()}
