@@ -39,7 +39,7 @@ class InitConfig(Config):
     """What the weights start from. Exactly one; a run that has checkpoints resumes from them instead."""
 
     release: str | None = Field(None, description="folder written by `fovea release`")
-    official: str | None = Field(None, description="checkpoint file of the official MAE or DINO code, or of timm")
+    official: str | None = Field(None, description="file of an official code, timm or Hugging Face: docs/weights.md")
     checkpoint: str | None = Field(None, description="checkpoint folder of another run: everything but its position")
     fresh_heads: bool = Field(
         False, description="take the backbone only, even if the source has this objective's heads"

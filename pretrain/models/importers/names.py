@@ -127,7 +127,7 @@ def _refuse_eva02(state: State, source: object) -> None:
     gated = first is not None and len(state["blocks.0.mlp.fc1.weight"]) == 2 * first.shape[1]
     if "blocks.0.mlp.norm.weight" in state or (gated and "blocks.0.attn.q_bias" in state and "pos_embed" in state):
         raise ValueError(
-            f"{source}: EVA-02, which rotates positions in another way than our ViT; use model.name=timm/<its name>"
+            f"{source}: EVA-02, which rotates positions in another way than our ViT: its weights are not read"
         )
 
 
