@@ -98,8 +98,11 @@ class PlainBranch(nn.Module):
         return self.head(torch.cat([plain_tokens(self.backbone, crops)[:, 0] for crops in resolutions]))
 
 
-def plain_tokens(vit: Any, images: Tensor) -> Tensor:
-    """All tokens of timm's ViT, its position table resampled as the official DINO code does."""
+def plain_tokens(vit: Any, images: Tensor, *, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    """All tokens of timm's ViT, its position table resampled as the official DINO code does.
+
+    Where `mask` [b, N] is true, `mask_token` [1, 1, D] stands in for the embedded patch.
+    """
     x = vit.patch_embed.proj(images)
     rows, columns = x.shape[2:]
     table = vit.pos_embed[:, 1:]
@@ -109,7 +112,10 @@ def plain_tokens(vit: Any, images: Tensor) -> Tensor:
         factor = ((rows + 0.1) / side, (columns + 0.1) / side)
         grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")
         table = grid.permute(0, 2, 3, 1).flatten(1, 2)
-    x = x.flatten(2).transpose(1, 2) + table
+    x = x.flatten(2).transpose(1, 2)
+    if mask is not None and mask_token is not None:
+        x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+    x = x + table
     cls = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)
     return vit.norm(vit.blocks(torch.cat([cls, x], 1)))
 
