@@ -40,7 +40,8 @@ class NonFiniteSteps:
             raise NonFiniteError(self.why(step, result))
 
     def why(self, step: int, result: StepResult) -> str:
-        often = f"{len(self.recent)} steps " + ("in a row" if self.most == self.window else f"of {self.window}")
+        count = len(self.recent)
+        often = f"{count} steps in a row" if count == self.window else f"in {count} of the last {self.window} steps"
         if not result.bad_ranks:
             return f"step {step}: the gradient norm was not finite {often}; lower the learning rate"
         return (
