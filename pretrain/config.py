@@ -137,6 +137,11 @@ class PretrainConfig(Config):
             )
         if zero3 and self.optim.clip_grad and self.optim.clip_mode == "per_tensor":
             found.append("optim.clip_mode: per_tensor is not possible under ZeRO-3; use stage 0-2 or clip_mode=global")
+        if self.optim.clip_grad and self.optim.clip_mode == "per_module" and not self.objective.clips_modules:
+            found.append(
+                f"optim.clip_mode: per_module is for objectives that name their modules, {self.objective.name} does "
+                "not; use global or per_tensor"
+            )
         if self.engine.device == "cpu" and self.engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
         return found

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pretrain import run
 from pretrain.config import PretrainConfig, plan
-from pretrain.configlib import load_config
+from pretrain.configlib import ConfigError, load_config
 from pretrain.engine.config import OptimConfig
 from pretrain.engine.optim import OptimSettings
 
@@ -59,6 +59,15 @@ def test_milestones_are_epochs_and_become_steps():
 def test_contradictions_are_named(wrong: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         OptimConfig(**BASE | wrong)
+
+
+def test_clipping_by_module_is_for_objectives_that_name_them():
+    with pytest.raises(ConfigError, match="per_module is for objectives that name their modules, mae does not"):
+        load_config(PretrainConfig, CONFIG, ["optim.clip_grad=3", "optim.clip_mode=per_module"])
+    recipes = sorted(CONFIG.parents[1].glob("pretrain/dinov2*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        assert load_config(PretrainConfig, recipe).optim.clip_mode == "per_module"
 
 
 def test_every_key_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):

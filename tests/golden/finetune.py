@@ -13,7 +13,7 @@ from pretrain.models.vit import ViT
 from .case import Case, key_third
 
 SIZES = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")
-DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0}
+DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "qk_scale": None}
 
 
 def run_mae(case: Case) -> None:

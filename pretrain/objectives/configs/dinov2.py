@@ -94,6 +94,7 @@ class DINOv2Config(SelfDistillationConfig):
     local_crops_scale: Scale = (0.05, 0.32)
 
     needs: ClassVar[frozenset[str]] = frozenset({"image", "patches", "mask"})
+    clips_modules: ClassVar[bool] = True
     batch_coupled: ClassVar[tuple[str, ...]] = (
         "KoLeo looks for neighbours in one micro-batch, of each rank or (koleo_scope: all) of all",
         "Sinkhorn-Knopp balances the prototypes over one micro-batch of all ranks",
@@ -123,6 +124,13 @@ class DINOv2Config(SelfDistillationConfig):
 
     def problems(self, model: ModelShape) -> list[str]:
         found = super().problems(model) + mask_problems("mask_ratio", lambda: self.mask(model))
+        if self.drop_path_rate and self.drop_path_subset and "own_blocks" not in model.provides:
+            found.append("objective.drop_path_subset: true needs a size of our own ViT; set it to false")
+        if (self.layerwise_decay, self.patch_embed_lr_mult) != (1, 1) and "layers" not in model.provides:
+            found.append(
+                f"objective.layerwise_decay: {self.layerwise_decay} and patch_embed_lr_mult {self.patch_embed_lr_mult} "
+                "need a backbone with numbered blocks; set both to 1"
+            )
         if self.gram is not None and self.gram.img_size is not None:
             size, patch = sides(self.gram.img_size), model.patch_size
             if any(side % patch for side in size):
