@@ -28,6 +28,7 @@ ALLOWED = {
     # Of data, objectives see the specification of views and masks only; probes also read labelled images.
     "pretrain.objectives": BASE | {"pretrain.models", "pretrain.data.view", "pretrain.data.masks"},
     "pretrain.probes": BASE | {"pretrain.models", "pretrain.data"},
+    "pretrain.backbones": BASE | {"pretrain.objectives", "pretrain.models.families", "pretrain.data.view"},
     "pretrain.config": BASE
     | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.models.families", "pretrain.engine.config"}
     | {"pretrain.data.view", "pretrain.probes.config"},

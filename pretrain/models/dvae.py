@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
     num_prefix_tokens: ClassVar[int] = 0
     num_registers: ClassVar[int] = 0
     class_token: ClassVar[bool] = False
-    provides: ClassVar[frozenset[str]] = frozenset({"image", "patches", "conv_map"})
+    provides: ClassVar[frozenset[str]] = frozenset({"patches", "conv_map"})
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int = 3, embed_dim: int = 64):
         super().__init__()

@@ -6,6 +6,7 @@ class_token   a class token before them
 keep          any subset of the patches can be encoded alone
 mask          patches can be replaced by a mask token before the first block
 layers        the tokens after any block
+own_blocks    it is made of our own `Block`, of which an objective can add more
 conv_map      a map of convolutions at the last grid, of the dVAE's own encoder
 """
 
@@ -18,9 +19,9 @@ from typing import Any
 
 Provides = frozenset[str]
 
-CAPABILITIES = ("image", "patches", "class_token", "keep", "mask", "layers")
+VIT_PROVIDES: Provides = frozenset({"image", "patches", "class_token", "keep", "mask", "layers", "own_blocks"})
 TIMM, CONV = "timm/", "conv_encoder"
-CONV_PROVIDES: Provides = frozenset({"image", "patches", "conv_map"})
+CONV_PROVIDES: Provides = frozenset({"patches", "conv_map"})
 WITHOUT_CLASS_TOKEN = re.compile(r"_gap_|siglip|^aimv2_|^vit_so150m2?_|_rpn_")
 
 
@@ -121,7 +122,7 @@ POOLED = _family("any other", r".*", "", "image", other_sizes=True, stride=1)
 
 def vit_provides(*, class_token: bool) -> Provides:
     """Of our own vision transformer: everything, the class token if it has one."""
-    return frozenset(CAPABILITIES) - (frozenset() if class_token else {"class_token"})
+    return VIT_PROVIDES if class_token else VIT_PROVIDES - {"class_token"}
 
 
 def lacking(needs: frozenset[str], provides: Provides) -> str | None:
@@ -159,6 +160,8 @@ def timm_stride(name: str, arguments: Mapping[str, Any]) -> int:
     family = family_of(name)
     if family is POOLED:
         return 1
+    if "output_stride" in arguments:
+        return arguments["output_stride"]
     if family.stride:
         stages = arguments.get("depths", arguments.get("stages"))
         stem = arguments.get("patch_size", family.stem_stride)

@@ -35,13 +35,16 @@ class TimmBackbone(nn.Module):
     Attributes:
         model: timm's model. family: see `families`. arguments: what it was built with, beside name and sizes.
         takes_img_size: it was made for `img_size`.
-        embed_dim, depth (of the class token's blocks, 1 in hierarchical models), num_prefix_tokens, class_token,
-        patch_size (pixels per output token), grid_size (rows, columns), img_size, in_chans, provides as those of `ViT`;
+        embed_dim, num_prefix_tokens, class_token, patch_size (pixels per output token), grid_size (rows, columns),
+        img_size, in_chans, provides as those of `ViT`; depth (1 in hierarchical models), of models that provide
+        `layers` num_heads and mlp_ratio too (4 where the network in a block is no MLP);
         mask_dim: width of a mask token, which is put into the stem's output.
 
     Raises:
         ValueError: timm has no such model, it cannot be built so, or it is not what its name says.
     """
+
+    blocks_prefix = "model."
 
     def __init__(
         self, name: str, img_size: tuple[int, int], in_chans: int = 3, drop_path_rate: float = 0.0, **arguments: Any
@@ -66,7 +69,11 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"timm/{name}: cannot tell by its name whether it has a class token; say so in model.args")
         self.embed_dim = self.model.num_features if "patches" in self.provides else self.model.head_hidden_size
         self.depth = len(self.model.blocks) if "layers" in self.provides else 1
-        self.num_heads = int(arguments.get("num_heads", 0)) if isinstance(arguments.get("num_heads", 0), int) else 0
+        if "layers" in self.provides:
+            block = self.model.blocks[0]
+            self.num_heads = block.attn.num_heads
+            fc1 = getattr(block.mlp, "fc1", None)
+            self.mlp_ratio = fc1.out_features / self.embed_dim if fc1 is not None else 4.0
         self.mask_dim = self._mask_dim() if "mask" in self.provides else 0
         self._shares = [
             (module, module.drop_prob / SHARE) for module in self.model.modules() if isinstance(module, DropPath)
@@ -248,7 +255,7 @@ def _create(
     for option in options:
         try:
             return timm.create_model(name, pretrained=False, **given, **option), "img_size" in option
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
             problem = problem or error
     raise ValueError(f"timm/{name} cannot be built with {given}: {' '.join(str(problem).split())[:300]}") from problem
 

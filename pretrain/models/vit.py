@@ -53,12 +53,15 @@ class ViT(nn.Module):
 
     Attributes:
         all of these, and mask_dim (width of a mask token), grid_size (rows, columns), num_prefix_tokens (class token
-        and registers), pos_kind and rel_pos_kind (`pos_embed` and `rel_pos_bias` as given), provides (see `families`).
+        and registers), pos_kind and rel_pos_kind (`pos_embed` and `rel_pos_bias` as given), provides (see `families`),
+        blocks_prefix (before the names of tokens and blocks in its state).
 
     Raises:
         ValueError: the image is smaller than a patch, the heads do not divide the width, or the width does not suit
             the positions.
     """
+
+    blocks_prefix = ""
 
     def __init__(
         self,

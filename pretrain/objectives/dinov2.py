@@ -230,7 +230,7 @@ class DINOv2(SelfDistillation):
                 groups,
                 decay=config.layerwise_decay,
                 depth=self.student.backbone.depth,
-                prefix="student.backbone.",
+                prefix=f"student.backbone.{self.student.backbone.blocks_prefix}",
                 first=("mask_token",),
                 patch_embed_lr_scale=config.patch_embed_lr_mult,
             )

@@ -20,7 +20,7 @@ class BEiT2Config(VisualTokensSection):
     head_layers: Positive = Field(2, description="blocks on the class token and those patches")
     shared_lm_head: bool = Field(True, description="one norm and one head for both predictions")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"patches", "class_token", "mask", "layers"})
+    needs: ClassVar[frozenset[str]] = frozenset({"patches", "class_token", "mask", "layers", "own_blocks"})
     exact_masks: ClassVar[bool] = True
     file_stride: ClassVar[int | None] = None
 

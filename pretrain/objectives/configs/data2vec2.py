@@ -54,7 +54,7 @@ class Data2Vec2Config(ObjectiveSection):
     hflip: Probability = 0.5
 
     has_teacher: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"patches", "keep", "layers"})
+    needs: ClassVar[frozenset[str]] = frozenset({"patches", "keep", "layers", "own_blocks"})
     step_momenta: ClassVar[tuple[str, ...]] = ("ema_start", "ema_end")
 
     def num_visible(self, total: int) -> int:
