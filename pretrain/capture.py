@@ -15,6 +15,7 @@ from typing import Any
 
 FILE = "capture.json"
 FORMAT = 1
+MOST_WEIGHTS = 8  # captures of a run that hold weights: a sample that breaks every epoch must not fill the disk
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Capture:
 def folder_of(run_dir: Path, step: int, rewinds: int) -> Path:
     """Where the capture of a step is put; a step that is taken again after a rewind has another one."""
     return run_dir / "captures" / (f"step-{step + 1:08d}" + (f"-rewind-{rewinds}" if rewinds else ""))
+
+
+def may_hold_weights(run_dir: Path) -> bool:
+    """Whether the run has fewer than MOST_WEIGHTS captures with weights."""
+    return len(list((run_dir / "captures").glob("step-*/*.safetensors"))) < MOST_WEIGHTS
 
 
 def begin(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import capture, distributed
-from pretrain.capture import Capture, Part
+from pretrain.capture import Capture, Part, may_hold_weights
 from pretrain.config import PretrainConfig
 from pretrain.culprits import evaluate, find_culprits, rows_of
 from pretrain.data.order import rank_positions
@@ -103,7 +103,7 @@ class Recovery:
         temporary = capture.begin(folder) if self._world.rank == 0 else Path()
         distributed.barrier()
         weights, size = None, 0
-        if self._config.engine.capture_weights:
+        if self._config.engine.capture_weights and distributed.broadcast_object(may_hold_weights(self._folder)):
             receipts = self._engine.save_model(temporary)
             weights, size = MODEL_FILE, sum(receipt.size for receipt in receipts)
         newest = _newest_until(self._folder / "checkpoints", step)

@@ -48,7 +48,7 @@ def test_computing_a_batch_again_leaves_no_trace(name: str):
 
 def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is():
     of = objective("mae").train()
-    of.decoder.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    of.get_parameter("decoder.norm.weight").register_hook(lambda gradient: gradient * float("inf"))
     outcome = evaluate(of, batch(of), 0, seed=0, precision="fp32")
     assert outcome.broken and not outcome.bad_losses
     assert outcome.bad_gradients == ("decoder.norm.weight",)

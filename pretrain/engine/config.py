@@ -103,7 +103,7 @@ class EngineConfig(Config):
     max_nonfinite_steps: Positive = Field(3, description="without finite loss or gradient: skipped; so many: rewind")
     nonfinite_window: Positive = Field(100, description="steps within which max_nonfinite_steps are counted")
     max_rewinds: int = Field(3, ge=0, description="of a run, to its last healthy checkpoint; then it stops")
-    capture_weights: bool = Field(True, description="a capture of a non-finite step holds the weights, to replay it")
+    capture_weights: bool = Field(True, description="a capture of a non-finite step holds the weights (the first 8 do)")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
 

@@ -172,6 +172,14 @@ def test_prune_keeps_the_newest_and_the_milestones(tmp_path):
     assert not list(tmp_path.glob(".trash*"))
 
 
+def test_the_step_to_rewind_to_outlives_newer_ones_and_a_rewind_takes_back_the_rest(tmp_path):
+    for step in range(1, 6):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    assert commit.prune(tmp_path, keep_last=1, milestone_every=0, protected=2) == [f"step-{s:08d}" for s in (4, 3, 1)]
+    assert commit.remove_after(tmp_path, 2) == ["step-00000005"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_clean_removes_what_killed_runs_left_and_nothing_else(tmp_path):
     kept = _save(tmp_path, 1)
     commit.write_file(commit.begin(tmp_path, 2, "dead") / "model", b"half")

@@ -81,7 +81,8 @@ def run_dinov2(case: Case) -> None:
     counts = masks.view(steps, 2 * batch, -1).sum(2)
     expect = case["expect/masked_count"]
     bins = int(2 * batch * config["prob"])
-    most = (torch.linspace(*config["ratio"], bins + 1)[1:] * (side * side)).floor()  # hidden patches of each bin
+    low, high = config["ratio"]
+    most = (torch.linspace(low, high, bins + 1)[1:] * (side * side)).floor()  # hidden patches of each bin
     for sample in (counts, expect):  # each bin was drawn once, whichever view has it
         ordered = sample.sort(dim=1).values
         assert bool((ordered[:, : 2 * batch - bins] == 0).all())
