@@ -8,6 +8,7 @@ from pathlib import Path
 from . import (
     beit,
     beit2,
+    data2vec,
     dino,
     dino_steps,
     dinov2,
@@ -45,6 +46,7 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("facebookresearch/dinov2", "layers/block.py:NestedTensorBlock", dinov2_vit.run_layers),
     ("facebookresearch/dinov2", "train/ssl_meta_arch.py:SSLMetaArch", dinov2.run_objective),
     ("bytedance/ibot", "main_ibot.py:train_one_epoch", ibot.run_steps),
+    ("facebookresearch/data2vec_vision", "engine_for_cyclical.py:train_one_epoch", data2vec.run_steps),
     ("facebookresearch/ijepa", "src/train.py:main.train_step", ijepa.run_steps),
     ("facebookresearch/ijepa", "masks/multiblock.py:MaskCollator", masks.run_ijepa),
     ("facebookresearch/moco-v3", "moco/builder.py:MoCo_ViT.forward", mocov3.run_steps),
