@@ -128,13 +128,14 @@ class BEiT2(Objective):
         given = self.tokenizer.tokens(images_of(batch, "tokenizer_image")[:8])
         predicted = given.clone()
         predicted[mask] = self.predict(*self.encode(images, mask), mask)[0].argmax(-1)
-        grid, stats = self.encoder.grid_size, {"mean": mean, "std": std}
-        maps = {"tokens": given, "predicted tokens": predicted}
-        codes = {"num_codes": self.tokenizer.num_tokens, **stats}
-        return {
-            "input | masked": token_pictures.masked_sheet(images, mask, patch_size=self.encoder.patch_size, **stats),
-            **{name: token_pictures.code_sheet(images, ids.unflatten(1, grid), **codes) for name, ids in maps.items()},
+        patch, grid, codes = self.encoder.patch_size, self.encoder.grid_size, self.tokenizer.num_tokens
+        shown = {
+            "input | masked": token_pictures.masked_sheet(images, mask, patch_size=patch, mean=mean, std=std),
         }
+        for name, ids in (("tokens", given), ("predicted tokens", predicted)):
+            ids = ids.unflatten(1, grid)
+            shown[name] = token_pictures.code_sheet(images, ids, num_codes=codes, mean=mean, std=std)
+        return shown
 
     def _bias(self, images: Tensor) -> Tensor | None:
         """The shared relative-position bias of the encoder, [1, heads, P + N, P + N]."""
