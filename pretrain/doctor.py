@@ -11,6 +11,7 @@ from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
 from pretrain.probes.doctor import Doctor, Verdict
 from pretrain.probes.history import Facts
+from pretrain.probes.rules import RULES
 from pretrain.record import read_rows
 
 HEALTHY, ALARMED, WRONG = 0, 1, 2
@@ -55,12 +56,28 @@ def examine(run_dir: Path) -> tuple[list[Verdict], int]:
     return verdicts, len(rows)
 
 
+def rules_table() -> str:
+    """Every rule as a row of Markdown: what docs/doctor.md shows."""
+    lines = ["| rule | said when | because | way out |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}`{' (cause)' if rule.is_cause else ''} | {rule.sign} | {rule.reason} | {rule.way_out} |"
+        for name, rule in RULES.items()
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: nothing found. 1: alarms. 2: no run folder."""
     parser = argparse.ArgumentParser(prog="fovea doctor", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", type=Path, nargs="?", help="a run folder")
+    parser.add_argument("--rules", action="store_true", help="print the rules and their reasons, and stop")
     parser.add_argument("--json", action="store_true", help="a JSON object per verdict")
     chosen = parser.parse_args(arguments)
+    if chosen.rules:
+        print(rules_table())
+        return HEALTHY
+    if chosen.run is None:
+        parser.error("give a run folder")
     try:
         verdicts, rows = examine(chosen.run)
     except ConfigError as error:

@@ -24,7 +24,7 @@ from pretrain.probes.doctor import Doctor, Verdict
 from pretrain.probes.features import backbone_features
 from pretrain.probes.history import FIRST, LAST
 from pretrain.probes.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
-from pretrain.probes.rules import GRADIENT
+from pretrain.probes.signs import GRADIENT
 
 _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ATTENTION_IMAGES = 16

@@ -33,15 +33,23 @@ class Facts:
 
 
 class History:
-    """Rows of values by name, in order of step; a row need not have every value."""
+    """Rows of values by name, in order of step; a row need not have every value.
+
+    Attributes:
+        first: the first values of each name. most, least: the extremes of all of them.
+    """
 
     def __init__(self) -> None:
         self.first: dict[str, list[float]] = {}
+        self.most: dict[str, float] = {}
+        self.least: dict[str, float] = {}
         self._last: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=LAST)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         self._last.append((step, dict(values)))
         for name, value in values.items():
+            self.most[name] = max(value, self.most.get(name, value))
+            self.least[name] = min(value, self.least.get(name, value))
             known = self.first.setdefault(name, [])
             if len(known) < FIRST:
                 known.append(value)

@@ -78,13 +78,14 @@ class Samples:
         self._last = self._read()
 
     def change(self) -> list[float]:
-        """|now - last time| / |last time| of each matrix; last time becomes now."""
+        """|now - last time| / |last time| of each matrix that was not 0 then; last time becomes now."""
         if not self._parts:
             return []
         before, now = self._last, self._read()
         self._last = now
-        moved = torch.stack([(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(now, before, strict=True)])
-        return moved.tolist()
+        lengths = torch.stack([part.norm() for part in before])
+        moved = torch.stack([(a - b).norm() for a, b in zip(now, before, strict=True)])
+        return (moved / lengths)[lengths > 0].tolist()
 
     def _read(self) -> list[Tensor]:
         return [tensor.detach().flatten()[::stride][:1024].float().clone() for tensor, stride in self._parts]
