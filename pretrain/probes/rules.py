@@ -88,7 +88,8 @@ RULES: dict[str, Rule] = {
     ),
     "teacher_one_prototype": Rule(
         "teacher assigns all images to the same prototype",
-        "for 5 steps the mean assignment of a batch has an entropy below ln 2",
+        "for 5 steps the mean assignment of a batch has an entropy below ln 2, and assignments were not one-hot from "
+        "the start",
         "below two effective prototypes an assignment cannot tell more than one bit; centring exists to prevent this "
         "(DINO, section 3.1)",
         "centre the teacher (lower objective.center_momentum), raise objective.teacher_temp, and see that no gradient "
@@ -115,7 +116,8 @@ RULES: dict[str, Rule] = {
     ),
     "teacher_one_hot": Rule(
         "teacher assignments one-hot",
-        "for 10 steps the mean entropy of an assignment is below 0.05 nats",
+        "for 10 steps the mean entropy of an assignment is below 0.05 nats, and it was so from the start or the mean "
+        "assignment has more than ln 2",
         "then 99 % of an assignment is one prototype: the temperature leaves only the largest logit, and nearest "
         "prototypes are copied as hard labels",
         "raise objective.teacher_temp (0.04 to 0.07 are the papers')",

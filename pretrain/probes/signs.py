@@ -13,6 +13,7 @@ from itertools import takewhile
 from pretrain.probes.history import FIRST, Facts, History
 
 GRADIENT = "doctor/grad/"  # then the block
+ONE_HOT = 0.05  # nats of an assignment's entropy, below which it is one
 SPREAD = 0.02  # of features, below which all images look the same
 
 
@@ -90,8 +91,14 @@ def one_prototype(h: History, f: Facts) -> str | None:
     log_k = math.log(f.prototypes or 1)
     if held(h, "teacher_kl_uniform", lambda kl: log_k - kl < math.log(2), steps=5) is None:
         return None
+    if h.most.get("teacher_entropy", log_k) < ONE_HOT:
+        return None  # it never was anything but one-hot: the temperature
     share = math.exp(log_k - h.middle("teacher_kl_uniform", 1))
     return f"the mean assignment of a batch covers {share:.1f} of {f.prototypes}"
+
+
+def _is_one_prototype(h: History, f: Facts) -> bool:
+    return _assigns(f) and math.log(f.prototypes or 1) - h.middle("teacher_kl_uniform", 1) < math.log(2)
 
 
 def uniform(h: History, f: Facts) -> str | None:
@@ -115,6 +122,8 @@ def uninformative(h: History, f: Facts) -> str | None:
     stretch = list(takewhile(lambda step: told[step] - entropies[step] < 0.01, both))
     if len(stretch) < 2 or stretch[0] - stretch[-1] + 1 < 20 or log_k - entropies[stretch[0]] < 0.01:
         return None
+    if _is_one_prototype(h, f):
+        return None
     if len(stretch) == len(both) and h.step <= f.warmup_steps + 200:
         return None
     information = max(0.0, told[stretch[0]] - entropies[stretch[0]])
@@ -125,8 +134,10 @@ def uninformative(h: History, f: Facts) -> str | None:
 
 
 def one_hot(h: History, f: Facts) -> str | None:
-    if held(h, "teacher_entropy", lambda entropy: entropy < 0.05, steps=10) is None:
+    if held(h, "teacher_entropy", lambda entropy: entropy < ONE_HOT, steps=10) is None:
         return None
+    if h.most["teacher_entropy"] >= ONE_HOT and _is_one_prototype(h, f):
+        return None  # it became so by collapse, which is said
     return f"entropy of an assignment {max(0.0, h.middle('teacher_entropy', 1)):.3f} nats"
 
 

@@ -133,10 +133,11 @@ class Unstopped(DINO):
 
 
 class OneImage(DINO):
-    """Sees the same photo in every place of a batch, and the same one in every step."""
+    """From step 10 on sees the same picture in every place of a batch."""
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        return super().forward({**batch, **{k: torch.ones_like(batch[k]) for k in ("global", "local")}}, step)
+        same = {name: torch.ones_like(batch[name]) for name in ("global", "local")} if step >= 10 else {}
+        return super().forward({**batch, **same}, step)
 
 
 class Copied(DINO):

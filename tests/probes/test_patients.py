@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.config import PretrainConfig
+from pretrain.configlib import load_config
+from tests.objectives.released import reads
+from tests.runs import ROOT, SHARDS
+
 from .patients import (
     DINO_TINY,
     MAE_TINY,
@@ -27,7 +32,7 @@ COLD = {"teacher_temp": 1e-4, "warmup_teacher_temp": 1e-4}
 @pytest.mark.parametrize(
     ("objective", "changes", "infect", "first"),
     [
-        pytest.param(DINO_TINY, {}, become(Uncentred), "center_still", id="no centering"),
+        pytest.param(DINO_TINY, {}, become(Uncentred), "teacher_one_prototype", id="no centering"),
         pytest.param(DINO_TINY, {}, become(Unstopped), "teacher_one_prototype", id="no stop-gradient"),
         pytest.param(DINO_TINY | COLD, {}, None, "teacher_one_hot", id="teacher temperature near 0"),
         pytest.param(DINO_TINY | HOT, {}, None, "teacher_uniform", id="teacher temperature 10"),
@@ -35,7 +40,6 @@ COLD = {"teacher_temp": 1e-4, "warmup_teacher_temp": 1e-4}
         pytest.param(MAE_TINY, {"optim": {"lr": 0.1}}, None, "learning_rate_too_high", id="MAE, lr x100"),
         pytest.param(MAE_TINY, {"optim": {"lr": 1e-9}}, None, "weights_still", id="lr near 0"),
         pytest.param(DINO_TINY | {"momentum_teacher": 1.0}, {}, None, "teacher_still", id="momentum 1"),
-        pytest.param(DINO_TINY, {}, become(Copied), "teacher_identical", id="momentum 0"),
         pytest.param(DINO_TINY, {}, become(OneImage), "features_constant", id="one image"),
         pytest.param(MAE_TINY, {}, deaden, "dead_gradients", id="a block without gradients"),
     ],
@@ -47,5 +51,27 @@ def test_a_planted_failure_is_named_within_50_steps(objective, changes, infect, 
     assert report.verdicts[0].step <= STEPS
 
 
-def test_without_centering_the_collapse_itself_is_named_too(tmp_path: Path):
-    assert "teacher_one_prototype" in treat(settings(DINO_TINY, tmp_path), become(Uncentred)).rules
+def test_a_teacher_that_is_the_student_is_named_beside_the_collapse(tmp_path: Path):
+    rules = treat(settings(DINO_TINY, tmp_path), become(Copied)).rules
+    assert rules[:2] == ["teacher_one_prototype", "teacher_identical"]
+
+
+def test_without_centering_its_reason_is_named_too(tmp_path: Path):
+    assert "center_still" in treat(settings(DINO_TINY, tmp_path), become(Uncentred)).rules
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "debug").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_healthy_debug_run_gives_no_alarm(path: Path, tmp_path: Path):
+    """The debug configurations as they are, but for half as many images and blocks, and 25 steps."""
+    name = path.stem
+    changes = ["data.num_workers=0", "optim.global_batch_size=16", "optim.total_steps=25", "optim.warmup_steps=10"]
+    changes += [f"data.shards={SHARDS / 'train'}", f"run_dir={tmp_path}", "doctor.every_steps=5"]
+    changes += [f"objective.{key}={value}" for key, value in reads(name, (64, 64), 3).items()]
+    report = treat(load_config(PretrainConfig, path, changes))
+    assert len(report.rows) == 25 and not report.verdicts, report.verdicts
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("objective", [DINO_TINY, MAE_TINY], ids=["dino", "mae"])
+def test_healthy_runs_of_other_seeds_give_no_alarm(objective, seed: int, tmp_path: Path):
+    assert treat(settings(objective, tmp_path, seed=seed)).verdicts == []
