@@ -13,6 +13,7 @@ from pretrain.config import PretrainConfig
 from pretrain.models.families import CONV
 from pretrain.objectives import OBJECTIVES
 from pretrain.objectives.base import Horizon
+from pretrain.probes.features import backbone_features
 from pretrain.start import build_objective
 
 from .objectives.released import reads
@@ -84,7 +85,9 @@ def trains(config: PretrainConfig) -> None:
     assert reached and any(bool(gradient.any()) for gradient in reached)
     of.after_step(1)
     assert of(batch(of, shape, seed=1), 1)["loss"].isfinite()
-    assert of.backbone.eval().forward_cls(torch.randn(2, 3, 32, 32)).shape == (2, config.model.embed_dim)
+    assert of.pictures(batch(of, shape), 1, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert backbone_features(of.backbone.eval(), torch.randn(2, 3, 32, 32))
+    assert of.backbone.forward_cls(torch.randn(2, 3, 32, 32)).shape == (2, config.model.embed_dim)
 
 
 @pytest.mark.parametrize(("name", "title"), CELLS)
