@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from pretrain.data.view import View, stacks
 from pretrain.models.koleo import koleo_loss
-from pretrain.models.release import write_release
+from pretrain.models.release import read_release, write_release
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.self_distillation import crop_after_crop
 from tests.engine.ranks import launch
@@ -244,11 +244,19 @@ def test_the_gram_teacher_of_a_release_is_taken_when_the_run_begins_and_held(tmp
         missing.begin()
 
 
-def test_an_earlier_stage_without_a_gram_teacher_can_be_gone_on_from():
+def test_the_next_stage_takes_heads_and_weights_of_one_without_gram_and_its_teacher_as_gram_teacher(tmp_path: Path):
     earlier = objective("dinov2")
-    assert not any(name.startswith("gram_teacher.") for name in objective("dinov2", gram={}).heads_state())
+    with torch.no_grad():
+        for parameter in earlier.student.parameters():
+            parameter.add_(0.1)
+    earlier.after_step(1)
+    write_release(tmp_path / "r", earlier.backbone, objective="dinov2", extra_state=earlier.heads_state(), record={})
     of = objective("dinov2", gram={})
-    assert all(n.startswith(of.renewed_prefixes) for n in of.state_dict().keys() - earlier.state_dict().keys())
+    report = of.load_weights(read_release(tmp_path / "r"))
+    assert report.missing and all(name.startswith("gram_teacher.") for name in report.missing)
+    of.begin()
+    assert same(gram(of), dict(earlier.backbone.state_dict()))
+    assert not any(name.startswith("gram_teacher.") for name in of.heads_state())
 
 
 def test_the_gram_teacher_is_in_the_checkpoint_as_fp32_buffers():
