@@ -18,7 +18,10 @@ from .scenarios import ENGINES, whole_state
 
 STEPS, IMAGES = 5, 8
 # What makes a loss depend on how the batch is divided over ranks is switched off, or set to count over all of them.
-WHOLE: dict[str, dict[str, Any]] = {"dinov2": {"koleo_scope": "all", "drop_path_subset": False}}
+WHOLE: dict[str, dict[str, Any]] = {
+    "dinov2": {"koleo_scope": "all", "drop_path_subset": False},
+    "vqkd": {"kmeans_init": True},
+}
 
 
 def train(world: World, out: Path, *, cases: list[list[str]]) -> dict[str, Any]:
