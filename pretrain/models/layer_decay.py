@@ -11,8 +11,7 @@ from collections.abc import Collection
 from pretrain.models import param_groups
 from pretrain.models.param_groups import Groups
 
-# Not the registers: the official code of DINOv2, which brought them, has them learn at full speed.
-_FIRST = ("cls_token", "mask_token", "pos_embed", "patch_embed")
+_FIRST = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed")
 
 
 def layer_of(name: str, depth: int) -> int:
