@@ -27,7 +27,7 @@ from pretrain.probes.measure import Samples, attention_entropy, average_distance
 from pretrain.probes.signs import GRADIENT
 
 _PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_ATTENTION_IMAGES = 16
+_ATTENTION_IMAGES = 4
 
 
 class AlarmError(RuntimeError):
@@ -162,7 +162,7 @@ def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Ten
         return None
     view = replace(view, name="image", count=1, same_as=None)
     batch = config.optim.global_batch_size
-    wanted = min(config.doctor.images or max(32, min(256, batch // 2)), dataset.num_samples)
+    wanted = min(config.doctor.images or max(32, min(256, batch // 4)), dataset.num_samples)
     share = max(1, wanted // world.world_size)
     micro_batches = make_micro_batches(
         dataset,

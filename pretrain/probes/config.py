@@ -29,8 +29,8 @@ class ProbeConfig(Config):
 class DoctorConfig(Config):
     """Measures whether the run learns, and says in words when it does not (docs/doctor.md)."""
 
-    every_steps: Positive = Field(20, description="between measurements of features, weights, averages and gradients")
-    images: Positive | None = Field(None, description="measured on; default: half a global batch, 32 to 256")
+    every_steps: Positive = Field(25, description="between measurements of features, weights, averages and gradients")
+    images: Positive | None = Field(None, description="measured on; default: a quarter of a global batch, 32 to 256")
     reaction: Literal["warn", "stop", "rewind"] = Field(
         "warn", description="to an alarm: say it; end the run unsaved; go back to the last healthy checkpoint"
     )

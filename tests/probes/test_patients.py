@@ -52,8 +52,9 @@ def test_a_planted_failure_is_named_within_50_steps(objective, changes, infect, 
 
 
 def test_a_teacher_that_is_the_student_is_named_beside_the_collapse(tmp_path: Path):
-    rules = treat(settings(DINO_TINY, tmp_path), become(Copied)).rules
-    assert rules[:2] == ["teacher_one_prototype", "teacher_identical"]
+    assert {"teacher_one_prototype", "teacher_identical"} <= set(
+        treat(settings(DINO_TINY, tmp_path), become(Copied)).rules
+    )
 
 
 def test_without_centering_its_reason_is_named_too(tmp_path: Path):
