@@ -99,7 +99,7 @@ RULES: dict[str, Rule] = {
     ),
     "teacher_uniform": Rule(
         "teacher assignments uniform",
-        "for 20 steps the entropy of an assignment is within 0.01 nats of ln K, while features differ between images",
+        "for 20 steps the entropy of an assignment is within 0.01 nats of ln K, and features always differed",
         "such a target is the same for every image, so the loss is ln K and has nothing to teach",
         "lower objective.teacher_temp or lengthen its warm-up (objective.warmup_teacher_temp_epochs)",
         ("teacher_entropy",),

@@ -107,8 +107,8 @@ def uniform(h: History, f: Facts) -> str | None:
     log_k = math.log(f.prototypes)
     if held(h, "teacher_entropy", lambda entropy: log_k - entropy < 0.01, steps=20) is None:
         return None
-    if _spread(h, f) < SPREAD and h.step <= f.warmup_steps + 200:
-        return None  # images still look the same to the network, so it is not the temperature
+    if h.least.get("feature_std", 1.0) * math.sqrt(f.embed_dim) < SPREAD and h.step <= f.warmup_steps + 200:
+        return None  # images looked the same to the network, and to its average they may still: not the temperature
     return f"loss = ln {f.prototypes} = {log_k:.4f}, entropy of an assignment {h.middle('teacher_entropy', 1):.4f}"
 
 
