@@ -120,19 +120,6 @@ def plain_tokens(vit: Any, images: Tensor, *, mask: Tensor | None = None, mask_t
     return vit.norm(vit.blocks(torch.cat([cls, x], 1)))
 
 
-def plain_dino_loss(
-    student: Tensor, teacher: Tensor, center: Tensor, *, images: int, student_temp: float, teacher_temp: float
-) -> Tensor:
-    """Cross-entropy of every student crop against every other global crop (Caron et al. 2021, algorithm 1)."""
-    terms = []
-    targets = F.softmax((teacher - center) / teacher_temp, dim=-1).detach().split(images)
-    for i, target in enumerate(targets):
-        for j, logits in enumerate((student / student_temp).split(images)):
-            if i != j:
-                terms.append((-target * F.log_softmax(logits, dim=-1)).sum(-1).mean())
-    return torch.stack(terms).mean()
-
-
 @torch.no_grad()
 def plain_ema(teacher: list[Tensor], student: list[Tensor], momentum: float) -> None:
     for average, value in zip(teacher, student, strict=True):

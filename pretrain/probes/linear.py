@@ -48,10 +48,16 @@ class LinearClassifier:
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [b, d] -> [b, C]."""
-        return ((features - self.mean) / self.std) @ self.weight + self.bias
+        return self.standardize(features) @ self.weight + self.bias
+
+    def standardize(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
 
     def fit(self, features: Tensor, labels: Tensor, penalty: float) -> LinearClassifier:
-        """Minimize mean cross-entropy + penalty / 2 * |weight|^2 by L-BFGS from the present weights, in place."""
+        """Minimize mean cross-entropy + penalty / 2 * |weight|^2 by L-BFGS from the present weights, in place.
+
+        `features` [n, d] are standardized.
+        """
         parameters = [self.weight, self.bias]
         solver = torch.optim.LBFGS(
             parameters, max_iter=MAX_ITERATIONS, history_size=10, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
@@ -70,7 +76,6 @@ class LinearClassifier:
         loss = 0.5 * penalty * self.weight.square().sum()
         weight_grad, bias_grad = penalty * self.weight, torch.zeros_like(self.bias)
         for chunk, truth in zip(features.split(_CHUNK), labels.split(_CHUNK), strict=True):
-            chunk = (chunk - self.mean) / self.std
             log_probabilities = F.log_softmax(chunk @ self.weight + self.bias, dim=1)
             loss = loss + F.nll_loss(log_probabilities, truth, reduction="sum") / len(labels)
             error = log_probabilities.exp_()
@@ -116,6 +121,7 @@ def _path(
 ) -> Iterator[tuple[float, LinearClassifier]]:
     """One classifier, fitted to each penalty in turn."""
     classifier = LinearClassifier.start(features, num_classes)
+    features = classifier.standardize(features)  # once: hundreds of evaluations read it
     for penalty in penalties:
         yield penalty, classifier.fit(features, targets, penalty)
 

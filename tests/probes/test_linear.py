@@ -25,7 +25,8 @@ def test_the_weights_are_the_minimum_of_cross_entropy_and_penalty(
     monkeypatch.setattr(linear, "_CHUNK", chunk)
     features, labels = blobs(60)
     with torch.no_grad():
-        fitted = LinearClassifier.start(features, 3).fit(features, labels, penalty)
+        classifier = LinearClassifier.start(features, 3)
+        fitted = classifier.fit(classifier.standardize(features), labels, penalty)
     weight, bias = (part.clone().requires_grad_() for part in (fitted.weight, fitted.bias))
     standardized = (features - features.mean(0)) / features.std(0, correction=0)
     loss = F.cross_entropy(standardized @ weight + bias, labels) + 0.5 * penalty * weight.square().sum()
