@@ -126,6 +126,11 @@ def _build(config: PretrainConfig, **more: Any) -> Any:
     return made(config.objective, backbone, Horizon(STEPS, 1000), **more)
 
 
+def _settings(config: PretrainConfig) -> Any:
+    """Of the objective, whichever it is."""
+    return config.objective
+
+
 def _shape(config: PretrainConfig) -> dict[str, int]:
     """What plain ViTs are made from."""
     widths = config.model.widths()
@@ -138,7 +143,7 @@ def _head(config: Any) -> dict[str, int]:
 
 
 def _mae(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = plain.PlainMAE(
         plain.plain_vit(**_shape(config)),
         decoder_dim=set_to.decoder_embed_dim,
@@ -151,14 +156,14 @@ def _mae(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Modu
 
 
 def _dino(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = PlainDINO(plain.plain_vit(**_shape(config)), out_dim=set_to.out_dim, **_head(set_to))
     made.load_ours(ours.state_dict())
     return ours, made
 
 
 def _ibot(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = PlainIBOT(
         plain.plain_vit(**_shape(config)),
         out_dim=set_to.out_dim,
@@ -175,7 +180,7 @@ def _ibot(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Mod
 
 
 def _dinov2(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = PlainDINOv2(
         plain.plain_vit(**_shape(config)),
         out_dim=set_to.out_dim,
@@ -191,7 +196,7 @@ def _dinov2(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.M
 
 
 def _mocov3(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = PlainMoCoV3(
         plain.plain_vit(**_shape(config)),
         hidden_dim=set_to.hidden_dim,
@@ -204,7 +209,7 @@ def _mocov3(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.M
 
 
 def _beit(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    set_to: Any = config.objective
+    set_to = _settings(config)
     tokens = torch.randint(8192, batch["mask"].shape)
     ours = _build(config, tokenizer=GivenTokens(8192, tokens))
     layers = {key: getattr(set_to, key) for key in ("early_layers", "head_layers") if hasattr(set_to, key)}
@@ -214,7 +219,7 @@ def _beit(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Mod
 
 
 def _dvae(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     kl_weight = set_to.kl_div_loss_weight / (
         len(batch["image"]) * (config.model.size[0] // config.model.patch_size) ** 2
     )
@@ -230,7 +235,7 @@ def _dvae(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Mod
 
 
 def _vqkd(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    set_to: Any = config.objective
+    set_to = _settings(config)
     features = torch.randn(len(batch["image"]), (config.model.size[0] // config.model.patch_size) ** 2, TEACHER_DIM)
     ours = _build(config, teacher=GivenFeatures(features))
     shape, widths = _shape(config), config.model.widths()
@@ -272,17 +277,17 @@ def _simmim(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.M
     ours = _build(config)
     made = PlainSimMIM(**_shape(config), layer_scale=0.1)
     made.load_ours(ours.state_dict())
-    grid, cells = config.model.size[0] // config.model.patch_size, config.model.size[0] // config.objective.mask_cell
+    grid, cells = config.model.size[0] // config.model.patch_size, config.model.size[0] // _settings(config).mask_cell
     order = batch["mask_noise"].argsort(1)
     mask = torch.ones_like(order, dtype=torch.bool)
-    mask.scatter_(1, order[:, : order.shape[1] - config.objective.num_masked(order.shape[1])], False)
+    mask.scatter_(1, order[:, : order.shape[1] - _settings(config).num_masked(order.shape[1])], False)
     mask = mask.unflatten(1, (cells, cells)).repeat_interleave(grid // cells, 1).repeat_interleave(grid // cells, 2)
     mask = mask.flatten(1)
     return ours, Adapter(made, lambda module, batch: module(batch["image"][:, 0], mask))
 
 
 def _ijepa(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     widths = {"predictor_dim": set_to.predictor_embed_dim, "predictor_depth": set_to.predictor_depth}
     made = PlainIJEPA(**_shape(config), **widths)
     made.load(ours.state_dict())
@@ -290,7 +295,7 @@ def _ijepa(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Mo
 
 
 def _data2vec(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     given = {"num_target_layers": set_to.num_target_layers, "loss_beta": set_to.loss_beta}
     made = PlainData2Vec(**_shape(config), **given, layer_scale=1e-4)
     made.load(ours.state_dict())
@@ -298,7 +303,7 @@ def _data2vec(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn
 
 
 def _data2vec2(config: PretrainConfig, batch: dict[str, Tensor]) -> tuple[Any, nn.Module]:
-    ours, set_to = _build(config), config.objective
+    ours, set_to = _build(config), _settings(config)
     made = PlainData2Vec2(
         **_shape(config),
         decoder_dim=set_to.decoder_dim,

@@ -70,6 +70,7 @@ class PlainDINOv2(nn.Module):
         self.patch_head = "dino_head" if patch_out_dim is None else "ibot_head"
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        centers: Any = (self.center, self.patch_center)
         crops, mask = (batch[name].transpose(0, 1).flatten(0, 1) for name in ("global", "mask"))
         images, local = len(batch["global"]), batch["local"].transpose(0, 1).flatten(0, 1)
         tokens = plain_tokens(self.student["backbone"], crops, mask=mask, mask_token=self.mask_token)
@@ -80,8 +81,8 @@ class PlainDINOv2(nn.Module):
             seen = plain_tokens(self.teacher["backbone"], crops)
             teacher_cls = self.teacher["dino_head"](seen[:, 0]).float()
             teacher_patches = self.teacher[self.patch_head](seen[:, 1:][mask]).float()
-            targets = self.assign(teacher_cls, self.center).split(images)
-            patch_targets = self.assign(teacher_patches, self.patch_center)
+            targets = self.assign(teacher_cls, centers[0]).split(images)
+            patch_targets = self.assign(teacher_patches, centers[1])
         logs = F.log_softmax(student_cls, dim=-1).split(images)
         pairs = [-(q * s).sum(-1).mean() for i, q in enumerate(targets) for j, s in enumerate(logs) if i != j]
         per_patch = -(patch_targets * F.log_softmax(student_patches, dim=-1)).sum(-1)

@@ -72,8 +72,9 @@ class PlainIBOT(nn.Module):
         with torch.no_grad():
             teacher_cls, teacher_patches = self.teacher["head"](plain_tokens(self.teacher["backbone"], crops))
         loss = self.loss(student_cls, student_patches, teacher_cls, teacher_patches, mask, len(batch["global"]))
-        self.center.mul_(0.9).add_(teacher_cls.float().mean(0, keepdim=True), alpha=0.1)
-        self.patch_center.mul_(0.9).add_(teacher_patches.float().mean((0, 1))[None], alpha=0.1)
+        centers: Any = (self.center, self.patch_center)
+        centers[0].mul_(0.9).add_(teacher_cls.float().mean(0, keepdim=True), alpha=0.1)
+        centers[1].mul_(0.9).add_(teacher_patches.float().mean((0, 1))[None], alpha=0.1)
         return loss
 
     def loss(
@@ -86,10 +87,12 @@ class PlainIBOT(nn.Module):
         images: int,
     ) -> Tensor:
         student_temp, temp, patch_temp = self.temps
-        targets = F.softmax((teacher_cls.float() - self.center) / temp, dim=-1).split(images)
+        center: Any = self.center
+        patch_center: Any = self.patch_center
+        targets = F.softmax((teacher_cls.float() - center) / temp, dim=-1).split(images)
         logs = F.log_softmax(student_cls.float() / student_temp, dim=-1).split(images)
         pairs = [-(q * s).sum(-1).mean() for i, q in enumerate(targets) for j, s in enumerate(logs) if i != j]
-        patch_targets = F.softmax((teacher_patches.float() - self.patch_center) / patch_temp, dim=-1)
+        patch_targets = F.softmax((teacher_patches.float() - patch_center) / patch_temp, dim=-1)
         patch_logs = F.log_softmax(student_patches.float() / student_temp, dim=-1)
         per_crop = (-(patch_targets * patch_logs).sum(-1) * mask).sum(-1) / mask.sum(-1).clamp(min=1)
         return torch.stack(pairs).mean() + per_crop.mean()

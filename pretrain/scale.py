@@ -156,7 +156,7 @@ def _short(value: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """`fovea scale`: print what changes and write the recipe. Exit status 2 for a wrong recipe or argument."""
-    parser = argparse.ArgumentParser(prog="fovea scale", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fovea scale", description="The same recipe on other hardware.")
     parser.add_argument("config", help="the recipe, a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="applied before scaling")
     parser.add_argument("--gpus", type=int, required=True)

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "ranks", "record", "schedule")}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
-FLOOR_4 = {f"pretrain.{name}" for name in ("run", "runfolder", "start", "feed", "online_probe", "online_doctor", "doctor", "release", "memory")}
-FLOOR_4 |= {f"pretrain.{name}" for name in ("capture", "culprits", "passed_over", "recompute", "recovery", "replay")}
+PARTS_OF_A_RUN = ("run", "runfolder", "start", "feed", "online_probe", "online_doctor", "release", "doctor", "memory")
+PARTS_OF_A_REWIND = ("capture", "culprits", "passed_over", "recompute", "recovery", "replay")
+FLOOR_4 = {f"pretrain.{name}" for name in PARTS_OF_A_RUN + PARTS_OF_A_REWIND}
 EVERYTHING = {"pretrain", "launch", "finetune"}
 ALLOWED = {
     "pretrain.configlib": set(),

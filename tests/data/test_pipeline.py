@@ -289,7 +289,14 @@ def test_candidates_are_keyed_by_position_and_spread_over_all_samples():
 
 
 def bad(position: int, key: str = "k") -> dict:
-    return {"position": position, "shard": "s.tar", "key": key, "reason": "empty", "substitute": "s.tar/x", "passed_over": False}
+    return {
+        "position": position,
+        "shard": "s.tar",
+        "key": key,
+        "reason": "empty",
+        "substitute": "s.tar/x",
+        "passed_over": False,
+    }
 
 
 def test_bad_samples_are_counted_and_each_is_recorded_once():
