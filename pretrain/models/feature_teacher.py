@@ -63,8 +63,8 @@ def open_teacher(
             teacher = FeatureTeacher(release.build(), record["mean"], record["std"])
         else:
             weights = load_official(path)
-            vit = ViT(**vit_arguments(weights.backbone, num_heads=num_heads))
-            load_strict(vit, weights.backbone)
+            vit = ViT(**vit_arguments(weights.backbone, num_heads=num_heads, grid=weights.grid))
+            load_strict(vit, weights.backbone, grid=weights.grid)
             teacher = FeatureTeacher(vit, IMAGENET_MEAN, IMAGENET_STD)
     except ValueError as error:
         raise ConfigError(KEY, str(error).splitlines()) from error

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.models.importers import load_official, load_strict
 from pretrain.models.release import IMAGENET_MEAN, IMAGENET_STD, read_release
 from pretrain.models.sizes import SIZES
 from pretrain.models.vit import ViT
+from pretrain.models.vit_facts import vit_arguments
+
+# What an untrained network of the kind starts with; the weights show a table alone.
+_FIXED_POSITIONS = {"mae": "sincos", "mocov3": "sincos_rows_first", "ijepa": "sincos"}
 
 
 @dataclass(frozen=True)
@@ -56,41 +60,20 @@ def open_official(path: Path) -> Subject:
         ValueError: it is no ViT of a known size.
     """
     weights = load_official(path)
-    arguments = vit_arguments(weights.backbone, weights.grid, path)
+    arguments = vit_arguments(weights.backbone, grid=weights.grid)
+    width, depth, channels = (arguments[name] for name in ("embed_dim", "depth", "in_chans"))
+    if (width, depth) not in {(size["embed_dim"], size["depth"]) for size in SIZES.values()} or channels != 3:
+        raise ValueError(
+            f"{path}: {channels} channels, width {width}, {depth} blocks: not an RGB ViT of a known size "
+            f"({', '.join(SIZES)}); continue pretraining from it (init.official) and probe that release"
+        )
+    if "pos_embed" in weights.backbone:
+        arguments["pos_embed"] = _FIXED_POSITIONS.get(weights.kind, "learned")
     backbone = ViT(**arguments)
     load_strict(backbone, weights.backbone, grid=weights.grid)
     title = f"{weights.kind}, {path}"
-    size, channels = arguments["img_size"], arguments["in_chans"]
     untrained = _seeded(lambda: ViT(**arguments))
-    return Subject(title, backbone.eval(), untrained, size, channels, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def vit_arguments(state: dict[str, Tensor], grid: tuple[int, int] | None, source: Path) -> dict[str, Any]:
-    """The arguments of `ViT` that a state dict tells by its shapes; the heads by its width and depth.
-
-    Raises:
-        ValueError: no size of the table has this width and depth, or the channels are not RGB.
-    """
-    dim, channels, patch, _ = state["patch_embed.proj.weight"].shape
-    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
-    known = {(size["embed_dim"], size["depth"]): size for size in SIZES.values()}
-    if (dim, depth) not in known or channels != len(IMAGENET_MEAN):
-        raise ValueError(
-            f"{source}: {channels} channels, width {dim}, {depth} blocks: not an RGB ViT of a known size "
-            f"({', '.join(SIZES)}); continue pretraining from it (init.official) and probe that release"
-        )
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    if grid is None:
-        side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-        grid = (side, side)
-    size = (grid[0] * patch, grid[1] * patch)
-    return {
-        "img_size": size,
-        "patch_size": patch,
-        "in_chans": channels,
-        "num_registers": registers,
-        **known[dim, depth],
-    }
+    return Subject(title, backbone.eval(), untrained, arguments["img_size"], channels, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
