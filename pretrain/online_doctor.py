@@ -60,6 +60,7 @@ class OnlineDoctor:
         known = list(rows)
         for row in distributed.broadcast_object(known if len(known) <= FIRST + LAST else known[:FIRST] + known[-LAST:]):
             self.doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        self.doctor.say_again()
         # Under ZeRO-3 no rank holds whole weights: gradients by block and the losses are all there is.
         self._is_whole = not (config.engine.name == "deepspeed" and config.engine.zero_stage == 3)
         self._dtype = _PRECISION.get(config.engine.precision)
@@ -82,11 +83,12 @@ class OnlineDoctor:
         row = {**result.losses, "grad_norm": result.grad_norm, "lr": result.lr, **self.measured}
         return self.doctor.observe(step, row)
 
-    def suspects(self, step: int) -> list[int]:
-        """Sample positions of the steps since the measurement before, to be passed over after a rewind: on the same
-        images the run would fall ill again."""
-        batch = self.global_batch
-        return list(range(max(0, step - self.settings.every_steps) * batch, step * batch))
+    def suspects(self, step: int) -> tuple[int, list[int]]:
+        """Where the illness that is named at `step` may have begun, by the measurement before: that step, and the
+        sample positions since. They are passed over after a rewind: on the same images the run would fall ill again.
+        """
+        batch, begin = self.global_batch, max(0, step - self.settings.every_steps)
+        return begin, list(range(begin * batch, step * batch))
 
     def _reset(self, step: int) -> None:
         """Start to watch the weights as they are."""

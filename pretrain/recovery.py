@@ -1,10 +1,13 @@
-"""What a run does about steps without a finite loss or gradient: capture each, and go back when there are too many."""
+"""What a run does about steps without a finite loss or gradient: capture each, and go back when there are too many.
+
+The way back is also the one after an alarm of the doctor (`doctor.reaction: rewind`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +63,14 @@ class Recovery:
             most=settings.max_nonfinite_steps, window=settings.nonfinite_window, steps=sorted(self._culprits)
         )
 
-    def about(self, step: int) -> dict[str, Any]:
-        """For the checkpoint of `step`: whether every step since the one before was finite, and those that were not."""
-        healthy = not self._steps.after(self._last_saved)
+    def about(self, step: int, *, alarms: Collection[str] = ()) -> dict[str, Any]:
+        """For the checkpoint of `step`: whether the run may go back to it, the steps so far that were not finite, and
+        the doctor's alarms that stand. It may where every step since the checkpoint before was finite and none stands.
+        """
+        healthy = not self._steps.after(self._last_saved) and not alarms
         self._last_saved = step
-        return {"healthy": healthy, "non_finite_steps": {str(s): p for s, p in self._culprits.items()}}
+        broken = {str(s): p for s, p in self._culprits.items()}
+        return {"healthy": healthy, "non_finite_steps": broken, "alarms": sorted(alarms)}
 
     def __call__(self, step: int, result: StepResult) -> None:
         """Capture the step that is now the `step`-th completed one.
@@ -79,8 +85,8 @@ class Recovery:
         positions = sorted({p for broken in self._steps.recent for p in self._culprits[broken]})
         self.go_back(step, positions, why=self._steps.why(step, result))
 
-    def go_back(self, step: int, positions: list[int], *, why: str) -> None:
-        """To the last healthy checkpoint, passing over `positions` from there on.
+    def go_back(self, step: int, positions: list[int], *, why: str, until: int | None = None) -> None:
+        """To the last healthy checkpoint (of step `until` or before), passing over `positions` from there on.
 
         Raises:
             RewindError: it is written down. NonFiniteError: too many rewinds already.
@@ -89,7 +95,8 @@ class Recovery:
         if rewinds >= self._config.engine.max_rewinds:
             captured = f"; captures are in {self._folder / 'captures'}" if self._culprits else ""
             raise NonFiniteError(f"{why}\nno more rewinds after {rewinds} (engine.max_rewinds){captured}")
-        to = distributed.broadcast_object(newest_healthy(self._folder) if self._world.rank == 0 else None) or 0
+        to = newest_healthy(self._folder, until=until) if self._world.rank == 0 else None
+        to = distributed.broadcast_object(to) or 0
         self._passed_over.decide(step, to, positions)
         if self._world.rank == 0:
             names = ", ".join(self._feed.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
@@ -185,15 +192,22 @@ class Recovery:
         return found
 
 
-def newest_healthy(run_dir: Path) -> int | None:
-    """Step of the newest whole checkpoint since whose predecessor every step was finite."""
+def newest_healthy(run_dir: Path, *, until: int | None = None) -> int | None:
+    """Step of the newest whole checkpoint that was healthy when it was saved (see `Recovery.about`).
+
+    Args:
+        until: what is newer is taken only where nothing is as old, and then the oldest.
+    """
+    found = None
     for folder in commit.checkpoints(run_dir / "checkpoints"):
         try:
             if commit.read_manifest(folder).about.get("healthy", True):
-                return commit.verify(folder).step
+                found = commit.verify(folder).step
         except commit.CheckpointError:
             continue
-    return None
+        if found is not None and (until is None or found <= until):
+            break
+    return found
 
 
 def _newest_until(root: Path, step: int) -> dict[str, Any] | None:

@@ -236,9 +236,14 @@ class Run:
                 self.log.scalars(step, self.doctor.measured)
             for verdict in verdicts:
                 self.log.alarm(step, verdict.rule, verdict.text)
-        if verdicts and self.doctor.settings.reaction == "rewind":
-            self.recovery.go_back(step, self.doctor.suspects(step), why=verdicts[0].text)
-        if verdicts and self.doctor.settings.reaction == "stop":
+        if not verdicts:
+            return
+        if self.doctor.settings.reaction == "rewind" and not result.requests & preempt.STOP:
+            begin, positions = self.doctor.suspects(step)
+            named = ", ".join(verdict.rule for verdict in verdicts)
+            why = f"step {step}: alarm {named} (doctor.reaction=rewind)"
+            self.recovery.go_back(step, positions, why=why, until=begin)
+        if self.doctor.settings.reaction == "stop":
             said = "\n".join(f"{verdict.rule}: {verdict.text}" for verdict in verdicts)
             raise AlarmError(f"stopped at step {step} by an alarm (doctor.reaction=stop); nothing saved of it\n{said}")
 
@@ -263,7 +268,7 @@ class Run:
             "fingerprint": self.dataset.fingerprint,
             "world_size": self.world.world_size,
             "versions": versions(),
-            **self.recovery.about(step),
+            **self.recovery.about(step, alarms=self.doctor.doctor.standing if self.doctor else ()),
         }
         if about["healthy"]:
             self.checkpoints.protected = step

@@ -9,7 +9,14 @@ import pytest
 
 from launch.cli import main
 from pretrain.doctor import rules_table
+from pretrain.engine.commit import checkpoints, read_manifest
+from pretrain.passed_over import FILE
+from pretrain.recovery import newest_healthy
+from tests.planted import write_shards
 from tests.runs import ROOT, finish, rows, write_config
+
+COLD = ("objective.teacher_temp=1e-5", "objective.warmup_teacher_temp=1e-5", "data.num_workers=0")
+QUIET = ("log.pictures_every_steps=0", "log.tensorboard=false")
 
 
 def test_the_page_shows_the_rules_as_they_are():
@@ -30,8 +37,7 @@ def test_an_unknown_rule_is_refused_with_the_known_ones(tmp_path: Path):
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     """A DINO run with a teacher of almost no temperature that was told to stop at an alarm."""
     folder = tmp_path_factory.mktemp("stopped")
-    cold = ["objective.teacher_temp=1e-5", "objective.warmup_teacher_temp=1e-5", "data.num_workers=0"]
-    status, said = finish(write_config(folder, "dino"), *cold, "doctor.reaction=stop", "doctor.every_steps=4")
+    status, said = finish(write_config(folder, "dino"), *COLD, "doctor.reaction=stop", "doctor.every_steps=4")
     return folder / "run", status, said
 
 
@@ -65,3 +71,64 @@ def test_tensorboard_and_the_metrics_hold_measurements_and_the_alarm(stopped: tu
     assert any(name.startswith("doctor/grad/student.backbone.blocks.") for name in measured[0])
     tags = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
     assert "alarm/teacher_one_hot" in tags["scalars"] and "alarm/text_summary" in tags["tensors"]
+
+
+def alarms(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "doctor.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_go_back_together_from_an_alarm_and_pass_over_the_images_of_that_step(tmp_path: Path):
+    """One picture makes the weights leap, in each of two epochs; passed over, the run ends well."""
+    shards = write_shards(tmp_path / "shards")
+    options = [f"data.shards={shards}", "data.num_workers=0", "optim.global_batch_size=8", "optim.total_steps=12"]
+    options += ["checkpoint.every_steps=2", "doctor.reaction=rewind", "doctor.every_steps=1", *QUIET]
+    planted = ("tests.planted_leap", "pretrain")
+    status, said = finish(write_config(tmp_path, "mae"), *options, processes=2, command=planted)
+    assert status == 0, said
+    run = tmp_path / "run"
+    rewinds = json.loads((run / FILE).read_text())["rewinds"]
+    assert len(rewinds) == 2 and all(rewind["finished"] for rewind in rewinds)
+    for rewind in rewinds:
+        assert 0 <= rewind["to"] < rewind["at"] and rewind["to"] % 2 == 0
+        assert rewind["positions"] == list(range((rewind["at"] - 1) * 8, rewind["at"] * 8))
+        told = f"step {rewind['at']}: alarm learning_rate_too_high (doctor.reaction=rewind)"
+        assert told in said and f"going back from step {rewind['at']} to step {rewind['to']}" in said
+    assert [int(folder.name.removeprefix("step-")) for folder in checkpoints(run / "checkpoints")] == [
+        12,
+        10,
+        8,
+        6,
+        4,
+        2,
+    ]
+    assert main(["doctor", str(run)]) == 0 and alarms(run) == []
+
+
+def test_an_alarm_that_comes_back_after_every_rewind_ends_the_run(tmp_path: Path):
+    options = [*COLD, *QUIET, "doctor.reaction=rewind", "doctor.every_steps=4", "engine.max_rewinds=1"]
+    status, said = finish(write_config(tmp_path, "dino"), *options)
+    assert status == 1 and "Traceback" not in said
+    (rewind,) = json.loads((tmp_path / "run" / FILE).read_text())["rewinds"]
+    assert rewind["to"] <= rewind["at"] - 4
+    assert f"step {rewind['at']}: ALARM teacher_one_hot: teacher assignments one-hot" in said
+    assert "no more rewinds after 1 (engine.max_rewinds)" in said
+
+
+def test_two_ranks_stop_together_at_an_alarm(tmp_path: Path):
+    options = [*COLD, *QUIET, "doctor.reaction=stop", "doctor.every_steps=3"]
+    status, said = finish(write_config(tmp_path, "dino"), *options, processes=2)
+    (alarm,) = alarms(tmp_path / "run")
+    assert status == 1 and alarm["rule"] == "teacher_one_hot"
+    assert said.count(f"stopped at step {alarm['step']} by an alarm (doctor.reaction=stop)") == 2, "once by each rank"
+
+
+def test_a_checkpoint_saved_while_an_alarm_stands_is_none_to_go_back_to(tmp_path: Path):
+    options = [*COLD, *QUIET, "doctor.every_steps=4", "checkpoint.every_steps=6"]
+    status, said = finish(write_config(tmp_path, "dino"), *options, "optim.total_steps=18")
+    assert status == 0, said
+    run = tmp_path / "run"
+    about = {manifest.step: manifest.about for manifest in map(read_manifest, checkpoints(run / "checkpoints"))}
+    assert 6 < alarms(run)[0]["step"] <= 12
+    assert {step: facts["healthy"] for step, facts in about.items()} == {6: True, 12: False, 18: False}
+    assert about[12]["alarms"] == ["teacher_one_hot"]
+    assert newest_healthy(run) == 6

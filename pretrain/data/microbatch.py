@@ -117,7 +117,7 @@ class _Source:
         self.name = ("", "")
         for shard, index in islice(self.places, of.passed_over.get(position, 0)):
             self.name = (of.dataset.names[shard], of.reader.key(shard, index))
-            self._fail("passed over: a batch with it had no finite loss or gradient", passed_over=True)
+            self._fail("passed over: the run went back from a batch with it", passed_over=True)
 
     def read(self) -> Sample:
         only = None if self.of.stages else IMAGE_EXTENSIONS

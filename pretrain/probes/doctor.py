@@ -26,12 +26,17 @@ class Doctor:
 
     Args:
         off: rules that are not asked.
+
+    Attributes:
+        standing: rules whose sign was given when they were last asked, said or not, or not long enough ago to be over.
     """
 
     def __init__(self, facts: Facts, *, off: Collection[str] = ()):
         self.facts, self.history = facts, History()
         self._rules = {name: rule for name, rule in RULES.items() if name not in off}
         self._calm: dict[str, int] = {}  # of each sign that is given: rows without it
+        self._hidden: set[str] = set()  # signs that are given, but follow from a cause
+        self._again: set[str] = set()  # what stands is said once more
         self._last_cause: int | None = None
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Verdict]:
@@ -43,21 +48,33 @@ class Doctor:
             if not rule.asked(finite):
                 continue
             numbers = rule.check(self.history, self.facts)
+            self._hidden.discard(name)
             if numbers is None:
                 self._calm_down(name)
                 continue
             if rule.is_cause:
                 self._last_cause = step
             elif self._last_cause is not None and step - self._last_cause <= CAUSE_STEPS:
+                self._hidden.add(name)
                 continue
-            is_new = name not in self._calm
+            is_new = name not in self._calm or name in self._again
             self._calm[name] = 0
+            self._again.discard(name)
             if is_new:
                 found.append(Verdict(step, name, f"{rule.title}: {numbers}; {rule.way_out}"))
         return found
+
+    @property
+    def standing(self) -> set[str]:
+        return self._calm.keys() | self._hidden
+
+    def say_again(self) -> None:
+        """What stands now is said once more when its rule is next asked: to a run that resumes."""
+        self._again = set(self._calm)
 
     def _calm_down(self, name: str) -> None:
         if name in self._calm:
             self._calm[name] += 1
             if self._calm[name] >= CALM_ROWS:
                 del self._calm[name]
+                self._again.discard(name)

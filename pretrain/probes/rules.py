@@ -1,6 +1,7 @@
 """Why a run is not learning: each rule is a sign, a reason why it is one, and a way out. No torch here.
 
-Thresholds come from what the number means, not from a fit to runs; docs/doctor.md lists them with their reasons.
+Thresholds were set from what a number means, and revised where healthy or planted runs showed them wrong;
+docs/doctor.md lists the reasons and the runs.
 """
 
 from __future__ import annotations

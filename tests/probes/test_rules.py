@@ -123,6 +123,28 @@ def test_a_verdict_is_given_once_while_it_lasts_and_again_when_it_returns():
     assert [verdict.rule for verdict in told(rows)] == ["teacher_one_hot"] * 2
 
 
+def test_a_run_that_resumes_is_told_once_more_what_stands_and_not_what_is_over():
+    doctor = Doctor(FACTS)
+    for step in range(1, 60):
+        cold = {"teacher_entropy": 0.01} if step >= 30 else {}
+        doctor.observe(step, healthy(step) | cold | ({"center_norm": 0.0} if step < 40 else {}))
+    assert doctor.standing == {"teacher_one_hot"}
+    doctor.say_again()
+    found = [v for step in range(60, 80) for v in doctor.observe(step, healthy(step) | {"teacher_entropy": 0.01})]
+    assert [(verdict.rule, verdict.step) for verdict in found] == [("teacher_one_hot", 60)]
+
+
+def test_what_is_not_said_beside_its_cause_stands_all_the_same():
+    doctor = Doctor(FACTS)
+    for step in range(1, 60):
+        ill = {"feature_std": 1e-5} if step >= 30 else {}
+        doctor.observe(step, healthy(step) | ill | ({"doctor/weight_change": 0.5} if step == 25 else {}))
+    assert doctor.standing == {"features_constant"}
+    for step in range(60, 64):
+        doctor.observe(step, healthy(step))
+    assert not doctor.standing
+
+
 def test_what_follows_from_a_cause_is_not_said_beside_it_and_is_said_if_it_outlives_the_cause():
     leap = {"doctor/weight_change": 0.5}
     constant = {"feature_std": 1e-5}
@@ -132,6 +154,16 @@ def test_what_follows_from_a_cause_is_not_said_beside_it_and_is_said_if_it_outli
     found = told(rows)
     assert [verdict.rule for verdict in found] == ["learning_rate_too_high", "features_constant"]
     assert found[1].step == 39 + CAUSE_STEPS + 1
+
+
+@pytest.mark.parametrize("rule", ["teacher_identical", "teacher_still"])
+def test_a_teacher_is_judged_by_the_last_known_move_of_the_student(rule: str):
+    """Weights and averages may be measured in different steps."""
+    rows = []
+    for step, row in from_step(30, 80, SICK[rule][0]):
+        left_out = "doctor/average_" if step % 2 else "doctor/weight_"
+        rows.append((step, {name: value for name, value in row.items() if not name.startswith(left_out)}))
+    assert [verdict.rule for verdict in told(rows)] == [rule]
 
 
 def test_signs_in_a_sparse_log_are_seen_too():
