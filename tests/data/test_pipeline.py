@@ -293,7 +293,7 @@ def bad(position: int, key: str = "k") -> dict:
         "position": position,
         "shard": "s.tar",
         "key": key,
-        "reason": "empty",
+        "reason": "empty file",
         "substitute": "s.tar/x",
         "passed_over": False,
     }
