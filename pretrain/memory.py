@@ -130,7 +130,7 @@ def _step_peak(config: PretrainConfig, images: int) -> _Measured:
     with torch.device("meta"):
         objective = build_objective(config, Horizon(total_steps=1000, steps_per_epoch=100))
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.engine.precision != "fp32")
-    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention(), LiveBytes() as memory:
+    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), LiveBytes() as memory:
         objective.to_empty(device="cpu")
         for tensor in objective.state_dict().values():
             memory.add(tensor)
@@ -163,7 +163,7 @@ def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
+def fused_attention() -> Iterator[None]:
     """A GPU never keeps the attention map; on a CPU short sequences do."""
     chosen = attention.choose
     attention.choose = lambda *_: "sdpa"

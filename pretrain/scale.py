@@ -186,11 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.no_memory:
         from pretrain.memory import describe
 
-        print(
-            describe(
-                validate(PretrainConfig, scaled.values, source=str(out)), gpus=chosen.gpus, batch=chosen.batch_per_gpu
-            )
-        )
+        config = validate(PretrainConfig, scaled.values, source=str(out))
+        try:
+            print(describe(config, gpus=chosen.gpus, batch=chosen.batch_per_gpu))
+        except ConfigError as error:  # a tokenizer or a teacher that is not there yet
+            print(f"memory not estimated: {error}")
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.configlib import load_config
-from pretrain.memory import LiveBytes, _fused_attention, empty_batch, footprint
+from pretrain.memory import LiveBytes, empty_batch, footprint, fused_attention
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_objective
 from tests.runs import ROOT
@@ -23,7 +23,7 @@ def debug(name: str, *overrides: str) -> PretrainConfig:
 
 def real_peak(config: PretrainConfig) -> int:
     """Bytes that a real step keeps alive beside state and gradients."""
-    with _fused_attention(), LiveBytes(real=True) as memory:
+    with fused_attention(), LiveBytes(real=True) as memory:
         objective: Any = build_objective(config, Horizon(1000, 100))
         for parameter in objective.parameters():
             if parameter.requires_grad:
