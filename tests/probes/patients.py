@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class Report:
         return [verdict.rule for verdict in self.verdicts]
 
 
+class _NamedError(Exception):
+    """The doctor said something."""
+
+
 def settings(objective: dict[str, Any], folder: Path, **changes: Any) -> PretrainConfig:
     """A run of 50 steps of 16 photos at 32 px."""
     name = objective["name"]
@@ -65,8 +70,12 @@ def settings(objective: dict[str, Any], folder: Path, **changes: Any) -> Pretrai
     )
 
 
-def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None) -> Report:
-    """Train with the doctor beside; `infect` changes the objective before the first step."""
+def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None, *, until_named: bool = False) -> Report:
+    """Train with the doctor beside; `infect` changes the objective before the first step.
+
+    Args:
+        until_named: end with the first step that has a verdict.
+    """
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = Dataset.open(config.data.shards)
@@ -82,22 +91,25 @@ def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None) -
     def examine(step: int, result: StepResult) -> None:
         report.verdicts += doctor(step, result)
         report.rows[step] = {**result.losses, "grad_norm": result.grad_norm, "lr": result.lr, **doctor.measured}
+        if until_named and report.verdicts:
+            raise _NamedError
 
     trainable: Any = objective
     nothing: Any = lambda *_: None  # noqa: E731
-    fit(
-        engine,
-        trainable,
-        iter(feed),
-        total_steps=steps.total_steps,
-        log=nothing,
-        save=nothing,
-        requests=lambda: 0,
-        probe=nothing,
-        log_every=1000,
-        save_every=0,
-        examine=examine,
-    )
+    with suppress(_NamedError):
+        fit(
+            engine,
+            trainable,
+            iter(feed),
+            total_steps=steps.total_steps,
+            log=nothing,
+            save=nothing,
+            requests=lambda: 0,
+            probe=nothing,
+            log_every=1000,
+            save_every=0,
+            examine=examine,
+        )
     feed.close()
     return report
 
