@@ -97,7 +97,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, timeout: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, timeout: float = 300) -> None:
     """Wait while the run goes on; an error when it ends before, or takes too long."""
     end = time.monotonic() + timeout
     while not condition():
