@@ -13,44 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class PlainAttention(nn.Module):
-    """Attention with a bias on queries and values only."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        b, t, dim = x.shape
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias).reshape(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0] * (dim // self.num_heads) ** -0.5, qkv[1], qkv[2]
-        scores = (q @ k.transpose(-2, -1) + bias).softmax(-1)
-        return self.proj((scores @ v).transpose(1, 2).reshape(b, t, dim))
-
-
-class PlainBlock(nn.Module):
-    """Pre-norm block with layer scale."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, init_values: float):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn = PlainAttention(dim, num_heads)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(dim, hidden))
-        self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("fc2", nn.Linear(hidden, dim))
-        self.gamma_1 = nn.Parameter(torch.full((dim,), init_values))
-        self.gamma_2 = nn.Parameter(torch.full((dim,), init_values))
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        x = x + self.gamma_1 * self.attn(self.norm1(x), bias)
-        return x + self.gamma_2 * self.mlp(self.norm2(x))
+from benchmarks.plain_blocks import PlainBlock, plain_index
 
 
 class PlainBEiT(nn.Module):
@@ -67,10 +30,12 @@ class PlainBEiT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.table = nn.Parameter(torch.zeros((2 * side - 1) ** 2 + 3, num_heads))
-        self.blocks = nn.ModuleList(PlainBlock(embed_dim, num_heads, mlp_ratio, init_values) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            PlainBlock(embed_dim, num_heads, mlp_ratio=mlp_ratio, layer_scale=init_values) for _ in range(depth)
+        )
         extra = head_layers if early_layers else 0
         self.cls_pt_layers = nn.ModuleList(
-            PlainBlock(embed_dim, num_heads, mlp_ratio, init_values) for _ in range(extra)
+            PlainBlock(embed_dim, num_heads, mlp_ratio=mlp_ratio, layer_scale=init_values) for _ in range(extra)
         )
         self.norm, self.lm_head = nn.LayerNorm(embed_dim, eps=1e-6), nn.Linear(embed_dim, vocab_size)
         self.register_buffer("index", plain_index(side), persistent=False)
@@ -99,22 +64,9 @@ class PlainBEiT(nn.Module):
         return loss
 
 
-def plain_index(side: int) -> Tensor:
-    """The row of the table for every pair of tokens, [1 + side^2, 1 + side^2]."""
-    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1)
-    offset = (place[:, :, None] - place[:, None, :]).permute(1, 2, 0) + side - 1
-    rows = (2 * side - 1) ** 2
-    index = torch.full((1 + side * side,) * 2, rows + 2)
-    index[1:, 1:] = offset[..., 0] * (2 * side - 1) + offset[..., 1]
-    index[0, 1:], index[1:, 0] = rows, rows + 1
-    return index
-
-
 def from_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of `PlainBEiT` from that of our objective."""
     names = {
-        "ls1.gamma": "gamma_1",
-        "ls2.gamma": "gamma_2",
         "patch_embed.proj": "patch_embed",
         "rel_pos_bias.relative_position_bias_table": "table",
         "encoder.": "",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.plain_simmim import PlainBlock, PlainSimMIM
+from benchmarks.plain_blocks import PlainBlock, plain_index
 
 
 class PlainEncoder(nn.Module):
@@ -32,8 +32,7 @@ class PlainEncoder(nn.Module):
         blocks = [PlainBlock(embed_dim, num_heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        pairs: Any = PlainSimMIM.pairs
-        self.register_buffer("index", pairs(self), persistent=False)
+        self.register_buffer("index", plain_index(self.grid), persistent=False)
 
     def layers(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> list[Tensor]:
         """The patches [b, N, D] after every block."""

@@ -8,23 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.plain_beit import PlainAttention
-
-
-class PlainBlock(nn.Module):
-    """Pre-norm block."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.attn, self.mlp = PlainAttention(dim, num_heads), nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(dim, int(dim * mlp_ratio)))
-        self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("fc2", nn.Linear(int(dim * mlp_ratio), dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), torch.zeros((), device=x.device))
-        return x + self.mlp(self.norm2(x))
+from benchmarks.plain_blocks import PlainBlock
 
 
 class PlainEncoder(nn.Module):
@@ -38,13 +22,15 @@ class PlainEncoder(nn.Module):
         self.patch_embed.add_module("proj", nn.Conv2d(in_chans, dim, patch_size, patch_size))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
-        self.blocks = nn.Sequential(*(PlainBlock(dim, num_heads, mlp_ratio) for _ in range(depth)))
+        self.blocks = nn.ModuleList(PlainBlock(dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
-        return self.norm(self.blocks(x))[:, 1:]
+        for block in self.blocks:
+            x = block(x, torch.zeros((), device=x.device))
+        return self.norm(x)[:, 1:]
 
 
 class PlainVQKD(nn.Module):

@@ -95,13 +95,10 @@ class OnlineDoctor:
         if not self._is_whole:
             return
         trained = {name: tensor for name, tensor in self.objective.named_parameters() if tensor.requires_grad}
-        averages = self.objective.averages()
-        followed = {
-            f"{index}.{name}": dict(ema.average.named_buffers())[name]
-            for index, (ema, source) in enumerate(averages)
-            for name, _ in source.named_parameters()
-            if name in dict(ema.average.named_buffers())
-        }
+        followed = {}
+        for index, (ema, source) in enumerate(self.objective.averages()):
+            names = {name for name, _ in source.named_parameters()}
+            followed |= {f"{index}.{name}": value for name, value in ema.average.named_buffers() if name in names}
         self._weights, self._followed, self._since = Samples(trained), Samples(followed), step
 
     def _of_weights(self, step: int) -> dict[str, float]:

@@ -122,7 +122,7 @@ class Run:
             known=dict(found.about) if found else {},
             say=self.say,
         )
-        self.checkpoints.protected = newest_healthy(self.folder) if self.first else None
+        self.checkpoints.protected = self._healthy(found) if self.first else None
         self.probe = OnlineProbe(config, world) if config.probe else None
         self.doctor = self._call_doctor()
         self._since = (self.start_step, time.perf_counter(), 0.0)
@@ -174,6 +174,12 @@ class Run:
             self.log.say(message)
         elif not self.first:
             print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+
+    def _healthy(self, found: Found | None) -> int | None:
+        """Step of the newest checkpoint that the run may go back to; the one it resumed from was verified already."""
+        if found is None:
+            return None
+        return found.step if found.about.get("healthy", True) else newest_healthy(self.folder)
 
     def _open_log(self, stack: ExitStack) -> RunLog | None:
         if not self.first:

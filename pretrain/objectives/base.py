@@ -122,6 +122,11 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     return total * (distributed.world_size() / everywhere)
 
 
+def pooled(backbone: Any, tokens: Tensor) -> Tensor:
+    """The feature [b, D] of normalized tokens [b, P + N, D]: the class token, or else the mean of the patches."""
+    return tokens[:, 0] if backbone.class_token else tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
+
+
 def feature_std(features: Tensor) -> Tensor:
     """Standard deviation over the batch of L2-normalized features [b, D], mean over D: near 0 when they collapse."""
     features = F.normalize(features.detach().float(), dim=-1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.models import param_groups, token_pictures
 from pretrain.models.frozen import Fingerprint
 from pretrain.models.tokenizer import Tokenizer, open_tokenizer
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, pooled, with_prefix
 from pretrain.objectives.configs import BEiTConfig
 
 
@@ -64,7 +64,7 @@ class BEiT(Objective):
         total = F.cross_entropy(logits, targets, reduction="sum")
         correct = (logits.detach().argmax(-1) == targets).sum()
         loss, accuracy = mean_over_ranks(torch.stack([total, correct.float()]), mask.sum())
-        features = tokens[:, 0] if self.encoder.class_token else tokens[:, self.encoder.num_prefix_tokens :].mean(1)
+        features = pooled(self.encoder, tokens)
         return {"loss": loss, "accuracy": accuracy.detach(), "feature_std": feature_std(features)}
 
     def predict(self, tokens: Tensor, mask: Tensor) -> Tensor:

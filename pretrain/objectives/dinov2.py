@@ -25,9 +25,9 @@ from pretrain.models.patches import grid_of
 from pretrain.models.prototype_loss import PrototypeLoss, prototype_loss
 from pretrain.models.sinkhorn import sinkhorn_center
 from pretrain.models.vit import ViT
-from pretrain.objectives.base import Horizon, feature_std
+from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.dinov2 import DINOv2Config
-from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop, pooled
+from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
 from pretrain.schedule import teacher_temp
 
 

@@ -19,9 +19,9 @@ from pretrain.models.heads import IBOTHead
 from pretrain.models.patch_loss import mask_weights, patch_loss
 from pretrain.models.prototype_loss import prototype_loss
 from pretrain.models.vit import ViT
-from pretrain.objectives.base import Horizon, feature_std
+from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.ibot import IBOTConfig
-from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop, pooled
+from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
 from pretrain.schedule import teacher_temp
 
 

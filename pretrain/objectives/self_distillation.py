@@ -80,11 +80,6 @@ def crop_after_crop(per_image: Tensor) -> Tensor:
     return per_image.transpose(0, 1).flatten(0, 1)
 
 
-def pooled(backbone: Any, tokens: Tensor) -> Tensor:
-    """The feature [b, D] of normalized tokens [b, P + N, D]: the class token, or else the mean of the patches."""
-    return tokens[:, 0] if backbone.class_token else tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
-
-
 def _sheet(views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     rgb = pictures.to_rgb(views.flatten(0, 1), mean=mean, std=std)
     return pictures.sheet(rgb.unflatten(0, views.shape[:2]))

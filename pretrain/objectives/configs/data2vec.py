@@ -8,18 +8,10 @@ from pydantic import Field
 
 from pretrain.data.masks import BlockMask
 from pretrain.data.view import ColorJitter, Noise, Spec, View
-from pretrain.objectives.configs.common import (
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    Strength,
-    jitter_problems,
-    mask_problems,
-    patch_grid,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import jitter_problems, mask_problems, scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape, patch_grid
+from pretrain.objectives.configs.values import Positive, Probability, Scale, Strength
 
 
 class Data2VecConfig(ObjectiveSection):

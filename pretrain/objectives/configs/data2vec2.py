@@ -9,17 +9,10 @@ from pydantic import Field
 
 from pretrain.data.masks import InverseBlockMask
 from pretrain.data.view import Noise, Spec, View
-from pretrain.objectives.configs.common import (
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    mask_problems,
-    num_patches,
-    patch_grid,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import mask_problems, scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
+from pretrain.objectives.configs.values import Positive, Probability, Scale
 
 
 class Data2Vec2Config(ObjectiveSection):

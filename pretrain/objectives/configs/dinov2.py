@@ -13,8 +13,10 @@ from pydantic import Field
 from pretrain.configlib import Config
 from pretrain.data.masks import StratifiedBlockMask
 from pretrain.data.view import Spec, View
-from pretrain.objectives.configs.common import ModelShape, Positive, Probability, Scale, mask_problems, patch_grid
+from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
+from pretrain.objectives.configs.shape import ModelShape, patch_grid
+from pretrain.objectives.configs.values import Positive, Probability, Scale
 
 
 class GramConfig(Config):

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from pretrain.data.masks import RatioBlockMask
 from pretrain.data.view import Spec
-from pretrain.objectives.configs.common import ModelShape, Positive, Scale, mask_problems, patch_grid
+from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
+from pretrain.objectives.configs.shape import ModelShape, patch_grid
+from pretrain.objectives.configs.values import Positive, Scale
 
 Ratio = tuple[float, ...]
 

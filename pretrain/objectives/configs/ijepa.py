@@ -8,16 +8,10 @@ from pydantic import Field
 
 from pretrain.data.masks import MultiBlockMask
 from pretrain.data.view import Noise, Spec, View
-from pretrain.objectives.configs.common import (
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    mask_problems,
-    patch_grid,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import mask_problems, scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape, patch_grid
+from pretrain.objectives.configs.values import Positive, Probability, Scale
 
 
 class IJEPAConfig(ObjectiveSection):

@@ -7,15 +7,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.view import Noise, View
-from pretrain.objectives.configs.common import (
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    num_patches,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape, num_patches
+from pretrain.objectives.configs.values import Positive, Probability, Scale
 
 
 class MAEConfig(ObjectiveSection):

@@ -7,17 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.view import Blur, ColorJitter, Noise, Spec, View
-from pretrain.objectives.configs.common import (
-    HueShift,
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    Sigma,
-    Strength,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape
+from pretrain.objectives.configs.values import HueShift, Positive, Probability, Scale, Sigma, Strength
 
 
 class SelfDistillationConfig(ObjectiveSection):

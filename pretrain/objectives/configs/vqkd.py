@@ -8,19 +8,10 @@ from pydantic import Field
 
 from pretrain.data.view import ColorJitter, Noise, Spec, View
 from pretrain.objectives.configs import released
-from pretrain.objectives.configs.common import (
-    HueShift,
-    ModelShape,
-    ObjectiveSection,
-    Positive,
-    Probability,
-    Scale,
-    Strength,
-    jitter_problems,
-    num_patches,
-    patch_grid,
-    scale_problems,
-)
+from pretrain.objectives.configs.checks import jitter_problems, scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
+from pretrain.objectives.configs.values import HueShift, Positive, Probability, Scale, Strength
 
 
 class VQKDConfig(ObjectiveSection):

@@ -1,0 +1,29 @@
+"""What can be wrong with settings that several objectives have: each a line for the user, or none. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pretrain.data.view import Mask
+from pretrain.objectives.configs.shape import ModelShape
+
+
+def scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
+    """A range the wrong way round."""
+    return [] if scale[0] <= scale[1] else [f"objective.{key}: {scale[0]} is larger than {scale[1]}; give (low, high)"]
+
+
+def jitter_problems(jitter: tuple[float, float, float, float], model: ModelShape) -> list[str]:
+    """Saturation or hue of images that have none."""
+    if model.in_chans == 3 or not any(jitter[2:]):
+        return []
+    return [f"objective.color_jitter: needs RGB, but model.in_chans is {model.in_chans}; set its last two values to 0"]
+
+
+def mask_problems(key: str, make: Callable[[], Mask]) -> list[str]:
+    """What a mask says against the settings it would be made with, said of the one of them that most often decides."""
+    try:
+        make()
+    except ValueError as error:
+        return [f"objective.{key}: {error}"]
+    return []

@@ -1,0 +1,28 @@
+"""The base of the configurations of the objectives. No torch here."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pretrain.configlib import Config
+
+
+class ObjectiveSection(Config):
+    """Base of the objectives' configurations: facts about the method that are not settings.
+
+    has_teacher    it keeps an average of its weights
+    needs          what it asks of a backbone, in the words of `pretrain.models.families`
+    step_momenta   its settings that are a momentum per step: `fovea scale` adapts them to the batch
+    batch_coupled  what else depends on the batch, for which `fovea scale` has no rule; a sentence each
+    clips_modules  its parameters say which module they belong to, for optim.clip_mode per_module
+    """
+
+    has_teacher: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"image"})
+    step_momenta: ClassVar[tuple[str, ...]] = ()
+    batch_coupled: ClassVar[tuple[str, ...]] = ()
+    clips_modules: ClassVar[bool] = False
+
+    def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
+        """What cannot work with so many images at a time on each of so many processes."""
+        return []
