@@ -1,0 +1,165 @@
+"""Pictures for a person: panels side by side under their titles, a legend and a caption; text that stays legible."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+RGB = tuple[int, int, int]
+
+# Okabe and Ito 2008 ("Color Universal Design"): told apart also by the colour-blind.
+RIGHT: RGB = (0, 190, 140)
+FALSE: RGB = (230, 80, 20)
+MISSED: RGB = (255, 225, 50)
+CONFUSED: RGB = (215, 100, 190)
+INK: RGB = (33, 37, 41)
+PALE: RGB = (110, 117, 125)
+PAPER: RGB = (255, 255, 255)
+
+MIN_SIDE, MAX_SIDE = 320, 640  # of a panel's longer side, in pixels
+_GAP, _TITLE, _LINE = 8, 24, 22
+# Ten colours of about the same strength; further ones go round the colour circle by the golden angle.
+_FIRST: tuple[RGB, ...] = (
+    (31, 119, 220), (255, 127, 14), (44, 175, 60), (225, 45, 60), (150, 95, 210),
+    (0, 190, 205), (240, 100, 190), (190, 190, 30), (150, 90, 65), (120, 140, 160),
+)  # fmt: skip
+
+
+def colour(index: int) -> RGB:
+    """The colour of class (or object) `index`, the same in every picture."""
+    if 0 <= index < len(_FIRST):
+        return _FIRST[index]
+    hue = (index * 0.618034) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.3 * (index % 3) / 2, 0.95 - 0.25 * (index % 4) / 3)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def ink_on(background: RGB) -> RGB:
+    """Black or white, whichever is read better on `background` (ITU-R BT.601 luma)."""
+    red, green, blue = background
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+@cache
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib carries: names of classes in most scripts can be written."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+
+
+def view_scale(height: int, width: int) -> float:
+    """The factor that brings the longer side of an image within MIN_SIDE to MAX_SIDE pixels."""
+    longer = max(height, width)
+    return float(np.clip(1.0, MIN_SIDE / longer, MAX_SIDE / longer)) if longer else 1.0
+
+
+def resized(image: np.ndarray, scale: float) -> np.ndarray:
+    """uint8 [H, W, 3] photo enlarged or reduced by `scale`, smoothly."""
+    size = view_size(image.shape[0], image.shape[1], scale)
+    if size == image.shape[:2]:
+        return image.copy()
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def resized_map(values: np.ndarray, scale: float) -> np.ndarray:
+    """[H, W] of any type enlarged or reduced by `scale`, to the nearest value: no new value appears."""
+    rows, columns = view_size(*values.shape, scale)
+    down = np.minimum(((np.arange(rows) + 0.5) * values.shape[0] / rows).astype(int), values.shape[0] - 1)
+    across = np.minimum(((np.arange(columns) + 0.5) * values.shape[1] / columns).astype(int), values.shape[1] - 1)
+    return values[down[:, None], across]
+
+
+def view_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def blend(image: np.ndarray, where: np.ndarray, tint: RGB, *, alpha: float) -> None:
+    """Mix `tint` into the pixels `where` (bool [H, W]) of uint8 [H, W, 3], in place."""
+    image[where] = (image[where] * (1 - alpha) + np.array(tint) * alpha).round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray, *, width: int = 1) -> np.ndarray:
+    """The border pixels of a bool [H, W], `width` pixels thick and within it."""
+    from scipy.ndimage import binary_erosion
+
+    return mask & ~binary_erosion(mask, iterations=width, border_value=0)
+
+
+def write_on(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, background: RGB, *, size: int = 12):
+    """A label on its own background, kept within the picture; `place` is its lower left corner."""
+    left, top, right, bottom = font(size).getbbox(text)
+    width, height = right - left + 6, bottom - top + 4
+    canvas: Any = draw.im
+    x = min(max(place[0], 0), max(canvas.size[0] - width, 0))
+    y = min(max(place[1] - height, 0), max(canvas.size[1] - height, 0))
+    draw.rectangle((x, y, x + width, y + height), fill=background)
+    draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(background), font=font(size))
+
+
+def shortened(text: str, width: float, *, size: int = 13, bold: bool = False) -> str:
+    """`text`, cut with an ellipsis to `width` pixels."""
+    if font(size, bold=bold).getlength(text) <= width:
+        return text
+    while text and font(size, bold=bold).getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def panels(
+    parts: Sequence[tuple[str, np.ndarray]],
+    *,
+    legend: Sequence[tuple[RGB, str]] = (),
+    caption: str = "",
+) -> np.ndarray:
+    """One picture, uint8 [h, w, 3]: uint8 panels [H, W, 3] in a row, each under its title; below them legend, caption.
+
+    Args:
+        legend: colour and meaning of what is drawn; those that do not fit a line go on the next.
+        caption: one line, cut when it is too long.
+    """
+    height = max(panel.shape[0] for _, panel in parts)
+    width = sum(panel.shape[1] for _, panel in parts) + _GAP * (len(parts) + 1)
+    lines = _lines(legend, width)
+    total = _GAP + _TITLE + height + _GAP + _LINE * (len(lines) + bool(caption))
+    sheet = Image.new("RGB", (width, total), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    left = _GAP
+    for title, panel in parts:
+        draw.text(
+            (left, _GAP), shortened(title, panel.shape[1], size=14, bold=True), fill=INK, font=font(14, bold=True)
+        )
+        sheet.paste(Image.fromarray(panel), (left, _GAP + _TITLE))
+        left += panel.shape[1] + _GAP
+    top = _GAP + _TITLE + height + _GAP
+    for line in lines:
+        left = _GAP
+        for swatch, text in line:
+            draw.rectangle((left, top + 3, left + 14, top + 15), fill=swatch, outline=PALE)
+            draw.text((left + 19, top + 1), text, fill=INK, font=font(13))
+            left += 19 + font(13).getlength(text) + 16
+        top += _LINE
+    if caption:
+        draw.text((_GAP, top), shortened(caption, width - 2 * _GAP), fill=PALE, font=font(13))
+    return np.asarray(sheet)
+
+
+def _lines(legend: Sequence[tuple[RGB, str]], width: int) -> list[list[tuple[RGB, str]]]:
+    lines: list[list[tuple[RGB, str]]] = []
+    used = float(width)
+    for swatch, text in legend:
+        text = shortened(text, width - 2 * _GAP - 35)
+        needed = 35 + font(13).getlength(text)
+        if used + needed > width - _GAP:
+            lines.append([])
+            used = float(_GAP)
+        lines[-1].append((swatch, text))
+        used += needed
+    return lines

@@ -1,0 +1,220 @@
+"""Boxes and masks drawn on their image, and which of them are right.
+
+A prediction is right when its overlap with a true object of its class that no better one has taken is at least
+MATCH_IOU: the rule of AP50, for the eye. Masks are compared where both sides have them, boxes otherwise; what overlaps
+a crowd is neither right nor false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+from finetune.report import canvas
+from finetune.report.canvas import CONFUSED, FALSE, MISSED, RGB, RIGHT
+
+if TYPE_CHECKING:
+    from finetune.data.instances import Instances
+    from finetune.predictions import Detected
+
+MATCH_IOU = 0.5
+NAMED = 40  # with more objects than this their names would hide them
+Verdict = Literal["right", "confused", "false", "crowd"]
+_COLOURS: dict[Verdict, RGB] = {"right": RIGHT, "confused": CONFUSED, "false": FALSE, "crowd": canvas.PALE}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict per prediction, and per true object whether it was found."""
+
+    verdicts: list[Verdict]
+    found: np.ndarray
+
+    def count(self, verdict: Verdict) -> int:
+        return self.verdicts.count(verdict)
+
+
+def judge(truth: Instances, prediction: Detected) -> Judged:
+    """Match predictions to true objects, the highest score first."""
+    overlaps = _overlaps(truth, prediction)
+    crowd = np.asarray(truth.crowd, bool)
+    true_labels, labels = np.asarray(truth.labels), np.asarray(prediction.labels)
+    found = np.zeros(len(true_labels), bool)
+    verdicts: list[Verdict] = ["false"] * len(labels)
+    for i in np.argsort(-np.asarray(prediction.scores), kind="stable"):
+        near = overlaps[i] >= MATCH_IOU
+        free = near & ~found & ~crowd
+        same = np.flatnonzero(free & (true_labels == labels[i]))
+        if len(same):
+            found[same[overlaps[i, same].argmax()]] = True
+            verdicts[i] = "right"
+        elif (near & crowd & (true_labels == labels[i])).any():
+            verdicts[i] = "crowd"
+        elif free.any():
+            verdicts[i] = "confused"
+    return Judged(verdicts, found | crowd)
+
+
+def detection_picture(
+    image: np.ndarray,
+    truth: Instances | None,
+    prediction: Detected | None,
+    classes: Sequence[str],
+    *,
+    score_threshold: float = 0.5,
+    caption: str = "",
+) -> np.ndarray:
+    """The image, its true objects, the predicted ones coloured by what became of them: uint8 [h, w, 3].
+
+    Args:
+        image: uint8 [H, W, 3]; boxes and masks are in its pixels.
+        classes: classes[0] is the name of label 1.
+        score_threshold: predictions below it are not drawn, and count as not made.
+    """
+    scale = canvas.view_scale(*image.shape[:2])
+    shown = None if prediction is None else _at_least(prediction, score_threshold)
+    parts = [("image", canvas.resized(image, scale))]
+    legend: list[tuple[RGB, str]] = []
+    if truth is not None:
+        tints = _tints(truth.labels, classes)
+        names = [
+            classes[label - 1] + (" (crowd)" if c else "") for label, c in zip(truth.labels, truth.crowd, strict=True)
+        ]
+        panel = draw_objects(image, truth.boxes, truth.masks, tints, names, scale=scale, classes=classes)
+        parts.append((f"truth: {_counted(len(truth.labels))}", panel))
+    if shown is not None:
+        hidden = len(prediction.labels) - len(shown.labels) if prediction is not None else 0
+        below = f", {hidden} more below {score_threshold:g}" if hidden else ""
+        if truth is None:
+            tints = _tints(shown.labels, classes)
+            panel = draw_objects(
+                image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes
+            )
+            parts.append((f"prediction: {_counted(len(shown.labels))}{below}", panel))
+        else:
+            judged = judge(truth, shown)
+            panel, legend = _judged_panel(image, truth, shown, judged, classes, scale)
+            found = int((judged.found & ~np.asarray(truth.crowd, bool)).sum())
+            parts.append((f"prediction: {found} of {int((~np.asarray(truth.crowd, bool)).sum())} found{below}", panel))
+    return canvas.panels(parts, legend=legend, caption=caption)
+
+
+def overlay_objects(image: np.ndarray, prediction: Detected, classes: Sequence[str], *, score_threshold: float = 0.5):
+    """The predictions drawn on the image at its own size, small images enlarged: uint8 [h, w, 3]."""
+    shown, scale = _at_least(prediction, score_threshold), max(1.0, canvas.view_scale(*image.shape[:2]))
+    tints = _tints(shown.labels, classes)
+    return draw_objects(image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes)
+
+
+def draw_objects(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: Sequence[dict] | None,
+    tints: Sequence[RGB],
+    names: Sequence[str],
+    *,
+    scale: float,
+    classes: Sequence[str] = (),
+) -> np.ndarray:
+    """Masks filled lightly with a firm outline (without masks: boxes), names at their upper left corners.
+
+    Many objects of a single class are drawn without names.
+    """
+    view = canvas.resized(image, scale)
+    for mask, tint in zip(masks or (), tints, strict=False):
+        where = canvas.resized_map(rle.decode(mask).astype(bool), scale)
+        canvas.blend(view, where, tint, alpha=0.35)
+        canvas.blend(view, canvas.outline(where, width=2 if max(view.shape) > 400 else 1), tint, alpha=1.0)
+    sheet = Image.fromarray(view)
+    draw = ImageDraw.Draw(sheet)
+    for box, tint in zip(boxes, tints, strict=True):
+        if masks is None:
+            draw.rectangle(_corners(box, scale, view.shape), outline=tint, width=2)
+    few = len(names) <= (NAMED if len(classes) > 1 else NAMED // 4)
+    for box, tint, name in zip(boxes, tints, names, strict=True):
+        if few and name:
+            x1, y1, _, _ = _corners(box, scale, view.shape)
+            canvas.write_on(draw, (x1, y1), name, tint, size=11 if len(names) > 10 else 12)
+    return np.asarray(sheet)
+
+
+def _judged_panel(
+    image: np.ndarray, truth: Instances, shown: Detected, judged: Judged, classes: Sequence[str], scale: float
+) -> tuple[np.ndarray, list[tuple[RGB, str]]]:
+    tints = [_COLOURS[verdict] for verdict in judged.verdicts]
+    panel = draw_objects(image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes)
+    sheet = Image.fromarray(panel)
+    draw = ImageDraw.Draw(sheet)
+    missed = np.flatnonzero(~judged.found)
+    for i in missed:
+        _dashed(draw, _corners(truth.boxes[i], scale, panel.shape), MISSED)
+    rows: list[tuple[Verdict, str]] = [("right", "right"), ("confused", "wrong class"), ("false", "false")]
+    if "crowd" in judged.verdicts:
+        rows.append(("crowd", "on a crowd, not counted"))
+    legend = [(_COLOURS[verdict], f"{judged.count(verdict)} {text}") for verdict, text in rows]
+    legend.append((MISSED, f"{len(missed)} missed (dashed)"))
+    return np.asarray(sheet), legend
+
+
+def _overlaps(truth: Instances, prediction: Detected) -> np.ndarray:
+    """IoU [predictions, true objects]; with a crowd the share of the prediction that lies in it."""
+    if not len(truth.labels) or not len(prediction.labels):
+        return np.zeros((len(prediction.labels), len(truth.labels)))
+    crowd = [int(flag) for flag in truth.crowd]
+    if truth.masks is not None and prediction.masks is not None:
+        return np.asarray(rle.iou(list(prediction.masks), list(truth.masks), crowd))
+    return np.asarray(rle.iou(_xywh(prediction.boxes), _xywh(truth.boxes), crowd))
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _at_least(prediction: Detected, threshold: float) -> Detected:
+    """The predictions of at least that score, the best last, so that it is drawn on top."""
+    from dataclasses import replace
+
+    order = np.argsort(np.asarray(prediction.scores), kind="stable")
+    order = order[np.asarray(prediction.scores)[order] >= threshold]
+    masks = None if prediction.masks is None else [prediction.masks[i] for i in order]
+    boxes, labels, scores = (np.asarray(x)[order] for x in (prediction.boxes, prediction.labels, prediction.scores))
+    return replace(prediction, boxes=boxes, labels=labels, scores=scores, masks=masks)
+
+
+def _tints(labels: np.ndarray, classes: Sequence[str]) -> list[RGB]:
+    """A colour per class; with a single class, per object."""
+    return [canvas.colour(i if len(classes) == 1 else int(label) - 1) for i, label in enumerate(labels)]
+
+
+def _names(shown: Detected, classes: Sequence[str]) -> list[str]:
+    pairs = zip(shown.labels, shown.scores, strict=True)
+    return [f"{classes[label - 1]} {score:.2f}" if len(classes) > 1 else f"{score:.2f}" for label, score in pairs]
+
+
+def _corners(box: np.ndarray, scale: float, shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (float(value) * scale for value in box)
+    x1, x2 = sorted((min(max(x1, 0), shape[1] - 1), min(max(x2, 0), shape[1] - 1)))
+    y1, y2 = sorted((min(max(y1, 0), shape[0] - 1), min(max(y2, 0), shape[0] - 1)))
+    return x1, y1, x2, y2
+
+
+def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], tint: RGB, *, dash: int = 6) -> None:
+    """A dashed rectangle over a dark one, so that it is seen on any background."""
+    x1, y1, x2, y2 = corners
+    draw.rectangle(corners, outline=(0, 0, 0), width=2)
+    for x in np.arange(x1, x2, 2 * dash):
+        for y in (y1, y2):
+            draw.line((x, y, min(x + dash, x2), y), fill=tint, width=2)
+    for y in np.arange(y1, y2, 2 * dash):
+        for x in (x1, x2):
+            draw.line((x, y, x, min(y + dash, y2)), fill=tint, width=2)
+
+
+def _counted(number: int) -> str:
+    return f"{number} object{'s' if number != 1 else ''}"
