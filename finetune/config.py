@@ -1,0 +1,157 @@
+"""The configuration of a fine-tuning run, and what it means for given data and a number of processes. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from finetune.tasks.configs import TaskConfig
+from finetune.tasks.configs.values import Positive, Size, pair
+from pretrain.configlib import Config
+from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+SOURCES = ("release", "official", "timm", "huggingface")
+
+
+class ModelSource(Config):
+    """The backbone and where its weights come from: exactly one of release, official, timm, huggingface."""
+
+    release: str | None = Field(None, description="folder written by `fovea release`")
+    official: str | None = Field(None, description="file of an official code: docs/weights.md")
+    timm: str | None = Field(None, description="a name of timm's registry, with `weights` or random=true")
+    huggingface: str | None = Field(None, description="folder with config.json and model.safetensors")
+    weights: str | None = Field(None, description="of timm: a local file or folder; nothing is downloaded")
+    random: bool = Field(False, description="the control: the same architecture, its weights never loaded")
+    img_size: Size | None = Field(None, description="position tables are resampled to it; default: as in the source")
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    activation_checkpointing: bool = False
+    mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: the source's")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    args: dict[str, Any] = Field({}, description="what the source does not say: num_heads, norm_eps, pos_embed, ...")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ModelSource:
+        problems = []
+        given = [key for key in SOURCES if getattr(self, key) is not None]
+        if len(given) != 1:
+            problems.append(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
+        if self.weights is not None and self.timm is None:
+            problems.append("weights: are those of a timm model; the other sources hold theirs")
+        if self.timm is not None and self.weights is None and not self.random:
+            problems.append("weights: give a local file or folder for the timm model, or random: true")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, where it is given."""
+        return None if self.img_size is None else pair(self.img_size)
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Which of the sources, and its value."""
+        return next((key, value) for key in SOURCES if (value := getattr(self, key)) is not None)
+
+
+class Source(Config):
+    """A set of labelled images. Which keys a task reads, its documentation says; paths are local."""
+
+    images: str | list[str] = Field(description="shards (folder, brace pattern, list), a .tar, a folder, a .csv")
+    annotations: str | None = Field(None, description="COCO json, of instances or panoptic")
+    masks: str | None = Field(None, description="folder or .tar of PNG label maps named as the images")
+    depth: str | None = Field(None, description="folder or .tar of depth maps named as the images")
+    classes: str | None = Field(None, description="json of class names; default: beside the images")
+    format: str = Field("auto", description="auto: told by what is there")
+    fraction: Fraction | None = Field(None, description="a part of the images, of each class alike where there are any")
+    per_class: Positive | None = Field(None, description="so many images of each class (k-shot)")
+    limit: Positive | None = Field(None, description="the first so many images of the set")
+    subset_seed: int = Field(0, ge=0, lt=2**63, description="chooses them")
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> Source:
+        given = [key for key in ("fraction", "per_class", "limit") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of fraction, per_class and limit, got {', '.join(given)}")
+        return self
+
+
+class DataConfig(Config):
+    """What is learnt from and what is measured on."""
+
+    train: Source
+    val: Source
+    num_workers: int = Field(4, ge=0, description="reading processes per rank; changes speed, never the images")
+    prefetch: Positive = Field(4, description="batches each worker keeps ready")
+    strict: bool = Field(False, description="stop over what is wrong in annotations; default: list, count, leave out")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop when more images than this are unreadable")
+
+
+class FinetuneOptim(OptimConfig):
+    """Optimizer and schedules, as in pretraining, and what fine-tuning adds."""
+
+    layer_decay: float = Field(1.0, gt=0, le=1, description="of the learning rate from layer to layer of the backbone")
+    head_lr_scale: float = Field(1.0, gt=0, description="learning rate of what is not backbone")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="keep an average of all weights, which is evaluated")
+
+
+class EvaluateConfig(Config):
+    """When the task is measured on data.val; always at the end."""
+
+    every_steps: Positive | None = None
+    every_epochs: float | None = Field(None, gt=0)
+    batch_size: Positive = Field(16, description="images at a time on each process")
+    pictures: int = Field(8, ge=0, description="so many best and so many worst predictions are drawn")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _one_period(self) -> EvaluateConfig:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("give every_steps or every_epochs, not both")
+        return self
+
+    def period(self, steps_per_epoch: int) -> int:
+        """In steps; 0: at the end only."""
+        if self.every_epochs is not None:
+            return max(1, round(self.every_epochs * steps_per_epoch))
+        return self.every_steps or 0
+
+
+class FinetuneConfig(Config):
+    """One fine-tuning run."""
+
+    run_dir: str = Field(description="the run's folder: configuration, logs, checkpoints, results, report, release")
+    seed: int = Field(0, ge=0, lt=2**63)
+    task: TaskConfig = Field(discriminator="name")
+    model: ModelSource
+    data: DataConfig
+    optim: FinetuneOptim
+    engine: EngineConfig = EngineConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
+    evaluate: EvaluateConfig = EvaluateConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FinetuneConfig:
+        problems = [line for key in ("train", "val") for line in self._source_problems(key)]
+        problems += self._engine_problems() + self.task.problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _source_problems(self, key: str) -> list[str]:
+        return self.task.source_problems(f"data.{key}", getattr(self.data, key))
+
+    def _engine_problems(self) -> list[str]:
+        found, engine, optim = [], self.engine, self.optim
+        if engine.deepspeed and engine.name != "deepspeed":
+            found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
+        if engine.name == "deepspeed" and engine.zero_stage == 3:
+            found.append("engine.zero_stage: under ZeRO-3 no rank holds the weights to evaluate; use stage 0, 1 or 2")
+        if optim.clip_grad and optim.clip_mode == "per_module":
+            found.append("optim.clip_mode: per_module is for objectives of pretraining; use global or per_tensor")
+        if engine.device == "cpu" and engine.precision == "fp16":
+            found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
+        return found

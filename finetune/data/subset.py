@@ -1,0 +1,65 @@
+"""A part of a set of examples: a fraction of it, so many of each class, or the first ones."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from finetune.data.examples import Example, Examples
+from pretrain.data import keyed
+
+_PURPOSE = keyed.noise_purpose("subset")
+
+
+class Subset:
+    """The examples `indices` (ascending) of another set."""
+
+    def __init__(self, whole: Examples, indices: np.ndarray) -> None:
+        self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
+        self.classes, self.findings = whole.classes, whole.findings
+        digest = hashlib.sha256(whole.fingerprint.encode())
+        digest.update(self.indices.astype("<i8").tobytes())
+        self.fingerprint = digest.hexdigest()
+        labels = getattr(whole, "labels", None)
+        if labels is not None:
+            self.labels = np.asarray(labels)[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.whole[int(self.indices[index])]
+
+
+def subset(whole: Examples, source: Any) -> Examples:
+    """The part that a `Source` asks for; all of it when it asks for none.
+
+    A fraction is taken of each class alike where the set has `labels` (int [n], of whole images), at least one of each.
+
+    Raises:
+        ValueError: `per_class` without labels, or more than a class has.
+    """
+    labels = getattr(whole, "labels", None)
+    if source.limit is not None:
+        return Subset(whole, np.arange(min(source.limit, len(whole)))) if source.limit < len(whole) else whole
+    if source.per_class is None and source.fraction in (None, 1.0):
+        return whole
+    if source.per_class is not None and labels is None:
+        raise ValueError(f"per_class {source.per_class}: these images have no class each; use fraction or limit")
+    groups = np.zeros(len(whole), dtype=np.int64) if labels is None else np.asarray(labels)
+    chosen = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        shuffled = members[keyed.permutation(source.subset_seed, int(group) + 1, _PURPOSE, length=len(members))]
+        if source.per_class is None:
+            chosen.append(shuffled[: max(1, round(source.fraction * len(members)))])
+            continue
+        if group < 0:  # no label
+            continue
+        if source.per_class > len(members):
+            name = whole.classes[int(group)]
+            raise ValueError(f"per_class {source.per_class}: class {name} has only {len(members)} images")
+        chosen.append(shuffled[: source.per_class])
+    return Subset(whole, np.sort(np.concatenate(chosen)))

@@ -1,0 +1,59 @@
+"""The table of tasks. A new one is a file, a section in `configs`, and a line here; nothing here imports torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pretrain.configlib import ConfigError
+
+if TYPE_CHECKING:
+    from finetune.data.examples import Examples
+    from finetune.predictions import Classes
+    from finetune.tasks.base import Task
+    from finetune.tasks.configs import TaskSection
+
+
+class Entry(NamedTuple):
+    """Where a task is: its class (a `Task`), and the module whose `open_examples` reads its data (without torch)."""
+
+    module: str
+    class_name: str
+    data: str
+
+
+TASKS = {
+    "classification": Entry("finetune.tasks.classification", "Classification", "finetune.data.classification"),
+    "detection": Entry("finetune.tasks.detection", "Detection", "finetune.data.coco"),
+    "segmentation": Entry("finetune.tasks.segmentation", "Segmentation", "finetune.data.masks"),
+    "depth": Entry("finetune.tasks.depth", "Depth", "finetune.data.depth"),
+}
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of task `name`. Imports torch."""
+    return getattr(importlib.import_module(_entry(name).module), _entry(name).class_name)
+
+
+def open_examples(section: TaskSection, source: Any, *, classes: Classes | None = None) -> Examples:
+    """The examples of a `finetune.config.Source` for a task, the chosen subset of them.
+
+    Each data module has a function of this name and these arguments; the subset is taken here.
+
+    Args:
+        classes: those of the training set, which the labels of another set must have; None: found in the source.
+
+    Raises:
+        ValueError: the source cannot be read, or has classes of its own.
+    """
+    from finetune.data.subset import subset
+
+    name: str = section.name  # pyright: ignore[reportAttributeAccessIssue]
+    found = importlib.import_module(_entry(name).data).open_examples(section, source, classes=classes)
+    return subset(found, source)
+
+
+def _entry(name: str) -> Entry:
+    if name not in TASKS:
+        raise ConfigError("task.name", [f"unknown task {name!r}; one of {', '.join(TASKS)}"])
+    return TASKS[name]

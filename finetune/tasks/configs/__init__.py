@@ -1,0 +1,20 @@
+"""The configurations of the tasks; their union is told apart by `name`. No torch here."""
+
+from __future__ import annotations
+
+from finetune.tasks.configs.classification import ClassificationConfig
+from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.configs.detection import DetectionConfig
+from finetune.tasks.configs.section import TaskSection
+from finetune.tasks.configs.segmentation import SegmentationConfig
+
+TaskConfig = ClassificationConfig | DetectionConfig | SegmentationConfig | DepthConfig
+
+__all__ = [
+    "ClassificationConfig",
+    "DepthConfig",
+    "DetectionConfig",
+    "SegmentationConfig",
+    "TaskConfig",
+    "TaskSection",
+]

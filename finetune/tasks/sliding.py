@@ -1,0 +1,114 @@
+"""Inference on images of any size: means over overlapping windows, and over scales and mirrors.
+
+The protocol of the field for ADE20K: windows of the training size at a fixed stride, the last of each row and column
+moved back inside the image; multi-scale testing averages probabilities (Chen et al. 2017, DeepLabv3, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.heads.dense_parts import resize
+
+WINDOWS_AT_ONCE = 8
+CHANNELS_AT_ONCE = 16
+
+Dense = Callable[[Tensor], Tensor]
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every `stride`, the last moved back to end with the side.
+
+    Raises:
+        ValueError: the stride is not within 1 to the window, so that pixels would be passed over.
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(f"a stride of {stride} with windows of {window} pixels; it must be within 1 to {window}")
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // stride) + 1
+    return [min(i * stride, length - window) for i in range(count)]
+
+
+def slide(dense: Dense, image: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """The mean over windows of `dense`, for one image float [1, C, H, W] -> [K, H, W].
+
+    Args:
+        dense: [n, C, h, w] -> [n, K, h', w'], resized here to the window's size.
+        window, stride: (height, width) in pixels; an image smaller than the window is its own window on that side.
+    """
+    height, width = image.shape[2:]
+    size = (min(window[0], height), min(window[1], width))
+    tops = window_starts(height, window[0], stride[0])
+    lefts = window_starts(width, window[1], stride[1])
+    corners = [(top, left) for top in tops for left in lefts]
+    total: Tensor | None = None
+    for start in range(0, len(corners), WINDOWS_AT_ONCE):
+        some = corners[start : start + WINDOWS_AT_ONCE]
+        cut = torch.cat([image[:, :, top : top + size[0], left : left + size[1]] for top, left in some])
+        outputs = resize(dense(cut).float(), size)
+        if total is None:
+            total = outputs.new_zeros((outputs.shape[1], height, width))
+        for (top, left), output in zip(some, outputs, strict=True):
+            total[:, top : top + size[0], left : left + size[1]] += output
+    assert total is not None
+    covered = [_cover(tops, size[0], height), _cover(lefts, size[1], width)]
+    return total.div_((covered[0][:, None] * covered[1]).to(total.device))
+
+
+def over_scales(
+    infer: Callable[[Tensor], Tensor], image: Tensor, *, scales: Sequence[float], flip: bool, probabilities: bool
+) -> Tensor:
+    """`infer` on an image float [1, C, H, W] at several scales, each with its mirror if `flip`: the mean, [K, H, W].
+
+    Args:
+        infer: [1, C, h, w] -> [K, h, w].
+        probabilities: outputs are logits and their softmax is averaged; else they are averaged as they are. One scale
+            without a mirror is never changed.
+    """
+    if len(scales) == 1 and not flip:
+        return infer(_scaled(image, scales[0]))
+    total: Tensor | None = None
+    for scale in scales:
+        scaled = _scaled(image, scale)
+        for mirrored in (False, True) if flip else (False,):
+            output = infer(scaled.flip(3) if mirrored else scaled)
+            output = resize((output.flip(2) if mirrored else output)[None], image.shape[2:])
+            output = output.softmax(dim=1) if probabilities else output
+            total = output if total is None else total + output
+    assert total is not None
+    return total[0] / (len(scales) * (1 + flip))
+
+
+def most_likely(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class with the highest score at each pixel of `size`, int64 [h, w], of scores [K, H, W] resized to it.
+
+    A few classes are resized at a time: 150 of them on a large photo would not fit.
+    """
+    best = torch.full(size, -torch.inf, device=scores.device)
+    classes = torch.zeros(size, dtype=torch.int64, device=scores.device)
+    for start in range(0, len(scores), CHANNELS_AT_ONCE):
+        values, which = resize(scores[None, start : start + CHANNELS_AT_ONCE], size)[0].max(dim=0)
+        better = values > best
+        best = torch.where(better, values, best)
+        classes = torch.where(better, which + start, classes)
+    return classes
+
+
+def _scaled(image: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return image
+    size = tuple(max(round(length * scale), 1) for length in image.shape[2:])
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _cover(starts: Sequence[int], size: int, length: int) -> Tensor:
+    """How many windows cover each pixel of a side, float32 [length]."""
+    counts = torch.zeros(length)
+    for start in starts:
+        counts[start : start + size] += 1
+    return counts
