@@ -6,6 +6,7 @@ below 128 tokens and 1.15 to 1.4 times faster above; in bf16 its CPU backward is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from pretrain.models.ffn import FFN, SwiGLU, swiglu_hidden
 
 Kernel = Literal["sdpa", "bmm"]
 QKVBias = bool | Literal["no_key"]
+Bias = Tensor | Callable[[Tensor], Tensor]
 EVERY_TOKEN = slice(None)
 
 
@@ -69,15 +71,19 @@ class Attention(TimmAttention):
             self.relative_position_bias_table = rel_pos.new_table(rel_pos_grid, num_heads)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, queries: slice = EVERY_TOKEN, bias: Tensor | None = None, turns: Tensor | None = None
+        self, x: Tensor, queries: slice = EVERY_TOKEN, bias: Bias | None = None, turns: Tensor | None = None
     ) -> Tensor:
         """Tokens [b, s, D] -> the attended tokens of `queries` [b, t, D]; keys and values are always all of x.
 
         Args:
-            bias: added to the scores before the softmax, [1 or b, h, s, s]. turns: a table of `rope.rope_table`.
+            bias: added to the scores before the softmax, [1 or b, h, s, s]; or a function of the queries [b, h, t, d]
+                that gives it, [1 or b, 1 or h, 1 or t, s]. turns: a table of `rope.rope_table`.
         """
         q, k, v = self.split_heads(x, queries, turns)
-        bias = bias if bias is None or queries == EVERY_TOKEN else bias[:, :, queries]
+        if bias is not None and not isinstance(bias, Tensor):
+            bias = bias(q)
+        elif bias is not None and queries != EVERY_TOKEN:
+            bias = bias[:, :, queries]
         out = attend(q, k, v, bias, kernel=choose(k.device, k.dtype, k.shape[2]))
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -152,7 +158,7 @@ class Block(TimmBlock):
         x: Tensor,
         queries: slice = EVERY_TOKEN,
         drop: Tensor | None = None,
-        bias: Tensor | None = None,
+        bias: Bias | None = None,
         turns: Tensor | None = None,
     ) -> Tensor:
         """Tokens [b, s, D] -> [b, t, D], exact for the tokens of `queries`; the others are not computed.
@@ -174,11 +180,11 @@ class Block(TimmBlock):
         return drop_path.survivors(branch, uniform, self.drop_rate)
 
     def _compute_subsets(
-        self, x: Tensor, queries: slice, drop: Tensor, bias: Tensor | None, turns: Tensor | None
+        self, x: Tensor, queries: slice, drop: Tensor, bias: Bias | None, turns: Tensor | None
     ) -> Tensor:
         count = drop_path.subset_size(len(x), self.drop_rate)
         first, second = drop.topk(count, dim=0).indices.unbind(1)
-        bias = bias if bias is None or len(bias) == 1 else bias[first]
+        bias = bias[first] if isinstance(bias, Tensor) and len(bias) > 1 else bias
         turns = turns if turns is None or turns.shape[1] == 1 else turns[:, first]
         attended = self.ls1(self.attn(self.norm1(x[first]), queries, bias, turns))
         x = drop_path.add_to_subset(x[:, queries], attended, first)

@@ -77,3 +77,10 @@ def resize_table(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, 
     image = table[:-PREFIX_ROWS].T.reshape(1, -1, *old)
     image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
     return torch.cat([image.flatten(2)[0].T, table[-PREFIX_ROWS:]])
+
+
+def crop_table(table: Tensor, grid: tuple[int, int], part: tuple[int, int]) -> Tensor:
+    """The rows of a table [rows, heads] of `grid` for the offsets within a `part` of it, and the last three."""
+    rows, columns = (slice(whole - size, whole + size - 1) for whole, size in zip(grid, part, strict=True))
+    image = table[:-PREFIX_ROWS].unflatten(0, (2 * grid[0] - 1, 2 * grid[1] - 1))
+    return torch.cat([image[rows, columns].flatten(0, 1), table[-PREFIX_ROWS:]])
