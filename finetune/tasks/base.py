@@ -1,0 +1,154 @@
+"""What every task is: a module that turns a batch of labelled images into losses, and images into predictions.
+
+It knows nothing of engines or optimizers, and no random number is drawn in it: they all come with the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.backbones.opened import Opened
+from finetune.data import batches
+from finetune.data.examples import Example, Examples
+from finetune.metrics.metric import Metric
+from finetune.predictions import Classes, Prediction
+from finetune.tasks.groups import task_groups
+from pretrain.models.ema import EMA
+from pretrain.models.vit import ViT
+
+
+class Task(nn.Module):
+    """Base of the tasks: a subclass builds its modules in `__init__` and overrides what follows.
+
+    Every parameter that requires a gradient must get one in every step (DDP waits for it): freeze the others.
+
+    Args:
+        config: its section of the configuration.
+        opened: the backbone; a subclass keeps it as the submodule that `backbone_prefix` names.
+        classes: names by label.
+
+    Attributes:
+        mean, std: buffers [C, 1, 1] of the normalization, not part of the state.
+        backbone_prefix: before the names of the backbone's parameters, with the dot.
+        head_prefixes: names of what the backbone's weights leave at its initial values; for the match report.
+        average: the average of the weights, when one is kept: a task of the same class.
+    """
+
+    backbone_prefix = "backbone."
+    head_prefixes: tuple[str, ...] = ()
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Any, opened: Opened, classes: Classes):
+        super().__init__()
+        self.config, self.classes = config, classes
+        for name, values in (("mean", opened.mean), ("std", opened.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.ema: EMA[Any] | None = None
+        self._optim: Any = None
+
+    @property
+    def bare_backbone(self) -> Any:
+        """The `ViT` or `TimmBackbone` itself."""
+        return self.get_submodule(self.backbone_prefix.removesuffix("."))
+
+    # Training
+
+    def prepare(self, optim: Any) -> None:
+        """Before training by a `FinetuneOptim`: learning rates by layer, and the average of the weights."""
+        self._optim = optim
+        if optim.ema_decay is not None:
+            self.ema = EMA(self)
+
+    def train_transform(self) -> batches.TrainTransform:
+        """What a training example becomes, in a worker: (example, generator) -> tensors by name.
+
+        "image" uint8 [C, H, W] is normalized on the device by `normalize`; float32 is taken as normalized. Picklable.
+        """
+        raise NotImplementedError
+
+    @property
+    def noises(self) -> dict[str, tuple[int, ...]]:
+        """Uniforms that `forward` reads from the batch, by name, a shape for each example."""
+        vit = self.bare_backbone
+        if isinstance(vit, ViT) and any(getattr(block, "drop_rate", 0.0) for block in vit.blocks):
+            return {"drop": (vit.depth, 2)}
+        return {}
+
+    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log. The same names in
+        every step and on every rank. `step` counts completed optimizer steps."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Once per optimizer step, on every rank, with `step` already counting it."""
+        if self.ema is not None:
+            self.ema.update(self, self._optim.ema_decay)
+            _copy_statistics(self, self.ema.average)
+
+    def discard_pending(self) -> None:
+        """Forget what the forward passes of a skipped step left for `after_step`."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that do not decay beside biases and vectors: class token, registers and positions of the backbone."""
+        ends = ("cls_token", "reg_token", "pos_embed")
+        prefix = self.backbone_prefix
+        return {name for name, _ in self.named_parameters() if name.startswith(prefix) and name.endswith(ends)}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups as `pretrain.models.param_groups.split` describes them."""
+        optim = self._optim
+        return task_groups(
+            self,
+            self.bare_backbone,
+            prefix=self.backbone_prefix,
+            no_decay=self.no_weight_decay(),
+            layer_decay=1.0 if optim is None else optim.layer_decay,
+            head_lr_scale=1.0 if optim is None else optim.head_lr_scale,
+        )
+
+    # Use
+
+    @property
+    def evaluated(self) -> Task:
+        """The task that predicts: the average of the weights where one is kept."""
+        return self if self.ema is None else self.ema.average
+
+    def eval_transform(self) -> batches.EvalTransform:
+        """What an example becomes for `predict`, in a worker: tensors by name, and what leads back to its image."""
+        raise NotImplementedError
+
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """A prediction for each image of a batch of `eval_transform`, in the coordinates of the original images, on
+        the CPU. Called in eval mode and without gradients."""
+        raise NotImplementedError
+
+    def metric(self, examples: Examples) -> Metric:
+        """A new metric for one pass over `examples`."""
+        raise NotImplementedError
+
+    def picture(self, example: Example, prediction: Any | None) -> np.ndarray:
+        """uint8 [h, w, 3]: the image with its truth, beside it with the prediction, if there is one."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[batches.Sample]) -> batches.Batch:
+        """A batch of transformed examples."""
+        return batches.collate(samples)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [b, C, H, W] -> float32, (x / 255 - mean) / std; float32 is normalized already and stays."""
+        if images.dtype != torch.uint8:
+            return images
+        return (images.float() / 255 - self.mean) / self.std
+
+
+def _copy_statistics(source: nn.Module, average: nn.Module) -> None:
+    """Running statistics are those of the newest step: they are averages themselves."""
+    of_source, of_average = dict(source.named_buffers()), dict(average.named_buffers())
+    for name, value in of_source.items():
+        if not name.startswith("ema.") and name in of_average:
+            of_average[name].copy_(value)

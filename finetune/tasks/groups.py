@@ -1,0 +1,63 @@
+"""Parameter groups of a task: learning rates by layer of its backbone, another one of what is not backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from pretrain.models import param_groups
+from pretrain.models.layer_decay import layer_decay as by_layer
+
+
+def task_groups(
+    task: nn.Module,
+    backbone: Any,
+    *,
+    prefix: str,
+    no_decay: set[str],
+    layer_decay: float,
+    head_lr_scale: float,
+) -> list[dict[str, Any]]:
+    """Groups of the trained parameters as `param_groups.split` describes them.
+
+    Args:
+        prefix: of the backbone's names, with the dot. no_decay: names without weight decay, beside biases and vectors.
+        layer_decay: layer i of d has the learning rate times layer_decay^(d + 1 - i); of a model without blocks the
+            layers are those that timm gives it.
+        head_lr_scale: of everything outside the backbone.
+    """
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    groups = param_groups.split(task, no_decay_names=no_decay & trained)
+    inner = prefix + backbone.blocks_prefix
+    if layer_decay < 1 and any(name.startswith(f"{inner}blocks.") for name in trained):
+        groups = by_layer(groups, decay=layer_decay, depth=backbone.depth, prefix=inner)
+    elif layer_decay < 1 and any(name.startswith(prefix) for name in trained):
+        groups = _by_layer_of_timm(groups, backbone, prefix=inner, decay=layer_decay)
+    if head_lr_scale == 1:
+        return groups
+
+    def change(source: dict[str, Any], is_backbone: bool) -> dict[str, Any]:
+        if is_backbone:
+            return {}
+        return {"name": f"{source['name']}_head", "lr_scale": source["lr_scale"] * head_lr_scale}
+
+    return param_groups.divide(groups, lambda name: name.startswith(prefix), change)
+
+
+def _by_layer_of_timm(groups: param_groups.Groups, backbone: Any, *, prefix: str, decay: float) -> param_groups.Groups:
+    """Layers as timm counts them (stem, each block of each stage, what comes after)."""
+    layers: dict[str, int] = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+
+    def change(source: dict[str, Any], layer: int | None) -> dict[str, Any]:
+        if layer is None:
+            return {}
+        scale = source["lr_scale"] * decay ** (last + 1 - layer)
+        return {"name": f"{source['name']}_layer{layer}", "lr_scale": scale}
+
+    def place(name: str) -> int | None:
+        return layers.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+
+    return param_groups.divide(groups, place, change)
