@@ -61,12 +61,21 @@ def view_scale(height: int, width: int) -> float:
     return float(np.clip(1.0, MIN_SIDE / longer, MAX_SIDE / longer)) if longer else 1.0
 
 
+def brightened(image: np.ndarray) -> tuple[np.ndarray, str]:
+    """uint8 [H, W, 3] so that its content can be seen, and what was done, for its title; only dark images change."""
+    bright = float(np.percentile(image.max(axis=2), 99.5)) if image.size else 255.0
+    if bright >= 100:
+        return image, ""
+    factor = 200 / max(bright, 4.0)
+    return (image * factor).clip(0, 255).astype(np.uint8), f", brightened {factor:.1f}x"
+
+
 def resized(image: np.ndarray, scale: float) -> np.ndarray:
     """uint8 [H, W, 3] photo enlarged or reduced by `scale`, smoothly."""
     size = view_size(image.shape[0], image.shape[1], scale)
     if size == image.shape[:2]:
         return image.copy()
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def resized_map(values: np.ndarray, scale: float) -> np.ndarray:
@@ -148,7 +157,7 @@ def panels(
         top += _LINE
     if caption:
         draw.text((_GAP, top), shortened(caption, width - 2 * _GAP), fill=PALE, font=font(13))
-    return np.asarray(sheet)
+    return np.array(sheet)
 
 
 def _lines(legend: Sequence[tuple[RGB, str]], width: int) -> list[list[tuple[RGB, str]]]:

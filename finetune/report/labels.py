@@ -28,7 +28,8 @@ def classification_picture(
     """
     known = truth is not None and truth >= 0
     title = f"truth: {classes[truth]}" if known and truth is not None else "image"
-    parts = [(title, canvas.resized(image, canvas.view_scale(*image.shape[:2])))]
+    image, brighter = canvas.brightened(image)
+    parts = [(title + brighter, canvas.resized(image, canvas.view_scale(*image.shape[:2])))]
     if probabilities is not None:
         likely = [int(i) for i in np.argsort(-probabilities, kind="stable")[:_TOP]]
         verdict = "prediction"
@@ -44,7 +45,7 @@ def _bars(
     rows: list[tuple[int, str]] = [(index, classes[index]) for index in likely]
     if truth is not None and truth not in likely:
         place = 1 + int((probabilities > probabilities[truth]).sum())
-        rows.append((truth, f"{classes[truth]} (truth, place {place})"))
+        rows.append((truth, f"{place}. {classes[truth]}"))
     sheet = Image.new("RGB", (_WIDTH, max(height, _ROW * len(rows))), canvas.PAPER)
     draw = ImageDraw.Draw(sheet)
     for line, (index, name) in enumerate(rows):
@@ -58,4 +59,4 @@ def _bars(
         )
         text = f"{share:.1%}"
         draw.text((_WIDTH - canvas.font(13).getlength(text), top + 2), text, fill=PALE, font=canvas.font(13))
-    return np.asarray(sheet)
+    return np.array(sheet)

@@ -28,12 +28,12 @@ def segmentation_picture(
         image: uint8 [H, W, 3]. truth, prediction: class ids [H, W]; 255 is void, and is not judged.
     """
     scale = canvas.view_scale(*image.shape[:2])
+    image, brighter = canvas.brightened(image)
     view = canvas.resized(image, scale)
-    parts = [("image", view)]
-    if truth is not None:
-        parts.append(("truth", overlay_classes(view, canvas.resized_map(truth, scale), alpha=0.65)))
-    if prediction is not None:
-        parts.append(("prediction", overlay_classes(view, canvas.resized_map(prediction, scale), alpha=0.65)))
+    parts = [(f"image{brighter}", view)]
+    for name, values in (("truth", truth), ("prediction", prediction)):
+        if values is not None:
+            parts.append((name, overlay_classes(view, canvas.resized_map(values, scale), classes, alpha=0.65)))
     if truth is not None and prediction is not None:
         valid = truth != VOID
         wrong = valid & (truth != prediction)
@@ -45,10 +45,19 @@ def segmentation_picture(
     return canvas.panels(parts, legend=_legend(truth, prediction, classes), caption=caption)
 
 
-def overlay_classes(image: np.ndarray, classes: np.ndarray, *, alpha: float = 0.55) -> np.ndarray:
-    """uint8 [H, W, 3] tinted by class ids [H, W] of the same size; void is dark."""
+def overlay_classes(
+    image: np.ndarray, values: np.ndarray, classes: Sequence[str], *, alpha: float = 0.55
+) -> np.ndarray:
+    """uint8 [H, W, 3] tinted by class ids [H, W] of the same size; void is dark, a class "background" has no tint."""
     tints = np.array([canvas.colour(i) for i in range(VOID)] + [VOID_TINT], dtype=np.float32)
-    return (image * (1 - alpha) + tints[np.minimum(classes, VOID)] * alpha).round().astype(np.uint8)
+    strength = np.array([alpha * (not _is_background(classes, i)) for i in range(VOID + 1)], dtype=np.float32)
+    values = np.minimum(values, VOID)
+    share = strength[values][..., None]
+    return (image * (1 - share) + tints[values] * share).round().astype(np.uint8)
+
+
+def _is_background(classes: Sequence[str], index: int) -> bool:
+    return index < len(classes) and classes[index].lower() == "background"
 
 
 def depth_picture(
@@ -75,8 +84,8 @@ def depth_picture(
         view = _hot(np.clip(canvas.resized_map(error, scale) / 0.5, 0, 1))
         view[~canvas.resized_map(valid, scale)] = VOID_TINT
         mean = error[valid].mean() if valid.any() else 0.0
-        parts.append((f"relative error: {mean:.1%} (white 0, red 50 %)", view))
-        legend.append((VOID_TINT, "no true depth"))
+        parts.append((f"relative error: {mean:.1%}", view))
+        legend += [(FALSE, "error of 50 % or more"), (VOID_TINT, "depth not known")]
     return canvas.panels(parts, legend=legend, caption=caption)
 
 
@@ -120,7 +129,7 @@ def _legend(truth: np.ndarray | None, prediction: np.ndarray | None, classes: Se
         name = classes[index] if index < len(classes) else f"class {index}"
         if truth is not None and prediction is not None:
             name += f" IoU {_iou(truth, prediction, index)}"
-        legend.append((canvas.colour(index), name))
+        legend.append((canvas.PAPER if _is_background(classes, index) else canvas.colour(index), name))
     if VOID in present:
         legend.append((VOID_TINT, "void, not judged"))
     return legend

@@ -8,7 +8,7 @@ a crowd is neither right nor false.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,34 +30,39 @@ _COLOURS: dict[Verdict, RGB] = {"right": RIGHT, "confused": CONFUSED, "false": F
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict per prediction, and per true object whether it was found."""
+    """A verdict per prediction; per true object whether it was found, and whether nothing was found there at all.
+
+    Of true objects that are no crowd: found + taken for another class ("confused") + missed = all.
+    """
 
     verdicts: list[Verdict]
     found: np.ndarray
+    missed: np.ndarray
 
     def count(self, verdict: Verdict) -> int:
         return self.verdicts.count(verdict)
 
 
 def judge(truth: Instances, prediction: Detected) -> Judged:
-    """Match predictions to true objects, the highest score first."""
+    """Match predictions to true objects one to one, the highest score first, those of another class last."""
     overlaps = _overlaps(truth, prediction)
     crowd = np.asarray(truth.crowd, bool)
-    true_labels, labels = np.asarray(truth.labels), np.asarray(prediction.labels)
-    found = np.zeros(len(true_labels), bool)
-    verdicts: list[Verdict] = ["false"] * len(labels)
-    for i in np.argsort(-np.asarray(prediction.scores), kind="stable"):
-        near = overlaps[i] >= MATCH_IOU
-        free = near & ~found & ~crowd
-        same = np.flatnonzero(free & (true_labels == labels[i]))
-        if len(same):
-            found[same[overlaps[i, same].argmax()]] = True
-            verdicts[i] = "right"
-        elif (near & crowd & (true_labels == labels[i])).any():
+    same = np.asarray(prediction.labels)[:, None] == np.asarray(truth.labels)[None]
+    free, found = ~crowd, np.zeros(len(crowd), bool)
+    verdicts: list[Verdict] = ["false"] * len(same)
+    order = np.argsort(-np.asarray(prediction.scores), kind="stable")
+    for i in order:
+        fits = np.flatnonzero(free & same[i] & (overlaps[i] >= MATCH_IOU))
+        if len(fits):
+            best = fits[overlaps[i, fits].argmax()]
+            free[best], found[best], verdicts[i] = False, True, "right"
+        elif (crowd & same[i] & (overlaps[i] >= MATCH_IOU)).any():
             verdicts[i] = "crowd"
-        elif free.any():
-            verdicts[i] = "confused"
-    return Judged(verdicts, found | crowd)
+    for i in (i for i in order if verdicts[i] == "false"):
+        fits = np.flatnonzero(free & ~same[i] & (overlaps[i] >= MATCH_IOU))
+        if len(fits):
+            free[fits[overlaps[i, fits].argmax()]], verdicts[i] = False, "confused"
+    return Judged(verdicts, found, missed=free)
 
 
 def detection_picture(
@@ -78,29 +83,33 @@ def detection_picture(
     """
     scale = canvas.view_scale(*image.shape[:2])
     shown = None if prediction is None else _at_least(prediction, score_threshold)
-    parts = [("image", canvas.resized(image, scale))]
+    image, brighter = canvas.brightened(image)
+    parts = [(f"image{brighter}", canvas.resized(image, scale))]
     legend: list[tuple[RGB, str]] = []
     if truth is not None:
-        tints = _tints(truth.labels, classes)
+        crowds = np.asarray(truth.crowd, bool)
         names = [
-            classes[label - 1] + (" (crowd)" if c else "") for label, c in zip(truth.labels, truth.crowd, strict=True)
+            classes[label - 1] * (len(classes) > 1) + " crowd" * bool(crowd)
+            for label, crowd in zip(truth.labels, crowds, strict=True)
         ]
+        tints = _tints(truth.labels, classes)
         panel = draw_objects(image, truth.boxes, truth.masks, tints, names, scale=scale, classes=classes)
-        parts.append((f"truth: {_counted(len(truth.labels))}", panel))
-    if shown is not None:
-        hidden = len(prediction.labels) - len(shown.labels) if prediction is not None else 0
-        below = f", {hidden} more below {score_threshold:g}" if hidden else ""
-        if truth is None:
-            tints = _tints(shown.labels, classes)
-            panel = draw_objects(
-                image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes
-            )
-            parts.append((f"prediction: {_counted(len(shown.labels))}{below}", panel))
-        else:
-            judged = judge(truth, shown)
-            panel, legend = _judged_panel(image, truth, shown, judged, classes, scale)
-            found = int((judged.found & ~np.asarray(truth.crowd, bool)).sum())
-            parts.append((f"prediction: {found} of {int((~np.asarray(truth.crowd, bool)).sum())} found{below}", panel))
+        parts.append((f"truth: {_counted(len(names))}", panel))
+    if shown is not None and truth is None:
+        tints = _tints(shown.labels, classes)
+        panel = draw_objects(
+            image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes
+        )
+        parts.append((f"prediction: {_counted(len(shown.labels))}", panel))
+    if shown is not None and truth is not None:
+        judged = judge(truth, shown)
+        panel, legend = _judged_panel(image, truth, shown, judged, classes, scale)
+        parts.append((f"prediction: {judged.found.sum()} of {(~np.asarray(truth.crowd, bool)).sum()} found", panel))
+    if shown is not None and prediction is not None and len(prediction.labels) > len(shown.labels):
+        hidden = len(prediction.labels) - len(shown.labels)
+        highest = float(np.asarray(prediction.scores).max())
+        at_most = "" if len(shown.labels) else f", the highest {highest:.2f}"
+        caption = f"{caption}   {hidden} predictions below {score_threshold:g} are not drawn{at_most}".strip()
     return canvas.panels(parts, legend=legend, caption=caption)
 
 
@@ -140,7 +149,7 @@ def draw_objects(
         if few and name:
             x1, y1, _, _ = _corners(box, scale, view.shape)
             canvas.write_on(draw, (x1, y1), name, tint, size=11 if len(names) > 10 else 12)
-    return np.asarray(sheet)
+    return np.array(sheet)
 
 
 def _judged_panel(
@@ -150,15 +159,16 @@ def _judged_panel(
     panel = draw_objects(image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes)
     sheet = Image.fromarray(panel)
     draw = ImageDraw.Draw(sheet)
-    missed = np.flatnonzero(~judged.found)
-    for i in missed:
+    for i in np.flatnonzero(judged.missed):
         _dashed(draw, _corners(truth.boxes[i], scale, panel.shape), MISSED)
-    rows: list[tuple[Verdict, str]] = [("right", "right"), ("confused", "wrong class"), ("false", "false")]
+    rows: list[tuple[Verdict, str]] = [("right", "right"), ("false", "false")]
+    if len(classes) > 1:
+        rows.insert(1, ("confused", "wrong class"))
     if "crowd" in judged.verdicts:
         rows.append(("crowd", "on a crowd, not counted"))
     legend = [(_COLOURS[verdict], f"{judged.count(verdict)} {text}") for verdict, text in rows]
-    legend.append((MISSED, f"{len(missed)} missed (dashed)"))
-    return np.asarray(sheet), legend
+    legend.append((MISSED, f"{judged.missed.sum()} missed (dashed)"))
+    return np.array(sheet), legend
 
 
 def _overlaps(truth: Instances, prediction: Detected) -> np.ndarray:
@@ -178,8 +188,6 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 def _at_least(prediction: Detected, threshold: float) -> Detected:
     """The predictions of at least that score, the best last, so that it is drawn on top."""
-    from dataclasses import replace
-
     order = np.argsort(np.asarray(prediction.scores), kind="stable")
     order = order[np.asarray(prediction.scores)[order] >= threshold]
     masks = None if prediction.masks is None else [prediction.masks[i] for i in order]
