@@ -1,0 +1,117 @@
+"""Binary masks as COCO's run-length encoding (RLE), the one form in which instances are kept, sent and scored.
+
+An RLE is {"size": [height, width], "counts": text}: COCO's compressed form, which is JSON as it is. Pixels run down the
+columns. Lin et al. 2014, "Microsoft COCO"; the encoding itself is pycocotools'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask
+
+Rle = Mapping[str, Any]  # {"size": [height, width], "counts": text}
+coco: Any = mask  # whose stubs know fewer kinds of input than it does
+
+
+def encode(masks: np.ndarray) -> list[Rle]:
+    """Masks [n, H, W], 0 or not, to n RLEs."""
+    columns = np.asfortranarray((masks != 0).astype(np.uint8).transpose(1, 2, 0))
+    return [_text(rle) for rle in coco.encode(columns)] if len(masks) else []
+
+
+def decode(rles: Sequence[Rle], size: tuple[int, int]) -> np.ndarray:
+    """RLEs of an image of `size` = (height, width) to masks of 0 and 1, uint8 [n, H, W]."""
+    if not rles:
+        return np.zeros((0, *size), dtype=np.uint8)
+    return np.ascontiguousarray(coco.decode(list(rles)).transpose(2, 0, 1))
+
+
+def areas(rles: Sequence[Rle]) -> np.ndarray:
+    """Pixels of each mask, float32 [n]."""
+    return np.asarray(coco.area(list(rles)) if rles else [], dtype=np.float32)
+
+
+def boxes(rles: Sequence[Rle]) -> np.ndarray:
+    """The smallest box around each mask, float32 [n, 4] as x1, y1, x2, y2 in pixels; zeros for an empty mask."""
+    xywh = np.asarray(coco.toBbox(list(rles)) if rles else [], dtype=np.float32).reshape(-1, 4)
+    xywh[:, 2:] += xywh[:, :2]
+    return xywh
+
+
+def from_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
+    """COCO's `segmentation` in an image of `size` = (height, width): polygons, or an RLE of either kind.
+
+    Raises:
+        ValueError: it is neither, it is an RLE of another size, its runs do not cover its size, or it has no pixel.
+    """
+    if isinstance(segmentation, dict):
+        rle = _checked(segmentation, size)
+    elif isinstance(segmentation, list) and segmentation:
+        rle = coco.merge(coco.frPyObjects([_polygon(part) for part in segmentation], *size))
+    else:
+        raise ValueError("no mask: segmentation is neither polygons nor an RLE")
+    if not coco.area(rle):
+        raise ValueError("the mask has no pixel in the image")
+    return _text(rle)
+
+
+def _checked(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """A compressed RLE of the given size. pycocotools would read past the runs of a wrong one."""
+    given, counts = segmentation.get("size"), segmentation.get("counts")
+    if given != list(size):
+        raise ValueError(f"mask of size {given} in an image of height {size[0]} and width {size[1]}")
+    if isinstance(counts, str | bytes):
+        runs = _runs(counts.encode() if isinstance(counts, str) else counts)
+    elif isinstance(counts, list) and all(type(run) is int for run in counts):
+        runs = counts
+    else:
+        raise ValueError("RLE counts are neither text nor a list of integers")
+    if sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
+        raise ValueError(f"RLE runs sum to {sum(runs)} pixels, the image has {size[0] * size[1]}")
+    return coco.frPyObjects(segmentation, *size) if isinstance(counts, list) else dict(segmentation)
+
+
+def _runs(text: bytes) -> list[int]:
+    """The run lengths that a compressed RLE holds.
+
+    Each is written in base 32 from the lowest digit, offset by 48, bit 32 meaning that digits follow; from the fourth
+    on it is the difference to the run two before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in text:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError(f"RLE counts hold {chr(byte)!r}")
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("RLE counts end inside a number")
+    return runs
+
+
+def _polygon(part: Any) -> list[float]:
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+        raise ValueError(f"a polygon needs x, y of at least 3 points, got {str(part)[:60]}")
+    try:
+        points = [float(value) for value in part]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a polygon holds what is not a number: {str(part)[:60]}") from error
+    if not np.isfinite(points).all():
+        raise ValueError("a polygon holds a number that is not finite")
+    return points
+
+
+def _text(rle: Any) -> Rle:
+    counts = rle["counts"]
+    text = counts.decode() if isinstance(counts, bytes) else counts
+    return {"size": [int(side) for side in rle["size"]], "counts": text}

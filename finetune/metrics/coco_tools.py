@@ -1,0 +1,188 @@
+"""pycocotools and faster-coco-eval behind one function, and the numbers that are read from their tables."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from finetune.data import rle
+from finetune.data.instances import Instances
+from finetune.predictions import Detected
+
+Tool = Literal["auto", "pycocotools", "faster-coco-eval"]
+Kind = Literal["bbox", "segm"]
+AREAS = ("all", "small", "medium", "large")  # of objects: under 32^2 pixels, under 96^2, above
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows of COCO's formats; category ids are 1 to num_classes."""
+
+    images: list[dict[str, Any]]
+    objects: list[dict[str, Any]]
+    detections: list[dict[str, Any]]
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the tools accumulate; -1 where there is no object.
+
+    Attributes:
+        precision: float64 [thresholds, recalls, classes, areas], at the IoU `thresholds` and the recalls `recalls`.
+        recall: float64 [thresholds, classes, areas], with all detections.
+        recall_of: for 1, 10 and all detections an image, the same of all areas, [thresholds, classes].
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    recall_of: dict[int, np.ndarray]
+    thresholds: np.ndarray
+    recalls: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """AP, AP at IoU 0.5 and 0.75, AP by area, and average recall by detections an image, as COCO's twelve numbers.
+
+        Numbers that no object decides are left out.
+        """
+        values = {
+            "ap": _mean(self.precision[..., 0]),
+            "ap50": _mean(self.precision[self._at(0.5), ..., 0]),
+            "ap75": _mean(self.precision[self._at(0.75), ..., 0]),
+            **{f"ap_{area}": _mean(self.precision[..., i]) for i, area in enumerate(AREAS) if i},
+            **{f"ar{limit}": _mean(recall) for limit, recall in self.recall_of.items()},
+            **{f"ar_{area}": _mean(self.recall[..., i]) for i, area in enumerate(AREAS) if i},
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def of_classes(self) -> list[dict[str, float]]:
+        """AP and AP at IoU 0.5 of each class; nothing for one without objects."""
+        rows = []
+        for number in range(self.precision.shape[2]):
+            of_class = self.precision[:, :, number, 0]
+            values = {"ap": _mean(of_class), "ap50": _mean(of_class[self._at(0.5)])}
+            rows.append({name: value for name, value in values.items() if value is not None})
+        return rows
+
+    def curves(self, iou: float, names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+        """Precision over recall at an IoU threshold, of every class that has objects."""
+        curves = {}
+        for number, name in enumerate(names):
+            precision = self.precision[self._at(iou), :, number, 0]
+            if (precision >= 0).all():
+                curves[name] = {"recall": self.recalls.tolist(), "precision": precision.tolist()}
+        return curves
+
+    def _at(self, iou: float) -> int:
+        return int(np.flatnonzero(np.isclose(self.thresholds, iou))[0])
+
+
+def describe(tool: Tool) -> str:
+    """Name and version of the tool that `evaluate` uses."""
+    name = _chosen(tool)
+    return f"{name} {importlib.metadata.version(name)}"
+
+
+def evaluate(data: Data, kind: Kind, *, max_detections: int = 100, tool: Tool = "auto") -> Table:
+    """Match detections to objects and accumulate precision and recall.
+
+    Raises:
+        ValueError: the tool is not installed.
+    """
+    limits = sorted({1, min(10, max_detections), max_detections})
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        run = _tool(data, kind, _chosen(tool))
+        run.params.maxDets = limits
+        run.evaluate()
+        run.accumulate()
+    precision, recall = (np.ascontiguousarray(run.eval[key]) for key in ("precision", "recall"))
+    return Table(
+        precision=precision[..., -1],
+        recall=recall[..., -1],
+        recall_of={limit: recall[:, :, 0, place] for place, limit in enumerate(limits)},
+        thresholds=np.asarray(run.params.iouThrs),
+        recalls=np.asarray(run.params.recThrs),
+    )
+
+
+def objects(truth: Instances, image: int, kind: Kind) -> list[dict[str, Any]]:
+    """COCO annotations of one image, without ids (`evaluate` numbers them)."""
+    rows = []
+    for place, (x1, y1, x2, y2) in enumerate(truth.boxes.astype(np.float64).tolist()):
+        row = {
+            "image_id": image,
+            "category_id": int(truth.labels[place]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": float(truth.areas[place]),
+            "iscrowd": int(truth.crowd[place]),
+        }
+        rows.append(row | _mask(truth.masks, place, kind))
+    return rows
+
+
+def detections(found: Detected, image: int, kind: Kind) -> list[dict[str, Any]]:
+    """COCO detections of one image; the area is that of the mask when masks are scored, as in COCO's server."""
+    areas = rle.areas(found.masks) if kind == "segm" and found.masks is not None else None
+    rows = []
+    for place, (x1, y1, x2, y2) in enumerate(found.boxes.astype(np.float64).tolist()):
+        row = {
+            "image_id": image,
+            "category_id": int(found.labels[place]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1) if areas is None else float(areas[place]),
+            "iscrowd": 0,
+            "score": float(found.scores[place]),
+        }
+        rows.append(row | _mask(found.masks, place, kind))
+    return rows
+
+
+def _mask(masks: Sequence[Any] | None, place: int, kind: Kind) -> dict[str, Any]:
+    if kind == "bbox":
+        return {}
+    if masks is None:
+        raise ValueError("mask AP needs masks on both sides: the annotations or the predictions have none")
+    return {"segmentation": dict(masks[place])}
+
+
+def _chosen(tool: Tool) -> str:
+    faster = importlib.util.find_spec("faster_coco_eval") is not None
+    if tool == "faster-coco-eval" and not faster:
+        raise ValueError("faster-coco-eval is not installed; pip install faster-coco-eval, or use pycocotools")
+    return "faster-coco-eval" if faster and tool != "pycocotools" else "pycocotools"
+
+
+def _tool(data: Data, kind: Kind, name: str) -> Any:
+    """The evaluator over both sides. Ids count from 1: the tools read a match with id 0 as none."""
+    new_side: Any
+    evaluator: Any
+    if name == "faster-coco-eval":
+        from faster_coco_eval import COCO as new_side  # noqa: N811
+        from faster_coco_eval import COCOeval_faster as evaluator
+    else:
+        from pycocotools.coco import COCO as new_side  # noqa: N811
+        from pycocotools.cocoeval import COCOeval as evaluator
+    sides = []
+    for rows in (data.objects, data.detections):
+        side = new_side()
+        side.dataset = {
+            "images": data.images,
+            "categories": [{"id": number, "name": str(number)} for number in range(1, data.num_classes + 1)],
+            "annotations": [row | {"id": place} for place, row in enumerate(rows, start=1)],
+        }
+        side.createIndex()
+        sides.append(side)
+    return evaluator(*sides, kind)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Over what some object decides."""
+    decided = values[values > -1]
+    return float(decided.mean()) if decided.size else None
