@@ -1,0 +1,126 @@
+"""Figures of a run: confusion matrix, precision over recall, what changed while it trained. PNG bytes, no display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from finetune.report import canvas
+
+_NUMBERED = 25  # classes whose counts fit into the cells of a confusion matrix
+_NAMED = 60  # classes whose names fit beside it
+_CURVES = 10  # classes in the legend of a precision-recall figure
+_GRAY, _INK = "#6e757d", "#212529"
+
+
+def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
+    """Counts [K, K], rows the truth: coloured by the share of their row, so that rare classes are seen too."""
+    count = len(classes)
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
+    side = float(np.clip(1.8 + 0.36 * count, 4.0, 13.0))
+    figure, axes = _figure(side + 1.2, side)
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if count <= _NUMBERED:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            ink = "white" if shares[row, column] > 0.55 else _INK
+            text = str(confusion[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8 if len(text) < 4 else 6)
+    if count <= _NAMED:
+        small = 8 if count <= 30 else 6
+        names = [_cut(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=90, fontsize=small)
+        axes.set_yticks(range(count), names, fontsize=small)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return _png(figure)
+
+
+def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> bytes:
+    """`curves` {name: {"recall": [n], "precision": [n]}}; more than ten are drawn pale, their mean strong."""
+    figure, axes = _figure(5.6, 4.4)
+    many = len(curves) > _CURVES
+    for place, (name, curve) in enumerate(curves.items()):
+        tint = "#b8c4d0" if many else _hex(canvas.colour(place))
+        width = 0.8 if many else 1.8
+        axes.plot(curve["recall"], curve["precision"], color=tint, linewidth=width, label=None if many else _cut(name))
+    if many:
+        recall = np.linspace(0, 1, 101)
+        parts = [np.interp(recall, c["recall"], c["precision"], right=0.0) for c in curves.values()]
+        axes.plot(recall, np.mean(parts, axis=0), color=_hex(canvas.colour(0)), linewidth=2.4,
+                  label=f"mean of {len(curves)} classes")  # fmt: skip
+    axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    return _png(figure)
+
+
+def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *, title: str) -> bytes | None:
+    """The values `names` of metrics.jsonl rows over the step; None when there are none.
+
+    Noisy series are drawn pale with their running mean on top.
+    """
+    figure, axes = _figure(5.6, 3.4)
+    drawn = 0
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+        points = [(step, value) for step, value in points if np.isfinite(value)]
+        if not points:
+            continue
+        steps, values = np.array(points, dtype=np.float64).T
+        tint = _hex(canvas.colour(drawn))
+        smooth = len(values) >= 40
+        axes.plot(steps, values, color=tint, linewidth=0.8 if smooth else 1.8, alpha=0.35 if smooth else 1.0,
+                  marker=None if len(values) > 20 else "o", markersize=4, label=None if smooth else name)  # fmt: skip
+        if smooth:
+            axes.plot(steps, _running_mean(values, max(3, len(values) // 20)), color=tint, linewidth=1.8, label=name)
+        drawn += 1
+    if not drawn:
+        return None
+    axes.set(xlabel="step", title=title)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """A PNG as uint8 [h, w, 3]."""
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+        axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRAY)
+    axes.title.set_fontsize(10)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data)
+    return data.getvalue()
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over `width` neighbours, over fewer at the ends."""
+    kernel = np.ones(width)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def _hex(tint: canvas.RGB) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*tint)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 26 else name[:25] + "…"

@@ -1,0 +1,186 @@
+"""One HTML page about a run: no server, no network, no script; every picture is inside, nothing else is loaded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from finetune.metrics.metric import Scores
+from finetune.report import curves, tables
+from finetune.report.style import STYLE
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A prediction drawn on its image: uint8 [h, w, 3], the name of the image, how good it is (higher is better)."""
+
+    name: str
+    quality: float
+    picture: np.ndarray
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says.
+
+    Args:
+        title: the run. subtitle: what was trained on what, one line.
+        worst, best: the worst and the best first.
+        rows: of metrics.jsonl.
+        findings: lines about the annotations, by the name of the set.
+        facts: name and value; a value of several lines (a configuration, a match report) folds away.
+        warnings: what a reader must know before the numbers.
+    """
+
+    title: str
+    subtitle: str
+    scores: Scores
+    classes: Sequence[str]
+    worst: Sequence[Drawn] = ()
+    best: Sequence[Drawn] = ()
+    rows: Sequence[Mapping[str, float]] = ()
+    findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def render(page: Page) -> str:
+    """The page as one HTML text."""
+    parts = [_header(page), _pictures(page), _classes(page), _figures(page), _history(page), _findings(page)]
+    body = "\n".join([*(part for part in parts if part), _facts(page)])
+    # Nothing may be loaded or run: a page that would need a file or a script shows that at once.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _header(page: Page) -> str:
+    primary, *others = page.scores.values.items()
+    cards = f'<div class="card first">{escape(primary[0])}<b>{tables.number(primary[1])}</b></div>'
+    cards += "".join(f'<div class="card">{escape(name)}<b>{tables.number(value)}</b></div>' for name, value in others)
+    warnings = "".join(f'<section class="warn">{escape(line)}</section>' for line in page.warnings)
+    return (
+        f'<h1>{escape(page.title)}</h1><div class="pale path">{escape(page.subtitle)}</div>{warnings}'
+        f'<section><div class="cards">{cards}</div>'
+        f'<div class="pale">How it was measured: {escape(page.scores.protocol)}</div></section>'
+    )
+
+
+def _pictures(page: Page) -> str:
+    sections = []
+    for title, kind, drawn in (("Worst predictions", "bad", page.worst), ("Best predictions", "good", page.best)):
+        if drawn:
+            figures = "".join(_picture(one, place) for place, one in enumerate(drawn, start=1))
+            sections.append(f'<section class="{kind}"><h2>{title}</h2><div class="pictures">{figures}</div></section>')
+    return "".join(sections)
+
+
+def _picture(drawn: Drawn, place: int) -> str:
+    caption = f"{place}. {escape(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
+    image = f'<img alt="{escape(drawn.name)}" src="{_jpeg(drawn.picture)}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _classes(page: Page) -> str:
+    rows = tables.worst_first(page.scores)
+    if not rows:
+        return ""
+    columns, ranked = tables.columns_of(rows), tables.sort_column(page.scores)
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(_cell(row.get(name), bar=name == ranked) for name in columns) + "</tr>" for row in rows
+    )
+    table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    wrong = "" if page.scores.confusion is None else _mistakes(page.scores.confusion, page.classes)
+    order = f"the lowest {escape(ranked)} first" if ranked else "in their order"
+    both = f'<div class="side"><div>{table}</div>{wrong}</div>'
+    return f'<section><h2>By class</h2><div class="pale">{order}</div>{both}</section>'
+
+
+def _cell(value: object, *, bar: bool) -> str:
+    if isinstance(value, str):
+        return f'<td class="text">{escape(value)}</td>'
+    drawn = ""
+    if bar and isinstance(value, float) and 0 <= value <= 1:
+        drawn = f'<span class="bar"><i style="width:{value:.1%}"></i></span>'
+    return f"<td>{drawn}{tables.number(value)}</td>"
+
+
+def _mistakes(confusion: np.ndarray, classes: Sequence[str]) -> str:
+    if len(confusion) != len(classes) or not (found := tables.mistakes(confusion, classes)):
+        return ""
+    rows = "".join(
+        f'<tr><td class="text">{escape(true)}</td><td class="text">{escape(taken)}</td>'
+        f"<td>{count} of {total}</td><td>{count / max(total, 1):.0%}</td></tr>"
+        for true, taken, count, total in found
+    )
+    head = "<tr><th>is</th><th class='text'>taken for</th><th></th><th></th></tr>"
+    return f"<div><h2>Most frequent mistakes</h2><table>{head}{rows}</table></div>"
+
+
+def _figures(page: Page) -> str:
+    found = []
+    if page.scores.confusion is not None and len(page.scores.confusion) == len(page.classes):
+        found.append(("Confusion matrix", curves.confusion_figure(page.scores.confusion, page.classes)))
+    for name, series in (page.scores.curves or {}).items():
+        if series:
+            found.append((name, curves.precision_recall_figure(series)))
+    return "".join(f"<section><h2>{escape(name)}</h2>{_figure(name, png)}</section>" for name, png in found)
+
+
+def _history(page: Page) -> str:
+    names = list(dict.fromkeys(name for row in page.rows for name in row))
+    losses = [name for name in names if "loss" in name][:6]
+    measured = [name for name in names if name.startswith("val/")]
+    primary = page.scores.primary[0]
+    chosen = [name for name in measured if name.rsplit("/", 1)[-1] == primary] or measured[:4]
+    groups = (("loss", losses), ("on the validation set", chosen), ("learning rate", ["lr"]))
+    figures = [(title, curves.history_figure(page.rows, series, title=title)) for title, series in groups]
+    drawn = "".join(_figure(title, png) for title, png in figures if png is not None)
+    return f'<section><h2>While it trained</h2><div class="side">{drawn}</div></section>' if drawn else ""
+
+
+def _findings(page: Page) -> str:
+    given = {name: lines for name, lines in page.findings.items() if lines}
+    if not given:
+        return ""
+    lists = "".join(f"<h3>{escape(name)}</h3><pre>{escape(chr(10).join(lines))}</pre>" for name, lines in given.items())
+    return f'<section class="warn"><h2>What is wrong with the data</h2>{lists}</section>'
+
+
+def _facts(page: Page) -> str:
+    short = {name: value for name, value in page.facts.items() if "\n" not in value}
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="text path">{escape(value)}</td></tr>' for name, value in short.items()
+    )
+    long = "".join(
+        f"<details><summary>{escape(name)}</summary><pre>{escape(value)}</pre></details>"
+        for name, value in page.facts.items()
+        if name not in short
+    )
+    return f"<section><h2>The run</h2><table>{rows}</table>{long}</section>"
+
+
+def _figure(name: str, png: bytes) -> str:
+    size = Image.open(io.BytesIO(png)).size[0] * 3 // 4
+    return f'<img alt="{escape(name)}" width="{size}" style="max-width:100%" src="{_data(png, "png")}">'
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=90, subsampling=0)
+    return _data(data.getvalue(), "jpeg")
+
+
+def _data(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,83 @@
+"""Scores as text: numbers with the digits that count, the worst classes first, the most frequent mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.metrics.metric import Scores
+
+_SHOWN_MISTAKES = 12
+
+
+def number(value: Any) -> str:
+    """0.7312 as "0.731", 12 as "12", nothing as a dash."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"  # noqa: RUF001
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return str(value)
+
+
+def sort_column(scores: Scores) -> str | None:
+    """The column of `per_class` that the primary number is made of: of its name, or else the first of fractions."""
+    columns = columns_of(scores.per_class)
+    primary = scores.primary[0]
+    fractional = [name for name in columns if any(isinstance(row.get(name), float) for row in scores.per_class)]
+    named = [name for name in fractional if name in (primary, primary.rsplit("/", 1)[-1])]
+    return (named or fractional or [None])[0]
+
+
+def worst_first(scores: Scores) -> list[dict[str, Any]]:
+    """The rows of the classes, the worst first; those without a number last."""
+    column = sort_column(scores)
+    if column is None:
+        return list(scores.per_class)
+
+    def place(row: Mapping[str, Any]) -> tuple[bool, float]:
+        value = row.get(column)
+        known = isinstance(value, int | float) and math.isfinite(value)
+        return not known, float(value) if known else 0.0  # pyright: ignore[reportArgumentType]
+
+    return sorted(scores.per_class, key=place)
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All keys of the rows, "name" first."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return sorted(names, key=lambda name: name != "name")
+
+
+def mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int, int]]:
+    """(true class, what it was taken for, how often, of how many), the most frequent first."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    totals = confusion.sum(axis=1)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_SHOWN_MISTAKES]
+    cells = [divmod(int(place), len(classes)) for place in order if wrong.flat[place]]
+    return [(classes[i], classes[j], int(wrong[i, j]), int(totals[i])) for i, j in cells]
+
+
+def results_json(scores: Scores, **facts: Any) -> dict[str, Any]:
+    """What results.json holds: the numbers with their protocol, by class, the confusion counts, and `facts`.
+
+    A number that is not finite becomes null: the file is strict JSON.
+    """
+    rows = {"values": scores.values, "protocol": scores.protocol, "per_class": scores.per_class}
+    confusion = None if scores.confusion is None else scores.confusion.tolist()
+    return _strict({**facts, **rows, "confusion": confusion, "curves": scores.curves})
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _strict(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
