@@ -1,20 +1,37 @@
-"""`fovea launch local N CONFIG ...`: a run on several processes of this machine."""
+"""`fovea launch PLACE ...`: a run on several processes of this machine, or on the nodes of a cluster."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from launch.local import run_local
 from pretrain.__main__ import check
 from pretrain.configlib import ConfigError
 
+# What has a parser of its own: word -> module.
+ELSEWHERE = {"slurm": "launch.slurm", "attempt": "launch.attempt", "check": "launch.check", "plan": "launch.plan"}
+
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one place's command; exit status 2 for what cannot run."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in ELSEWHERE:
+        elsewhere: Callable[[list[str]], int] = import_module(ELSEWHERE[arguments[0]]).main
+        return elsewhere(arguments[1:])
+    return _local(arguments)
+
+
+def _local(arguments: list[str]) -> int:
     """Check the configuration for that many processes, then run it. Exit status 2 for a wrong one."""
     parser = argparse.ArgumentParser(prog="fovea launch", description=__doc__)
     places = parser.add_subparsers(dest="place", required=True)
+    places.add_parser("slurm", help="a job, its status, logs, end and continuation")
+    places.add_parser("check", help="what would go wrong, before a GPU is used")
+    places.add_parser("plan", help="time, memory, storage and failures of a run on many nodes")
     local = places.add_parser("local", help="processes of this machine, restarted when one dies")
     local.add_argument("processes", type=int, help="how many; on GPUs, one per GPU")
     local.add_argument("config")

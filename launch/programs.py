@@ -1,0 +1,32 @@
+"""What a job can run: for each word, how its configuration is checked without torch and where its run folder is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def _pretrain(config: str, overrides: Sequence[str], world_size: int) -> Path:
+    from pretrain.__main__ import check
+
+    return Path(check(config, overrides, world_size=world_size)[0].run_dir)
+
+
+def _finetune(config: str, overrides: Sequence[str], world_size: int) -> Path:
+    from finetune.config import FinetuneConfig
+    from pretrain.configlib import load_config
+
+    del world_size
+    return Path(load_config(FinetuneConfig, config, overrides).run_dir)
+
+
+PROGRAMS: dict[str, Callable[[str, Sequence[str], int], Path]] = {"pretrain": _pretrain, "finetune": _finetune}
+
+
+def check_program(word: str, config: str, overrides: Sequence[str], *, world_size: int) -> Path:
+    """The absolute run folder of a configuration that can run on so many processes.
+
+    Raises:
+        ConfigError, ValueError: it cannot; the message names every problem.
+    """
+    return PROGRAMS[word](config, overrides, world_size).absolute()

@@ -1,0 +1,78 @@
+"""Fill in a batch script of `SLURM/`: its #SBATCH lines, its settings, and the lines of a site's environment."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "SLURM"
+_ENVIRONMENT = "# Modules and variables of your site:"
+
+
+def read_template(program: str, path: Path | None = None) -> str:
+    """The text of `SLURM/PROGRAM.sbatch`, or of the user's own copy.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = path or FOLDER / f"{program}.sbatch"
+    if not path.is_file():
+        raise ValueError(f"no batch script {path}; take one from SLURM/ of the repository and name it with --template")
+    return path.read_text(encoding="utf-8")
+
+
+def render(
+    template: str,
+    *,
+    options: Mapping[str, str | None],
+    settings: Mapping[str, str | Sequence[str]],
+    environment: Sequence[str] = (),
+) -> str:
+    """`template` with its values replaced; every other line, comments too, stays as it is.
+
+    Args:
+        options: of sbatch, without dashes: {"nodes": "8"}; "" is an option without value, None takes the line away.
+        settings: the script's variables; a sequence becomes an array.
+        environment: lines of shell for modules and variables.
+
+    Raises:
+        ValueError: the template lacks a setting or the place for the environment.
+    """
+    lines, left = [], dict(options)
+    for line in template.splitlines():
+        match = re.match(r"#SBATCH --([\w-]+)", line)
+        if match and match[1] in left:
+            lines += _option(match[1], left.pop(match[1]))
+        else:
+            lines.append(line)
+    new = [line for name, value in left.items() for line in _option(name, value)]
+    last = max((i for i, line in enumerate(lines) if line.startswith("#SBATCH ")), default=0)
+    lines[last + 1 : last + 1] = new
+    for name, value in settings.items():
+        at = [i for i, line in enumerate(lines) if re.match(rf"{name}=", line)]
+        if not at:
+            raise ValueError(f"the batch script has no line {name}=...; take a fresh copy of SLURM/")
+        lines[at[0]] = f"{name}={_shell(value)}"
+    if environment:
+        if _ENVIRONMENT not in lines:
+            raise ValueError(f"the batch script has no line {_ENVIRONMENT!r}; take a fresh copy of SLURM/")
+        at_environment = lines.index(_ENVIRONMENT) + 1
+        lines[at_environment:at_environment] = environment
+    return "\n".join(lines) + "\n"
+
+
+def read_options(script: str) -> dict[str, str]:
+    """The #SBATCH options of a script, without dashes; "" for one without value."""
+    return {name: value for name, value in re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", script, re.MULTILINE)}
+
+
+def _option(name: str, value: str | None) -> list[str]:
+    if value is None:
+        return []
+    return [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"]
+
+
+def _shell(value: str | Sequence[str]) -> str:
+    return shlex.quote(value) if isinstance(value, str) else f"({shlex.join(value)})"

@@ -1,0 +1,99 @@
+"""A trainer of the standard library: steps, checkpoints, markers and signals as a run has them, and planted faults.
+
+Its weights are a hash over the steps, so that equal weights mean the same steps, each once. Faults are read from
+FAKE_* variables:
+    FAKE_STEP_SECONDS   of one step
+    FAKE_CRASH          "STEP:RANK:TIMES:HOW": that rank ends so at that step, the first TIMES attempts ("kill", "exit")
+    FAKE_CRASH_ON       "NODE:HOW": the ranks on that node end so three steps after each start
+    FAKE_DEAF           no signal and no `stop` file is heard
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+SAVE_EVERY = 10
+
+
+def main() -> int:
+    program, config, *overrides = sys.argv[1:]
+    values = yaml.safe_load(Path(config).read_text())
+    changed = dict(override.split("=", 1) for override in overrides)
+    run = Path(changed.get("run_dir", values["run_dir"]))
+    total = int(changed.get("optim.total_steps", values["optim"]["total_steps"]))
+    rank, restart = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    asked: list[int] = []
+    deaf = "FAKE_DEAF" in os.environ
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN if deaf else lambda received, _: asked.append(received))
+    checkpoints = run / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    step, weights = newest(checkpoints)
+    print(f"{program} rank {rank} on {os.environ['SLURMD_NODENAME']} starts at step {step}", flush=True)
+    left = run / f".left-{os.environ['SLURM_JOB_ID']}-{restart}"
+    first = step
+    while step < total:
+        if rank and left.exists():
+            return 85 if step < total else 0
+        time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.1")))
+        step += 1
+        weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
+        crash(step, first, rank, restart)
+        stop = not deaf and (bool(asked) or (run / "stop").exists())
+        if rank:
+            continue
+        with (run / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
+        if step % SAVE_EVERY == 0 or step == total or stop:
+            save(checkpoints, step, weights)
+        if stop:
+            (run / "stop").unlink(missing_ok=True)
+            (run / "PREEMPTED").write_text(f"step {step}\n")
+            left.touch()
+            return 85
+    if rank == 0:
+        (run / "DONE").write_text(f"step {step}\n")
+        print(f"done {weights}", flush=True)
+    return 0
+
+
+def crash(step: int, first: int, rank: int, restart: int) -> None:
+    at, who, times, how = os.environ.get("FAKE_CRASH", "-1:0:0:exit").split(":")
+    node, _, node_how = os.environ.get("FAKE_CRASH_ON", ":").partition(":")
+    if step == int(at) and rank == int(who) and restart < int(times):
+        end(how)
+    if node == os.environ["SLURMD_NODENAME"] and step == first + 3:
+        end(node_how)
+
+
+def end(how: str) -> None:
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise SystemExit("planted fault")
+
+
+def newest(checkpoints: Path) -> tuple[int, str]:
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        if (folder / "MANIFEST.json").exists():
+            return int(folder.name[5:]), (folder / "weights").read_text()
+    return 0, ""
+
+
+def save(checkpoints: Path, step: int, weights: str) -> None:
+    temporary = checkpoints / f".tmp-{step}-{os.getpid()}"
+    temporary.mkdir()
+    (temporary / "weights").write_text(weights)
+    (temporary / "MANIFEST.json").write_text("{}")
+    temporary.rename(checkpoints / f"step-{step:08d}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
