@@ -58,7 +58,7 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 def view_scale(height: int, width: int) -> float:
     """The factor that brings the longer side of an image within MIN_SIDE to MAX_SIDE pixels."""
     longer = max(height, width)
-    return float(np.clip(1.0, MIN_SIDE / longer, MAX_SIDE / longer)) if longer else 1.0
+    return min(max(1.0, MIN_SIDE / longer), MAX_SIDE / longer) if longer else 1.0
 
 
 def brightened(image: np.ndarray) -> tuple[np.ndarray, str]:
@@ -99,7 +99,7 @@ def outline(mask: np.ndarray, *, width: int = 1) -> np.ndarray:
     """The border pixels of a bool [H, W], `width` pixels thick and within it."""
     from scipy.ndimage import binary_erosion
 
-    return mask & ~binary_erosion(mask, iterations=width, border_value=0)
+    return mask & ~np.asarray(binary_erosion(mask, iterations=width, border_value=0), bool)
 
 
 def write_on(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, background: RGB, *, size: int = 12):

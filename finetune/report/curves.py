@@ -15,6 +15,7 @@ from PIL import Image
 from finetune.report import canvas
 
 _NUMBERED = 25  # classes whose counts fit into the cells of a confusion matrix
+_LONG = 10_000  # counts that do not fit: shares are written instead
 _NAMED = 60  # classes whose names fit beside it
 _CURVES = 10  # classes in the legend of a precision-recall figure
 _GRAY, _INK = "#6e757d", "#212529"
@@ -29,10 +30,12 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
     figure, axes = _figure(side + 1.2, side)
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if count <= _NUMBERED:
+        pixels_counted = confusion.max() >= _LONG
         for row, column in zip(*np.nonzero(confusion), strict=True):
             ink = "white" if shares[row, column] > 0.55 else _INK
-            text = str(confusion[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8 if len(text) < 4 else 6)
+            text = f"{shares[row, column]:.0%}" if pixels_counted else str(confusion[row, column])
+            if text != "0%":
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8 if len(text) < 4 else 6)
     if count <= _NAMED:
         small = 8 if count <= 30 else 6
         names = [_cut(name) for name in classes]

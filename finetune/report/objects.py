@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as rle
 
+from finetune.data import rle
 from finetune.report import canvas
 from finetune.report.canvas import CONFUSED, FALSE, MISSED, RGB, RIGHT
 
@@ -89,7 +89,7 @@ def detection_picture(
     if truth is not None:
         crowds = np.asarray(truth.crowd, bool)
         names = [
-            classes[label - 1] * (len(classes) > 1) + " crowd" * bool(crowd)
+            (classes[label - 1] if len(classes) > 1 else "") + (" crowd" if crowd else "")
             for label, crowd in zip(truth.labels, crowds, strict=True)
         ]
         tints = _tints(truth.labels, classes)
@@ -123,7 +123,7 @@ def overlay_objects(image: np.ndarray, prediction: Detected, classes: Sequence[s
 def draw_objects(
     image: np.ndarray,
     boxes: np.ndarray,
-    masks: Sequence[dict] | None,
+    masks: Sequence[rle.Rle] | None,
     tints: Sequence[RGB],
     names: Sequence[str],
     *,
@@ -136,7 +136,7 @@ def draw_objects(
     """
     view = canvas.resized(image, scale)
     for mask, tint in zip(masks or (), tints, strict=False):
-        where = canvas.resized_map(rle.decode(mask).astype(bool), scale)
+        where = canvas.resized_map(rle.coco.decode(mask).astype(bool), scale)
         canvas.blend(view, where, tint, alpha=0.35)
         canvas.blend(view, canvas.outline(where, width=2 if max(view.shape) > 400 else 1), tint, alpha=1.0)
     sheet = Image.fromarray(view)
@@ -177,8 +177,8 @@ def _overlaps(truth: Instances, prediction: Detected) -> np.ndarray:
         return np.zeros((len(prediction.labels), len(truth.labels)))
     crowd = [int(flag) for flag in truth.crowd]
     if truth.masks is not None and prediction.masks is not None:
-        return np.asarray(rle.iou(list(prediction.masks), list(truth.masks), crowd))
-    return np.asarray(rle.iou(_xywh(prediction.boxes), _xywh(truth.boxes), crowd))
+        return np.asarray(rle.coco.iou(list(prediction.masks), list(truth.masks), crowd))
+    return np.asarray(rle.coco.iou(_xywh(prediction.boxes), _xywh(truth.boxes), crowd))
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:

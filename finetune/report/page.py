@@ -121,7 +121,7 @@ def _mistakes(confusion: np.ndarray, classes: Sequence[str]) -> str:
         return ""
     rows = "".join(
         f'<tr><td class="text">{escape(true)}</td><td class="text">{escape(taken)}</td>'
-        f"<td>{count} of {total}</td><td>{count / max(total, 1):.0%}</td></tr>"
+        f"<td>{count:,} of {total:,}</td><td>{count / max(total, 1):.0%}</td></tr>"
         for true, taken, count, total in found
     )
     head = "<tr><th>is</th><th class='text'>taken for</th><th></th><th></th></tr>"
@@ -135,7 +135,8 @@ def _figures(page: Page) -> str:
     for name, series in (page.scores.curves or {}).items():
         if series:
             found.append((name, curves.precision_recall_figure(series)))
-    return "".join(f"<section><h2>{escape(name)}</h2>{_figure(name, png)}</section>" for name, png in found)
+    drawn = "".join(f"<div><h2>{escape(name)}</h2>{_figure(name, png)}</div>" for name, png in found)
+    return f'<section class="side">{drawn}</section>' if drawn else ""
 
 
 def _history(page: Page) -> str:

@@ -1,0 +1,64 @@
+"""A run's report on disk and in TensorBoard: the page, and every picture of it as a file of its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.report import curves
+from finetune.report.page import Drawn, Page, render
+
+if TYPE_CHECKING:
+    from finetune.data.examples import Examples
+    from finetune.tasks.base import Task
+
+PAGE = "index.html"
+
+
+def draw(task: Task, examples: Examples, chosen: Sequence[tuple[float, int, Any]]) -> list[Drawn]:
+    """Pictures of (quality, number of the example, prediction), in that order."""
+    drawn = []
+    for quality, index, prediction in chosen:
+        example = examples[index]
+        drawn.append(Drawn(example.name, quality, task.picture(example, prediction)))
+    return drawn
+
+
+def write_report(folder: Path, page: Page) -> Path:
+    """Replace `folder` by the page and its pictures (worst-01-NAME.png, best-01-NAME.png); the page's path."""
+    new = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for kind, drawn in (("worst", page.worst), ("best", page.best)):
+        for place, one in enumerate(drawn, start=1):
+            Image.fromarray(one.picture).save(new / f"{kind}-{place:02d}-{_file_name(one.name)}.png")
+    (new / PAGE).write_text(render(page), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    return folder / PAGE
+
+
+def board_pictures(page: Page) -> Mapping[str, Tensor]:
+    """What TensorBoard shows of the page: uint8 [3, h, w] by name."""
+    pictures = {
+        f"{kind}/{place:02d}": one.picture
+        for kind, drawn in (("worst", page.worst), ("best", page.best))
+        for place, one in enumerate(drawn, start=1)
+    }
+    if page.scores.confusion is not None and len(page.scores.confusion) == len(page.classes):
+        pictures["confusion"] = curves.pixels(curves.confusion_figure(page.scores.confusion, page.classes))
+    for name, series in (page.scores.curves or {}).items():
+        if series:
+            pictures[name] = curves.pixels(curves.precision_recall_figure(series, title=name))
+    return {name: torch.from_numpy(picture).permute(2, 0, 1) for name, picture in pictures.items()}
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")[-80:] or "image"
