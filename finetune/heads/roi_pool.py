@@ -1,0 +1,49 @@
+"""Features of boxes, each read from the level of a pyramid that suits its size (Lin et al. 2017, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+CANONICAL = 224 / 16  # a box of 224 pixels is read at stride 16
+
+
+class RoIPool(nn.Module):
+    """Boxes [n, 4] of each image -> features [sum of n, C, size, size], aligned to the half pixel (He et al. 2017).
+
+    torchvision's pooler guesses the strides as powers of two of the image's size; patches of 14 pixels have others.
+
+    Args:
+        strides: pixels per place of each level, each twice the one before. size: bins along a side.
+    """
+
+    def __init__(self, strides: Sequence[float], size: int):
+        super().__init__()
+        self.strides, self.size = tuple(strides), size
+
+    def forward(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """`features`: the levels, finest first; more of them than strides are not read. `image_shapes` is not read."""
+        maps = list(features.values())[: len(self.strides)]
+        index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        rois = torch.cat([index, torch.cat(list(boxes))], dim=1).float()
+        levels = self.levels(rois[:, 1:])
+        # RoIAlign is of fp32 in torchvision's kernels, and so is what the boxes are measured in.
+        with torch.autocast(rois.device.type, enabled=False):
+            pooled = [
+                roi_align(level.float(), rois[levels == i], self.size, 1 / stride, sampling_ratio=2, aligned=True)
+                for i, (level, stride) in enumerate(zip(maps, self.strides, strict=True))
+            ]
+        order = torch.cat([torch.where(levels == i)[0] for i in range(len(maps))])
+        return torch.cat(pooled)[order.argsort()]
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """The level of each box [n, 4], int64 [n]: the stride nearest below 1/14 of the square root of its area."""
+        sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+        steps = torch.log2(sides / CANONICAL + 1e-6) - math.log2(self.strides[0])
+        return (steps + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
