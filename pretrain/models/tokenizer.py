@@ -27,6 +27,7 @@ from pretrain.models.vqkd import code_features, task_layer
 
 Grid = tuple[int, int]
 KEY = "objective.tokenizer"
+RELEASED = ("dvae", "vqkd")  # the objectives that train one
 
 
 class Tokenizer(Frozen):
@@ -37,6 +38,7 @@ class Tokenizer(Frozen):
         fixed_grid: the only grid it can give, or None.
     """
 
+    encoder: nn.Module
     num_tokens: int
     in_chans: int
     stride: int
@@ -71,6 +73,13 @@ class Normalized(Tokenizer):
 
     def normalize(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+    def shares(self, normalized: Tensor) -> Tensor:
+        """Normalized images [b, C, H, W] -> the share of their places that have each token, fp32 [b, num_tokens]."""
+        ids = self.tokens(normalized * self.std + self.mean)
+        return torch.zeros(len(ids), self.num_tokens, device=ids.device).scatter_add_(
+            1, ids, torch.full(ids.shape, 1 / ids.shape[1], device=ids.device)
+        )
 
 
 class DVAETokenizer(Normalized):
@@ -165,27 +174,32 @@ def open_tokenizer(path: Path | str, *, size: Grid, grid: Grid, in_chans: int) -
     return tokenizer, Fingerprint(KEY, path, digest)
 
 
-def from_release(release: Release) -> Tokenizer:
-    """A tokenizer that Fovea trained.
+def from_release(release: Release, *, trained: bool = True) -> Normalized:
+    """A tokenizer that Fovea trained; or its like with initial weights, drawn from torch's random numbers.
 
     Raises:
         ValueError: the release is of another objective, or incomplete.
     """
     heads, record = release.heads, release.record or {}
     norm = record.get("mean"), record.get("std")
+    if release.kind not in RELEASED:
+        raise ValueError(
+            f"a release of {release.kind} is no tokenizer; train one with objective {' or '.join(RELEASED)}"
+        )
+    encoder = release.build() if trained else release.untrained()
     if release.kind == "dvae":
-        encoder = cast(ConvEncoder, release.build())
         num_tokens, dim = heads["codes.codebook.weight"].shape
-        codes = Codes(encoder, num_tokens, dim)
-        load_strict(codes, _below(heads, "codes."))
+        codes = Codes(cast(ConvEncoder, encoder), num_tokens, dim)
+        if trained:
+            load_strict(codes, _below(heads, "codes."))
         return DVAETokenizer(encoder, codes, *norm)
-    if release.kind == "vqkd":
-        encoder = cast(ViT, release.build())
-        codebook = heads["quantize.codebook"]
-        task = task_layer(encoder.embed_dim, codebook.shape[1])
+    codebook = heads["quantize.codebook"]
+    task = task_layer(encoder.embed_dim, codebook.shape[1])
+    if trained:
         load_strict(task, _below(heads, "encode_task_layer."))
-        return VQKDTokenizer(encoder, task, codebook, *norm)
-    raise ValueError(f"a release of {release.kind} is no tokenizer; train one with objective dvae or vqkd")
+    else:
+        codebook = nn.functional.normalize(torch.randn_like(codebook), dim=-1)
+    return VQKDTokenizer(cast(ViT, encoder), task, codebook, *norm)
 
 
 def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:

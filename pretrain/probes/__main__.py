@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.data.dataset import Dataset
 from pretrain.data.evaluate import EvalImages
-from pretrain.probes.features import BOTH, Features, backbone_features, pixel_features
+from pretrain.probes.features import BOTH, Features, pixel_features
 from pretrain.probes.protocol import Asked, Score, probe, standard_error
 from pretrain.probes.subject import Subject, open_official, open_release
 
-TITLES = {"cls": "[CLS]", "patch_mean": "mean patch", BOTH: "[CLS] + mean patch", "pooled": "pooled"}
+TITLES = {
+    "cls": "[CLS]",
+    "patch_mean": "mean patch",
+    BOTH: "[CLS] + mean patch",
+    "pooled": "pooled",
+    "tokens": "tokens",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,12 +53,8 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
         scores, count = probe(train, val, features, device=device, asked=asked)
         return {kind: _row(score, count) for kind, score in scores.items()}, count
 
-    def of(backbone: nn.Module) -> Callable[[Tensor], Features]:
-        backbone.to(device)
-        return lambda images: backbone_features(backbone, images)
-
-    trained, queries = scored(of(subject.backbone))
-    untrained, _ = scored(of(subject.untrained(chosen.seed)))
+    trained, queries = scored(subject.network.to(device))
+    untrained, _ = scored(subject.untrained(chosen.seed).to(device))
     pixels, _ = scored(pixel_features)
     height, width = subject.size
     resize = chosen.resize or round(max(subject.size) * 256 / 224)

@@ -8,25 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.models.importers import load_official, load_strict
 from pretrain.models.release import IMAGENET_MEAN, IMAGENET_STD, read_release
 from pretrain.models.sizes import SIZES
+from pretrain.models.tokenizer import RELEASED, Normalized, from_release
 from pretrain.models.vit import ViT
 from pretrain.models.vit_facts import vit_arguments
+from pretrain.probes.features import Features, backbone_features
 
 # What an untrained network of the kind starts with; the weights show a table alone.
 _FIXED_POSITIONS = {"mae": "sincos", "mocov3": "sincos_rows_first", "ijepa": "sincos"}
 
 
+class Network(nn.Module):
+    """Normalized images [b, C, H, W] -> features of a backbone; of a tokenizer also "tokens" [b, K], the share of the
+    places that have each token."""
+
+    def __init__(self, backbone: nn.Module, tokenizer: Normalized | None = None):
+        super().__init__()
+        self.backbone, self.tokenizer = backbone, tokenizer
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        features = backbone_features(self.backbone, images)
+        if self.tokenizer is None:
+            return features
+        return features | {"tokens": self.tokenizer.shares(images)}
+
+
 @dataclass(frozen=True)
 class Subject:
-    """`backbone` is in eval mode; `untrained(seed)` builds its like with initial weights. size: (h, w) in pixels."""
+    """`network` is in eval mode; `untrained(seed)` builds its like with initial weights. size: (h, w) in pixels."""
 
     title: str
-    backbone: nn.Module
-    untrained: Callable[[int], nn.Module]
+    network: Network
+    untrained: Callable[[int], Network]
     size: tuple[int, int]
     in_chans: int
     mean: tuple[float, ...]
@@ -41,11 +59,18 @@ def open_release(folder: Path) -> Subject:
     """
     release = read_release(folder)
     assert release.record is not None
-    backbone: Any = release.build()
+
+    def network(*, trained: bool) -> Network:
+        tokenizer = from_release(release, trained=trained) if release.kind in RELEASED else None
+        backbone: Any = tokenizer.encoder if tokenizer else release.build() if trained else release.untrained()
+        return Network(backbone, tokenizer)
+
+    trained = network(trained=True)
+    backbone: Any = trained.backbone
     return Subject(
         title=f"{release.kind}, {folder}",
-        backbone=backbone.eval(),
-        untrained=_seeded(release.untrained),
+        network=trained.eval(),
+        untrained=_seeded(lambda: network(trained=False)),
         size=tuple(backbone.img_size),
         in_chans=backbone.in_chans,
         mean=tuple(release.record["mean"]),
@@ -72,12 +97,13 @@ def open_official(path: Path) -> Subject:
     backbone = ViT(**arguments)
     load_strict(backbone, weights.backbone, grid=weights.grid)
     title = f"{weights.kind}, {path}"
-    untrained = _seeded(lambda: ViT(**arguments))
-    return Subject(title, backbone.eval(), untrained, arguments["img_size"], channels, IMAGENET_MEAN, IMAGENET_STD)
+    untrained = _seeded(lambda: Network(ViT(**arguments)))
+    network = Network(backbone).eval()
+    return Subject(title, network, untrained, arguments["img_size"], channels, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
-    def untrained(seed: int) -> nn.Module:
+def _seeded(build: Callable[[], Network]) -> Callable[[int], Network]:
+    def untrained(seed: int) -> Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build().eval()

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from pretrain.configlib import ConfigError
 from pretrain.models.dalle import DalleEncoder
 from pretrain.models.release import read_release
-from pretrain.models.tokenizer import open_tokenizer
+from pretrain.models.tokenizer import from_release, open_tokenizer
 from pretrain.models.vit import ViT
 from pretrain.models.vqkd import task_layer
 from tests.objectives.released import NUM_TOKENS, dvae_release, vit_release, vqkd_release
@@ -66,6 +66,21 @@ def test_a_release_of_vqkd_gives_the_code_nearest_to_every_patch():
     similarity = F.normalize(task(tokens), dim=-1) @ release.heads["quantize.codebook"].T
     assert torch.equal(tokenizer.tokens(images), similarity.argmax(-1))
     assert tokenizer.decode(torch.zeros(1, 2, 2, dtype=torch.int64)) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "grid"), [(lambda: dvae_release((16, 16), 4, 3), 16), (lambda: vqkd_release((16, 16), 8, 3), 4)]
+)
+def test_the_share_of_a_token_is_how_many_places_have_it(make, grid: int):
+    release = read_release(make())
+    trained = from_release(release)
+    images = pictures(16, 16)
+    shares = trained.shares(trained.normalize(images))
+    ids = trained.tokens(images)
+    for row, tokens in zip(shares, ids, strict=True):
+        assert torch.allclose(row * grid, torch.bincount(tokens, minlength=trained.num_tokens).float())
+    torch.manual_seed(1)
+    assert not torch.equal(from_release(release, trained=False).tokens(images), ids)
 
 
 def test_the_published_encoder_of_dalle_opens_without_its_package(tmp_path: Path):
