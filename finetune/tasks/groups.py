@@ -48,7 +48,8 @@ def task_groups(
 
 def _by_layer_of_timm(groups: param_groups.Groups, backbone: Any, *, prefix: str, decay: float) -> param_groups.Groups:
     """Layers as timm counts them (stem, each block of each stage, what comes after)."""
-    layers: dict[str, int] = group_parameters(backbone.model, backbone.model.group_matcher(coarse=False), reverse=True)
+    matcher = backbone.model.group_matcher(coarse=False)
+    layers: dict[str, Any] = dict(group_parameters(backbone.model, matcher, reverse=True))
     last = max(layers.values())
 
     def change(source: dict[str, Any], layer: int | None) -> dict[str, Any]:

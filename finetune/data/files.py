@@ -1,0 +1,201 @@
+"""Files by name, out of a folder, plain tars or indexed shards: images, masks and depth maps are all read here.
+
+Nothing is unpacked. Tars go through the strict walker of pretraining (`pretrain.data.tar`), shards through their index;
+every byte of both is checked by crc32c when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from finetune.data.examples import BadExample
+from pretrain.data.dataset import Dataset
+from pretrain.data.opener import local_path, open_shard
+from pretrain.data.shards import expand
+from pretrain.data.sidecar import read_sidecar, sidecar_path
+from pretrain.data.tar import Walker
+
+Member = tuple[str, int, int, int]  # name, offset and bytes in its container, crc32c; a file of a folder has crc -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Row i is the file names[i] in containers[of[i]]."""
+
+    names: tuple[str, ...]
+    of: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    crc: np.ndarray
+
+
+class Files:
+    """Read-only files. A copy made by pickling (a worker) opens its own descriptors; not for several threads at once.
+
+    Attributes:
+        where: as it was given, for messages.
+        names: sorted; relative to the folder, or those in the tars: key and extension in a shard.
+        fingerprint: sha256 of names and sizes, and of the contents where they are known (tars, shards).
+    """
+
+    def __init__(self, where: str, containers: Sequence[Path], table: _Table, *, fingerprint: str, folder: Path | None):
+        self.where, self.names, self.fingerprint = where, table.names, fingerprint
+        self._containers, self._table, self._folder = tuple(containers), table, folder
+        self._rows: dict[str, int] | None = None
+        self._descriptors: dict[int, int] = {}
+
+    @staticmethod
+    def open(where: str | Path | Sequence[str | Path]) -> Files:
+        """A folder of files, a folder of tars, a tar, or a brace pattern, glob or list of tars.
+
+        Raises:
+            ValueError: nothing there, no file in it, a damaged or unsafe tar, or one name in two tars.
+        """
+        text = str(where) if isinstance(where, str | Path) else ", ".join(str(item) for item in where)
+        if isinstance(where, str | Path):
+            path = local_path(str(where))
+            if path.is_dir() and not any(path.glob("*.tar")):
+                return _open_folder(text, path)
+            if path.is_file() and path.suffix != ".tar":
+                raise ValueError(f"{path}: expected a folder, a .tar or shards")
+            if not path.exists() and "{" not in text and "*" not in text:
+                raise ValueError(f"{path}: no such file or folder")
+        return _open_tars(text, expand(where))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. KeyError: there is no such file."""
+        return int(self._table.length[self._index()[name]])
+
+    def path(self, name: str) -> str:
+        """Of a file, for messages: "folder/name", or "shard.tar/name"."""
+        row = self._index()[name]
+        container = self._folder or self._containers[self._table.of[row]]
+        return f"{container}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            BadExample: it is not there, cannot be read, or is not what was indexed.
+        """
+        row = self._index().get(name)
+        if row is None:
+            raise BadExample(f"{self.where}/{name}", "no such file")
+        if self._folder is not None:
+            try:
+                return (self._folder / name).read_bytes()
+            except OSError as error:
+                raise BadExample(f"{self._folder}/{name}", f"cannot be read: {error.strerror}") from error
+        of, length = int(self._table.of[row]), int(self._table.length[row])
+        if of not in self._descriptors:
+            self._descriptors[of] = open_shard(str(self._containers[of]))
+        data = os.pread(self._descriptors[of], length, int(self._table.offset[row]))
+        if len(data) != length or google_crc32c.value(data) != int(self._table.crc[row]):
+            raise BadExample(self.path(name), "not the bytes that were indexed (crc32c)")
+        return data
+
+    def close(self) -> None:
+        """Close what is open; the next read opens it again."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _index(self) -> dict[str, int]:
+        if self._rows is None:
+            self._rows = {name: row for row, name in enumerate(self.names)}
+        return self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None, "_descriptors": {}}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _open_folder(where: str, folder: Path) -> Files:
+    members: list[Member] = []
+    pending = [(folder, frozenset({folder.resolve()}))]
+    while pending:
+        here, above = pending.pop()
+        with os.scandir(here) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in found:
+            path = Path(entry.path)
+            if entry.is_dir():
+                real = path.resolve()
+                if real not in above:  # a link to a folder above would never end
+                    pending.append((path, above | {real}))
+            elif entry.is_file():
+                members.append((path.relative_to(folder).as_posix(), 0, entry.stat().st_size, -1))
+    table = _table(where, [members])
+    lines = (f"{name}\0{size}\n" for name, size in zip(table.names, table.length.tolist(), strict=True))
+    return Files(where, [folder], table, fingerprint=_digest(lines), folder=folder)
+
+
+def _open_tars(where: str, tars: Sequence[str]) -> Files:
+    paths = [Path(tar) for tar in tars]
+    if all(sidecar_path(path, None).is_file() for path in paths):
+        opened = Dataset.open(tars)
+        paths = [Path(path) for path in opened.paths]
+        members = [list(_of_index(opened.sidecar(shard))) for shard in range(len(paths))]
+        fingerprint = opened.fingerprint
+    else:
+        walked = [_walk(path) for path in paths]
+        members, fingerprint = [found for found, _ in walked], _digest(sorted(sha for _, sha in walked))
+    return Files(where, paths, _table(where, members), fingerprint=fingerprint, folder=None)
+
+
+def _of_index(sidecar: Path) -> Iterator[Member]:
+    index = read_sidecar(sidecar)
+    for sample in range(len(index)):
+        key = index.key(sample)
+        for row in range(index.first[sample], index.first[sample + 1]):
+            extension = index.extensions[index.extension[row]]
+            yield f"{key}.{extension}", int(index.offset[row]), int(index.length[row]), int(index.crc32c[row])
+
+
+def _walk(path: Path) -> tuple[list[Member], str]:
+    """Its regular files, found in one pass over it, and its sha256."""
+    descriptor = open_shard(str(path))
+    try:
+        walker = Walker(descriptor, str(path))
+        members = [(member.name, member.offset, member.length, member.crc32c) for member in walker]
+        return members, walker.sha256.hex()
+    finally:
+        os.close(descriptor)
+
+
+def _table(where: str, members: Sequence[Sequence[Member]]) -> _Table:
+    rows = sorted((name, of, *rest) for of, found in enumerate(members) for name, *rest in found)
+    if not rows:
+        raise ValueError(f"{where}: no files in it")
+    twice = next((a[0] for a, b in pairwise(rows) if a[0] == b[0]), None)
+    if twice is not None:
+        raise ValueError(f"{where}: {twice} is there twice")
+    names, of, offset, length, crc = zip(*rows, strict=True)
+    return _Table(tuple(names), *(np.array(column, dtype=np.int64) for column in (of, offset, length, crc)))
+
+
+def _digest(lines: Iterator[str] | Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
