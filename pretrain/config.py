@@ -5,7 +5,6 @@ No torch here: a mistake is reported before torch is imported and before any pro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -13,6 +12,7 @@ from pydantic import Field, model_validator
 from pretrain.configlib import Config, ConfigError
 from pretrain.data.view import View
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from pretrain.engine.plan import Plan, plan_steps
 from pretrain.models import families
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
@@ -155,44 +155,15 @@ class PretrainConfig(Config):
         return self.data.std or IMAGENET_STD
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a configuration means for this data set and this many processes. All counts are of optimizer steps."""
-
-    num_samples: int
-    world_size: int
-    micro_batch: int
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    lr: float
-
-
 def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
     """Turn epochs into steps and the global batch into micro-batches.
 
     Raises:
         ConfigError: the batch does not divide, or one step asks for more samples than there are.
     """
-    optim, problems = config.optim, []
-    batch, share = optim.global_batch_size, world_size * config.engine.accumulation_steps
-    if batch % share:
-        near = max(1, round(batch / share)) * share
-        problems.append(
-            f"optim.global_batch_size: {batch} is not a multiple of {world_size} processes x "
-            f"{config.engine.accumulation_steps} accumulation steps; nearest: {near}"
-        )
-    if batch > num_samples:
-        problems.append(f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}")
-    steps_per_epoch = max(1, num_samples // batch)
-    total = optim.total_steps or max(1, round((optim.epochs or 0) * steps_per_epoch))
-    warmup = (
-        optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
-    )
-    if warmup > total:
-        problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
+    steps, problems = plan_steps(config.optim, config.engine, num_samples=num_samples, world_size=world_size)
     if not problems:
-        problems += config.objective.batch_problems(batch // share, world_size)
+        problems += config.objective.batch_problems(steps.micro_batch, world_size)
     if problems:
         raise ConfigError(config.run_dir, problems)
-    return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr)
+    return steps

@@ -37,6 +37,11 @@ class World:
     local_rank: int
     device: torch.device
 
+    @property
+    def device_name(self) -> str:
+        """For records: "cpu", or the GPU's."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
 
 def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Join the other processes of this run (if any) and choose the device.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from pretrain.config import Plan, PretrainConfig
 from pretrain.data import augment
+from pretrain.data.bad_list import BadList
 from pretrain.data.dataset import Dataset
 from pretrain.data.microbatch import MicroBatches
 from pretrain.data.order import Order
 from pretrain.data.pipeline import make_loader, make_micro_batches
 from pretrain.data.reader import Reader
-from pretrain.data.substitute import BadRecord, BadSamples
+from pretrain.data.substitute import BadSamples
 from pretrain.distributed import World
 
 
@@ -48,10 +48,8 @@ class Feed:
         self._micro_batches = find_micro_batches(
             config, dataset, rank=world.rank, world=world.world_size, passed_over=passed_over
         )
-        self._list = Path(config.run_dir) / f"bad_samples.rank{world.rank}.jsonl"
-        known = {(record["shard"], record["key"]) for record in _read_records(self._list)}
-        self._say = say
-        self.bad = BadSamples(config.data.max_bad_fraction, record=self._record_bad, known=known)
+        listed = BadList(Path(config.run_dir), rank=world.rank, say=say)
+        self.bad = BadSamples(config.data.max_bad_fraction, record=listed.add, known=listed.known())
         on_gpu = world.device.type == "cuda"
         self._loader = make_loader(
             dataset,
@@ -102,12 +100,6 @@ class Feed:
         places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
         return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
 
-    def _record_bad(self, record: BadRecord) -> None:
-        with self._list.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        where = f"{record['shard']}/{record['key']}"
-        self._say(f"bad sample {where}: {record['reason']}; used {record['substitute']} instead")
-
 
 def find_micro_batches(
     config: PretrainConfig, dataset: Dataset, *, rank: int, world: int, passed_over: Mapping[int, int] | None
@@ -127,11 +119,3 @@ def find_micro_batches(
         world=world,
         passed_over=passed_over,
     )
-
-
-def _read_records(path: Path) -> list[BadRecord]:
-    """The records of earlier starts; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -14,56 +12,46 @@ import torch
 
 from pretrain import distributed, release
 from pretrain.config import Plan, PretrainConfig
-from pretrain.configlib import ConfigError
 from pretrain.data.dataset import Dataset
 from pretrain.data.order import ORDER_VERSION
 from pretrain.data.substitute import TooManyBadSamplesError
 from pretrain.distributed import World
 from pretrain.engine import preempt
-from pretrain.engine.build import build_engine
+from pretrain.engine.build import engine_of
 from pretrain.engine.checkpoint import Checkpoints, Found
-from pretrain.engine.commit import CheckpointError
-from pretrain.engine.lease import Lease, RunInUseError
+from pretrain.engine.folder import check_same_run, write_records
 from pretrain.engine.log import RunLog
 from pretrain.engine.loop import every, fit
-from pretrain.engine.nonfinite import NonFiniteError
-from pretrain.engine.optim import OptimSettings
-from pretrain.engine.trainable import Engine, EngineSettings, StepResult
+from pretrain.engine.pace import Pace
+from pretrain.engine.session import session
+from pretrain.engine.trainable import StepResult
 from pretrain.feed import Feed
-from pretrain.objectives.base import Horizon, Objective
+from pretrain.objectives.base import Horizon
 from pretrain.online_doctor import AlarmError, OnlineDoctor
 from pretrain.online_probe import OnlineProbe
 from pretrain.passed_over import PassedOver
 from pretrain.record import versions
 from pretrain.recovery import Recovery, RewindError, newest_healthy
-from pretrain.runfolder import check_same_run, write_records
 from pretrain.start import build_objective, start_weights
 
-EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
+# What may change when a run goes on.
+FREE_KEYS = (
+    *("run_dir", "engine", "checkpoint", "log", "probe", "doctor", "init"),
+    *("data.shards", "data.index", "data.num_workers", "data.prefetch"),
+)
+START_ANOTHER = "choose another run_dir (init.checkpoint starts from this run's weights), or undo the change"
 
 
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
     """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
-    if config.engine.deterministic and config.engine.device != "cpu" and torch.cuda.is_available():
-        _repeat_bitwise()
-    try:
-        world = distributed.setup(config.engine.device)
-    except ValueError as error:
-        return _fail(error, EXIT_CONFIG)
-    try:
-        with ExitStack() as stack:
-            stack.callback(distributed.close)
-            _hold_lease(Path(config.run_dir), stack)
-            while True:
-                with suppress(RewindError), ExitStack() as parts:
-                    return Run(config, dataset, steps, world, parts).train()
-                gc.collect()  # the weights of the run that ended; the next one starts as after a kill
-    except (ConfigError, RunInUseError) as error:
-        return _fail(error, EXIT_CONFIG)
-    except CheckpointError as error:
-        return _fail(error, EXIT_NO_CHECKPOINT)
-    except (NonFiniteError, TooManyBadSamplesError, AlarmError) as error:
-        return _fail(error, EXIT_FAILED)
+
+    def body(world: World) -> int:
+        while True:
+            with suppress(RewindError), ExitStack() as parts:
+                return Run(config, dataset, steps, world, parts).train()
+            gc.collect()  # the weights of the run that ended; the next one starts as after a kill
+
+    return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError))
 
 
 class Run:
@@ -83,15 +71,27 @@ class Run:
         rewound = self.passed_over.complete()
         found = self.checkpoints.find_latest()
         if found is not None:
-            check_same_run(config, dataset.fingerprint)
+            check_same_run(
+                self.folder, config, {"data.shards": dataset.fingerprint}, free=FREE_KEYS, way_out=START_ANOTHER
+            )
         if self.first:
-            write_records(config, steps, fingerprint=dataset.fingerprint, device=_device_name(world))
+            data = {"fingerprint": dataset.fingerprint, "num_samples": steps.num_samples}
+            write_records(self.folder, config, data, world_size=world.world_size, device=world.device_name)
         self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
         greeting = [] if found else start_weights(self.objective, config)
-        self.engine = _build_engine(config, steps, self.objective, world)
+        self.engine = engine_of(
+            self.objective,
+            optim=config.optim,
+            engine=config.engine,
+            steps=steps,
+            world=world,
+            seed=config.seed,
+            head_prefixes=self.objective.head_prefixes,
+            head_warmup_steps=config.init.head_warmup_steps if config.init else 0,
+        )
         if found is not None:
             self.engine.load(found.folder)
-            greeting = _resumed(found)
+            greeting = found.greeting()
         if rewound is not None:
             greeting.append(f"rewound from step {rewound.at} to step {rewound.to}")
         self.start_step = self.engine.step_count
@@ -125,7 +125,7 @@ class Run:
         self.checkpoints.protected = self._healthy(found) if self.first else None
         self.probe = OnlineProbe(config, world) if config.probe else None
         self.doctor = self._call_doctor()
-        self._since = (self.start_step, time.perf_counter(), 0.0)
+        self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
 
     def train(self) -> int:
         """Fit, then release; the exit status."""
@@ -198,13 +198,7 @@ class Run:
             self._report_skipped(step, result)
         if self.log is None:
             return
-        last_step, last_time, last_wait = self._since
-        now = time.perf_counter()
-        self._since = (step, now, self.feed.waited)
-        rates = {
-            "images_per_second": (step - last_step) * self.config.optim.global_batch_size / (now - last_time),
-            "data_wait": (self.feed.waited - last_wait) / (now - last_time),
-        }
+        rates = self.pace.rates(step, self.feed.waited)
         fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
         norm = {} if result.skipped else {"grad_norm": result.grad_norm}
         self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
@@ -305,63 +299,3 @@ class Run:
     def _is_partitioned(self) -> bool:
         """Under ZeRO-3 no rank holds the weights that a picture needs."""
         return self.config.engine.name == "deepspeed" and self.config.engine.zero_stage == 3
-
-
-def _build_engine(config: PretrainConfig, steps: Plan, objective: Objective, world: World) -> Engine:
-    optim, engine = config.optim, config.engine
-    plain = optim.model_dump(
-        include={"name", "min_lr", "schedule", "gamma", "warmup_lr", "warmup_form", "first_step"}
-        | {"weight_decay", "weight_decay_end", "betas", "eps", "momentum", "trust_coefficient"}
-    )
-    schedule = OptimSettings(
-        lr=steps.lr,
-        total_steps=steps.total_steps,
-        warmup_steps=steps.warmup_steps,
-        milestones=optim.milestones(steps.steps_per_epoch),
-        clip_grad=optim.clip_grad or 0.0,
-        clip_mode=optim.clip_mode if optim.clip_grad else "none",
-        head_prefixes=objective.head_prefixes,
-        head_warmup_steps=config.init.head_warmup_steps if config.init else 0,
-        **plain,
-    )
-    settings = EngineSettings(
-        micro_batch=steps.micro_batch,
-        **engine.model_dump(include={"name", "precision", "accumulation_steps", "compile", "zero_stage", "deepspeed"}),
-    )
-    trainable: Any = objective
-    return build_engine(trainable, optim=schedule, settings=settings, world=world, seed=config.seed)
-
-
-def _repeat_bitwise() -> None:
-    """Have CUDA use kernels whose sums have a fixed order; what has none warns. CPU kernels in use repeat anyway."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cudnn.benchmark = False
-
-
-def _hold_lease(folder: Path, stack: ExitStack) -> None:
-    """Rank 0 locks the folder for all; every rank raises when another run has it."""
-    problem = None
-    if distributed.rank() == 0:
-        try:
-            stack.enter_context(Lease(folder))
-        except RunInUseError as error:
-            problem = str(error)
-    problem = distributed.broadcast_object(problem)
-    if problem:
-        raise RunInUseError(problem)
-
-
-def _resumed(found: Found) -> list[str]:
-    return [*(f"damaged, not used: {reason}" for reason in found.skipped), f"resumed from {found.folder}"]
-
-
-def _device_name(world: World) -> str:
-    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-
-
-def _fail(error: Exception, status: int) -> int:
-    print(error, file=sys.stderr, flush=True)
-    return status

@@ -1,7 +1,8 @@
 """Schedules as pure functions of the step: nothing to save, nothing to restore, and a plot needs no training.
 
 Sources: linear warm-up and half cosine of MAE (He et al. 2021, A.1), of DINO (Caron et al. 2021, section 3.2) and
-DINOv2, of I-JEPA (Assran et al. 2023, A.1); the steps of SimMIM (Xie et al. 2021, appendix A). They differ in where
+DINOv2, of I-JEPA (Assran et al. 2023, A.1); the steps of SimMIM (Xie et al. 2021, appendix A); the polynomial of
+segmentation (Chen et al. 2017, "Rethinking Atrous Convolution", section 4.1). They differ in where
 the warm-up starts, in its last step (`warmup_form`), and in where the cosine begins.
 """
 
@@ -63,6 +64,13 @@ def warmup_cosine(
         return warmup(step, start=start, peak=peak, warmup_steps=warmup_steps, form=warmup_form)
     passed = 0 if whole else warmup_steps
     return cosine(step - passed, peak, final, total_steps - passed)
+
+
+def poly(step: float, *, peak: float, final: float, power: float, start_step: float, total_steps: float) -> float:
+    """From `peak` at `start_step` as (1 - t)^power to `final` at `total_steps`, t the share of the way between them."""
+    if step >= total_steps:
+        return final
+    return final + (peak - final) * (1.0 - (step - start_step) / (total_steps - start_step)) ** power
 
 
 def multistep(step: float, *, peak: float, milestones: Sequence[float], gamma: float) -> float:

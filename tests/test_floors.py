@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "ranks", "record", "schedule")}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
-PARTS_OF_A_RUN = ("run", "runfolder", "start", "feed", "online_probe", "online_doctor", "release", "doctor", "memory")
+PARTS_OF_A_RUN = ("run", "start", "feed", "online_probe", "online_doctor", "release", "doctor", "memory")
 PARTS_OF_A_REWIND = ("capture", "culprits", "passed_over", "recompute", "recovery", "replay")
 FLOOR_4 = {f"pretrain.{name}" for name in PARTS_OF_A_RUN + PARTS_OF_A_REWIND}
 EVERYTHING = {"pretrain", "launch", "finetune"}
@@ -32,6 +32,7 @@ ALLOWED = {
     "pretrain.backbones": BASE | {"pretrain.objectives", "pretrain.models.families", "pretrain.data.view"},
     "pretrain.config": BASE
     | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.models.families", "pretrain.engine.config"}
+    | {"pretrain.engine.plan"}
     | {"pretrain.data.view", "pretrain.probes.config"},
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.schedule import cosine, multistep, teacher_temp, warmup, warmup_cosine
+from pretrain.schedule import cosine, multistep, poly, teacher_temp, warmup, warmup_cosine
 
 
 def test_open_warmup_meets_the_peak_one_step_after_the_closed_one():
@@ -52,7 +52,7 @@ def test_a_warmup_is_a_straight_line_from_its_start_to_the_peak(steps, start, pe
     line = [warmup(s, start=start, peak=peak, warmup_steps=steps, form=form) for s in range(steps)]
     assert line[0] == start
     differences = [b - a for a, b in pairwise(line)]
-    assert differences == pytest.approx([(peak - start) / (steps if form == "open" else steps - 1)] * (steps - 1))
+    assert differences == pytest.approx([(peak - start) / (steps if form == "open" else max(steps - 1, 1))] * (steps - 1))
     if form == "closed" and steps > 1:
         assert line[-1] == pytest.approx(peak)
 
@@ -88,3 +88,11 @@ def test_steps_multiply_once_at_each_milestone(milestones, gamma, peak):
         assert at[1] == pytest.approx(peak * gamma ** (count + 1))
         if milestone - 1 not in milestones:
             assert at[0] == pytest.approx(peak * gamma**count)
+
+
+def test_poly_falls_from_the_peak_where_it_starts_to_its_end_by_its_power():
+    shape = {"peak": 2.0, "final": 0.5, "start_step": 4, "total_steps": 12}
+    assert poly(4, power=0.9, **shape) == 2.0
+    assert poly(8, power=1.0, **shape) == pytest.approx(1.25)
+    assert poly(8, power=2.0, **shape) == pytest.approx(0.5 + 1.5 * 0.25)
+    assert poly(12, power=0.9, **shape) == poly(99, power=0.9, **shape) == 0.5

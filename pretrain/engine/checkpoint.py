@@ -24,6 +24,10 @@ class Found:
     about: Mapping[str, Any]
     skipped: tuple[str, ...] = ()
 
+    def greeting(self) -> list[str]:
+        """For the person whose run goes on from it."""
+        return [*(f"damaged, not used: {reason}" for reason in self.skipped), f"resumed from {self.folder}"]
+
 
 class Checkpoints:
     """The checkpoints of one run, in `root` on a file system that all ranks see. All methods: every rank, together.

@@ -27,10 +27,11 @@ class OptimConfig(Config):
     blr: float | None = Field(None, gt=0, description="base learning rate: lr follows from it by blr_rule")
     blr_rule: Literal["linear", "sqrt"] = Field("linear", description="lr = blr * (global_batch_size / blr_batch), or")
     blr_batch: Positive = Field(256, description="... blr * sqrt(global_batch_size / blr_batch) (DINOv2: 1024)")
-    min_lr: float = Field(0.0, ge=0, description="where the cosine ends")
-    schedule: Literal["cosine", "cosine_whole", "multistep", "constant"] = Field(
+    min_lr: float = Field(0.0, ge=0, description="where the cosine or the polynomial ends")
+    schedule: Literal["cosine", "cosine_whole", "multistep", "poly", "constant"] = Field(
         "cosine", description="after the warm-up; cosine_whole: the cosine counts from step 0 (timm, SimMIM)"
     )
+    power: float | None = Field(None, gt=0, description="of poly: (1 - t)^power (segmentation); default: 1")
     milestone_epochs: tuple[float, ...] = Field((), description="of multistep: where lr is multiplied by gamma")
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float | None = Field(None, ge=0)
@@ -71,7 +72,9 @@ class OptimConfig(Config):
             )
         if list(milestones) != sorted(set(milestones)) or any(epoch <= 0 for epoch in milestones):
             found.append(f"milestone_epochs: {list(milestones)} are not positive and ascending")
-        if self.min_lr and self.schedule not in ("cosine", "cosine_whole"):
+        if self.power is not None and self.schedule != "poly":
+            found.append(f"power: {self.power} with schedule {self.schedule}; it is of poly, remove it")
+        if self.min_lr and self.schedule not in ("cosine", "cosine_whole", "poly"):
             found.append(f"min_lr: {self.min_lr}, but schedule {self.schedule} does not end there; remove it")
         warms_up = bool(self.warmup_epochs or self.warmup_steps)
         if self.warmup_lr and not warms_up:

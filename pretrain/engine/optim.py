@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engine.trainable import ParamGroup
-from pretrain.schedule import WarmupForm, cosine, multistep, warmup, warmup_cosine
+from pretrain.schedule import WarmupForm, cosine, multistep, poly, warmup, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class OptimSettings:
     """Optimizer and schedules.
 
     Attributes:
-        lr: peak, absolute (not per 256 samples). min_lr: at `total_steps`, of the cosines.
+        lr: peak, absolute (not per 256 samples). min_lr: at `total_steps`, of the cosines and poly.
         schedule: after the warm-up: "cosine" from its end, "cosine_whole" counted from step 0 (timm), "multistep"
-            times `gamma` at each of `milestones`, "constant".
+            times `gamma` at each of `milestones`, "poly" from the warm-up's end as (1 - t)^power, "constant".
         milestones: steps, ascending.
         warmup_lr: of step 0, where the warm-up starts.
         warmup_form: "open" meets the peak at step W, "closed" at step W - 1 (see `schedule.warmup_cosine`).
@@ -38,7 +38,8 @@ class OptimSettings:
     total_steps: int
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     min_lr: float = 0.0
-    schedule: Literal["cosine", "cosine_whole", "multistep", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_whole", "multistep", "poly", "constant"] = "cosine"
+    power: float | None = None
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     weight_decay: float = 0.0
@@ -73,6 +74,15 @@ class OptimSettings:
         if step < self.warmup_steps:
             start, steps = self.warmup_lr, self.warmup_steps
             return warmup(step, start=start, peak=self.lr, warmup_steps=steps, form=self.warmup_form)
+        if self.schedule == "poly":
+            return poly(
+                step,
+                peak=self.lr,
+                final=self.min_lr,
+                power=1.0 if self.power is None else self.power,
+                start_step=self.warmup_steps,
+                total_steps=self.total_steps,
+            )
         milestones = self.milestones if self.schedule == "multistep" else ()
         return multistep(step, peak=self.lr, milestones=milestones, gamma=self.gamma)
 

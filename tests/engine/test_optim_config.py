@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pretrain import run
 from pretrain.config import PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
+from pretrain.engine import build
 from pretrain.engine.config import OptimConfig
 from pretrain.engine.optim import OptimSettings
 
@@ -52,6 +51,7 @@ def test_milestones_are_epochs_and_become_steps():
         ({"milestone_epochs": (3,)}, r"milestone_epochs: \[3.0\] with schedule cosine"),
         ({"schedule": "multistep", "milestone_epochs": (5, 3)}, "not positive and ascending"),
         ({"schedule": "constant", "min_lr": 0.1}, "min_lr: 0.1, but schedule constant does not end there"),
+        ({"power": 0.9}, "power: 0.9 with schedule cosine"),
         ({"warmup_lr": 0.1}, "warmup_lr: 0.1 without a warm-up"),
         ({"blr": 1.0}, "give exactly one of lr and blr"),
     ],
@@ -80,14 +80,22 @@ def test_every_key_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):
     config = load_config(PretrainConfig, CONFIG, [f"optim.{change}" for change in changes])
     steps = plan(config, num_samples=1000, world_size=1)
     given: dict[str, OptimSettings] = {}
-    monkeypatch.setattr(run, "build_engine", lambda trainable, *, optim, **others: given.update(optim=optim))
-    objective: Any = SimpleNamespace(head_prefixes=("decoder.",))
-    run._build_engine(config, steps, objective, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(build, "build_engine", lambda trainable, *, optim, **others: given.update(optim=optim))
+    world: Any = None
+    build.engine_of(
+        None,
+        optim=config.optim,
+        engine=config.engine,
+        steps=steps,
+        world=world,
+        seed=0,
+        head_prefixes=("decoder.",),
+    )
     settings = given["optim"]
     assert settings.milestones == (steps.steps_per_epoch,)
     assert (settings.lr, settings.total_steps, settings.warmup_steps) == (steps.lr, steps.total_steps, 1)
     same = {field.name for field in fields(OptimSettings)} & set(OptimConfig.model_fields) - {"lr", "total_steps"}
     assert {name: getattr(settings, name) for name in same} == {name: getattr(config.optim, name) for name in same}
     with_default = {f.name for f in fields(OptimSettings) if getattr(settings, f.name) == f.default}
-    with_default -= {"min_lr", "head_warmup_steps"}  # not of this schedule, and not of this section
+    with_default -= {"min_lr", "power", "head_warmup_steps"}  # not of this schedule, and not of this section
     assert not with_default, f"these were not set here: {with_default}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from pretrain.config import PretrainConfig, plan
 from pretrain.data.dataset import Dataset
 from pretrain.distributed import World
+from pretrain.engine.build import engine_of
 from pretrain.engine.loop import fit
 from pretrain.engine.trainable import StepResult
 from pretrain.feed import Feed
@@ -22,7 +23,6 @@ from pretrain.objectives.base import Horizon, Objective, feature_std
 from pretrain.objectives.dino import DINO
 from pretrain.online_doctor import OnlineDoctor
 from pretrain.probes.doctor import Verdict
-from pretrain.run import _build_engine
 from pretrain.start import build_objective
 from tests.objectives.tiny import SMALL
 from tests.runs import SHARDS
@@ -83,7 +83,7 @@ def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None, *
     objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
     if infect is not None:
         infect(objective)
-    engine = _build_engine(config, steps, objective, ALONE)
+    engine = engine_of(objective, optim=config.optim, engine=config.engine, steps=steps, world=ALONE, seed=config.seed)
     feed = Feed(config, steps, dataset, ALONE, start_step=0, say=print)
     doctor = OnlineDoctor(config, steps, dataset, ALONE, objective, start_step=0)
     report = Report([], {})

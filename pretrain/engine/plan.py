@@ -1,0 +1,48 @@
+"""What an optimizer's configuration means for so many images and so many processes. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.engine.config import EngineConfig, OptimConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All counts are of optimizer steps."""
+
+    num_samples: int
+    world_size: int
+    micro_batch: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    lr: float
+
+
+def plan_steps(
+    optim: OptimConfig, engine: EngineConfig, *, num_samples: int, world_size: int
+) -> tuple[Plan, list[str]]:
+    """Turn epochs into steps and the global batch into micro-batches; and what about it cannot work.
+
+    Where the batch does not divide, or one step asks for more samples than there are, there are problems and the plan
+    means nothing.
+    """
+    problems = []
+    batch, share = optim.global_batch_size, world_size * engine.accumulation_steps
+    if batch % share:
+        near = max(1, round(batch / share)) * share
+        problems.append(
+            f"optim.global_batch_size: {batch} is not a multiple of {world_size} processes x "
+            f"{engine.accumulation_steps} accumulation steps; nearest: {near}"
+        )
+    if batch > num_samples:
+        problems.append(f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}")
+    steps_per_epoch = max(1, num_samples // batch)
+    total = optim.total_steps or max(1, round((optim.epochs or 0) * steps_per_epoch))
+    warmup = (
+        optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
+    )
+    if warmup > total:
+        problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
+    return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr), problems
