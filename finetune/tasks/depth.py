@@ -1,0 +1,89 @@
+"""Monocular depth: metres for every pixel, by a linear layer or DPT on the maps of any backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from finetune.backbones.opened import Opened
+from finetune.data.dense_transforms import DenseTrain
+from finetune.data.examples import Example, Examples
+from finetune.heads.dense_parts import resize
+from finetune.heads.depth_bins import DepthBins, gradient_loss, silog
+from finetune.heads.dpt import DPT
+from finetune.heads.linear_seg import LinearHead
+from finetune.metrics.depth_errors import DepthMetric
+from finetune.predictions import Classes, DepthMap
+from finetune.report.maps import depth_picture
+from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
+
+
+class Depth(PixelTask):
+    """See `DepthConfig`. Where the truth is 0 or outside the range, nothing is learnt."""
+
+    def __init__(self, config: DepthConfig, opened: Opened, classes: Classes):
+        linear = config.head == "linear"
+        super().__init__(config, opened, classes, num_maps=1 if linear else 4, norm=linear)
+        channels, strides = self.dense.channels, self.dense.strides
+        self.head: nn.Module = LinearHead(channels, config.bins)
+        if not linear:
+            self.head = DPT(channels, strides, config.bins, width=config.width)
+        self.bins = DepthBins(
+            config.bins, min_depth=config.min_depth, max_depth=config.max_depth, spacing=config.bin_spacing
+        )
+
+    def train_transform(self) -> PixelTrain:
+        config = self.config
+        return PixelTrain(
+            DenseTrain(
+                crop=config.window,
+                resize=config.resize,
+                scale=config.scale,
+                hflip=config.hflip,
+                photometric=config.photometric,
+                cat_max_ratio=1.0,
+                void=0,
+                fill=self.fill(),
+                scale_values=True,
+            )
+        )
+
+    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        truth, config = batch["target"].float(), self.config
+        maps = self.maps(self.normalize(batch["image"]), batch.get("drop"))
+        predicted = resize(self.bins(self.head(maps)), truth.shape[1:])[:, 0]
+        known = (truth >= config.min_depth) & (truth <= config.max_depth)
+        loss = silog(predicted, truth, known, variance_focus=config.silog_lambda)
+        found = {"silog": loss.detach()}
+        if config.gradient_weight:
+            gradients = gradient_loss(predicted, truth, known)
+            found["gradients"] = gradients.detach()
+            loss = loss + config.gradient_weight * gradients
+        return {"loss": loss, **found}
+
+    def depth(self, images: Tensor) -> Tensor:
+        """Normalized images [b, 3, H, W] -> metres [b, 1, h, w]."""
+        return self.bins(self.head(self.maps(images)))
+
+    def predict(self, batch: dict[str, Any]) -> list[DepthMap]:
+        found = []
+        for image, size in zip(batch["image"], original_sizes(batch), strict=True):
+            metres = self.over_image(self.depth, image, probabilities=False)
+            found.append(DepthMap(resize(metres[None], size)[0, 0].float().cpu().numpy()))
+        return found
+
+    def metric(self, examples: Examples) -> DepthMetric:
+        config = self.config
+        return DepthMetric(
+            min_depth=config.min_depth,
+            max_depth=config.max_depth,
+            crop=config.eval_crop,
+            protocol=self.inference_protocol(),
+        )
+
+    def picture(self, example: Example, prediction: DepthMap | None) -> np.ndarray:
+        metres = None if prediction is None else prediction.depth
+        return depth_picture(example.image, example.target, metres, caption=example.name)

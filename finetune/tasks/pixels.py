@@ -1,0 +1,119 @@
+"""What the tasks that say something about every pixel share: maps of a backbone, crops in, windows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.backbones.dense import dense, four_blocks
+from finetune.backbones.opened import Opened
+from finetune.data.batches import Sample
+from finetune.data.dense_transforms import DenseEval, DenseTrain
+from finetune.data.examples import Example
+from finetune.predictions import Classes
+from finetune.tasks import sliding
+from finetune.tasks.base import Task
+
+
+class PixelTask(Task):
+    """Base: `self.dense` gives the maps that a head reads.
+
+    Args:
+        config: a section with blocks, frozen, window, steps, slide, scales and flip.
+        num_maps: so many the head reads, from the ends of equal parts of the blocks unless `config.blocks` names them.
+        norm: put the backbone's last norm on the maps.
+    """
+
+    backbone_prefix = "dense.backbone."
+    head_prefixes = ("head.",)
+
+    def __init__(self, config: Any, opened: Opened, classes: Classes, *, num_maps: int, norm: bool):
+        super().__init__(config, opened, classes)
+        self.dense = dense(opened.backbone, indices=_indices(config, opened.backbone, num_maps), norm=norm)
+        self.frozen = config.frozen
+        if self.frozen:
+            self.dense.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PixelTask:
+        """A frozen backbone stays in eval mode: no drop path, no new statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.dense.eval()
+        return self
+
+    def maps(self, images: Tensor, drop: Tensor | None = None) -> list[Tensor]:
+        """Normalized images [b, 3, H, W] -> the maps of the backbone; without gradients when it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.dense(images, drop)
+
+    def fill(self) -> tuple[int, ...]:
+        """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
+        return tuple(round(value * 255) for value in self.mean.flatten().tolist())
+
+    def eval_transform(self) -> PixelEval:
+        return PixelEval(DenseEval(self.config.resize))
+
+    def over_image(self, dense_output: Callable[[Tensor], Tensor], image: Tensor, *, probabilities: bool) -> Tensor:
+        """`dense_output` of one image [3, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""
+        config = self.config
+
+        def infer(scaled: Tensor) -> Tensor:
+            window = config.window if config.slide else (scaled.shape[2], scaled.shape[3])
+            steps = config.steps if config.slide else window
+            return sliding.slide(dense_output, scaled, window=window, stride=steps)
+
+        images = self.normalize(image[None])
+        return sliding.over_scales(infer, images, scales=config.scales, flip=config.flip, probabilities=probabilities)
+
+    def inference_protocol(self) -> str:
+        """How predictions come about, in words."""
+        config = self.config
+        size = "images as they are" if config.resize is None else f"shorter side {config.resize} px"
+        parts = [size, "whole images"]
+        if config.slide:
+            (height, width), (down, across) = config.window, config.steps
+            parts[1] = f"windows of {height} x {width} px every {down}, {across}"
+        if tuple(config.scales) != (1.0,):
+            parts.append("scales " + ", ".join(f"{scale:g}" for scale in config.scales))
+        if config.flip:
+            parts.append("and mirrored")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class PixelTrain:
+    """A random crop as "image" uint8 [3, h, w] and "target" [h, w]."""
+
+    transform: DenseTrain
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Sample:
+        image, target = self.transform(example.image, example.target, rng)
+        return {"image": image, "target": target}
+
+
+@dataclass(frozen=True)
+class PixelEval:
+    """The whole image as "image" uint8 [3, h, w], with "original_size" int64 [2], height and width."""
+
+    transform: DenseEval
+
+    def __call__(self, example: Example) -> Sample:
+        return {"image": self.transform(example.image), "original_size": torch.tensor(example.image.shape[:2])}
+
+
+def original_sizes(batch: dict[str, Any]) -> list[tuple[int, int]]:
+    """(height, width) of each image of a batch of `PixelEval`."""
+    return [(int(height), int(width)) for height, width in batch["original_size"]]
+
+
+def _indices(config: Any, backbone: Any, num_maps: int) -> Sequence[int] | None:
+    if config.blocks is not None:
+        return config.blocks
+    if "layers" not in backbone.provides:
+        return None if num_maps > 1 else (-1,)
+    return four_blocks(backbone.depth) if num_maps > 1 else (backbone.depth - 1,)
