@@ -1,9 +1,8 @@
 """COCO's average precision of boxes and masks, computed by the reference tool from rows gathered over ranks.
 
-Lin et al. 2014, "Microsoft COCO"; pycocotools is the reference, faster-coco-eval (up to 8 times as fast) equals it but for
-rounding (1e-12).
-What a rank gathers are objects and detections of whole images, each image once, so that any number of ranks gives
-exactly the number of one.
+Lin et al. 2014, "Microsoft COCO"; pycocotools is the reference, faster-coco-eval (up to 8 times as fast) equals it but
+for rounding (1e-12). What a rank gathers are objects and detections of whole images, each image once, so that any
+number of ranks gives exactly the number of one.
 """
 
 from __future__ import annotations

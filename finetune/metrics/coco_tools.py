@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -161,14 +162,12 @@ def _chosen(tool: Tool) -> str:
 
 def _tool(data: Data, kind: Kind, name: str) -> Any:
     """The evaluator over both sides. Ids count from 1: the tools read a match with id 0 as none."""
-    new_side: Any
-    evaluator: Any
     if name == "faster-coco-eval":
-        from faster_coco_eval import COCO as new_side  # noqa: N811
-        from faster_coco_eval import COCOeval_faster as evaluator
+        module = importlib.import_module("faster_coco_eval")
+        new_side, new_evaluator = module.COCO, module.COCOeval_faster
     else:
-        from pycocotools.coco import COCO as new_side  # noqa: N811
-        from pycocotools.cocoeval import COCOeval as evaluator
+        new_side = importlib.import_module("pycocotools.coco").COCO
+        new_evaluator = importlib.import_module("pycocotools.cocoeval").COCOeval
     sides = []
     for rows in (data.objects, data.detections):
         side = new_side()
@@ -179,7 +178,7 @@ def _tool(data: Data, kind: Kind, name: str) -> Any:
         }
         side.createIndex()
         sides.append(side)
-    return evaluator(*sides, kind)
+    return new_evaluator(*sides, kind)
 
 
 def _mean(values: np.ndarray) -> float | None:

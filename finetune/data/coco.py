@@ -1,0 +1,135 @@
+"""Images with objects: a COCO annotation file and the images it names, in a folder, a tar or shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from finetune.data.coco_json import CocoFile, Entry, read_coco
+from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.files import Files
+from finetune.data.instance_table import InstanceTable
+from finetune.data.instances import no_instances
+from finetune.predictions import Classes
+from pretrain.data.decode import DecodeError, decode_image
+from pretrain.data.images import SUFFIXES
+
+
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> CocoExamples:
+    """The images of a `finetune.config.Source` with their objects.
+
+    Args:
+        section: with `with_masks` and `empty_images`, see `DetectionConfig`.
+        classes: those of the training set, which the labels of another set must have; None: this is the training set.
+
+    Raises:
+        ValueError: the annotations or images cannot be read or do not belong together, or no usable object is left.
+    """
+    if source.annotations is None:
+        raise ValueError(f"{source.images}: detection needs `annotations`, a COCO json")
+    findings = Findings()
+    path = Path(source.annotations)
+    content = read_coco(path, masks=section.with_masks, findings=findings, like=classes)
+    files = Files.open(source.images)
+    drop = section.empty_images == "drop" and classes is None
+    if section.empty_images == "report":
+        for entry in content.entries:
+            if entry.id not in content.instances:
+                findings.add("image without objects", str(path), entry.id, f"{entry.file_name} is taken as background")
+    chosen = [entry for entry in content.entries if entry.id in content.instances or not drop]
+    return CocoExamples(content, files, _named(chosen, files, path, findings), findings, masks=section.with_masks)
+
+
+class CocoExamples:
+    """Targets are `Instances`; the id is the image's id in the annotation file.
+
+    Args:
+        content: of the annotation file.
+        named: its entries to take, each with the name of its image in `files`.
+    """
+
+    def __init__(
+        self, content: CocoFile, files: Files, named: Sequence[tuple[Entry, str]], findings: Findings, *, masks: bool
+    ) -> None:
+        nothing = no_instances(masks=masks)
+        objects = [content.instances.get(entry.id, nothing) for entry, _ in named]
+        if not any((~found.crowd).any() for found in objects):
+            raise ValueError(f"{content.path}: no object that can be used{_why(findings)}")
+        self.files, self.findings, self.classes = files, findings, content.classes
+        self.ids = [entry.id for entry, _ in named]
+        self.names = [name for _, name in named]
+        self.table = InstanceTable(objects, np.array([(entry.height, entry.width) for entry, _ in named]))
+        self.fingerprint = self._digest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        try:
+            image = decode_image(self.files.read(name), 3)
+        except (DecodeError, OSError) as error:
+            raise BadExample(name, str(error)) from error
+        height, width = self.table.sizes[index].tolist()
+        if image.shape[:2] != (height, width):
+            have = f"{image.shape[1]} x {image.shape[0]}"
+            raise BadExample(name, f"the image has {have} pixels, its annotations are of {width} x {height}")
+        return Example(self.ids[index], name, image, self.table[index])
+
+    def _digest(self) -> str:
+        total = hashlib.sha256(self.files.fingerprint.encode())
+        for part in (self.ids, self.names, list(self.classes), list(self.classes.category_ids)):
+            total.update(repr(part).encode())
+        total.update(self.table.digest())
+        return total.hexdigest()
+
+
+def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Findings) -> list[tuple[Entry, str]]:
+    """The entries whose image is there, with its name: the whole name, else the last part of it, else without suffix.
+
+    A part of a name counts only where it is of one file alone.
+    """
+    images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    lookups = [
+        {name: name for name in images},
+        _unique((PurePosixPath(name).name, name) for name in images),
+        _unique((PurePosixPath(name).stem, name) for name in images),
+    ]
+    found: list[tuple[Entry, str]] = []
+    for entry in entries:
+        wanted = PurePosixPath(entry.file_name)
+        keys = (str(wanted), wanted.name, wanted.stem)
+        name = next((names[key] for names, key in zip(lookups, keys, strict=True) if key in names), None)
+        if name is None:
+            findings.add("missing image", str(path), entry.id, f"{entry.file_name} is not among the images")
+        else:
+            found.append((entry, name))
+    if entries and not found:
+        some = ", ".join(images[:3]) or "no image"
+        raise ValueError(f"{path}: none of its {len(entries)} images is there: it names {entries[0].file_name}, "
+                         f"the images are {some}, ...")  # fmt: skip
+    twice = next((name for name, count in Counter(name for _, name in found).items() if count > 1), None)
+    if twice is not None:
+        ids = [entry.id for entry, name in found if name == twice]
+        raise ValueError(f"{path}: the images {ids} are all {twice}")
+    return found
+
+
+def _unique(pairs: Any) -> dict[str, str]:
+    """Keys that name one file alone."""
+    grouped: dict[str, list[str]] = {}
+    for key, name in pairs:
+        grouped.setdefault(key, []).append(name)
+    return {key: names[0] for key, names in grouped.items() if len(names) == 1}
+
+
+def _why(findings: Findings) -> str:
+    if not len(findings):
+        return ""
+    counts = ", ".join(f"{count} x {kind}" for kind, count in findings.counts().items())
+    return f"; found wrong: {counts}; the first: {findings.lines(1)[0]}"
