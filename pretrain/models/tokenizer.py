@@ -38,7 +38,7 @@ class Tokenizer(Frozen):
         fixed_grid: the only grid it can give, or None.
     """
 
-    encoder: nn.Module
+    encoder: Any
     num_tokens: int
     in_chans: int
     stride: int
