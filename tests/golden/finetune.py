@@ -1,4 +1,4 @@
-"""Runs Fovea's classifier on the golden fine-tuning cases of MAE and BEiT."""
+"""Runs the task classification on the golden fine-tuning cases of MAE and BEiT."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from finetune.classifier import Classifier
+from finetune.backbones.opened import Opened
+from finetune.config import FinetuneOptim
+from finetune.heads.pooled import PooledHead
+from finetune.predictions import Classes
+from finetune.tasks.classification import Classification
+from finetune.tasks.configs import ClassificationConfig
 from pretrain.models.rel_pos import relative_index
 from pretrain.models.vit import ViT
 
@@ -45,21 +50,27 @@ def run_beit(case: Case) -> None:
 
 def ours(name: str) -> str:
     """Our name of a parameter of the official classifiers."""
-    if name.startswith(("head.", "fc_norm.")):
-        return name
+    if name.startswith("head."):
+        return name.replace("head.", "head.fc.")
+    if name.startswith("fc_norm."):
+        return f"head.{name}"
     return "backbone." + name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
 
 
 def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
-    model = Classifier(backbone, num_classes, pool="mean" if mean else "token").train()
+    channels = (0.5,) * backbone.in_chans
+    classes = Classes([str(number) for number in range(num_classes)])
+    config = ClassificationConfig(pool="mean" if mean else "token")
+    model = Classification(config, Opened(backbone, channels, channels, case.name), classes).train()
     model.load_state_dict({ours(name): value for name, value in case.below("state").items()})
-    features = model.features(case["input/images"])
-    logits = model.head(features)
+    assert isinstance(model.head, PooledHead)
+    features = model.head.features(backbone, case["input/images"])
+    logits = model.head.classify(features)
     loss = F.cross_entropy(logits, case["input/labels"])
     loss.backward()
     case.check("expect/features", features)
     case.check("expect/logits", logits)
-    case.check("expect/logits", model(case["input/images"]))
+    case.check("expect/logits", model.logits(case["input/images"]))
     case.check("expect/loss", loss)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, expect in case.below("grad").items():
@@ -69,9 +80,11 @@ def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
     _check_groups(case, model)
 
 
-def _check_groups(case: Case, model: Classifier) -> None:
+def _check_groups(case: Case, model: Classification) -> None:
     """Learning-rate scale and weight decay of every parameter as in the table of the case."""
-    groups = model.param_groups(decay=case.config["layer_decay"])
+    decay = case.config["layer_decay"]
+    model.prepare(FinetuneOptim(global_batch_size=1, total_steps=1, lr=1.0, layer_decay=decay))
+    groups = model.param_groups()
     found = {
         name: (group["lr_scale"], group["weight_decay_scale"] * case.config["weight_decay"])
         for group in groups

@@ -1,0 +1,272 @@
+"""Images with one class each: shards with `.cls` members, a folder or tar of class folders, a csv of file and class.
+
+A label is a place in `classes`. What cannot be used - no label, a label that is no class, a file that is not there - is
+listed in the findings and left out; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from finetune.data.class_names import FILE, numbered, read_classes
+from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.files import Files
+from finetune.predictions import Classes
+from pretrain.data.dataset import Dataset
+from pretrain.data.decode import IMAGE_EXTENSIONS, DecodeError, decode_image, decode_npy, decode_sample
+from pretrain.data.evaluate import LABEL_EXTENSION
+from pretrain.data.images import SUFFIXES
+from pretrain.data.reader import BadSample, Reader
+
+UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown class", "class without images"
+
+
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> LabelledShards | LabelledFiles:
+    """The labelled images of a `finetune.config.Source`.
+
+    Args:
+        classes: those of the training set, which the labels of this one must have; None: found in the source.
+
+    Raises:
+        ValueError: the source is none of the formats, holds no labelled image, or names its classes otherwise.
+    """
+    kind = source.format if source.format != "auto" else _kind(source.images)
+    given = read_classes(source.classes) if source.classes else None
+    if kind == "shards":
+        return _open_shards(source.images, given, classes)
+    where = source.images if isinstance(source.images, str) else " ".join(source.images)
+    if kind == "csv":
+        return _open_csv(Path(where), given, classes)
+    return _open_folders(where, given, classes)
+
+
+class LabelledShards:
+    """Samples of indexed shards whose `.cls` member is the number of a class.
+
+    labels: int64 [n], places in `classes`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, places: np.ndarray, labels: np.ndarray, classes: Classes, findings: Findings
+    ) -> None:
+        self.reader, self.places, self.labels = Reader(dataset), places, labels
+        self.classes, self.findings = classes, findings
+        self.fingerprint = _digest(dataset.fingerprint.encode(), places.astype("<i8").tobytes(), labels, classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        shard, sample = self.places[index].tolist()
+        file = self.reader.dataset.names[shard]
+        try:
+            read = self.reader.read(shard, sample, only=IMAGE_EXTENSIONS)
+            image = decode_sample(read, 3)
+        except BadSample as error:
+            raise BadExample(f"{file}/{error.key}", error.reason) from error
+        except DecodeError as error:
+            raise BadExample(f"{file}/{self.reader.key(shard, sample)}", str(error)) from error
+        name = f"{file}/{read['__key__']}"
+        return Example(name, name, image, int(self.labels[index]))
+
+
+class LabelledFiles:
+    """Image files and the place of each one's class in `classes`, int64 [n]."""
+
+    def __init__(
+        self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: Findings
+    ) -> None:
+        self.files, self.names, self.labels = files, tuple(names), labels
+        self.classes, self.findings = classes, findings
+        self.fingerprint = _digest(files.fingerprint.encode(), "\n".join(self.names).encode(), labels, classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.names[index]
+        try:
+            data = self.files.read(name)
+            image = decode_npy(data, 3) if name.lower().endswith(".npy") else decode_image(data, 3)
+        except DecodeError as error:
+            raise BadExample(self.files.path(name), str(error)) from error
+        return Example(name, self.files.path(name), image, int(self.labels[index]))
+
+
+def _kind(images: str | list[str]) -> str:
+    """The format of what the user named."""
+    if not isinstance(images, str):
+        return "shards"
+    path = Path(images)
+    if path.suffix == ".csv":
+        return "csv"
+    if path.is_dir():
+        return "shards" if any(path.glob("*.tar")) else "folder"
+    if path.suffix == ".tar" and not path.with_name(path.name + ".idx").is_file():
+        return "tar"
+    return "shards"
+
+
+def _open_shards(images: str | list[str], given: Classes | None, classes: Classes | None) -> LabelledShards:
+    dataset = Dataset.open(images)
+    if LABEL_EXTENSION not in dataset.extensions:
+        raise ValueError(
+            f"{dataset.names[0]} ...: these shards have no labels, only {', '.join(dataset.extensions)}; write them "
+            f"with labels (`fovea data write --help`), or give a folder of class folders"
+        )
+    beside = Path(dataset.paths[0]).with_name(FILE)
+    own = given or (read_classes(beside) if beside.is_file() else None)
+    findings, places, numbers = Findings(), [], []
+    reader = Reader(dataset)
+    for shard, count in enumerate(dataset.counts.tolist()):
+        for sample in range(count):
+            number = _number(reader, shard, sample, findings)
+            if number is not None:
+                places.append((shard, sample))
+                numbers.append(number)
+    reader.close()
+    known = _agreed(own, classes, where=str(beside)) or numbered(max(numbers, default=-1) + 1)
+    labels = _labels(np.array(numbers, np.int64), known)
+    for place, number, label in zip(places, numbers, labels.tolist(), strict=True):
+        if label < 0:
+            name = dataset.names[place[0]]
+            findings.add(UNKNOWN, name, reader.key(*place), f"class {number} is not one of the {len(known)} classes")
+    reader.close()
+    keep = labels >= 0
+    _need_some(keep.sum(), images, findings)
+    return LabelledShards(
+        dataset, np.array(places, np.int32).reshape(-1, 2)[keep], labels[keep], known, findings
+    )  # fmt: skip
+
+
+def _number(reader: Reader, shard: int, sample: int, findings: Findings) -> int | None:
+    """The number in a sample's `.cls` member."""
+    name = reader.dataset.names[shard]
+    try:
+        read = reader.read(shard, sample, only=(LABEL_EXTENSION,))
+    except BadSample as error:
+        findings.add(UNREADABLE, name, error.key, error.reason)
+        return None
+    text = read.get(LABEL_EXTENSION)
+    try:
+        if text is not None:
+            return int(text)
+    except ValueError:
+        pass
+    wrong = f"no .{LABEL_EXTENSION} member" if text is None else f".{LABEL_EXTENSION} holds {text[:30]!r}, no number"
+    findings.add(NO_LABEL, name, read["__key__"], wrong)
+    return None
+
+
+def _open_folders(where: str, given: Classes | None, classes: Classes | None) -> LabelledFiles:
+    files, findings = Files.open(where), Findings()
+    found = [(PurePosixPath(name), name) for name in files.names]
+    pictures = [(path, name) for path, name in found if path.suffix.lower() in SUFFIXES]
+    folders = {path.parts[0] for path, _ in found if len(path.parts) > 1}
+    if Path(where).is_dir():
+        folders |= {folder.name for folder in Path(where).iterdir() if folder.is_dir() and folder.name[0] != "."}
+    folders = sorted(folders)
+    known = _agreed(given, classes, where=where) or Classes(folders)
+    places = {name: place for place, name in enumerate(known)}
+    names, labels = [], []
+    for path, name in pictures:
+        if len(path.parts) < 2:
+            findings.add(NO_LABEL, where, name, "is in no class folder")
+        elif path.parts[0] not in places:
+            findings.add(UNKNOWN, where, name, f"folder {path.parts[0]} is not one of the {len(known)} classes")
+        else:
+            names.append(name)
+            labels.append(places[path.parts[0]])
+    met = set(labels)
+    for folder in folders:
+        if folder in places and places[folder] not in met:
+            findings.add(EMPTY, where, folder, "holds no JPEG, PNG, WebP or npy file")
+    _need_some(len(names), where, findings)
+    return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
+
+
+def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> LabelledFiles:
+    """Columns `filename` (relative to the csv's folder) and `label`: a class's number, or else its name."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    lacking = [column for column in ("filename", "label") if not rows or column not in rows[0]]
+    if lacking:
+        raise ValueError(f"{path}: has no column {' and '.join(lacking)}; its first line must name filename and label")
+    texts = [(row["label"] or "").strip() for row in rows]
+    known = _agreed(given, classes, where=str(path)) or _of_texts(texts)
+    by_text = {str(number): place for place, number in enumerate(known.category_ids)}
+    by_text |= {name: place for place, name in enumerate(known)}
+    files, findings, names, labels = Files.open(str(path.parent)), Findings(), [], []
+    there, seen = set(files.names), set()
+    for line, (row, text) in enumerate(zip(rows, texts, strict=True), start=2):
+        name = str(PurePosixPath((row["filename"] or "").strip()))
+        if name not in there:
+            findings.add("missing image", str(path), f"line {line}", f"{name} is not in {path.parent}")
+        elif name in seen:
+            findings.add("image listed twice", str(path), f"line {line}", f"{name} has a line before")
+        elif not text:
+            findings.add(NO_LABEL, str(path), f"line {line}", f"{name} has no label")
+        elif text not in by_text:
+            findings.add(UNKNOWN, str(path), f"line {line}", f"{text} of {name} is not one of the {len(known)} classes")
+        else:
+            names.append(name)
+            labels.append(by_text[text])
+            seen.add(name)
+    _need_some(len(names), path, findings)
+    return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
+
+
+def _of_texts(texts: Sequence[str]) -> Classes:
+    """Classes of a csv that no file names: sorted names, or numbers where all are."""
+    distinct = {text for text in texts if text}
+    if all(text.isdigit() for text in distinct):
+        numbers = sorted(int(text) for text in distinct)
+        return Classes([str(number) for number in numbers], numbers)
+    return Classes(sorted(distinct))
+
+
+def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Classes | None:
+    """The classes that count: those of the training set where they are given, and this set must not contradict them.
+
+    Raises:
+        ValueError: the same number has another name here.
+    """
+    if own is None or trained is None:
+        return trained or own
+    names = dict(zip(trained.category_ids, trained, strict=True))
+    for number, name in zip(own.category_ids, own, strict=True):
+        if names.get(number, name) != name:
+            raise ValueError(
+                f"{where}: class {number} is {name} here, but {names[number]} in the training set; "
+                "give both sets one classes.json"
+            )
+    return trained
+
+
+def _labels(numbers: np.ndarray, classes: Classes) -> np.ndarray:
+    """Places in `classes` of the users' numbers; -1 where there is no such class."""
+    places = {number: place for place, number in enumerate(classes.category_ids)}
+    return np.array([places.get(number, -1) for number in numbers.tolist()], np.int64)
+
+
+def _need_some(count: int, where: Any, findings: Findings) -> None:
+    if not count:
+        why = "\n  ".join(["", *findings.lines(10)])
+        raise ValueError(f"{where}: no image with a label{why}")
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.astype("<i8").tobytes() if hasattr(part, "astype") else None
+        digest.update(data if data is not None else "\n".join(part).encode())
+    return digest.hexdigest()

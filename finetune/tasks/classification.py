@@ -1,0 +1,184 @@
+"""Image classification: fine-tuning a whole backbone, a part of it, low-rank updates, or a head on frozen features.
+
+The recipes are those of MAE and BEiT (fine-tuning with learning rates by layer, mixup, CutMix and RandAugment), of
+MAE's linear probe, of DINOv2's linear evaluation and of the attentive probe; see the heads for the papers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.backbones.opened import Opened
+from finetune.data.examples import Example, Examples
+from finetune.data.image_transforms import EvalTransform, TrainTransform
+from finetune.heads import lora
+from finetune.heads.attentive import AttentiveHead
+from finetune.heads.grid import GridHead
+from finetune.heads.mixing import UNIFORMS, Mixer, soft_cross_entropy
+from finetune.heads.pooled import PooledHead
+from finetune.metrics.accuracy import Accuracy
+from finetune.metrics.grid_accuracy import GridAccuracy, GridClassified
+from finetune.metrics.metric import Metric
+from finetune.predictions import Classes, Classified, Prediction
+from finetune.report.labels import classification_picture
+from finetune.tasks.base import Task
+from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
+from pretrain.models import param_groups
+from pretrain.models.sync_batch_norm import BatchStatistics
+
+_TOP = 5
+
+
+class Classification(Task):
+    """Images to one class each.
+
+    Batch: "image" uint8 or normalized float32 [b, C, h, w], "label" int64 [b]; in training "rng_step" or "mix", and
+    "drop" for a backbone with drop path.
+
+    Raises:
+        ValueError: fewer than two classes, or the backbone cannot do what the configuration asks of it.
+    """
+
+    head_prefixes = ("head.",)
+    config: ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig, opened: Opened, classes: Classes):
+        super().__init__(config, opened, classes)
+        if len(classes) < 2:
+            raise ValueError(f"data.train: {len(classes)} class; a classifier needs at least 2")
+        self.backbone = opened.backbone
+        self.head = self._head(len(classes))
+        self._free()
+        augment = config.augment
+        self.mixer = Mixer(
+            len(classes),
+            mode=augment.mix_mode,
+            **augment.model_dump(include={"mixup", "cutmix", "switch_prob", "smoothing"}),
+            prob=augment.mix_prob,
+        )
+        self._statistics = BatchStatistics(self)
+
+    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        self._statistics.remember()
+        pairs = self.mixer.mode == "pair"
+        uniforms = batch["mix"] if pairs and self.mixer.mixes else batch["rng_step"][None]
+        images, targets = self.mixer(self.normalize(batch["image"]), batch["label"], uniforms)
+        logits = self.logits(images, batch.get("drop"))
+        if isinstance(self.head, GridHead):
+            losses = torch.stack([soft_cross_entropy(one, targets) for one in logits])
+            return {"loss": losses.sum(), "mean_loss": losses.detach().mean(), "best_loss": losses.detach().min()}
+        loss = soft_cross_entropy(logits, targets)
+        right = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).float().mean()
+        return {"loss": loss, "top1_train": right}
+
+    def logits(self, images: Tensor, drop: Tensor | None = None) -> Tensor:
+        """Normalized images [b, C, h, w] to [b, K]; of a grid [G, b, K]."""
+        return self.head(self.backbone, images, drop)
+
+    def train(self, mode: bool = True) -> Classification:
+        """What is frozen stays as in evaluation: no drop path, no statistics."""
+        super().train(mode)
+        if mode and self.config.train in (*FROZEN, "partial"):
+            self.backbone.eval()
+            for block in self._last_blocks():
+                block.train()
+        return self
+
+    def after_step(self, step: int) -> None:
+        self._statistics.keep()
+        super().after_step(step)
+
+    def discard_pending(self) -> None:
+        self._statistics.restore()
+
+    @property
+    def noises(self) -> dict[str, tuple[int, ...]]:
+        pairs = self.mixer.mixes and self.mixer.mode == "pair"
+        return super().noises | ({"mix": (UNIFORMS,)} if pairs else {})
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        groups = super().param_groups()
+        if not isinstance(self.head, GridHead):
+            return groups
+        lrs = {f"head.heads.{number}.": cell.lr for number, cell in enumerate(self.head.cells)}
+        return param_groups.divide(
+            groups,
+            lambda name: ".".join(name.split(".")[:3]) + ".",
+            lambda source, at: {"name": f"{source['name']}_{at}", "lr_scale": source["lr_scale"] * lrs[at]},
+        )
+
+    def train_transform(self) -> TrainTransform:
+        augment = self.config.augment
+        plain = {"scale", "ratio", "interpolation", "whole", "hflip", "vflip", "color_jitter", "erase"}
+        return TrainTransform(
+            size=self.bare_backbone.img_size,
+            mean=tuple(self.mean.flatten().tolist()),
+            std=tuple(self.std.flatten().tolist()),
+            operations=augment.rand_augment,
+            **augment.model_dump(include=plain | {"magnitude", "magnitude_std"}),
+        )
+
+    def eval_transform(self) -> EvalTransform:
+        augment = self.config.augment
+        return EvalTransform(self.bare_backbone.img_size, self.config.resize, augment.interpolation, augment.whole)
+
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        logits = self.logits(self.normalize(batch["image"])).float()
+        if not isinstance(self.head, GridHead):
+            return [Classified(row) for row in F.softmax(logits, dim=1).cpu().numpy()]
+        chosen = F.softmax(logits[int(self.head.best)], dim=1).cpu().numpy()
+        top5 = logits.topk(min(_TOP, logits.shape[2]), dim=2).indices.transpose(0, 1).int().cpu().numpy()
+        return [GridClassified(row, top) for row, top in zip(chosen, top5, strict=True)]
+
+    def metric(self, examples: Examples) -> Metric:
+        protocol = self.eval_transform().in_words()
+        if isinstance(self.head, GridHead):
+            titles = [str(cell) for cell in self.head.cells]
+            return GridAccuracy(self.classes, titles, protocol=protocol, choose=self.head.best.fill_)
+        return Accuracy(self.classes, protocol=protocol)
+
+    def picture(self, example: Example, prediction: Classified | None) -> np.ndarray:
+        probabilities = None if prediction is None else prediction.probabilities
+        truth = None if example.target is None else int(example.target)
+        return classification_picture(example.image, truth, probabilities, self.classes)
+
+    def _head(self, num_classes: int) -> PooledHead | AttentiveHead | GridHead:
+        config, backbone = self.config, self.backbone
+        std = config.first_std
+        if config.train == "attentive":
+            heads, queries = config.attention_heads, config.attention_queries
+            return AttentiveHead(backbone, num_classes, num_heads=heads, num_queries=queries, std=std)
+        if config.train == "grid":
+            return GridHead(backbone, num_classes, **config.grid.model_dump(), std=std)
+        pool = config.pool
+        if pool == "auto":
+            pool = "token" if backbone.class_token else "mean"
+        frozen, standardize = config.train in FROZEN, config.standardizes
+        return PooledHead(backbone, num_classes, pool=pool, own_norm=not frozen, standardize=standardize, std=std)
+
+    def _free(self) -> None:
+        """Freeze what does not learn."""
+        config = self.config
+        if config.train == "lora":
+            lora.add_lora(self.backbone, **config.lora.model_dump())
+        elif config.train != "full":
+            self.backbone.requires_grad_(False)
+            for block in self._last_blocks():
+                block.requires_grad_(True)
+
+    def _last_blocks(self) -> list[nn.Module]:
+        """Of train=partial: the blocks that learn, and the norm after them."""
+        config, backbone = self.config, self.backbone
+        if config.train != "partial":
+            return []
+        if "layers" not in backbone.provides or config.partial_blocks > backbone.depth:
+            raise ValueError(
+                f"task.partial_blocks: {config.partial_blocks}, but the backbone has {backbone.depth} blocks"
+            )
+        network = backbone.get_submodule(backbone.blocks_prefix.removesuffix("."))
+        return [*network.blocks[-config.partial_blocks :], network.norm]
