@@ -80,7 +80,7 @@ def resized(image: np.ndarray, scale: float) -> np.ndarray:
 
 def resized_map(values: np.ndarray, scale: float) -> np.ndarray:
     """[H, W] of any type enlarged or reduced by `scale`, to the nearest value: no new value appears."""
-    rows, columns = view_size(*values.shape, scale)
+    rows, columns = view_size(values.shape[0], values.shape[1], scale)
     down = np.minimum(((np.arange(rows) + 0.5) * values.shape[0] / rows).astype(int), values.shape[0] - 1)
     across = np.minimum(((np.arange(columns) + 0.5) * values.shape[1] / columns).astype(int), values.shape[1] - 1)
     return values[down[:, None], across]

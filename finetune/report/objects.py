@@ -89,7 +89,7 @@ def detection_picture(
     if truth is not None:
         crowds = np.asarray(truth.crowd, bool)
         names = [
-            (classes[label - 1] if len(classes) > 1 else "") + (" crowd" if crowd else "")
+            (classes[int(label) - 1] if len(classes) > 1 else "") + (" crowd" if crowd else "")
             for label, crowd in zip(truth.labels, crowds, strict=True)
         ]
         tints = _tints(truth.labels, classes)

@@ -1,0 +1,155 @@
+"""The page of a run: whole in one file, safe with any text, and seen in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.metrics.metric import Scores
+from finetune.report import curves, tables
+from finetune.report.page import Drawn, Page, render
+from finetune.report.write import board_pictures, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("apple", "<b>pear</b> & co", "plum")
+CONFUSION = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
+BLUE = (10, 60, 240)
+
+
+def scores() -> Scores:
+    per_class = [
+        {"name": NAMES[0], "images": 10, "top1": 0.8},
+        {"name": NAMES[1], "images": 10, "top1": 0.5},
+        {"name": NAMES[2], "images": 0, "top1": None},
+    ]
+    recall = np.linspace(0, 1, 11)
+    series = {"box, IoU 0.50": {"apple": {"recall": recall, "precision": 1 - recall}}}
+    return Scores({"top1": 0.65, "top5": 1.0}, "20 images", per_class, CONFUSION, series)
+
+
+def page() -> Page:
+    drawn = [Drawn(f"val/{i}.jpg", 0.1 * i, np.full((200, 300, 3), BLUE, np.uint8)) for i in range(2)]
+    rows = [{"step": i, "loss": 2.0 - i / 100, "lr": 1e-3} for i in range(60)] + [{"step": 60, "val/top1": 0.6}]
+    return Page(
+        "grocery", "a run", scores(), NAMES, worst=drawn, best=drawn[:1], rows=rows,
+        findings={"train": ["a.json: 3: <script>alert(1)</script>"]},
+        facts={"commit": "abc", "configuration": "seed: 0\nrun_dir: x"}, warnings=["the control"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return render(page())
+
+
+class Links(HTMLParser):
+    """Everything a browser would fetch or run."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_the_page_needs_nothing_but_itself(text: str):
+    links = Links()
+    links.feed(text)
+    assert links.found and all(link.startswith("data:image/") for link in links.found)
+    assert not links.tags & {"script", "link", "iframe", "object", "form"}
+    assert "@import" not in text and "url(" not in text
+
+
+def test_text_of_users_is_shown_and_never_read_as_html(text: str):
+    assert "<b>pear</b>" not in text and "&lt;b&gt;pear&lt;/b&gt; &amp; co" in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_the_worst_class_comes_first_and_one_without_images_last():
+    assert [row["name"] for row in tables.worst_first(scores())] == [NAMES[1], NAMES[0], NAMES[2]]
+
+
+def test_the_most_frequent_mistake_comes_first_and_right_answers_are_none():
+    assert tables.mistakes(CONFUSION, NAMES) == [
+        (NAMES[1], NAMES[0], 5, 10),
+        (NAMES[0], NAMES[1], 1, 10),
+        (NAMES[0], NAMES[2], 1, 10),
+    ]
+
+
+def test_results_are_strict_json_whatever_the_numbers():
+    odd = Scores({"AP": math.nan, "n": np.float32(0.5)}, "none", [{"name": "a", "AP": math.inf}], CONFUSION)
+    found = json.loads(json.dumps(tables.results_json(odd, step=3), allow_nan=False))
+    assert found["values"] == {"AP": None, "n": 0.5} and found["step"] == 3
+    assert found["confusion"] == CONFUSION.tolist() and found["per_class"][0]["AP"] is None
+
+
+def test_a_report_is_replaced_whole_and_holds_each_picture(tmp_path: Path):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "worst-09-old.png").touch()
+    assert write_report(folder, page()) == folder / "index.html"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best-01-val_0.jpg.png", "index.html", "worst-01-val_0.jpg.png", "worst-02-val_1.jpg.png",
+    ]  # fmt: skip
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_tensorboard_gets_every_picture_and_figure():
+    shown = board_pictures(page())
+    assert list(shown) == ["worst/01", "worst/02", "best/01", "confusion", "box, IoU 0.50"]
+    assert all(picture.shape[0] == 3 and str(picture.dtype) == "torch.uint8" for picture in shown.values())
+
+
+@pytest.mark.parametrize("classes", [1, 3, 150])
+def test_a_confusion_matrix_of_any_size_is_drawn(classes: int):
+    counts = np.eye(classes, dtype=np.int64) * 10**6
+    picture = curves.pixels(curves.confusion_figure(counts, [f"class {i}" for i in range(classes)]))
+    assert 300 < picture.shape[0] < 2000 and picture.std() > 5
+
+
+def test_a_history_without_its_numbers_has_no_figure():
+    assert (
+        curves.history_figure([{"step": 1, "lr": 1.0}, {"step": 2, "loss": math.nan}], ["loss"], title="loss") is None
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_a_browser_shows_the_pictures_and_the_numbers_of_the_page(tmp_path: Path):
+    path = write_report(tmp_path / "report", page())
+    shot = tmp_path / "shot.png"
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-extensions",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2600", f"--screenshot={shot}"]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert shot.exists(), done.stderr
+    assert "Refused" not in done.stderr and "Content Security" not in done.stderr
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    blue = (np.abs(pixels - BLUE) < 12).all(-1)
+    assert 0.9 < blue.sum() / (3 * 200 * 300) < 1.1  # two worst, one best, at their own size
+    card = np.array([31, 119, 220])
+    assert (np.abs(pixels - card) < 3).all(-1).sum() > 3000  # the primary number's card
+    assert (pixels[blue.any(axis=1).nonzero()[0].max() :] < 100).all(-1).sum() > 2000  # text below the pictures
+
+
+def test_the_page_stays_small_enough_to_send(text: str):
+    assert len(re.findall("<img", text)) == 8  # three pictures, two figures, three histories
+    assert len(text) < 500_000
