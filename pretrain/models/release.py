@@ -51,8 +51,17 @@ class Release(Weights):
     def untrained(self) -> Any:
         """The backbone as a run starts it, drawn from torch's random numbers."""
         assert self.model is not None
-        arguments = {name: value for name, value in self.model.items() if name != "class"}
-        return _backbone_class(self.model)(**arguments)
+        return backbone_of(self.model)
+
+
+def backbone_of(model: Mapping[str, Any]) -> Any:
+    """The backbone that a `release_model` describes, drawn from torch's random numbers.
+
+    Raises:
+        ValueError: this version has no such backbone, or it cannot be built so.
+    """
+    arguments = {name: value for name, value in model.items() if name != "class"}
+    return _backbone_class(model)(**{**arguments, "img_size": tuple(arguments["img_size"])})
 
 
 def write_release(

@@ -1,0 +1,218 @@
+"""The backbone of a run, from wherever its weights are; its positions are resampled to the run's image size.
+
+Everything that pretraining reads is read: a release, a file of an official code, a timm model with local weights, a
+folder of Hugging Face's. Nothing is downloaded, and nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.backbones.opened import Opened
+from finetune.config import ModelSource
+from pretrain.configlib import ConfigError
+from pretrain.models.importers import Weights, load_official, load_strict
+from pretrain.models.importers.files import read_state
+from pretrain.models.importers.huggingface import huggingface
+from pretrain.models.release import IMAGENET_MEAN, IMAGENET_STD, backbone_of, read_release
+from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.models.vit import ViT
+from pretrain.models.vit_facts import vit_arguments
+
+__all__ = ["Opened", "open_source"]
+DEFAULT_SIDE = 224  # of weights that do not say which image size they are of
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a source holds: a recipe of the backbone (`release_model`), its weights, and what is known about them."""
+
+    model: dict[str, Any]
+    weights: Weights | None
+    title: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    lines: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> Opened:
+    """The backbone of a configuration with its weights.
+
+    What the weights leave open, and everything with `random`, is drawn from `seed`. Fixed position tables become
+    trained ones, as the official codes fine-tune them.
+
+    Raises:
+        ConfigError: the source is missing, damaged, or of another architecture; every name that does not fit is listed.
+    """
+    kind, value = model.source
+    try:
+        return _open(model, kind, value, in_chans=in_chans, seed=seed)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model.{kind}={value}", str(error).splitlines()) from error
+
+
+def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int) -> Opened:
+    found = _READERS[kind](model)
+    described = {**found.model, **model.args}
+    if model.size is not None:
+        described["img_size"] = model.size
+    torch.manual_seed(seed)
+    backbone = backbone_of(described)
+    if backbone.in_chans != in_chans:
+        raise ValueError(f"its backbone takes {backbone.in_chans} channels; the images have {in_chans}")
+    if model.drop_path_rate:
+        backbone.set_drop_path(model.drop_path_rate)
+    if isinstance(backbone, ViT) and backbone.pos_kind.startswith("sincos"):
+        assert backbone.pos_embed is not None
+        backbone.pos_embed.requires_grad_(True)
+        backbone.pos_kind = "learned"
+    lines = found.lines
+    if model.random or found.weights is None:
+        lines += ("random weights: nothing was loaded (model.random)",)
+    else:
+        report = load_strict(backbone, found.weights.backbone, grid=found.weights.grid, left_out=found.weights.left_out)
+        lines += tuple(str(report).splitlines())
+    if model.activation_checkpointing:
+        backbone.set_checkpointing(True)
+    return Opened(
+        backbone,
+        model.mean or tuple(found.mean),
+        model.std or tuple(found.std),
+        found.title + (", random weights" if model.random else ""),
+        lines,
+        {"kind": kind, "path": value, "random": model.random, **found.record},
+    )
+
+
+def _of_release(model: ModelSource) -> _Found:
+    assert model.release is not None
+    release = read_release(model.release)
+    assert release.model is not None and release.record is not None
+    kept = ("objective", "data", "metrics", "commit")
+    heads = tuple(f"{name} ({release.kind})" for name in release.heads)
+    return _Found(
+        release.model,
+        replace(release, left_out=heads),
+        f"{release.kind} release {model.release}",
+        mean=tuple(release.record["mean"]),
+        std=tuple(release.record["std"]),
+        record={key: release.record[key] for key in kept if key in release.record},
+    )
+
+
+def _of_official(model: ModelSource) -> _Found:
+    assert model.official is not None
+    path = Path(model.official)
+    weights = load_official(path)
+    described, lines = _described(model, weights)
+    lines += ("mean and std: ImageNet's; give model.mean and model.std if it was trained with others (BEiT: 0.5)",)
+    record = {"objective": weights.kind, "sha256": _sha256(path)}
+    return _Found(described, weights, f"{weights.kind} checkpoint {path.name}", lines=lines, record=record)
+
+
+def _of_huggingface(model: ModelSource) -> _Found:
+    assert model.huggingface is not None
+    folder = Path(model.huggingface)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json in it; expected a folder of Hugging Face's")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "architecture" in config:
+        name = config["architecture"]
+        raise ValueError(f"{folder}: a model of timm's; use model.timm={name} model.weights={folder}")
+    weights = huggingface(_read_folder(folder), folder)
+    if weights is None:
+        raise ValueError(f"{folder}: no vision transformer of Hugging Face's ({config.get('model_type')})")
+    known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
+    given = {key: value for key, value in known.items() if value is not None} | model.args
+    described, lines = _described(model.model_copy(update={"args": given}), weights)
+    found = _Found(described | given, weights, f"{config.get('model_type')} of {folder.name}", lines=lines)
+    preprocessor = folder / "preprocessor_config.json"
+    values = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    if "image_mean" in values and "image_std" in values:
+        found = replace(found, mean=tuple(values["image_mean"]), std=tuple(values["image_std"]))
+    return found
+
+
+def _of_timm(model: ModelSource) -> _Found:
+    assert model.timm is not None
+    size = model.size or (DEFAULT_SIDE, DEFAULT_SIDE)
+    described = {"class": "timm", "name": model.timm, "img_size": size, "in_chans": 3}
+    with torch.device("meta"):
+        built = TimmBackbone(model.timm, size, **model.args)
+    defaults = built.model.pretrained_cfg
+    mean, std = tuple(defaults.get("mean", IMAGENET_MEAN)), tuple(defaults.get("std", IMAGENET_STD))
+    if model.weights is None:
+        return _Found(described, None, f"timm/{model.timm}", mean, std)
+    path = Path(model.weights)
+    state = _read_folder(path) if path.is_dir() else read_state(path)
+    own = {name.removeprefix("model.") for name in built.state_dict()}
+    classifier = defaults.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    left_out = tuple(name for name in state if name.startswith(heads)) if heads else ()
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    if kept.keys() <= own or path.is_dir():
+        weights = Weights("timm", {f"model.{name}": tensor for name, tensor in kept.items()}, {}, left_out=left_out)
+    else:
+        weights = load_official(path)
+    record = {} if path.is_dir() else {"sha256": _sha256(path)}
+    return _Found(described, weights, f"timm/{model.timm} with {path.name}", mean, std, record=record)
+
+
+_READERS: dict[str, Callable[[ModelSource], _Found]] = {
+    "release": _of_release,
+    "official": _of_official,
+    "timm": _of_timm,
+    "huggingface": _of_huggingface,
+}
+
+
+def _described(model: ModelSource, weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The recipe of the ViT that the weights are of, as `ViT.release_model` gives it."""
+    state, grid = weights.backbone, weights.grid
+    if "patch_embed.proj.weight" not in state:
+        raise ValueError(
+            f"the weights ({weights.kind}) are not of a plain ViT; name their model: model.timm=NAME model.weights=FILE"
+        )
+    lines: tuple[str, ...] = ()
+    described: dict[str, Any] = {"class": "vit"}
+    has_positions = any(name == "pos_embed" or name.endswith("relative_position_bias_table") for name in state)
+    if not has_positions:
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        height, width = model.size or (DEFAULT_SIDE, DEFAULT_SIDE)
+        grid = (height // patch, width // patch)
+    described |= vit_arguments(state, num_heads=model.args.get("num_heads"), grid=grid)
+    if not has_positions:
+        described |= {"pos_embed": "rope", "norm_eps": 1e-5}
+        lines = ("no position table: rotary positions and norms as DINOv3's",)
+    return described, lines
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """The state in the weight files of a folder: one file, or the pieces that an index names."""
+    for name in _WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            pieces = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if any(Path(piece).name != piece for piece in pieces):
+                raise ValueError(f"{index}: names files outside its folder")
+            return {key: tensor for piece in pieces for key, tensor in read_state(folder / piece).items()}
+        if (folder / name).is_file():
+            return read_state(folder / name)
+    raise ValueError(f"{folder}: no weights in it; expected one of {', '.join(_WEIGHT_FILES)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
