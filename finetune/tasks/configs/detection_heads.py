@@ -1,0 +1,68 @@
+"""Configuration of the heads that find objects. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.tasks.configs.values import Positive, Probability, Strength
+from pretrain.configlib import Config
+
+Factor = Annotated[float, Field(gt=0)]
+
+
+class RCNNHead(Config):
+    """Faster R-CNN, and Mask R-CNN, on a pyramid over the backbone; the defaults are ViTDet's."""
+
+    name: Literal["mask_rcnn", "faster_rcnn"] = "mask_rcnn"
+    cascade: bool = Field(False, description="three box heads, each refining the boxes of the one before")
+    channels: Positive = Field(256, description="of the pyramid and of the convolutions")
+    scales: tuple[float, ...] = Field((4, 2, 1, 0.5), min_length=1, description="of a plain backbone's map")
+    anchors: tuple[Factor, ...] | None = Field(
+        None, description="sides in pixels, one for each scale and one for the level above; default: 8 strides"
+    )
+    ratios: tuple[Factor, ...] = Field((0.5, 1.0, 2.0), min_length=1, description="height / width of the anchors")
+    rpn_convs: Positive = 2
+    rpn_batch: Positive = Field(256, description="anchors per image in training")
+    before_nms: tuple[Positive, Positive] = Field((2000, 1000), description="proposals per level, in training and use")
+    proposals: tuple[Positive, Positive] = Field((1000, 1000), description="per image, in training and in use")
+    roi_batch: Positive = Field(512, description="proposals per image that the heads are trained on")
+    box_convs: int = Field(4, ge=0)
+    box_fcs: Positive = 1
+    box_dim: Positive = 1024
+    mask_convs: Positive = 4
+    norm: Literal["layer", "batch", "none"] = "layer"
+    score_threshold: Probability = Field(0.05, description="detections below it are not made")
+    nms: Probability = Field(0.5, description="detections of a class that overlap a better one by more are not made")
+
+
+class EoMTHead(Config):
+    """Masks from queries in the last blocks of a plain backbone itself (Kerssies et al. 2025)."""
+
+    name: Literal["eomt"] = "eomt"
+    num_queries: Positive = 200
+    num_blocks: Positive = Field(4, description="of the backbone, that the queries go through")
+    masked_attention: bool = Field(True, description="in training, given up block by block")
+    num_points: Positive = Field(12544, description="at which masks are compared")
+    mask_weight: Strength = 5.0
+    dice_weight: Strength = 5.0
+    class_weight: Strength = 2.0
+    no_object_weight: Strength = 0.1
+
+
+class DETRHead(Config):
+    """Boxes from queries of a decoder over the backbone's last map (Carion et al. 2020 and successors)."""
+
+    name: Literal["detr"] = "detr"
+    num_queries: Positive = 300
+    width: Positive = 256
+    depth: Positive = 6
+    num_heads: Positive = 8
+    class_loss: Literal["focal", "ce"] = "focal"
+    class_weight: Strength = 2.0
+    l1_weight: Strength = 5.0
+    giou_weight: Strength = 2.0
+
+
+HeadConfig = Annotated[RCNNHead | EoMTHead | DETRHead, Field(discriminator="name")]

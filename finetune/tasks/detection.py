@@ -1,0 +1,87 @@
+"""Detection and instance segmentation: Faster, Mask and Cascade R-CNN, or heads of queries, on any backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from finetune.backbones import dense
+from finetune.backbones.opened import Opened
+from finetune.data.detection_transforms import DetectionEval, DetectionTrain
+from finetune.data.examples import Example, Examples
+from finetune.metrics.average_precision import AveragePrecision
+from finetune.predictions import Classes, Detected
+from finetune.report.objects import detection_picture
+from finetune.tasks import detection_heads
+from finetune.tasks.base import Task
+from finetune.tasks.configs.detection import DetectionConfig
+from finetune.tasks.configs.detection_heads import RCNNHead
+
+
+class Detection(Task):
+    """See `DetectionConfig`. The head is an adapter of `detection_heads`."""
+
+    backbone_prefix = "dense.backbone."
+    head_prefixes = ("head.",)
+
+    def __init__(self, config: DetectionConfig, opened: Opened, classes: Classes):
+        super().__init__(config, opened, classes)
+        norm = config.final_norm or not isinstance(config.head, RCNNHead)
+        self.dense = dense(
+            opened.backbone,
+            window=config.window,
+            global_blocks=config.global_blocks,
+            rel_pos=config.rel_pos,
+            norm=norm,
+        )
+        self.head: detection_heads.Head = detection_heads.build(config, self.dense, len(classes))
+
+    @property
+    def noises(self) -> dict[str, tuple[int, ...]]:
+        return super().noises | ({"head": (self.head.noise,)} if self.head.noise else {})
+
+    def train_transform(self) -> DetectionTrain:
+        config = self.config
+        return DetectionTrain(
+            size=config.canvas,
+            scale=config.scale,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            photometric=config.photometric,
+            masks=config.with_masks,
+            crowds=self.head.reads_crowds,
+            fill=self.fill(),
+        )
+
+    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        images = self.normalize(batch["image"])
+        return self.head.losses(self.dense, images, batch, step / self.total_steps)
+
+    def eval_transform(self) -> DetectionEval:
+        return DetectionEval(self.config.test_canvas, self.fill())
+
+    def predict(self, batch: dict[str, Any]) -> list[Detected]:
+        contents, sizes = _pairs(batch["content"]), _pairs(batch["original_size"])
+        return self.head.predict(self.dense, self.normalize(batch["image"]), contents, sizes)
+
+    def metric(self, examples: Examples) -> AveragePrecision:
+        height, width = self.config.test_canvas
+        return AveragePrecision(
+            self.classes,
+            self.config.with_masks,
+            f"{len(examples)} images, each fitted into {height} x {width} px",
+            max_detections=self.config.max_detections,
+        )
+
+    def picture(self, example: Example, prediction: Detected | None) -> np.ndarray:
+        return detection_picture(example.image, example.target, prediction, self.classes, caption=example.name)
+
+    def fill(self) -> tuple[int, ...]:
+        """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
+        return tuple(round(value * 255) for value in self.mean.flatten().tolist())
+
+
+def _pairs(sizes: Tensor) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in sizes]

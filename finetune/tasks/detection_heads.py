@@ -1,0 +1,186 @@
+"""The heads that find objects behind one face: batches of `DetectionTrain` in, `Detected` out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.backbones.pyramid import Dense
+from finetune.data import rle
+from finetune.heads import box_masks
+from finetune.heads.box_loss import BoxSetLoss
+from finetune.heads.detr import DETR
+from finetune.heads.eomt import EoMT
+from finetune.heads.mask_instances import instances
+from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
+from finetune.heads.query_decoder import QueryDecoder
+from finetune.heads.rcnn import RCNN, RCNNSizes
+from finetune.heads.roi_heads import RoISizes
+from finetune.predictions import Detected
+from finetune.tasks.configs.detection import DetectionConfig
+from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
+
+Pair = tuple[int, int]
+
+
+class Head(nn.Module):
+    """Base of the adapters.
+
+    Attributes:
+        noise: uniforms for each image that `losses` reads from the batch as "head".
+        reads_crowds: `losses` reads "valid", where no crowd is.
+    """
+
+    noise = 0
+    reads_crowds = False
+
+    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+        """ "loss" and its terms, detached, of normalized images [b, 3, H, W]; `fraction` of the run is done."""
+        raise NotImplementedError
+
+    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+        """Objects of each image in its original pixels, best first.
+
+        Args:
+            contents: (height, width) of the part of each image, at its top left, that is not fill. sizes: of the
+                original.
+        """
+        raise NotImplementedError
+
+
+class RCNNAdapter(Head):
+    """Faster, Mask and Cascade R-CNN."""
+
+    def __init__(self, section: RCNNHead, dense: Dense, num_classes: int, max_detections: int):
+        super().__init__()
+        roi = RoISizes(
+            batch=section.roi_batch,
+            box_convs=section.box_convs,
+            box_fcs=section.box_fcs,
+            box_dim=section.box_dim,
+            mask_convs=section.mask_convs,
+            score_threshold=section.score_threshold,
+            nms=section.nms,
+            detections=max_detections,
+            norm=section.norm,
+        )
+        sizes = RCNNSizes(
+            channels=section.channels,
+            scales=section.scales,
+            anchors=section.anchors,
+            ratios=section.ratios,
+            rpn_convs=section.rpn_convs,
+            rpn_batch=section.rpn_batch,
+            before_nms=section.before_nms,
+            proposals=section.proposals,
+            roi=roi,
+        )
+        masks = section.name == "mask_rcnn"
+        self.rcnn = RCNN(dense, num_classes, sizes=sizes, masks=masks, cascade=section.cascade)
+
+    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+        names = [name for name in ("boxes", "labels", "masks") if name in batch]
+        targets = [{name: batch[name][i] for name in names} for i in range(len(images))]
+        return self.rcnn.losses(dense, images, targets, drop=batch.get("drop"))
+
+    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+        found = self.rcnn.predict(dense, images, sizes=contents)
+        return [_on_original(*each) for each in zip(found, contents, sizes, strict=True)]
+
+
+class EoMTAdapter(Head):
+    """Masks from queries in the backbone's last blocks."""
+
+    reads_crowds = True
+
+    def __init__(self, section: EoMTHead, dense: Any, num_classes: int, max_detections: int):
+        super().__init__()
+        loss = MaskSetLoss(
+            num_classes,
+            num_points=section.num_points,
+            mask_weight=section.mask_weight,
+            dice_weight=section.dice_weight,
+            class_weight=section.class_weight,
+            no_object_weight=section.no_object_weight,
+        )
+        self.eomt = EoMT(
+            dense,
+            loss,
+            num_queries=section.num_queries,
+            num_blocks=section.num_blocks,
+            masked_attention=section.masked_attention,
+        )
+        self.noise, self.max_detections = self.eomt.noise, max_detections
+
+    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+        targets = [
+            MaskTargets(labels - 1, masks, valid)
+            for labels, masks, valid in zip(batch["labels"], batch["masks"], batch["valid"], strict=True)
+        ]
+        return self.eomt.losses(
+            dense, images, targets, fraction=fraction, uniforms=batch["head"], drop=batch.get("drop")
+        )
+
+    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+        masks, classes = self.eomt.predict(dense, images)
+        canvas = (images.shape[2], images.shape[3])
+        return instances(
+            masks, classes, canvas=canvas, contents=contents, sizes=sizes, max_detections=self.max_detections
+        )
+
+
+class DETRAdapter(Head):
+    """Boxes from the queries of a decoder."""
+
+    def __init__(self, section: DETRHead, dense: Dense, num_classes: int, max_detections: int):
+        super().__init__()
+        loss = BoxSetLoss(
+            num_classes,
+            classes=section.class_loss,
+            class_weight=section.class_weight,
+            l1_weight=section.l1_weight,
+            giou_weight=section.giou_weight,
+        )
+        decoder = QueryDecoder(
+            dense.channels[-1],
+            loss.num_logits,
+            num_queries=section.num_queries,
+            width=section.width,
+            depth=section.depth,
+            num_heads=section.num_heads,
+            prior=0.01 if section.class_loss == "focal" else None,
+        )
+        self.detr, self.max_detections = DETR(decoder, loss), max_detections
+
+    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+        targets = [{"boxes": batch["boxes"][i], "labels": batch["labels"][i]} for i in range(len(images))]
+        return self.detr.losses(dense, images, targets, drop=batch.get("drop"))
+
+    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+        return self.detr.predict(dense, images, contents=contents, sizes=sizes, max_detections=self.max_detections)
+
+
+def build(config: DetectionConfig, dense: Any, num_classes: int) -> Head:
+    """The head of the configuration, for the backbone it will be called with.
+
+    Raises:
+        ValueError: the head does not fit the backbone.
+    """
+    adapters: dict[type, Any] = {RCNNHead: RCNNAdapter, EoMTHead: EoMTAdapter, DETRHead: DETRAdapter}
+    return adapters[type(config.head)](config.head, dense, num_classes, config.max_detections)
+
+
+def _on_original(found: dict[str, Tensor], content: Pair, size: Pair) -> Detected:
+    """Detections within the `content` of a canvas, in the original image of `size` = (height, width)."""
+    found = {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in found.items()}
+    scale = torch.tensor([size[1] / content[1], size[0] / content[0]] * 2)
+    boxes = torch.minimum(found["boxes"] * scale, torch.tensor([size[1], size[0]] * 2))
+    masks = None
+    if "masks" in found:  # one at a time: a hundred whole masks of a large image are gigabytes
+        pasted = (box_masks.paste_mask(mask, box, size) for mask, box in zip(found["masks"], boxes, strict=True))
+        masks = [rle.encode(mask[None].numpy())[0] for mask in pasted]
+    return Detected(boxes.numpy(), found["labels"].numpy().astype(np.int64), found["scores"].numpy(), masks)
