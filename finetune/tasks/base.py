@@ -49,6 +49,7 @@ class Task(nn.Module):
         for name, values in (("mean", opened.mean), ("std", opened.std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.ema: EMA[Any] | None = None
+        self.total_steps = 1
         self._optim: Any = None
 
     @property
@@ -58,9 +59,9 @@ class Task(nn.Module):
 
     # Training
 
-    def prepare(self, optim: Any) -> None:
-        """Before training by a `FinetuneOptim`: learning rates by layer, and the average of the weights."""
-        self._optim = optim
+    def prepare(self, optim: Any, *, total_steps: int = 1) -> None:
+        """Before training by a `FinetuneOptim` for `total_steps`: learning rates by layer, the average of the weights."""
+        self._optim, self.total_steps = optim, total_steps
         if optim.ema_decay is not None:
             self.ema = EMA(self)
 
