@@ -232,7 +232,7 @@ class PlainDense(nn.Module):
                 tables, local = (block.attn.rel_pos_h, block.attn.rel_pos_w), kind.window is not None
                 sizes = kind.window or kind.grid
                 total = total + decomposed.scores(q, tables, sizes, num_prefix=kind.num_prefix, crop=local)
-            return total if hidden is None else total.to(q.dtype).masked_fill(hidden, -torch.inf)
+            return total if hidden is None else with_mask(total.to(q.dtype), hidden)
 
         return added
 
@@ -240,6 +240,11 @@ class PlainDense(nn.Module):
 def four_blocks(depth: int) -> tuple[int, ...]:
     """The last block of each quarter of `depth` blocks (ViTDet: 2, 5, 8, 11 of 12)."""
     return tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+def with_mask(bias: Tensor, hidden: Tensor) -> Tensor:
+    """A bias of scores that keeps everybody from the keys that are `hidden`, bool, broadcast to each other."""
+    return bias.masked_fill(hidden, -torch.inf)
 
 
 def _blocks(what: str, indices: Sequence[int], depth: int) -> tuple[int, ...]:
