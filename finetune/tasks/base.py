@@ -60,7 +60,7 @@ class Task(nn.Module):
     # Training
 
     def prepare(self, optim: Any, *, total_steps: int = 1) -> None:
-        """Before training by a `FinetuneOptim` for `total_steps`: learning rates by layer, the average of the weights."""
+        """Before training for `total_steps` by a `FinetuneOptim`: learning rates by layer, average of weights."""
         self._optim, self.total_steps = optim, total_steps
         if optim.ema_decay is not None:
             self.ema = EMA(self)

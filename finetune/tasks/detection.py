@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from finetune.backbones import dense
+from finetune.backbones.dense import dense
 from finetune.backbones.opened import Opened
 from finetune.data.detection_transforms import DetectionEval, DetectionTrain
 from finetune.data.examples import Example, Examples
