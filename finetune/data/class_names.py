@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def read_classes(path: Path | str) -> Classes:
             f'{path}: no classes; expected a list of names, {{"0": name}} or {{"classes": [{{"id", "name"}}]}}'
         )
     pairs.sort()
-    for which, values in (("number", [pair[0] for pair in pairs]), ("name", [pair[1] for pair in pairs])):
-        twice = sorted({str(value) for value in values if values.count(value) > 1})
+    for which, values in (("number", [str(number) for number, _ in pairs]), ("name", [name for _, name in pairs])):
+        twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
             raise ValueError(f"{path}: the {which} {', '.join(twice[:5])} belongs to two classes")
     return Classes([name for _, name in pairs], [number for number, _ in pairs])

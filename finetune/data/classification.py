@@ -58,7 +58,7 @@ class LabelledShards:
     ) -> None:
         self.reader, self.places, self.labels = Reader(dataset), places, labels
         self.classes, self.findings = classes, findings
-        self.fingerprint = _digest(dataset.fingerprint.encode(), places.astype("<i8").tobytes(), labels, classes)
+        self.fingerprint = _digest(dataset.fingerprint, places.astype("<i8").tobytes(), labels, classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +85,7 @@ class LabelledFiles:
     ) -> None:
         self.files, self.names, self.labels = files, tuple(names), labels
         self.classes, self.findings = classes, findings
-        self.fingerprint = _digest(files.fingerprint.encode(), "\n".join(self.names).encode(), labels, classes)
+        self.fingerprint = _digest(files.fingerprint, "\n".join(self.names).encode(), labels, classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -264,9 +264,8 @@ def _need_some(count: int, where: Any, findings: Findings) -> None:
         raise ValueError(f"{where}: no image with a label{why}")
 
 
-def _digest(*parts: Any) -> str:
+def _digest(content: str, places: bytes, labels: np.ndarray, classes: Classes) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else part.astype("<i8").tobytes() if hasattr(part, "astype") else None
-        digest.update(data if data is not None else "\n".join(part).encode())
+    for part in (content.encode(), places, labels.astype("<i8").tobytes(), "\n".join(classes).encode()):
+        digest.update(part)
     return digest.hexdigest()

@@ -64,14 +64,13 @@ class TrainTransform:
         if colour[1] < self.vflip:
             image = image.flip(1)
         if self.operations:
-            fill = tuple(min(255, round(255 * value)) for value in self.mean)
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             changed = rand_augment(
                 pixels,
                 policy[: self.operations],
                 magnitude=self.magnitude,
                 magnitude_std=self.magnitude_std,
-                fill=(fill * 3)[:3],
+                fill=tuple(min(255, round(255 * value)) for value in self.mean),
             )
             image = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
         if self.color_jitter:

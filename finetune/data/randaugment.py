@@ -53,7 +53,7 @@ def rand_augment(
     *,
     magnitude: float,
     magnitude_std: float,
-    fill: tuple[int, int, int],
+    fill: tuple[int, ...],
 ) -> np.ndarray:
     """The image uint8 [H, W, 3] after len(uniforms) operations.
 
@@ -72,7 +72,7 @@ def rand_augment(
     return np.asarray(picture)
 
 
-def apply(name: str, picture: Image.Image, level: float, sign: float, *, fill: tuple[int, int, int]) -> Image.Image:
+def apply(name: str, picture: Image.Image, level: float, sign: float, *, fill: tuple[int, ...]) -> Image.Image:
     """One operation at a level of 0 to 10, others are clipped; `sign` is the direction of those that have one."""
     arguments = OPERATIONS[name](min(max(level, 0.0), LEVELS) / LEVELS, sign)
     operation: Any = NAME_TO_OP[name]

@@ -28,6 +28,9 @@ class Mixer(nn.Module):
         mode: "batch": one draw for the whole step (MAE, BEiT); "pair": one for each pair.
     """
 
+    mixup_quantiles: Tensor
+    cutmix_quantiles: Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -139,7 +139,7 @@ class Classification(Task):
         protocol = self.eval_transform().in_words()
         if isinstance(self.head, GridHead):
             titles = [str(cell) for cell in self.head.cells]
-            return GridAccuracy(self.classes, titles, protocol=protocol, choose=self.head.best.fill_)
+            return GridAccuracy(self.classes, titles, protocol=protocol, choose=self.head.choose)
         return Accuracy(self.classes, protocol=protocol)
 
     def picture(self, example: Example, prediction: Classified | None) -> np.ndarray:

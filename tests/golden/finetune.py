@@ -60,7 +60,7 @@ def ours(name: str) -> str:
 def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
     channels = (0.5,) * backbone.in_chans
     classes = Classes([str(number) for number in range(num_classes)])
-    config = ClassificationConfig(pool="mean" if mean else "token")
+    config = ClassificationConfig.model_validate({"pool": "mean" if mean else "token"})
     model = Classification(config, Opened(backbone, channels, channels, case.name), classes).train()
     model.load_state_dict({ours(name): value for name, value in case.below("state").items()})
     assert isinstance(model.head, PooledHead)
@@ -82,8 +82,8 @@ def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
 
 def _check_groups(case: Case, model: Classification) -> None:
     """Learning-rate scale and weight decay of every parameter as in the table of the case."""
-    decay = case.config["layer_decay"]
-    model.prepare(FinetuneOptim(global_batch_size=1, total_steps=1, lr=1.0, layer_decay=decay))
+    optim = {"global_batch_size": 1, "total_steps": 1, "lr": 1.0, "layer_decay": case.config["layer_decay"]}
+    model.prepare(FinetuneOptim.model_validate(optim))
     groups = model.param_groups()
     found = {
         name: (group["lr_scale"], group["weight_decay_scale"] * case.config["weight_decay"])
