@@ -136,6 +136,14 @@ class Task(nn.Module):
         """uint8 [h, w, 3]: the image with its truth, beside it with the prediction, if there is one."""
         raise NotImplementedError
 
+    def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as a release writes it, and JSON files by name beside it: how another library opens the release."""
+        return state, {}
+
+    def imported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `exported`: the state in the names of this task."""
+        return state
+
     def collate(self, samples: list[batches.Sample]) -> batches.Batch:
         """A batch of transformed examples."""
         return batches.collate(samples)

@@ -1,0 +1,51 @@
+"""The model card of a fine-tuned task: README.md, made from what fovea.json records and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MANY = 40
+
+
+def card(record: Mapping[str, Any]) -> str:
+    """Markdown: what it is, how to use it, its numbers and how they were measured, what it was trained on and from."""
+    task, model, metrics = record["task"]["name"], record["model"], record.get("metrics", {})
+    height, width = model["img_size"]
+    classes = list(record["classes"])
+    named = ", ".join(classes[:_MANY]) + (f", ... ({len(classes)} in all)" if len(classes) > _MANY else "")
+    source = record.get("source", {})
+    data = record.get("data", {})
+    sections = [
+        f"# {task.capitalize()}, fine-tuned",
+        f"From: {source.get('title', 'not recorded')}. Made for images of {height} x {width} px.",
+        "## Use",
+        f"```\nfovea predict THIS_FOLDER IMAGES... --out DIR\n```{_timm(record)}",
+        "## Numbers",
+        _numbers(metrics),
+        "## Data",
+        "\n".join(f"- {key}: {row.get('num_samples')} images, {row.get('images')}" for key, row in data.items())
+        or "Not recorded.",
+        "## Classes",
+        named or "None.",
+        "## Made by",
+        "\n".join(f"- {name} {value}" for name, value in (record.get("versions") or {}).items()) or "Not recorded.",
+        "The resolved configuration is `recipe` in `fovea.json`.",
+        "## Licence",
+        "Not stated: whoever publishes these weights chooses it, with the licence of the training images in mind.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _timm(record: Mapping[str, Any]) -> str:
+    if not record.get("timm"):
+        return ""
+    return '\n\n```python\nimport timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)\n```'
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    values = metrics.get("values") or {}
+    if not values:
+        return "None were measured."
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in values.items())
+    return f"| | |\n|---|---|\n{rows}\n\nMeasured: {metrics.get('protocol')}, after step {metrics.get('step')}."

@@ -1,0 +1,138 @@
+"""One pass over labelled images: the metric, and the best and worst predictions.
+
+Memory holds one batch, what the metric keeps of an image (counts, rows), and the few predictions to be drawn.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune.data.batches import EvalBatches, Failure, move
+from finetune.data.examples import Examples
+from finetune.metrics.metric import Scores
+from finetune.predictions import Prediction
+from finetune.tasks.base import Task
+from pretrain import distributed
+from pretrain.data.workers import run_in_workers
+from pretrain.distributed import World
+
+Chosen = tuple[float, int, Prediction]  # quality, number of the example, prediction
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same on every rank.
+
+    best, worst   (quality, number of the example, prediction), the best and the worst first; none is in both
+    failed        (number, name, reason) of the examples that could not be decoded; they are in no number
+    """
+
+    scores: Scores
+    best: list[Chosen]
+    worst: list[Chosen]
+    failed: list[Failure]
+
+
+def evaluate(
+    task: Task,
+    examples: Examples,
+    *,
+    world: World,
+    batch_size: int,
+    num_workers: int = 0,
+    keep: int = 0,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Predict every example once, over all ranks, and measure; the numbers do not depend on how many ranks there are.
+
+    The average of the weights is evaluated where one is kept. The task is left in the mode it was in.
+
+    Args:
+        batch_size: images at a time on a rank. keep: so many best and so many worst predictions.
+        progress: called after each batch with the examples done by this rank, and all of them.
+
+    Raises:
+        ValueError: no example can be decoded, or there is nothing to measure on.
+    """
+    model = task.evaluated
+    batches = EvalBatches(
+        examples,
+        model.eval_transform(),
+        model.collate,
+        batch_size=batch_size,
+        rank=world.rank,
+        world=world.world_size,
+    )
+    metric, kept, failed, done = model.metric(examples), _Kept(keep), [], 0
+    was_training = model.training
+    model.eval()
+    autocast = torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    try:
+        for batch, held, bad in run_in_workers(batches, len(batches), num_workers=num_workers):
+            failed += bad
+            if batch is not None:
+                numbers = batch["index"].tolist()
+                with torch.no_grad(), autocast:
+                    predictions = model.predict(move(batch, world.device))
+                for index, example, prediction in zip(numbers, held, predictions, strict=True):
+                    kept.add(metric.update(index, example, prediction), index, prediction)
+            done += len(held) + len(bad)
+            if progress is not None:
+                progress(done, len(examples))
+    finally:
+        model.train(was_training)
+    failed = sorted(row for part in distributed.all_gather_object(failed) for row in part)
+    if len(failed) == len(examples):
+        why = f"; the first: {failed[0][1]}: {failed[0][2]}" if failed else ""
+        raise ValueError(f"nothing to measure on: none of {len(examples)} images can be decoded{why}")
+    metric.gather()
+    best, worst = kept.gather()
+    return Evaluation(_compute(metric), best, worst, failed)
+
+
+def _compute(metric: Any) -> Scores:
+    """On rank 0, for all; an error there is raised on every rank."""
+    scores, problem = None, None
+    if distributed.rank() == 0:
+        try:
+            scores = metric.compute()
+        except ValueError as error:
+            problem = str(error)
+    scores, problem = distributed.broadcast_object((scores, problem))
+    if problem is not None:
+        raise ValueError(problem)
+    assert scores is not None
+    return scores
+
+
+class _Kept:
+    """The `count` best and the `count` worst predictions; among equals those of lower numbers."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._best: list[tuple[float, int, Prediction]] = []  # a heap whose first is the worst of the best
+        self._worst: list[tuple[float, int, Prediction]] = []
+
+    def add(self, quality: float, index: int, prediction: Prediction) -> None:
+        for heap, sign in ((self._best, 1.0), (self._worst, -1.0)):
+            if self._count:
+                row = (sign * quality, -index, prediction)
+                (heapq.heappush if len(heap) < self._count else heapq.heappushpop)(heap, row)
+
+    def gather(self) -> tuple[list[Chosen], list[Chosen]]:
+        """Those of all ranks. With fewer examples than twice the count, the better half are the best."""
+        rows: dict[int, Chosen] = {}
+        for best, worst in distributed.all_gather_object((self._best, self._worst)):
+            rows |= {-index: (quality, -index, prediction) for quality, index, prediction in best}
+            rows |= {-index: (-quality, -index, prediction) for quality, index, prediction in worst}
+        ordered = sorted(rows.values(), key=lambda row: (-row[0], row[1]))
+        half = min(self._count, -(-len(ordered) // 2))
+        best = ordered[:half]
+        worst = sorted(ordered[half:], key=lambda row: (row[0], row[1]))[: self._count]
+        return best, worst

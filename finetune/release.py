@@ -1,0 +1,126 @@
+"""A fine-tuned task as a folder, and back: what predicting, exporting and evaluating open.
+
+model.safetensors    the weights, those of the average where one was kept
+fovea.json           the task, its classes, the backbone, the normalization, numbers with their protocol, data, versions
+README.md            the model card, made from fovea.json
+config.json          where timm has a model that computes the same: `timm.create_model("local-dir:FOLDER", ...)`
+
+A run's folder opens too: its release, or its newest checkpoint while it has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.backbones.opened import Opened
+from finetune.card import card
+from finetune.predictions import Classes
+from finetune.tasks import task_class
+from finetune.tasks.base import Task
+from finetune.tasks.configs import TaskConfig
+from pretrain.configlib import Config, validate
+from pretrain.engine.commit import newest_whole, read_manifest
+from pretrain.engine.step import MODEL_FILE
+from pretrain.models.release import backbone_of, plain_state
+from pretrain.record import replacing_folder, write_json
+
+FORMAT = 1
+WEIGHTS, RECORD = "model.safetensors", "fovea.json"
+TASK = "task.json"  # in a run's folder: what `described` gives, for its checkpoints
+_AVERAGE = "ema.average."
+
+
+class _Section(Config):
+    task: TaskConfig = Field(discriminator="name")
+
+
+def described(task: Task, *, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What rebuilds a task without its weights, as JSON."""
+    return {
+        "format": FORMAT,
+        "task": task.config.model_dump(mode="json"),
+        "model": task.bare_backbone.release_model(),
+        "classes": list(task.classes),
+        "category_ids": list(task.classes.category_ids),
+        "mean": task.mean.flatten().tolist(),
+        "std": task.std.flatten().tolist(),
+        "source": dict(source),
+    }
+
+
+def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
+    """Write the release complete or not at all; a release that is already there is replaced.
+
+    Args:
+        record: "source" of the weights it started from, and more for fovea.json: recipe, data, metrics, versions.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise ValueError(f"{folder}: holds files that are no release; choose another folder")
+    model = task.evaluated
+    state, files = model.exported(model.state_dict())
+    facts = {**described(task, source=record.get("source", {})), **record, "timm": "config.json" in files}
+    with replacing_folder(folder) as new:
+        save_file(plain_state(state), new / WEIGHTS, metadata={"format": "pt"})
+        for name, content in files.items():
+            write_json(new / name, content)
+        write_json(new / RECORD, facts)
+        (new / "README.md").write_text(card(facts), encoding="utf-8")
+    return folder
+
+
+def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
+    """The task in a release or a run's folder, in eval mode on the CPU, and its record.
+
+    Raises:
+        ValueError: it is neither, of a newer format, or its weights are not of the task it names.
+        CheckpointError: a run that has no whole checkpoint.
+    """
+    path = Path(path)
+    folder = path / "release" if (path / "release" / RECORD).is_file() else path
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if "task" not in record:
+            raise ValueError(f"{folder}: a release of a backbone alone; `fovea finetune` trains a task on it")
+        task = _untrained(folder, record)
+        return _with(task, task.imported(load_file(folder / WEIGHTS)), folder), record
+    if not (path / TASK).is_file():
+        raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
+    record = json.loads((path / TASK).read_text(encoding="utf-8"))
+    checkpoint = newest_whole(path / "checkpoints")
+    state = load_file(checkpoint / MODEL_FILE)
+    averaged = {name.removeprefix(_AVERAGE): tensor for name, tensor in state.items() if name.startswith(_AVERAGE)}
+    record["metrics"] = {"step": read_manifest(checkpoint).step}
+    return _with(_untrained(path, record), averaged or state, checkpoint), record
+
+
+def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{folder}: format {record.get('format')} of a fine-tuned task; this version reads {FORMAT}")
+    section = validate(_Section, {"task": record["task"]}, source=str(folder)).task
+    opened = Opened(
+        backbone_of(record["model"]),
+        tuple(record["mean"]),
+        tuple(record["std"]),
+        record["source"].get("title", ""),
+        source=record["source"],
+    )
+    classes = Classes(record["classes"], record["category_ids"])
+    return task_class(section.name)(section, opened, classes)
+
+
+def _with(task: Task, state: Mapping[str, Tensor], source: Path) -> Task:
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: the weights do not fit the task it names: {error}") from error
+    return task.eval()
