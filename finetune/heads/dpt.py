@@ -75,6 +75,8 @@ class DPT(nn.Module):
         ValueError: not four maps.
     """
 
+    noise = 0
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -96,8 +98,8 @@ class DPT(nn.Module):
         self.refine = nn.Sequential(nn.Conv2d(width // 2, max(width // 8, 8), 3, padding=1), nn.ReLU(inplace=True))
         self.out = nn.Conv2d(max(width // 8, 8), out_channels, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps [b, C_i, h_i, w_i], finest first."""
+    def forward(self, maps: Sequence[Tensor], uniforms: Tensor | None = None) -> Tensor:
+        """Maps [b, C_i, h_i, w_i], finest first; `uniforms` are those of heads with dropout, which this has not."""
         if self.reassemble is not None:
             maps = self.reassemble(maps)
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]

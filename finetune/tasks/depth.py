@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.backbones.opened import Opened
 from finetune.data.dense_transforms import DenseTrain
 from finetune.data.examples import Example, Examples
 from finetune.heads.dense_parts import resize
 from finetune.heads.depth_bins import DepthBins, gradient_loss, silog
-from finetune.heads.dpt import DPT
-from finetune.heads.linear_seg import LinearHead
 from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
 from finetune.report.maps import depth_picture
 from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.pixel_heads import build_reader
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
 
 
@@ -25,15 +24,15 @@ class Depth(PixelTask):
     """See `DepthConfig`. Where the truth is 0 or outside the range, nothing is learnt."""
 
     def __init__(self, config: DepthConfig, opened: Opened, classes: Classes):
-        linear = config.head == "linear"
-        super().__init__(config, opened, classes, num_maps=1 if linear else 4, norm=linear)
-        channels, strides = self.dense.channels, self.dense.strides
-        self.head: nn.Module = LinearHead(channels, config.bins)
-        if not linear:
-            self.head = DPT(channels, strides, config.bins, width=config.width)
+        super().__init__(config, opened, classes)
+        self.head = build_reader(config.head, self.dense, config.bins)
         self.bins = DepthBins(
             config.bins, min_depth=config.min_depth, max_depth=config.max_depth, spacing=config.bin_spacing
         )
+
+    @property
+    def noises(self) -> dict[str, tuple[int, ...]]:
+        return super().noises | ({"head_dropout": (self.head.noise,)} if self.head.noise else {})
 
     def train_transform(self) -> PixelTrain:
         config = self.config
@@ -53,8 +52,8 @@ class Depth(PixelTask):
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         truth, config = batch["target"].float(), self.config
-        maps = self.maps(self.normalize(batch["image"]), batch.get("drop"))
-        predicted = resize(self.bins(self.head(maps)), truth.shape[1:])[:, 0]
+        maps = self.dense(self.normalize(batch["image"]), batch.get("drop"))
+        predicted = resize(self.bins(self.head(maps, batch.get("head_dropout"))), truth.shape[1:])[:, 0]
         known = (truth >= config.min_depth) & (truth <= config.max_depth)
         loss = silog(predicted, truth, known, variance_focus=config.silog_lambda)
         found = {"silog": loss.detach()}
@@ -66,7 +65,7 @@ class Depth(PixelTask):
 
     def depth(self, images: Tensor) -> Tensor:
         """Normalized images [b, 3, H, W] -> metres [b, 1, h, w]."""
-        return self.bins(self.head(self.maps(images)))
+        return self.bins(self.head(self.dense(images)))
 
     def predict(self, batch: dict[str, Any]) -> list[DepthMap]:
         found = []

@@ -24,17 +24,19 @@ class PixelTask(Task):
     """Base: `self.dense` gives the maps that a head reads.
 
     Args:
-        config: a section with blocks, frozen, window, steps, slide, scales and flip.
-        num_maps: so many the head reads, from the ends of equal parts of the blocks unless `config.blocks` names them.
-        norm: put the backbone's last norm on the maps.
+        config: a section with head, blocks, frozen, window, steps, resize, slide, scales and flip.
     """
 
     backbone_prefix = "dense.backbone."
     head_prefixes = ("head.",)
 
-    def __init__(self, config: Any, opened: Opened, classes: Classes, *, num_maps: int, norm: bool):
+    def __init__(self, config: Any, opened: Opened, classes: Classes):
         super().__init__(config, opened, classes)
-        self.dense = dense(opened.backbone, indices=_indices(config, opened.backbone, num_maps), norm=norm)
+        backbone = opened.backbone
+        plain = "layers" in backbone.provides
+        # Heads of one map read it normalized, as the probes of DINOv2 and DINOv3; of four, raw, as BEiT's and DPT's.
+        norm = config.head.default_maps == 1 or not plain
+        self.dense = dense(backbone, indices=_indices(config, backbone, plain=plain), norm=norm)
         self.frozen = config.frozen
         if self.frozen:
             self.dense.requires_grad_(False)
@@ -45,11 +47,6 @@ class PixelTask(Task):
         if self.frozen:
             self.dense.eval()
         return self
-
-    def maps(self, images: Tensor, drop: Tensor | None = None) -> list[Tensor]:
-        """Normalized images [b, 3, H, W] -> the maps of the backbone; without gradients when it is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.dense(images, drop)
 
     def fill(self) -> tuple[int, ...]:
         """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
@@ -111,9 +108,10 @@ def original_sizes(batch: dict[str, Any]) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in batch["original_size"]]
 
 
-def _indices(config: Any, backbone: Any, num_maps: int) -> Sequence[int] | None:
+def _indices(config: Any, backbone: Any, *, plain: bool) -> Sequence[int] | None:
+    """The blocks of a plain backbone, or the stages of a hierarchical one; None: all its stages."""
     if config.blocks is not None:
         return config.blocks
-    if "layers" not in backbone.provides:
-        return None if num_maps > 1 else (-1,)
-    return four_blocks(backbone.depth) if num_maps > 1 else (backbone.depth - 1,)
+    if config.head.default_maps > 1:
+        return four_blocks(backbone.depth) if plain else None
+    return (backbone.depth - 1 if plain else len(backbone.model.feature_info) - 1,)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune.tasks.configs.pixel_heads import DepthHead, LinearPixels
 from finetune.tasks.configs.section import TaskSection
 from finetune.tasks.configs.segmentation import Block, Factor, dense_problems
 from finetune.tasks.configs.values import Positive, Probability, Size, pair
@@ -15,12 +16,11 @@ class DepthConfig(TaskSection):
     """Monocular depth: every pixel is classified into bins of depth, whose expectation is the answer (DINOv2)."""
 
     name: Literal["depth"] = "depth"
-    head: Literal["linear", "dpt"] = Field("linear", description="linear: batch norm and one 1 x 1 layer")
+    head: DepthHead = Field(default_factory=LinearPixels)  # pyright: ignore[reportArgumentType]
     blocks: tuple[Block, ...] | None = Field(
-        None, description="whose maps the head reads, from 0; default: linear the last, dpt the ends of quarters"
+        None, description="whose maps the head reads, from 0; default: the last of them, or the ends of four parts"
     )
     frozen: bool = Field(False, description="the backbone is not trained: a probe")
-    width: Positive = Field(256, description="channels of dpt")
 
     min_depth: float = Field(0.001, gt=0, description="metres; nothing nearer is learnt, predicted or measured")
     max_depth: float = Field(10.0, gt=0, description="metres; nothing farther is")
@@ -58,7 +58,7 @@ class DepthConfig(TaskSection):
         return max(self.window[0] * 2 // 3, 1), max(self.window[1] * 2 // 3, 1)
 
     def problems(self, config: Any) -> list[str]:
-        found = dense_problems(self.scale, self.blocks, None if self.head == "linear" else 4, self.head)
+        found = dense_problems(self.scale, self.blocks, self.head.maps, self.head.name)
         if self.min_depth >= self.max_depth:
             found.append(f"task.min_depth: {self.min_depth} is not below max_depth {self.max_depth}")
         if self.steps[0] > self.window[0] or self.steps[1] > self.window[1]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune.tasks.configs.pixel_heads import SegmentationHead, UPerNetPixels
 from finetune.tasks.configs.section import TaskSection
 from finetune.tasks.configs.values import Positive, Probability, Size, pair
 
@@ -17,15 +18,11 @@ class SegmentationConfig(TaskSection):
     """Semantic segmentation. The data: `docs/finetune.md`."""
 
     name: Literal["segmentation"] = "segmentation"
-    head: Literal["linear", "upernet", "dpt"] = Field("upernet", description="linear: batch norm and one 1 x 1 layer")
+    head: SegmentationHead = Field(default_factory=UPerNetPixels)  # pyright: ignore[reportArgumentType]
     blocks: tuple[Block, ...] | None = Field(
-        None, description="whose maps the head reads, from 0; default: linear the last, the others the ends of quarters"
+        None, description="whose maps the head reads, from 0; default: the last of them, or the ends of four parts"
     )
     frozen: bool = Field(False, description="the backbone is not trained: a probe")
-    width: Positive = Field(512, description="channels of upernet and dpt")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of channels before the classifier; not of dpt")
-    auxiliary: float = Field(0.4, ge=0, description="of upernet: weight of the loss of a second head on the third map")
-    auxiliary_width: Positive = 256
 
     crop: Size = Field(512, description="height, width of the training crops and of the windows, in pixels")
     resize: Positive | None = Field(None, description="shorter side of the images at scale 1; default: as they are")
@@ -59,7 +56,9 @@ class SegmentationConfig(TaskSection):
         return max(self.window[0] * 2 // 3, 1), max(self.window[1] * 2 // 3, 1)
 
     def problems(self, config: Any) -> list[str]:
-        found = dense_problems(self.scale, self.blocks, None if self.head == "linear" else 4, self.head)
+        found = dense_problems(self.scale, self.blocks, self.head.maps, self.head.name)
+        if self.head.name == "eomt" and self.blocks is not None:
+            found.append("task.blocks: eomt reads the last block; remove it")
         if self.steps[0] > self.window[0] or self.steps[1] > self.window[1]:
             found.append(f"task.stride: {self.steps} passes over pixels of windows of {self.window}; make it smaller")
         return found

@@ -1,0 +1,142 @@
+"""The heads for every pixel, behind one face for segmentation; those that read maps are built here for depth too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.data.label_maps import VOID
+from finetune.heads.dense_parts import resize
+from finetune.heads.dpt import DPT
+from finetune.heads.eomt import EoMT
+from finetune.heads.linear_seg import LinearHead
+from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
+from finetune.heads.upernet import AuxiliaryFCN, UPerNet
+from finetune.tasks.configs.pixel_heads import DPTPixels, EoMTPixels, LinearPixels, UPerNetPixels
+
+
+class PixelHead(nn.Module):
+    """Base of the adapters.
+
+    Attributes:
+        noises: uniforms for each image that `losses` reads from the batch, by name.
+        gives_logits: the softmax of `scores` is a distribution; else they are averaged as they are.
+    """
+
+    gives_logits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noises: dict[str, tuple[int, ...]] = {}
+
+    def losses(
+        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+    ) -> dict[str, Tensor]:
+        """ "loss", and its terms detached.
+
+        Args:
+            images: [b, 3, H, W] normalized. target: labels int64 [b, H, W]. fraction: of the run that is done.
+        """
+        raise NotImplementedError
+
+    def scores(self, dense: Any, images: Tensor) -> Tensor:
+        """[b, 3, H, W] normalized -> scores [b, K, h, w] of the classes, at any size."""
+        raise NotImplementedError
+
+
+class MapPixels(PixelHead):
+    """Linear, UPerNet and DPT: logits from maps, trained by the cross entropy of every pixel."""
+
+    def __init__(self, section: LinearPixels | UPerNetPixels | DPTPixels, dense: Any, num_classes: int):
+        super().__init__()
+        self.reader = build_reader(section, dense, num_classes)
+        self.auxiliary: AuxiliaryFCN | None = None
+        self.weight = 0.0
+        if isinstance(section, UPerNetPixels) and section.auxiliary:
+            self.weight = section.auxiliary
+            width, dropout = section.auxiliary_width, section.dropout
+            self.auxiliary = AuxiliaryFCN(dense.channels[2], num_classes, width=width, dropout=dropout)
+        for name, head in (("head_dropout", self.reader), ("auxiliary_dropout", self.auxiliary)):
+            if head is not None and head.noise:
+                self.noises[name] = (head.noise,)
+
+    def losses(
+        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+    ) -> dict[str, Tensor]:
+        maps, size = dense(images, batch.get("drop")), target.shape[1:]
+        logits = resize(self.reader(maps, batch.get("head_dropout")), size)
+        loss = pixel_loss(logits, target)
+        known = target != VOID
+        right = ((logits.argmax(1) == target) & known).sum() / known.sum().clamp(min=1)
+        found = {"pixel_accuracy": right}
+        if self.auxiliary is not None:
+            other = pixel_loss(resize(self.auxiliary(maps[2], batch.get("auxiliary_dropout")), size), target)
+            found |= {"head_loss": loss.detach(), "auxiliary_loss": other.detach()}
+            loss = loss + self.weight * other
+        return {"loss": loss, **found}
+
+    def scores(self, dense: Any, images: Tensor) -> Tensor:
+        return self.reader(dense(images))
+
+
+class QueryPixels(PixelHead):
+    """EoMT: the masks of queries, summed to scores."""
+
+    gives_logits = False
+
+    def __init__(self, section: EoMTPixels, dense: Any, num_classes: int):
+        super().__init__()
+        loss = MaskSetLoss(
+            num_classes,
+            num_points=section.num_points,
+            mask_weight=section.mask_weight,
+            dice_weight=section.dice_weight,
+            class_weight=section.class_weight,
+            no_object_weight=section.no_object_weight,
+        )
+        self.eomt = EoMT(
+            dense,
+            loss,
+            num_queries=section.num_queries,
+            num_blocks=section.num_blocks,
+            masked_attention=section.masked_attention,
+        )
+        self.noises["queries"] = (self.eomt.noise,)
+
+    def losses(
+        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+    ) -> dict[str, Tensor]:
+        masks = [MaskTargets.of_class_map(one, void=VOID) for one in target]
+        uniforms, drop = batch["queries"], batch.get("drop")
+        return self.eomt.losses(dense, images, masks, fraction=fraction, uniforms=uniforms, drop=drop)
+
+    def scores(self, dense: Any, images: Tensor) -> Tensor:
+        return self.eomt.class_scores(dense, images)
+
+
+def build_head(section: Any, dense: Any, num_classes: int) -> PixelHead:
+    """The head of a `SegmentationHead` section on a dense backbone."""
+    made = QueryPixels if isinstance(section, EoMTPixels) else MapPixels
+    return made(section, dense, num_classes)
+
+
+def build_reader(section: Any, dense: Any, out_channels: int) -> LinearHead | UPerNet | DPT:
+    """Maps -> [b, out_channels, h, w], of a section of one of the heads that read maps."""
+    channels, strides = dense.channels, dense.strides
+    if isinstance(section, LinearPixels):
+        return LinearHead(channels, out_channels, dropout=section.dropout)
+    if isinstance(section, UPerNetPixels):
+        return UPerNet(channels, strides, out_channels, width=section.width, dropout=section.dropout)
+    return DPT(channels, strides, out_channels, width=section.width, reassembled=section.reassembled)
+
+
+def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of logits [b, K, h, w] for target int64 [b, h, w]: void pixels are 0, the mean is over all.
+
+    So a step does not depend on how its crops are divided over ranks. In rows: torch's loss of maps has no
+    deterministic form on a GPU.
+    """
+    rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(rows, target.flatten(), ignore_index=VOID, reduction="sum") / target.numel()
