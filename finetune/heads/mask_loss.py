@@ -35,11 +35,6 @@ class MaskTargets:
         valid = class_map != void
         return cls(labels, class_map[None] == labels[:, None, None], None if bool(valid.all()) else valid)
 
-    @classmethod
-    def of_instances(cls, target: dict[str, Tensor]) -> MaskTargets:
-        """What torchvision's detectors take: "labels" from 1 and "masks"; and "valid", if it is there."""
-        return cls(target["labels"] - 1, target["masks"], target.get("valid"))
-
 
 @dataclass(frozen=True)
 class MaskSetLoss:
