@@ -1,9 +1,9 @@
 """`fovea launch attempt begin|end`: what a batch script asks before and after its ranks. One line of answer on stdout.
 
-    go RUN_DIR       begin: start the ranks
-    done             end: the run is complete
-    requeue [NODES]  requeue this job, excluding NODES
-    stop             leave the job; why is on stderr, that is in the job's log
+go RUN_DIR       begin: start the ranks
+done             end: the run is complete
+requeue [NODES]  requeue this job, excluding NODES
+stop             leave the job; why is on stderr, that is in the job's log
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from launch.attempts import Book, Verdict, blame, decide, outcome
+from launch.attempts import Book, Verdict, blame, decide, describe_lost, outcome
 from launch.programs import PROGRAMS, check_program
 from pretrain.configlib import ConfigError
 
@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fovea launch attempt", description=__doc__)
     moments = parser.add_subparsers(dest="moment", required=True)
     begin = moments.add_parser("begin")
-    begin.add_argument("--down", type=_nodes, default=[], help="nodes of the cluster that are down")
     begin.add_argument("program", choices=PROGRAMS)
     begin.add_argument("config")
     begin.add_argument("overrides", nargs="*", metavar="key=value")
@@ -34,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     end.add_argument("run_dir", type=Path)
     for moment in (begin, end):
         moment.add_argument("--nodes", type=_nodes, required=True, help="of this attempt")
+        moment.add_argument("--down", type=_nodes, default=[], help="nodes of the cluster that are down")
         moment.add_argument("--partition-nodes", type=_nodes, default=[], help="that the job could have")
+        moment.add_argument("--excluded", type=_nodes, default=[], help="nodes that it may not have")
     chosen = parser.parse_args(arguments)
     return _begin(chosen) if chosen.moment == "begin" else _end(chosen)
 
@@ -60,30 +61,35 @@ def _begin(chosen: argparse.Namespace) -> int:
         # Requests and markers of the attempt before; nobody has had time to ask this one.
         (run_dir / "PREEMPTED").unlink(missing_ok=True)
         (run_dir / "stop").unlink(missing_ok=True)
-    return _answer(verdict, f" {run_dir}" if verdict.action == "go" else "")
+    return _answer(chosen, verdict, f" {run_dir}" if verdict.action == "go" else "")
 
 
 def _end(chosen: argparse.Namespace) -> int:
     run_dir = chosen.run_dir
     log = chosen.srun_log
     node, said = blame(log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else "")
-    how = outcome(run_dir, status=chosen.status, asked=chosen.asked)
+    lost = set(chosen.nodes) & set(chosen.down)
+    how = outcome(run_dir, status=chosen.status, asked=chosen.asked, failure=said, lost=lost)
     if chosen.asked == "overdue":
-        said = f"did not stop in time; {said}"
-    if how != "failed":
+        node, said = None, "did not stop in time"
+    if how == "lost":
+        node, said = describe_lost(lost)
+    elif how != "failed":
         node, said = None, {"signal": "asked by SLURM", "limit": "near the time limit"}.get(chosen.asked, "")
     attempts = _book(run_dir).end(how, node=node, detail=said or f"exit status {chosen.status}" * (how == "failed"))
     verdict = decide(attempts, spare=_spare(chosen))
     if verdict.action == "requeue" and _is_cancelled(run_dir):
         verdict = Verdict("stop", "cancelled by `fovea launch slurm cancel`")
-    return _answer(verdict, "")
+    return _answer(chosen, verdict, "")
 
 
-def _answer(verdict: Verdict, more: str) -> int:
+def _answer(chosen: argparse.Namespace, verdict: Verdict, more: str) -> int:
     if verdict.why:
         excluded = f"; without {', '.join(verdict.exclude)}" if verdict.exclude else ""
         print(f"fovea launch: {verdict.action}: {verdict.why}{excluded}", file=sys.stderr)
-    print(verdict.action + more + (" " + ",".join(verdict.exclude) if verdict.action == "requeue" else ""))
+    # The new list takes the place of the old one.
+    excluded = ",".join(sorted({*chosen.excluded, *verdict.exclude})) if verdict.exclude else ""
+    print(verdict.action + more + (f" {excluded}" if verdict.action == "requeue" else ""))
     return 0
 
 
@@ -96,7 +102,7 @@ def _is_cancelled(run_dir: Path) -> bool:
 
 
 def _spare(chosen: argparse.Namespace) -> int:
-    return max(0, len(set(chosen.partition_nodes)) - len(set(chosen.nodes)))
+    return max(0, len(set(chosen.partition_nodes) - set(chosen.excluded)) - len(set(chosen.nodes)))
 
 
 def _nodes(text: str) -> list[str]:

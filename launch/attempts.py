@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.local import EXIT_PREEMPTED
 from pretrain.engine.commit import MANIFEST, checkpoints
 
-Outcome = Literal["done", "preempted", "time limit", "stopped", "failed", "lost"]
+Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
 Action = Literal["go", "done", "requeue", "stop"]
 # Attempts in a row that may end at one step. A lost node is seldom the run's own doing.
 PATIENCE = {"failed": 2, "time limit": 2, "lost": 3}
@@ -55,6 +56,8 @@ def decide(attempts: Sequence[Attempt], *, spare: int) -> Verdict:
     last = attempts[-1]
     if last.outcome == "done":
         return Verdict("done", f"done at step {last.step}")
+    if last.outcome == "ended":
+        return Verdict("stop", f"SLURM ended the job at step {last.step}, and starts it again or does not")
     if last.outcome == "stopped":
         return Verdict("stop", f"stopped on request at step {last.step}; `fovea launch slurm resume` goes on")
     exclude, failing = _failing_nodes(attempts, spare=spare)
@@ -107,11 +110,11 @@ class Book:
         ended = [self._attempt(row) for row in rows if row["event"] == "end"]
         begun = [row for row in rows if row["event"] == "begin"]
         if begun and not any(attempt.restart == begun[-1]["restart"] for attempt in ended):
-            lost_nodes = sorted(set(begun[-1]["nodes"]) & set(down))
-            detail = f"killed with its batch script; down: {', '.join(lost_nodes) or 'no node now'}"
-            node = lost_nodes[0] if len(lost_nodes) == 1 else None
+            node, detail = describe_lost(set(begun[-1]["nodes"]) & set(down))
             step = newest_step(self.run_dir)
-            ended.append(Attempt(self.job, begun[-1]["restart"], "lost", step, node, detail))
+            ended.append(
+                Attempt(self.job, begun[-1]["restart"], "lost", step, node, f"{detail}, with the batch script")
+            )
             self._add("end", **_without_identity(ended[-1]), restart=begun[-1]["restart"])
         self._add("begin", nodes=list(nodes), step=newest_step(self.run_dir), restart=self.restart)
         return ended
@@ -154,36 +157,51 @@ def newest_step(run_dir: Path) -> int:
     return 0
 
 
-def outcome(run_dir: Path, *, status: int, asked: str) -> Outcome:
+def outcome(run_dir: Path, *, status: int, asked: str, failure: str = "", lost: Iterable[str] = ()) -> Outcome:
     """How the ranks ended, by the markers they left: their exit status gets lost in launchers.
 
     Args:
+        failure: of ranks that ended otherwise than by request; the others were asked to stop because of them.
         status: of srun. asked: why the batch script asked them to stop: "signal" (preemption, or the limit is near),
             "limit" (the batch script's own clock), "overdue" (they did not stop in time and were killed), "term" (SLURM
-            ends the job, and knows what comes next) or "" (it did not ask).
+            ends the job, and knows what comes next) or "" (it did not ask). lost: nodes of the attempt that are down.
     """
     if status == 0 and (run_dir / "DONE").exists():
         return "done"
     if asked == "term":
-        return "stopped"
+        return "lost" if list(lost) else "ended"
+    if failure and not asked:
+        return "failed"
     if (run_dir / "PREEMPTED").exists() and asked != "overdue":
         return {"signal": "preempted", "limit": "time limit"}.get(asked, "stopped")  # pyright: ignore[reportReturnType]
     return "failed"
 
 
+def describe_lost(nodes: Iterable[str]) -> tuple[str | None, str]:
+    """(the lost node if it is one, what to say) of an attempt's nodes that are down."""
+    listed = sorted(nodes)
+    return (listed[0] if len(listed) == 1 else None), f"down: {', '.join(listed) or 'no node now'}"
+
+
 _SRUN_ERROR = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
+_ASKED = ("Terminated", f"Exited with exit code {EXIT_PREEMPTED}")
 
 
 def blame(srun_log: str) -> tuple[str | None, str]:
-    """(the node whose ranks failed while the others had to be ended, what srun said first) of srun's messages.
+    """(the node whose ranks failed first and alone, what srun said first) of srun's messages.
 
-    Ranks that lose their peer fail too, so a node is named only when no other had such an end: killed by a signal
-    weighs more than an exit status.
+    What follows on srun's ending the step is not looked at: by then the others fail too, for want of their peers. Where
+    ranks of several nodes failed before, killed by a signal weighs more than an exit status.
     """
-    ends = [(node, f"{node} ranks {tasks}: {how}", how) for node, tasks, how in _SRUN_ERROR.findall(srun_log)]
-    ends = [end for end in ends if not end[2].startswith("Terminated")]
+    ends = []
+    for line in srun_log.splitlines():
+        if "Terminating StepId" in line and ends:
+            break
+        match = _SRUN_ERROR.search(line)
+        if match and not match[3].startswith(_ASKED):
+            ends.append((match[1], match[3], f"{match[1]} ranks {match[2]}: {match[3]}"))
     if not ends:
         return None, ""
-    by_signal = {node for node, _, how in ends if not how.startswith("Exited")}
+    by_signal = {node for node, how, _ in ends if not how.startswith("Exited")}
     nodes = by_signal or {node for node, _, _ in ends}
-    return (nodes.pop() if len(nodes) == 1 else None), ends[0][1]
+    return (nodes.pop() if len(nodes) == 1 else None), ends[0][2]

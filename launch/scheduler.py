@@ -47,6 +47,15 @@ def cancel(job: str) -> None:
     _run(["scancel", job])
 
 
+def log_of(job: str) -> Path | None:
+    """The file of a job's standard output; None once SLURM has forgotten the job."""
+    try:
+        found = re.search(r"StdOut=(\S+)", _run(["scontrol", "show", "job", "-o", job]))
+    except SchedulerError:
+        return None
+    return Path(found[1]) if found else None
+
+
 def states(jobs: Sequence[str]) -> dict[str, JobState]:
     """The state of each job: of squeue what it lists, of scontrol what ended not long ago."""
     listed = {row.job: row for row in _queue()} if jobs else {}

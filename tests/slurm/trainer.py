@@ -1,7 +1,7 @@
 """A trainer of the standard library: steps, checkpoints, markers and signals as a run has them, and planted faults.
 
-Its weights are a hash over the steps, so that equal weights mean the same steps, each once. Faults are read from
-FAKE_* variables:
+Its weights are a hash over the steps, so that equal weights mean the same steps, each once. A step ends when all ranks
+have reached it, as in a run; a rank whose peer is gone waits, deaf to everything. Faults come from FAKE_* variables:
     FAKE_STEP_SECONDS   of one step
     FAKE_CRASH          "STEP:RANK:TIMES:HOW": that rank ends so at that step, the first TIMES attempts ("kill", "exit")
     FAKE_CRASH_ON       "NODE:HOW": the ranks on that node end so three steps after each start
@@ -38,17 +38,19 @@ def main() -> int:
     checkpoints.mkdir(parents=True, exist_ok=True)
     step, weights = newest(checkpoints)
     print(f"{program} rank {rank} on {os.environ['SLURMD_NODENAME']} starts at step {step}", flush=True)
-    left = run / f".left-{os.environ['SLURM_JOB_ID']}-{restart}"
+    attempt = run / f".attempt-{os.environ['SLURM_JOB_ID']}-{restart}"
+    attempt.mkdir(parents=True, exist_ok=True)
     first = step
     while step < total:
-        if rank and left.exists():
-            return 85 if step < total else 0
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.1")))
         step += 1
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
         crash(step, first, rank, restart)
-        stop = not deaf and (bool(asked) or (run / "stop").exists())
+        wants = not deaf and (bool(asked) or (rank == 0 and (run / "stop").exists()))
+        stop = meet(attempt, rank, step, wants)
         if rank:
+            if stop:
+                return 85
             continue
         with (run / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
@@ -57,7 +59,6 @@ def main() -> int:
         if stop:
             (run / "stop").unlink(missing_ok=True)
             (run / "PREEMPTED").write_text(f"step {step}\n")
-            left.touch()
             return 85
     if rank == 0:
         (run / "DONE").write_text(f"step {step}\n")
@@ -65,10 +66,24 @@ def main() -> int:
     return 0
 
 
+def meet(attempt: Path, rank: int, step: int, wants: bool) -> bool:
+    """Wait until every rank has reached this step; whether one of them wants to stop there."""
+    temporary = attempt / f".{rank}"
+    temporary.write_text(f"{step} {int(wants)}")
+    temporary.rename(attempt / f"{rank}-{step}")
+    (attempt / f"{rank}-{step - 2}").unlink(missing_ok=True)
+    said = []
+    for other in range(int(os.environ["SLURM_NTASKS"])):
+        while not (path := attempt / f"{other}-{step}").exists():
+            time.sleep(0.005)
+        said.append(path.read_text().endswith("1"))
+    return any(said)
+
+
 def crash(step: int, first: int, rank: int, restart: int) -> None:
-    at, who, times, how = os.environ.get("FAKE_CRASH", "-1:0:0:exit").split(":")
+    at, who, times, how = os.environ.get("FAKE_CRASH", "0:0:0:exit").split(":")
     node, _, node_how = os.environ.get("FAKE_CRASH_ON", ":").partition(":")
-    if step == int(at) and rank == int(who) and restart < int(times):
+    if step >= int(at) > 0 and rank == int(who) and restart < int(times):
         end(how)
     if node == os.environ["SLURMD_NODENAME"] and step == first + 3:
         end(node_how)

@@ -1,0 +1,138 @@
+"""`fovea launch check CONFIG [key=value ...]`: what would go wrong, before a GPU is used; also a job's first step."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from launch import preflight
+from launch.hardware import find_gpu
+from launch.machine import GIB, Machine
+from launch.preflight import Finding, Place
+from launch.programs import PROGRAMS, check_program
+from pretrain.config import PretrainConfig
+from pretrain.configlib import ConfigError
+from pretrain.record import read_rows
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0: nothing forbids it (warnings may be printed). 2: it cannot run, and why."""
+    chosen = _parser().parse_intermixed_args(arguments)
+    if chosen.on_nodes and int(os.environ.get("SLURM_PROCID", "0")):
+        return _on_nodes(chosen, 0)
+    try:
+        found = list(_findings(chosen))
+    except (ConfigError, ValueError) as error:
+        found = [Finding("error", str(error))]
+    for finding in found:
+        print(finding, file=sys.stderr if finding.level == "error" else sys.stdout, flush=True)
+    status = 2 if any(finding.level == "error" for finding in found) else 0
+    return _on_nodes(chosen, status) if chosen.on_nodes else status
+
+
+def _on_nodes(chosen: argparse.Namespace, status: int) -> int:
+    """Every rank takes part, also when rank 0 has found enough: the others would wait for it."""
+    from launch.nodecheck import check_nodes
+
+    return max(status, check_nodes(device=_device(chosen.overrides)))
+
+
+def _device(overrides: list[str]) -> str:
+    given = [text.partition("=")[2] for text in overrides if text.startswith("engine.device=")]
+    return given[-1] if given else "auto"
+
+
+def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
+    place = _place(chosen)
+    if chosen.program != "pretrain":
+        check_program(chosen.program, chosen.config, chosen.overrides, world_size=place.ranks)
+        yield from preflight.limits(place)
+        return
+    from pretrain.__main__ import check
+
+    config, dataset, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    machine = Machine.here(Path(config.run_dir))
+    if place.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
+        place = replace(place, gpu_memory=float(machine.gpu_memory))
+    yield from preflight.batch_facts(config, plan, dataset, place)
+    yield from preflight.run_folder(config, dataset)
+    yield from preflight.loading(config, plan, place, machine)
+    yield from preflight.limits(place)
+    cost = None
+    if not chosen.quick:
+        from launch.cost import count
+
+        cost = count(config)
+        yield from preflight.memory(config, plan, cost, place)
+        yield from preflight.disk(config, plan, cost, machine)
+    if chosen.images_per_second:
+        rate, source = chosen.images_per_second, "--images-per-second"
+    else:
+        rate, source = _logged_rate(config), "this run so far"
+        if rate is None and cost is not None:
+            rate = preflight.estimated_rate(cost, place, bf16=config.engine.precision != "fp32")
+            source = f"assumed: {preflight.UTILIZATION:.0%} of the GPU's peak"
+    if rate:
+        yield from preflight.duration(config, plan, place, rate, source)
+    else:
+        yield Finding("fact", "time     not predicted: give --gpu NAME or --images-per-second")
+
+
+def _logged_rate(config: PretrainConfig) -> float | None:
+    """The median of what the run logged itself, if it has run."""
+    rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
+    rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
+    return rates[len(rates) // 2] if rates else None
+
+
+def _place(chosen: argparse.Namespace) -> Place:
+    """From the flags, and inside a job from SLURM."""
+    gpu = find_gpu(chosen.gpu) if chosen.gpu else None
+    if chosen.on_nodes:
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        ranks = int(os.environ.get("SLURM_NTASKS", "1")) // nodes
+    else:
+        nodes, ranks = chosen.nodes, chosen.gpus_per_node
+    for flag, value in (("--nodes", nodes), ("--gpus-per-node", ranks)):
+        if value < 1:
+            raise ValueError(f"{flag} {value}: at least 1; on CPUs, --gpus-per-node is the number of ranks")
+    memory = gpu.memory * GIB * 0.98 if gpu else None
+    return Place(nodes, ranks, memory, gpu, limit=_seconds(chosen.time), margin=chosen.margin)
+
+
+def _seconds(text: str) -> float:
+    """SLURM's MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]]; "" is no limit."""
+    if not text:
+        return 0
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        raise ValueError(f"--time {text}: expected minutes, h:mm:ss or days-hours, for instance 24:00:00")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    units = (3600, 60, 1) if days or len(numbers) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fovea launch check", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--program", choices=PROGRAMS, default="pretrain")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node, one per GPU")
+    parser.add_argument("--gpu", metavar="NAME", help="h200, h100, a100, ...: its memory and speed are looked up")
+    parser.add_argument("--time", default="", help="the job's limit, as sbatch takes it")
+    parser.add_argument("--margin", type=float, default=300, help="seconds before the limit at which the run is saved")
+    parser.add_argument("--images-per-second", type=float, help="measured, of the whole run")
+    parser.add_argument("--quick", action="store_true", help="leave out memory and operations (they import torch)")
+    parser.add_argument("--on-nodes", action="store_true", help="inside a job: also measure the nodes, on every rank")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
