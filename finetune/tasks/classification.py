@@ -28,6 +28,7 @@ from finetune.predictions import Classes, Classified, Prediction
 from finetune.report.labels import classification_picture
 from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
+from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.models import param_groups
 from pretrain.models.sync_batch_norm import BatchStatistics
 
@@ -146,6 +147,15 @@ class Classification(Task):
         probabilities = None if prediction is None else prediction.probabilities
         truth = None if example.target is None else int(example.target)
         return classification_picture(example.image, truth, probabilities, self.classes)
+
+    def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """In timm's names where timm has this classifier; of a grid as it is, with all its classifiers."""
+        form = "" if isinstance(self.head, GridHead) else timm_form(self)
+        return (state, {}) if isinstance(form, str) else (form[0], {CONFIG: form[1]})
+
+    def imported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        ours = any(name.startswith(self.backbone_prefix) for name in state)
+        return state if ours else from_timm_form(self, state)
 
     def _head(self, num_classes: int) -> PooledHead | AttentiveHead | GridHead:
         config, backbone = self.config, self.backbone

@@ -7,30 +7,35 @@ for (attention over patches, class tokens of several blocks) is refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.heads.grid import GridHead
-from finetune.heads.lora import merged_state
+from finetune.heads.lora import AdaptedLinear, merged_state
 from finetune.heads.pooled import PooledHead
-from finetune.tasks.classification import Classification
 from pretrain.models.importers import load_strict
-from pretrain.models.release import backbone_of
-from pretrain.models.timm_release import ANY, EVA, TimmModel, timm_model, to_timm
+from pretrain.models.release import backbone_of, plain_state
+from pretrain.models.timm_release import ANY, EVA, TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.timm_release import config as timm_config
 from pretrain.models.vit import ViT
 
+if TYPE_CHECKING:
+    from finetune.tasks.classification import Classification
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_NORM = "fc_norm."
 
 
-def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int, int] | None = None) -> str | None:
-    """Write config.json and model.safetensors into `folder`; None, or why timm cannot have this classifier.
+def timm_form(
+    task: Classification, *, img_size: tuple[int, int] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
+    """The state in timm's names and config.json for it; or why timm cannot have this classifier.
 
     Args:
         img_size: (height, width) to resample the positions to, as our own model does; timm would do it otherwise.
@@ -38,15 +43,12 @@ def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int,
     Raises:
         ValueError: another size of a timm model, which timm resamples itself.
     """
-    evaluated = task.evaluated
-    assert isinstance(evaluated, Classification)
-    head = evaluated.head
-    pooled, weight, bias = _linear(head)
-    if isinstance(head, GridHead) and pooled == "mean" and "layers" not in evaluated.backbone.provides:
-        pooled = None  # of normalized places; timm's hierarchical models take the mean first
-    if pooled is None or weight is None or bias is None:
-        return f"timm has no classifier that reads its backbone as this one ({evaluated.config.train}) does"
-    backbone, state = evaluated.backbone, merged_state(evaluated.backbone)
+    head, backbone = task.head, task.backbone
+    linear = _linear(head, backbone)
+    if linear is None:
+        return f"timm has no classifier that reads its backbone as this one ({task.config.train}) does"
+    pool, weight, bias = linear
+    state = merged_state(backbone)
     if img_size is not None and img_size != tuple(backbone.img_size):
         backbone = _resampled(backbone, state, img_size)
         state = backbone.state_dict()
@@ -56,30 +58,66 @@ def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int,
     if not isinstance(model.classifier, str):
         return f"timm's {model.architecture} has no single linear classifier"
     own_norm = head.fc_norm if isinstance(head, PooledHead) else None
-    model = replace(model, arguments=model.arguments | _pooling(model, backbone, pooled, own_norm))
+    model = replace(model, arguments=model.arguments | _pooling(model, backbone, pool, own_norm))
     state = to_timm(state, model.kind)
     if own_norm is not None:
-        state |= {f"fc_norm.{name}": tensor for name, tensor in own_norm.state_dict().items()}
+        state |= {f"{_NORM}{name}": tensor for name, tensor in own_norm.state_dict().items()}
     state |= {f"{model.classifier}.weight": weight, f"{model.classifier}.bias": bias}
+    return state, _config(model, backbone, task)
+
+
+def from_timm_form(task: Classification, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a pooled `task` with the logits of a state in timm's names.
+
+    What was merged stays merged: low-rank updates are zero, a batch norm does nothing.
+    """
+    head, backbone, model, state = task.head, task.backbone, timm_model(task.backbone), dict(state)
+    assert isinstance(head, PooledHead) and isinstance(model, TimmModel)
+    own = {f"head.fc.{name}": state.pop(f"{model.classifier}.{name}") for name in ("weight", "bias")}
+    if head.fc_norm is not None:
+        own |= {f"head.fc_norm.{name}": state.pop(f"{_NORM}{name}") for name in ("weight", "bias")}
+    if head.norm is not None:
+        zeros = torch.zeros(backbone.embed_dim)
+        own |= {"head.norm.running_mean": zeros, "head.norm.running_var": zeros + 1 - head.norm.eps}
+        own["head.norm.num_batches_tracked"] = torch.tensor(0)
+    plain = from_timm(state, model.kind, backbone.release_model())
+    for path, layer in backbone.named_modules():
+        if isinstance(layer, AdaptedLinear):
+            plain[f"{path}.frozen"] = plain.pop(f"{path}.weight")
+            plain |= {f"{path}.down": torch.zeros_like(layer.down), f"{path}.up": torch.zeros_like(layer.up)}
+    return own | {f"backbone.{name}": tensor for name, tensor in plain.items()}
+
+
+def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int, int] | None = None) -> str | None:
+    """Write config.json and model.safetensors into `folder`; None, or why timm cannot have this classifier.
+
+    Raises:
+        ValueError: as `timm_form`.
+    """
+    with torch.no_grad():
+        form = timm_form(task, img_size=img_size)
+    if isinstance(form, str):
+        return form
+    state, description = form
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    description = _config(model, backbone, evaluated)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(plain_state(state), folder / WEIGHTS, metadata={"format": "pt"})
     return None
 
 
-def _linear(head: nn.Module) -> tuple[str | None, Tensor | None, Tensor | None]:
-    """How the one vector is pooled that a linear layer reads, and that layer; Nones where it is not so."""
+def _linear(head: nn.Module, backbone: Any) -> tuple[str, Tensor, Tensor] | None:
+    """How the one vector is pooled that a linear layer reads, and that layer; None where it is not so."""
     if isinstance(head, PooledHead):
         return head.pool, *head.as_linear()
-    if isinstance(head, GridHead):
-        best = int(head.best)
-        cell, fc = head.cells[best], head.heads[best]
-        if cell.blocks == 1 and cell.pool in ("token", "mean") and isinstance(fc, nn.Linear):
-            return cell.pool, fc.weight, fc.bias
-    return None, None, None
+    if not isinstance(head, GridHead):
+        return None
+    cell, fc = head.cells[int(head.best)], head.heads[int(head.best)]
+    # timm's hierarchical models take the mean before they normalize, the grid after it
+    pools = ("token", "mean") if "layers" in backbone.provides else ("token",)
+    if cell.blocks != 1 or cell.pool not in pools or not isinstance(fc, nn.Linear):
+        return None
+    return cell.pool, fc.weight, fc.bias
 
 
 def _pooling(model: TimmModel, backbone: Any, pool: str, own_norm: nn.Module | None) -> dict[str, Any]:
