@@ -17,6 +17,8 @@ USAGE = """usage: fovea COMMAND ...
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea doctor RUN                        was it learning, and if not, why and from which step on
   fovea finetune                          not in this version
+  fovea predict RELEASE_OR_RUN IMAGES... --out DIR   what a fine-tuned task says about images, with pictures
+  fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
 
 Each command explains itself with --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
 """
@@ -70,6 +72,18 @@ def _finetune(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _predict(arguments: list[str]) -> int:
+    from finetune.predict import main
+
+    return main(arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from finetune.export import main
+
+    return main(arguments)
+
+
 def _launch(arguments: list[str]) -> int:
     from launch.__main__ import main
 
@@ -86,6 +100,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "replay": _replay,
     "scale": _scale,
     "finetune": _finetune,
+    "predict": _predict,
+    "export": _export,
 }
 
 

@@ -231,7 +231,7 @@ class ViT(nn.Module):
             prefix.append(self.cls_token if table is None else self.cls_token + table[:, :1])
         if self.reg_token is not None:
             prefix.append(self.reg_token)
-        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), patches], dim=1)
+        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), patches], dim=1)
 
     def position_table(self, grid_size: tuple[int, int]) -> Tensor | None:
         """The position table for a grid of patches, [1, 1 + N, D], without a class token [1, N, D]; None: no table."""
