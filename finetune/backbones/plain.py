@@ -152,7 +152,7 @@ class PlainDense(nn.Module):
         kind = self._geometry(grid, len(x), extra, is_global=index in self.global_blocks)
         if mask is not None and kind.window is not None:
             raise ValueError(f"block {index} attends within windows: a mask of attention needs a global block")
-        return self._apply(index, x, kind, drop, mask)
+        return self._through(index, x, kind, drop, mask)
 
     def as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The patches of tokens [b, P + N, D] as a map [b, D, rows, columns]."""
@@ -163,12 +163,12 @@ class PlainDense(nn.Module):
 
     def _run(self, x: Tensor, kinds: dict[bool, _Geometry], start: int, stop: int, drop: Tensor | None) -> Tensor:
         for index in range(start, stop):
-            x = self._apply(
+            x = self._through(
                 index, x, kinds[index in self.global_blocks], None if drop is None else drop[:, index], None
             )
         return x
 
-    def _apply(self, index: int, x: Tensor, kind: _Geometry, drop: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _through(self, index: int, x: Tensor, kind: _Geometry, drop: Tensor | None, mask: Tensor | None) -> Tensor:
         backbone, block = self.backbone, cast(Any, self.backbone.blocks[index])
         if drop is None and block.training and block.drop_rate:
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
