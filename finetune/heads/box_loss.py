@@ -82,7 +82,7 @@ class BoxSetLoss:
         for i, target in enumerate(targets):
             queries, objects = self._match(boxes[i], logits[i], target)
             expected[i, queries] = target.labels[objects]
-            chosen.append(boxes[i, queries])
+            chosen.append(boxes[i].index_select(0, queries))
             wanted.append(target.boxes[objects].float())
         found, true = torch.cat(chosen), torch.cat(wanted)
         corners = box_convert(found, "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")

@@ -88,8 +88,8 @@ class MaskSetLoss:
         for i, (target, at) in enumerate(zip(targets, known, strict=True)):
             queries, objects = self._match(mask_logits[i], class_logits[i], target.labels, at)
             expected[i, queries] = target.labels[objects]
-            masks = target.masks[objects].float()
-            cross_entropy, dice = self._compare(mask_logits[i, queries].float(), masks, target.valid, shifts[i])
+            chosen = mask_logits[i].index_select(0, queries).float()
+            cross_entropy, dice = self._compare(chosen, target.masks[objects], target.valid, shifts[i])
             cross_entropies.append(cross_entropy)
             dices.append(dice)
         weights = class_logits.new_ones(self.num_classes + 1, dtype=torch.float32)
@@ -119,7 +119,7 @@ class MaskSetLoss:
         predicted, wanted = point_sample.sample(logits, points), point_sample.sample(masks, points)
         weights = torch.ones_like(wanted)
         if valid is not None:
-            weights = (point_sample.sample(valid[None].float().expand(len(points), -1, -1), points) > 0.5).float()
+            weights = (point_sample.sample(valid.expand(len(points), -1, -1), points) > 0.5).float()
         cross_entropy = F.binary_cross_entropy_with_logits(predicted, wanted, weights, reduction="none")
         probability = predicted.sigmoid() * weights
         overlap, sizes = (probability * wanted).sum(1), probability.sum(1) + (wanted * weights).sum(1)
@@ -154,5 +154,5 @@ class _Known:
     def at(cls, target: MaskTargets, points: Tensor) -> _Known:
         weights = points.new_ones(len(points))
         if target.valid is not None:
-            weights = (point_sample.sample_together(target.valid[None].float(), points)[0] > 0.5).float()
-        return cls(points, point_sample.sample_together(target.masks.float(), points), weights)
+            weights = (point_sample.sample_together(target.valid[None], points)[0] > 0.5).float()
+        return cls(points, point_sample.sample_together(target.masks, points), weights)

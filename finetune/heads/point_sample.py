@@ -7,7 +7,6 @@ pair of random numbers for an image gives any number of evenly spread points, th
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Steps along x and y that leave the smallest gaps for any number of points (Roberts 2018, the R2 sequence).
@@ -31,18 +30,41 @@ def shifts_of_masks(shift: Tensor, count: int) -> Tensor:
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Values of maps [n, H, W] at points [n, p, 2], bilinear between the centers of their pixels: [n, p]."""
-    grid = (points * 2 - 1)[:, None].to(maps.dtype)
-    # A point within half a pixel of the border takes the border's value; with zeros it would be half way to 0.
-    values = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return values[:, 0, 0]
+    """Values of maps [n, H, W] of any type at points [n, p, 2], bilinear between the centers of pixels: [n, p].
+
+    A point within half a pixel of the border takes the border's value.
+    """
+    flat = maps.flatten(1)
+    return _blend([(flat.gather(1, index), weight) for index, weight in _corners(points, maps)])
 
 
 def sample_together(maps: Tensor, points: Tensor) -> Tensor:
     """Values of maps [n, H, W] at the same points [p, 2] for all of them: [n, p], as `sample`."""
-    grid = (points * 2 - 1)[None, None].to(maps.dtype)
-    values = F.grid_sample(maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return values[0, :, 0]
+    flat = maps.flatten(1)
+    return _blend([(flat.index_select(1, index), weight) for index, weight in _corners(points, maps)])
+
+
+def _corners(points: Tensor, maps: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The four pixels around each point [..., 2], as places of the flat map, with their weights: of [...] each.
+
+    By hand, because torch's `grid_sample` has no deterministic gradient on a GPU, and would need the maps as floats.
+    """
+    height, width = maps.shape[1:]
+    x = (points[..., 0] * width - 0.5).clamp(0, width - 1)
+    y = (points[..., 1] * height - 0.5).clamp(0, height - 1)
+    left, top = x.floor(), y.floor()
+    across, down = x - left, y - top
+    columns = [(left.long(), 1 - across), ((left.long() + 1).clamp(max=width - 1), across)]
+    rows = [(top.long(), 1 - down), ((top.long() + 1).clamp(max=height - 1), down)]
+    return [(row * width + column, share * part) for row, share in rows for column, part in columns]
+
+
+def _blend(corners: list[tuple[Tensor, Tensor]]) -> Tensor:
+    (values, weight), *others = corners
+    total = values * weight
+    for values, weight in others:
+        total = total + values * weight
+    return total
 
 
 def uncertain_points(
