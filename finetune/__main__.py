@@ -1,18 +1,102 @@
-"""`python -m finetune`: refused by name until it exists."""
+"""`python -m finetune CONFIG [key=value ...]`: check everything, then train, evaluate, report and release."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from finetune.config import FinetuneConfig
+from finetune.data.examples import Examples
+from finetune.tasks import open_examples
+from pretrain.configlib import ConfigError, load_config
+from pretrain.engine.plan import Plan, plan_steps
+from pretrain.ranks import read_launch
+
+
+class Checked(NamedTuple):
+    config: FinetuneConfig
+    train: Examples
+    val: Examples
+    steps: Plan
+
+
+def check(path: str, overrides: Sequence[str], *, world_size: int) -> Checked:
+    """Everything that can be found wrong without torch, a process group or a GPU.
+
+    Raises:
+        ConfigError, ValueError: the configuration or the data cannot be used; the message names every problem.
+    """
+    config = load_config(FinetuneConfig, path, overrides)
+    train = _open(config, "train", None)
+    val = _open(config, "val", train)
+    for name, examples in (("data.train", train), ("data.val", val)):
+        examples.findings.check(config.data.strict, source=name)
+        if not len(examples):
+            listed = examples.findings.lines(5)
+            raise ConfigError(path, [f"{name}: no image with what the task needs is left", *listed])
+    steps, problems = plan_steps(config.optim, config.engine, num_samples=len(train), world_size=world_size)
+    if problems:
+        raise ConfigError(path, problems)
+    return Checked(config, train, val, steps)
+
+
+def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples:
+    source = getattr(config.data, name)
+    try:
+        return open_examples(config.task, source, classes=None if other is None else other.classes)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data.{name}", str(error).splitlines()) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Say what to use instead; exit status 2."""
-    print(
-        "fovea finetune is not in this version. A release loads with "
-        "timm.create_model('local-dir:OUT', pretrained=True) into any fine-tuning code.",
-        file=sys.stderr,
-    )
-    return 2
+    """Exit status 0: done. 85: stopped on request and saved. 1: it cannot go on. 2: wrong input. 3: no checkpoint."""
+    parser = argparse.ArgumentParser(prog="fovea finetune", description=__doc__)
+    parser.add_argument("config", help="a YAML file, for instance configs/finetune/grocery_small.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")
+    parser.add_argument("--check", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--evaluate", action="store_true", help="measure what the run has learnt so far, and stop")
+    parser.add_argument("--strict", action="store_true", help="stop over wrong annotations (data.strict=true)")
+    chosen = parser.parse_intermixed_args(arguments)
+    overrides = [*chosen.overrides, *(["data.strict=true"] if chosen.strict else [])]
+    try:
+        launch = read_launch(os.environ)
+        checked = check(chosen.config, overrides, world_size=launch.world_size if launch else 1)
+    except (ConfigError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if chosen.check:
+        print(describe(checked))
+        return 0
+    from finetune.run import measure, run
+
+    return measure(checked.config, checked.val) if chosen.evaluate else run(*checked)
+
+
+def describe(checked: Checked) -> str:
+    """What will run, in one line per fact."""
+    config, train, val, steps = checked
+    kind, value = config.model.source
+    lines = [
+        f"task       {config.task.name}",
+        f"model      {kind} {value}" + (", random weights (control)" if config.model.random else ""),
+        f"train      {len(train)} images, {len(train.classes)} classes, {steps.steps_per_epoch} steps an epoch",
+        f"val        {len(val)} images",
+        f"batch      {config.optim.global_batch_size} = {steps.world_size} processes x {steps.micro_batch} "
+        f"x {config.engine.accumulation_steps} accumulation",
+        f"steps      {steps.total_steps}, warm-up {steps.warmup_steps}, peak lr {steps.lr:.3g}",
+        f"engine     {config.engine.name}, {config.engine.precision}"
+        + (f", ZeRO-{config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""),
+        f"run folder {config.run_dir}",
+    ]
+    for name, examples in (("train", train), ("val", val)):
+        lines += [f"findings   {name}: {count} x {kind}" for kind, count in examples.findings.counts().items()]
+        lines += [f"           {line}" for line in examples.findings.lines(5)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

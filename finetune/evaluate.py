@@ -24,6 +24,10 @@ from pretrain.distributed import World
 Chosen = tuple[float, int, Prediction]  # quality, number of the example, prediction
 
 
+class EvaluationError(ValueError):
+    """There is nothing to measure on, or with."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The same on every rank.
@@ -58,7 +62,7 @@ def evaluate(
         progress: called after each batch with the examples done by this rank, and all of them.
 
     Raises:
-        ValueError: no example can be decoded, or there is nothing to measure on.
+        EvaluationError: no example can be decoded, or the metric has nothing to measure on.
     """
     model = task.evaluated
     batches = EvalBatches(
@@ -90,7 +94,7 @@ def evaluate(
     failed = sorted(row for part in distributed.all_gather_object(failed) for row in part)
     if len(failed) == len(examples):
         why = f"; the first: {failed[0][1]}: {failed[0][2]}" if failed else ""
-        raise ValueError(f"nothing to measure on: none of {len(examples)} images can be decoded{why}")
+        raise EvaluationError(f"nothing to measure on: none of {len(examples)} images can be decoded{why}")
     metric.gather()
     best, worst = kept.gather()
     return Evaluation(_compute(metric), best, worst, failed)
@@ -106,7 +110,7 @@ def _compute(metric: Any) -> Scores:
             problem = str(error)
     scores, problem = distributed.broadcast_object((scores, problem))
     if problem is not None:
-        raise ValueError(problem)
+        raise EvaluationError(problem)
     assert scores is not None
     return scores
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
-from pretrain.engine.commit import CheckpointError, DamagedError, checkpoints, read_manifest, verify
+from pretrain.engine.commit import CheckpointError, newest_whole, read_manifest
 
 
 def from_run(run_dir: Path, out: Path) -> str:
@@ -24,7 +24,7 @@ def from_run(run_dir: Path, out: Path) -> str:
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
     config = load_config(PretrainConfig, run_dir / "config.yaml")
     data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    checkpoint = _newest(run_dir / "checkpoints")
+    checkpoint = newest_whole(run_dir / "checkpoints")
     from safetensors.torch import load_file
 
     from pretrain.models.release import write_release
@@ -54,20 +54,6 @@ def from_run(run_dir: Path, out: Path) -> str:
     if not (out / "config.json").is_file():
         opened = f"pretrain.models.release.read_release('{out}').build()"
     return f"released step {step} as {out}: {opened}"
-
-
-def _newest(root: Path) -> Path:
-    """The newest checkpoint that is whole. One process alone may ask."""
-    damaged = []
-    for folder in checkpoints(root):
-        try:
-            verify(folder)
-        except DamagedError as damage:
-            damaged.append(str(damage))
-        else:
-            return folder
-    why = "\n  ".join(["no checkpoint is whole:", *damaged]) if damaged else f"no checkpoint in {root} yet"
-    raise CheckpointError(why)
 
 
 def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:

@@ -170,6 +170,24 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
+def newest_whole(root: Path) -> Path:
+    """The newest checkpoint that is whole. One process alone may ask.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    damaged = []
+    for folder in checkpoints(root):
+        try:
+            verify(folder)
+        except DamagedError as damage:
+            damaged.append(str(damage))
+        else:
+            return folder
+    why = "\n  ".join(["no checkpoint is whole:", *damaged]) if damaged else f"no checkpoint in {root} yet"
+    raise CheckpointError(why)
+
+
 def clean(root: Path) -> list[str]:
     """Remove what killed processes left; the names removed. Only for the one writer of the folder, at its start."""
     left = sorted([*root.glob(".tmp-step-*"), *root.glob(".trash-*")])

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from pretrain.models.importers import State, Weights
 from pretrain.models.release_card import card
 from pretrain.models.timm_release import TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.timm_release import config as timm_config
+from pretrain.record import replacing_folder
 
 FORMAT = 1
 WEIGHTS, HEADS, RECORD, TIMM = "model.safetensors", "heads.safetensors", "fovea.json", "config.json"
@@ -99,21 +98,16 @@ def write_release(
     facts = {"format": FORMAT, "objective": objective, "heads": HEADS, "model": model, **record}
     facts |= {"mean": list(mean), "std": list(std), "timm": other if isinstance(other, str) else other.kind}
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     state = backbone.state_dict()
-    if isinstance(other, TimmModel):
-        state = to_timm(state, other.kind)
-        description = timm_config(other, backbone, mean=mean, std=std)
-        (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
-    save_file(_plain(state), temporary / WEIGHTS, metadata={"format": "pt"})
-    save_file(_plain(extra_state), temporary / HEADS, metadata={"format": "pt"})
-    (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
-    (temporary / "README.md").write_text(card(facts))
-    _flush(temporary)
-    _replace(folder, temporary)
+    with replacing_folder(folder) as temporary:
+        if isinstance(other, TimmModel):
+            state = to_timm(state, other.kind)
+            description = timm_config(other, backbone, mean=mean, std=std)
+            (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
+        save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
+        (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "README.md").write_text(card(facts))
     return folder
 
 
@@ -153,20 +147,6 @@ def _backbone_class(model: Mapping[str, Any]) -> type[Any]:
     return getattr(importlib.import_module(f"pretrain.models.{module}"), name)
 
 
-def _plain(state: Mapping[str, Tensor]) -> State:
+def plain_state(state: Mapping[str, Tensor]) -> State:
+    """Copies on the CPU that share no memory, as safetensors wants them."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""What an evaluation leaves: results.json, the report a person looks at, and lines for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from finetune.config import FinetuneConfig
+from finetune.data.examples import Examples
+from finetune.evaluate import Evaluation
+from finetune.report.page import Page
+from finetune.report.write import board_pictures, draw, write_report
+from finetune.tasks.base import Task
+from pretrain.configlib import dump
+from pretrain.record import versions, write_json
+
+RESULTS, REPORT = "results.json", "report"
+_FAILED = 20
+
+
+def lines(evaluation: Evaluation, *, step: int) -> list[str]:
+    """The numbers with their protocol, for a person."""
+    scores = evaluation.scores
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.values.items())
+    found = [f"step {step}: {numbers}", f"  measured: {scores.protocol}"]
+    if evaluation.failed:
+        name, reason = evaluation.failed[0][1:]
+        found.append(f"  {len(evaluation.failed)} images could not be decoded and are in no number: {name}: {reason}")
+    return found
+
+
+def record(evaluation: Evaluation, *, step: int) -> dict[str, Any]:
+    """For fovea.json: the numbers, and how they were measured."""
+    return {"step": step, "values": dict(evaluation.scores.values), "protocol": evaluation.scores.protocol}
+
+
+def write_results(folder: Path, evaluation: Evaluation, *, step: int, source: Mapping[str, Any]) -> None:
+    """results.json of a run: every number of the evaluation, what it was measured by, and where the weights began."""
+    scores = evaluation.scores
+    name, value = scores.primary
+    write_json(
+        folder / RESULTS,
+        {
+            "step": step,
+            "primary": {"name": name, "value": value},
+            "values": dict(scores.values),
+            "protocol": scores.protocol,
+            "per_class": scores.per_class,
+            "confusion": None if scores.confusion is None else scores.confusion.tolist(),
+            "curves": scores.curves,
+            "undecodable": [{"name": name, "reason": reason} for _, name, reason in evaluation.failed],
+            "source": dict(source),
+            "versions": versions(),
+        },
+    )
+
+
+def report(
+    folder: Path,
+    evaluation: Evaluation,
+    task: Task,
+    val: Examples,
+    *,
+    config: FinetuneConfig,
+    title: str,
+    rows: Sequence[Mapping[str, float]],
+    findings: Mapping[str, Sequence[str]],
+    match: Sequence[str],
+) -> Mapping[str, Tensor]:
+    """Write the report of a run below `folder`; its pictures for TensorBoard.
+
+    Args:
+        title: where the weights came from. rows: of metrics.jsonl. findings: lines by set. match: how weights fitted.
+    """
+    model = task.evaluated
+    failed = [f"{name}: {reason}" for _, name, reason in evaluation.failed[:_FAILED]]
+    warnings = [f"{len(evaluation.failed)} images could not be decoded; they are in no number"] if failed else []
+    if config.model.random:
+        warnings.append("a control: the weights were random at the start")
+    page = Page(
+        title=f"{folder.name}: {config.task.name}",
+        subtitle=f"{title}; {config.optim.global_batch_size} images a step; {evaluation.scores.protocol}",
+        scores=evaluation.scores,
+        classes=task.classes,
+        worst=draw(model, val, evaluation.worst),
+        best=draw(model, val, evaluation.best),
+        rows=rows,
+        findings={**findings, **({"undecodable images": failed} if failed else {})},
+        facts={"configuration": dump(config), "how the weights fitted": "\n".join(match)},
+        warnings=warnings,
+    )
+    write_report(folder / REPORT, page)
+    return board_pictures(page)

@@ -1,0 +1,313 @@
+"""A fine-tuning run, from its configuration to its report and release: what is built, in which order, then `fit`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import results
+from finetune.config import FinetuneConfig
+from finetune.data.examples import Examples
+from finetune.evaluate import Evaluation, EvaluationError, evaluate
+from finetune.feed import Feed
+from finetune.release import TASK, described, open_task, write_release
+from finetune.tasks import task_class
+from finetune.tasks.base import Task
+from finetune.weights import Opened, open_source
+from pretrain import distributed
+from pretrain.configlib import ConfigError
+from pretrain.data.substitute import TooManyBadSamplesError
+from pretrain.distributed import World
+from pretrain.engine import preempt
+from pretrain.engine.build import engine_of
+from pretrain.engine.checkpoint import Checkpoints
+from pretrain.engine.folder import check_same_run, write_records
+from pretrain.engine.log import RunLog
+from pretrain.engine.loop import every, fit
+from pretrain.engine.nonfinite import NonFiniteSteps
+from pretrain.engine.pace import Pace
+from pretrain.engine.plan import Plan
+from pretrain.engine.session import session
+from pretrain.engine.trainable import StepResult
+from pretrain.record import git_commit, versions, write_json, write_text
+
+# What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.
+FREE_KEYS = (
+    *("run_dir", "engine", "checkpoint", "log", "evaluate", "data.num_workers", "data.prefetch"),
+    *(f"data.{name}.{key}" for name in ("train", "val") for key in ("images", "annotations", "masks", "depth")),
+    *("model.activation_checkpointing",),
+)
+_FINDINGS_SAID = 5
+_PROGRESS_SECONDS = 30.0
+
+
+def run(config: FinetuneConfig, train: Examples, val: Examples, steps: Plan) -> int:
+    """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
+
+    def body(world: World) -> int:
+        with ExitStack() as stack:
+            return Run(config, train, val, steps, world, stack).train()
+
+    return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, EvaluationError))
+
+
+def measure(config: FinetuneConfig, val: Examples) -> int:
+    """Evaluate what the run has learnt so far on `data.val`, and write its results; the process's exit status."""
+
+    def body(world: World) -> int:
+        folder = Path(config.run_dir)
+        try:
+            task, record = open_task(folder)
+        except ValueError as error:
+            raise ConfigError(config.run_dir, str(error).splitlines()) from error
+        task.to(world.device)
+        step = record.get("metrics", {}).get("step", 0)
+        evaluation = _evaluate(config, task, val, world, say=None)
+        if world.rank == 0:
+            print("\n".join(results.lines(evaluation, step=step)))
+            results.write_results(folder, evaluation, step=step, source=record["source"])
+        return 0
+
+    return session(config.run_dir, config.engine, body, failures=(EvaluationError,))
+
+
+class Run:
+    """The parts of one run on one rank."""
+
+    def __init__(
+        self, config: FinetuneConfig, train: Examples, val: Examples, steps: Plan, world: World, stack: ExitStack
+    ):
+        self.config, self.train_set, self.val_set, self.steps, self.world = config, train, val, steps, world
+        self.folder, self.first = Path(config.run_dir), world.rank == 0
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            keep_last=config.checkpoint.keep,
+            milestone_every=config.checkpoint.milestone_every_steps or 0,
+        )
+        self.checkpoints.clean()
+        found = self.checkpoints.find_latest()
+        self.fingerprints = {"data.train": train.fingerprint, "data.val": val.fingerprint}
+        if found is not None:
+            check_same_run(self.folder, config, self.fingerprints, free=FREE_KEYS)
+        self.opened, self.task = build_task(config, train)
+        trainable: Any = self.task
+        self.engine = engine_of(
+            trainable, optim=config.optim, engine=config.engine, steps=steps, world=world, seed=config.seed
+        )
+        greeting = [f"from {self.opened.title}", *self.opened.report_lines]
+        if found is not None:
+            self.engine.load(found.folder)
+            greeting = found.greeting()
+        self.start_step = self.engine.step_count
+        if self.first:
+            self._write_records()
+        self.log = self._open_log(stack)
+        for line in [*greeting, *self._findings(_FINDINGS_SAID)]:
+            self.say(line)
+        self.watch = preempt.Watch(self.folder, rank=world.rank)
+        stack.callback(self.watch.close)
+        self.feed = Feed(config, steps, self.task, train, world, start_step=self.start_step, say=self.say)
+        stack.callback(self.feed.close)
+        self.evaluate_every = config.evaluate.period(steps.steps_per_epoch)
+        self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
+
+    def train(self) -> int:
+        """Fit, evaluate, report, release; the exit status."""
+        config, total = self.config, self.steps.total_steps
+        if self.start_step >= total and (self.folder / "DONE").exists():
+            self.say(f"all {total} steps are done; the report is {self.folder / results.REPORT / 'index.html'}")
+            return 0
+        distributed.barrier()
+        if self.first:
+            preempt.unmark(self.folder)
+        if every(self.start_step, self.evaluate_every, 0) and self.start_step and not self._is_evaluated():
+            self._measure(self.start_step)  # the run was killed between its checkpoint and its evaluation
+        trainable: Any = self.task
+        reached = fit(
+            self.engine,
+            trainable,
+            iter(self.feed),
+            total_steps=total,
+            log=self._log,
+            save=self._save,
+            requests=self.watch.poll,
+            probe=self._probe,
+            log_every=config.log.every_steps,
+            save_every=config.checkpoint.every_steps,
+            probe_every=self.evaluate_every,
+            non_finite=NonFiniteSteps(most=config.engine.max_nonfinite_steps, window=config.engine.nonfinite_window),
+        )
+        if reached < total:
+            self.say(f"stopped at step {reached} of {total} ({self.watch.reason}); the same command goes on")
+            if self.first:
+                preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
+            return preempt.EXIT_PREEMPTED
+        self.feed.close()
+        self._finish(self._measure(total))
+        distributed.barrier()
+        return 0
+
+    def say(self, message: str) -> None:
+        """To the person at rank 0; other ranks speak only of what rank 0 cannot know."""
+        if self.log is not None:
+            self.log.say(message)
+        elif not self.first:
+            print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+
+    def _write_records(self) -> None:
+        sets = {"train": self.train_set, "val": self.val_set}
+        data = {
+            f"data.{name}": {
+                "fingerprint": examples.fingerprint,
+                "num_samples": len(examples),
+                "findings": dict(examples.findings.counts()),
+            }
+            for name, examples in sets.items()
+        }
+        write_records(self.folder, self.config, data, world_size=self.world.world_size, device=self.world.device_name)
+        write_json(self.folder / TASK, described(self.task, source=self._source))
+        rows = [{"set": name, **row} for name, examples in sets.items() for row in examples.findings.rows()]
+        write_text(self.folder / "findings.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"title": self.opened.title, **self.opened.source}
+
+    def _findings(self, limit: int) -> list[str]:
+        found = []
+        for name, examples in (("data.train", self.train_set), ("data.val", self.val_set)):
+            if len(examples.findings):
+                kinds = ", ".join(f"{count} x {kind}" for kind, count in examples.findings.counts().items())
+                found.append(f"{name}: {kinds}; all of them are in findings.jsonl (data.strict=true stops over them)")
+                found += [f"  {line}" for line in examples.findings.lines(limit)]
+        return found
+
+    def _open_log(self, stack: ExitStack) -> RunLog | None:
+        if not self.first:
+            return None
+        log = RunLog(
+            self.folder,
+            start_step=self.start_step,
+            total_steps=self.steps.total_steps,
+            tensorboard=self.config.log.tensorboard,
+        )
+        stack.callback(log.close)
+        return log
+
+    def _log(self, step: int, result: StepResult) -> None:
+        if result.skipped and not result.overflow and self.first:
+            what = f"loss was not finite on ranks {list(result.bad_ranks)}" if result.bad_ranks else "gradient was not"
+            self.say(f"step {step}: {what} ({result.first_bad}); the step was skipped on all ranks")
+        if self.log is None:
+            return
+        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
+        learnt = {} if result.skipped else {**result.losses, "grad_norm": result.grad_norm}
+        self.log.scalars(step, {**learnt, **fixed, **self.pace.rates(step, self.feed.waited)})
+
+    def _save(self, step: int) -> None:
+        about = {
+            "samples_consumed": step * self.config.optim.global_batch_size,
+            "fingerprints": self.fingerprints,
+            "world_size": self.world.world_size,
+            "versions": versions(),
+        }
+        folder = self.checkpoints.save(self.engine, step, about)
+        if self.log is not None and step < self.steps.total_steps:
+            self.log.say(f"saved {folder}")
+
+    def _is_evaluated(self) -> bool:
+        """Does the log have numbers of the step the run goes on from?"""
+        row = self.log.row(self.start_step) if self.log is not None else {}
+        return distributed.broadcast_object(any(name.startswith("val/") for name in row))
+
+    def _probe(self, step: int) -> None:
+        if step < self.steps.total_steps:
+            self._measure(step)
+
+    def _measure(self, step: int) -> Evaluation:
+        evaluation = _evaluate(self.config, self.task, self.val_set, self.world, say=self.say if self.first else None)
+        if self.log is not None:
+            self.log.scalars(step, {f"val/{name}": value for name, value in evaluation.scores.values.items()})
+            for line in results.lines(evaluation, step=step):
+                self.log.say(line)
+            results.write_results(self.folder, evaluation, step=step, source=self._source)
+        return evaluation
+
+    def _finish(self, evaluation: Evaluation) -> None:
+        """Rank 0 draws the report and writes the release."""
+        if self.log is None:
+            return
+        total = self.steps.total_steps
+        pictures = results.report(
+            self.folder,
+            evaluation,
+            self.task,
+            self.val_set,
+            config=self.config,
+            title=self.opened.title,
+            rows=self.log.rows(),
+            findings={
+                "data.train": self.train_set.findings.lines(),
+                "data.val": self.val_set.findings.lines(),
+            },
+            match=self.opened.report_lines,
+        )
+        self.log.pictures(total, pictures)
+        release = write_release(
+            self.folder / "release",
+            self.task,
+            {
+                "source": self._source,
+                "recipe": self.config.model_dump(mode="json"),
+                "data": json.loads((self.folder / "data.json").read_text(encoding="utf-8")),
+                "metrics": results.record(evaluation, step=total),
+                "commit": git_commit(),
+                "versions": versions(),
+            },
+        )
+        self.say(f"report {self.folder / results.REPORT / 'index.html'}; release {release}: fovea predict {release}")
+        preempt.mark(self.folder, "DONE", f"step {total}")
+
+
+def build_task(config: FinetuneConfig, train: Examples) -> tuple[Opened, Task]:
+    """The backbone and the task on it, ready to train: equal on every rank, what no weights give drawn from the seed.
+
+    Raises:
+        ConfigError: the weights do not fit, or the task cannot work on this backbone or with these classes.
+    """
+    opened = open_source(config.model, seed=config.seed)
+    torch.manual_seed(config.seed)
+    try:
+        task = task_class(config.task.name)(config.task, opened, train.classes)
+        task.prepare(config.optim)
+    except ValueError as error:
+        raise ConfigError(f"task {config.task.name} on {opened.title}", str(error).splitlines()) from error
+    return opened, task
+
+
+def _evaluate(config: FinetuneConfig, task: Task, val: Examples, world: World, *, say: Any) -> Evaluation:
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if say is not None and time.monotonic() - said > _PROGRESS_SECONDS:
+            said = time.monotonic()
+            say(f"evaluating: {done * world.world_size} of {total} images")
+
+    settings = config.evaluate
+    return evaluate(
+        task,
+        val,
+        world=world,
+        batch_size=settings.batch_size,
+        num_workers=config.data.num_workers,
+        keep=settings.pictures,
+        precision=settings.precision,
+        progress=progress,
+    )
