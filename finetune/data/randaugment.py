@@ -3,7 +3,7 @@
 The policy is that of DeiT, MAE and BEiT, in timm's words `rand-m9-mstd0.5-inc1`: two of fifteen operations, each
 applied with probability 0.5 at a magnitude drawn around 9 of 10, all of them stronger where the magnitude is higher.
 timm draws from Python's global generator; here every number comes from uniforms, so that a sample's augmentation
-depends on its position alone.
+depends on its position alone. At level 10 timm posterizes to 0 bits, which Pillow refuses; here one bit is left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OPERATIONS: dict[str, _Argument] = {
     "Equalize": lambda level, sign: (),
     "Invert": lambda level, sign: (),
     "Rotate": lambda level, sign: (sign * 30.0 * level,),
-    "PosterizeIncreasing": lambda level, sign: (4 - int(4 * level),),
+    "PosterizeIncreasing": lambda level, sign: (max(1, 4 - int(4 * level)),),
     "SolarizeIncreasing": lambda level, sign: (256 - min(256, int(256 * level)),),
     "SolarizeAdd": lambda level, sign: (min(128, int(110 * level)),),
     "ColorIncreasing": _enhanced,
