@@ -46,7 +46,7 @@ def sam_and_dense(grid: int, *, window: int) -> tuple[VisionTransformerSAM, Plai
         global_attn_indexes=(1,),
     ).eval()
     sam.neck = nn.Identity()
-    backbone = ViT((grid * 4, grid * 4), 4, 3, 32, 3, 4, class_token=False, pos_embed="learned")
+    backbone = ViT((grid * 4, grid * 4), 4, 3, 32, 3, 4, class_token=False, pos_embed="learned", norm_eps=1e-5)
     dense = PlainDense(backbone, window=window, global_blocks=(1,), rel_pos=True, norm=False).eval()
     with torch.no_grad():
         for parameter in sam.parameters():
