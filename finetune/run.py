@@ -95,7 +95,7 @@ class Run:
         self.fingerprints = {"data.train": train.fingerprint, "data.val": val.fingerprint}
         if found is not None:
             check_same_run(self.folder, config, self.fingerprints, free=FREE_KEYS)
-        self.opened, self.task = build_task(config, train)
+        self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
         trainable: Any = self.task
         self.engine = engine_of(
             trainable, optim=config.optim, engine=config.engine, steps=steps, world=world, seed=config.seed
@@ -275,7 +275,7 @@ class Run:
         preempt.mark(self.folder, "DONE", f"step {total}")
 
 
-def build_task(config: FinetuneConfig, train: Examples) -> tuple[Opened, Task]:
+def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> tuple[Opened, Task]:
     """The backbone and the task on it, ready to train: equal on every rank, what no weights give drawn from the seed.
 
     Raises:
@@ -285,7 +285,7 @@ def build_task(config: FinetuneConfig, train: Examples) -> tuple[Opened, Task]:
     torch.manual_seed(config.seed)
     try:
         task = task_class(config.task.name)(config.task, opened, train.classes)
-        task.prepare(config.optim)
+        task.prepare(config.optim, total_steps=total_steps)
     except ValueError as error:
         raise ConfigError(f"task {config.task.name} on {opened.title}", str(error).splitlines()) from error
     return opened, task

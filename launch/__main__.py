@@ -6,10 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 from launch.local import run_local
-from pretrain.__main__ import check
+from launch.programs import PROGRAMS, check_program
 from pretrain.configlib import ConfigError
 
 # What has a parser of its own: word -> module.
@@ -34,19 +33,22 @@ def _local(arguments: list[str]) -> int:
     places.add_parser("plan", help="time, memory, storage and failures of a run on many nodes")
     local = places.add_parser("local", help="processes of this machine, restarted when one dies")
     local.add_argument("processes", type=int, help="how many; on GPUs, one per GPU")
-    local.add_argument("config")
-    local.add_argument("overrides", nargs="*", metavar="key=value")
+    local.add_argument(
+        "run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]", help="pretrain when no word is given"
+    )
     local.add_argument("--max-restarts", type=int, default=3, help="restarts after a process died (default 3)")
     chosen = parser.parse_args(arguments)
     if chosen.processes < 1:
         parser.error(f"processes must be at least 1, got {chosen.processes}")
+    word, run = (chosen.run[0], chosen.run[1:]) if chosen.run[0] in PROGRAMS else ("pretrain", chosen.run)
+    if not run:
+        parser.error(f"no configuration after {word}")
     try:
-        config, _, _ = check(chosen.config, chosen.overrides, world_size=chosen.processes)
+        run_dir = check_program(word, run[0], run[1:], world_size=chosen.processes)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    run = [chosen.config, *chosen.overrides]
-    return run_local(Path(config.run_dir), run, processes=chosen.processes, max_restarts=chosen.max_restarts)
+    return run_local(run_dir, word, run, processes=chosen.processes, max_restarts=chosen.max_restarts)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ USAGE = """usage: fovea COMMAND ...
 
   fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
-  fovea launch local N CONFIG [...]       the same on N processes of this machine, restarted when one dies
+  fovea launch local N [finetune] CONFIG [...]   the same on N processes of this machine, restarted when one dies
   fovea release RUN OUT                   the run's backbone as a folder that timm loads
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy, beside an untrained network and raw pixels
   fovea replay CAPTURE                    compute a step again that had no finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea doctor RUN                        was it learning, and if not, why and from which step on
-  fovea finetune                          not in this version
+  fovea finetune CONFIG [key=value ...]   classification, detection, segmentation or depth from any backbone
   fovea predict RELEASE_OR_RUN IMAGES... --out DIR   what a fine-tuned task says about images, with pictures
   fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
 

@@ -11,15 +11,15 @@ from pathlib import Path
 EXIT_PREEMPTED = 85
 
 
-def run_local(run_dir: Path, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
-    """Run `python -m pretrain ARGUMENTS` on `processes` processes until the run is done; its exit status.
+def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
+    """Run `python -m PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status.
 
     A run that ended because it was asked to (marker PREEMPTED) is not started again: status 85. A run whose
     process died is, from its newest checkpoint, at most `max_restarts` times and while it makes progress; then the
     status is torchrun's.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "pretrain", *arguments]
+    command += ["-m", program, *arguments]
     (run_dir / "PREEMPTED").unlink(missing_ok=True)
     before = None
     for left in range(max_restarts, -1, -1):

@@ -13,11 +13,9 @@ def _pretrain(config: str, overrides: Sequence[str], world_size: int) -> Path:
 
 
 def _finetune(config: str, overrides: Sequence[str], world_size: int) -> Path:
-    from finetune.config import FinetuneConfig
-    from pretrain.configlib import load_config
+    from finetune.__main__ import check
 
-    del world_size
-    return Path(load_config(FinetuneConfig, config, overrides).run_dir)
+    return Path(check(config, overrides, world_size=world_size).config.run_dir)
 
 
 PROGRAMS: dict[str, Callable[[str, Sequence[str], int], Path]] = {"pretrain": _pretrain, "finetune": _finetune}

@@ -17,6 +17,8 @@ PARTS_OF_A_RUN = ("run", "start", "feed", "online_probe", "online_doctor", "rele
 PARTS_OF_A_REWIND = ("capture", "culprits", "passed_over", "recompute", "recovery", "replay")
 FLOOR_4 = {f"pretrain.{name}" for name in PARTS_OF_A_RUN + PARTS_OF_A_REWIND}
 EVERYTHING = {"pretrain", "launch", "finetune"}
+ABOUT_IMAGES = {"finetune.predictions", "finetune.data"}
+PARTS_OF_A_TASK = {f"finetune.{name}" for name in ("heads", "backbones", "metrics", "report", "tasks")} | ABOUT_IMAGES
 ALLOWED = {
     "pretrain.configlib": set(),
     "pretrain.record": set(),
@@ -37,11 +39,25 @@ ALLOWED = {
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},
     "pretrain.scale": {"pretrain"},
-    "finetune": BASE | FLOOR_1 | {"pretrain.probes"},
+    "finetune.predictions": set(),
+    "finetune.data": BASE | {"pretrain.data", "finetune.predictions"},
+    "finetune.metrics": BASE | ABOUT_IMAGES,
+    "finetune.backbones": BASE | {"pretrain.models"},
+    "finetune.heads": BASE | ABOUT_IMAGES | {"pretrain.models", "finetune.backbones"},
+    # Tasks draw their pictures with it; it knows of them what a type checker sees.
+    "finetune.report": BASE | ABOUT_IMAGES | {"finetune.metrics", "finetune.tasks.base"},
+    "finetune.tasks": BASE | PARTS_OF_A_TASK | {"pretrain.models"},
+    "finetune.tasks.configs": {"pretrain.configlib"},
+    "finetune.config": BASE | {"finetune.tasks.configs", "pretrain.engine.config"},
+    "finetune": BASE | FLOOR_1 | PARTS_OF_A_TASK | {"pretrain.probes"},
     "launch": EVERYTHING,
 }
 LOADED_IN_ONE_FILE = {"deepspeed": "pretrain/engine/deepspeed.py", "accelerate": "pretrain/engine/accelerate.py"}
-NO_TORCH = ("pretrain.config", "pretrain.__main__", "launch.cli", "launch.__main__", "pretrain.objectives")
+NO_TORCH = (
+    *("pretrain.config", "pretrain.__main__", "launch.cli", "launch.__main__", "pretrain.objectives"),
+    *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
+    *("finetune.data.classification", "finetune.data.coco", "finetune.data.masks", "finetune.data.depth"),
+)
 
 
 def modules() -> list[Path]:

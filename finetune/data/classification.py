@@ -20,8 +20,14 @@ from finetune.data.examples import BadExample, Example, Findings
 from finetune.data.files import Files
 from finetune.predictions import Classes
 from pretrain.data.dataset import Dataset
-from pretrain.data.decode import IMAGE_EXTENSIONS, DecodeError, decode_image, decode_npy, decode_sample
-from pretrain.data.evaluate import LABEL_EXTENSION
+from pretrain.data.decode import (
+    IMAGE_EXTENSIONS,
+    LABEL_EXTENSION,
+    DecodeError,
+    decode_image,
+    decode_npy,
+    decode_sample,
+)
 from pretrain.data.images import SUFFIXES
 from pretrain.data.reader import BadSample, Reader
 

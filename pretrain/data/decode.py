@@ -22,6 +22,7 @@ from PIL import Image
 from pretrain.data.images import MAX_PIXELS, MAX_SIDE
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")
+LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}

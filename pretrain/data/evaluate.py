@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.data.dataset import Dataset
-from pretrain.data.decode import IMAGE_EXTENSIONS, DecodeError, decode_sample
+from pretrain.data.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, DecodeError, decode_sample
 from pretrain.data.reader import BadSample, Reader
 from pretrain.data.workers import run_in_workers
-
-LABEL_EXTENSION = "cls"
 
 
 class EvalImages:

@@ -18,9 +18,9 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.Captur
     assert "unknown command 'pretrian'; one of data, pretrain" in capsys.readouterr().err
 
 
-def test_finetune_says_that_it_is_not_there(capsys: pytest.CaptureFixture[str]):
+def test_finetune_refuses_a_configuration_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     assert main(["finetune", "x.yaml"]) == 2
-    assert "not in this version" in capsys.readouterr().err
+    assert "x.yaml: 1 problem\n  no such file" in capsys.readouterr().err
 
 
 def test_check_says_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]):
