@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +65,9 @@ def decide(attempts: Sequence[Attempt], *, spare: int) -> Verdict:
     if last.outcome == "preempted":
         return Verdict("requeue", f"preempted at step {last.step}", exclude)
     streak = _without_progress(attempts)
-    if len(streak) >= PATIENCE[last.outcome] and last.node not in exclude:
+    # A rank that ends by an exception does so on any node; one that is killed twice on one node is tried elsewhere.
+    elsewhere = last.node in exclude and "Exited" not in last.detail
+    if len(streak) >= PATIENCE[last.outcome] and not elsewhere:
         ways = "; ".join(sorted({attempt.detail or attempt.outcome for attempt in streak}))
         return Verdict("stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not started again{failing}")
     failures = sum(attempt.outcome in ("failed", "lost") for attempt in attempts)
@@ -129,11 +132,8 @@ class Book:
         return [row for row in read_book(self.path) if row["job"] == self.job]
 
     def _add(self, event: str, *, restart: int, **facts: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        row = {"event": event, "job": self.job, "restart": restart, "time": at, **facts}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(self.path, {"event": event, "job": self.job, "restart": restart, "time": at, **facts})
 
     def _attempt(self, row: dict[str, Any]) -> Attempt:
         return Attempt(self.job, row["restart"], row["outcome"], row["step"], row["node"], row["detail"])
@@ -144,9 +144,20 @@ def _without_identity(attempt: Attempt) -> dict[str, Any]:
 
 
 def read_book(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an attempts.jsonl, of all jobs of the run."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of a file of JSON lines; a line that a kill or a full disk cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one line, on a line of its own whatever was cut short before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * bool(torn) + json.dumps(row) + "\n")
 
 
 def newest_step(run_dir: Path) -> int:

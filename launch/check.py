@@ -61,6 +61,7 @@ def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
         place = replace(place, gpu_memory=float(machine.gpu_memory))
     yield from preflight.batch_facts(config, plan, dataset, place)
     yield from preflight.run_folder(config, dataset)
+    yield from preflight.sources(config)
     yield from preflight.loading(config, plan, place, machine)
     yield from preflight.limits(place)
     cost = None

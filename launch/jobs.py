@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch import scheduler
-from launch.attempts import newest_step, read_book
+from launch.attempts import add_row, newest_step, read_book
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def submit(
     job = scheduler.submit(draft, arguments, options=options)
     draft.rename(folder / f"{job}.sbatch")
     submitted = Submitted(job, program, list(arguments), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submitted)) + "\n")
+    add_row(folder / "jobs.jsonl", asdict(submitted))
     return submitted
 
 

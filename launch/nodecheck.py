@@ -19,6 +19,8 @@ from pretrain import distributed
 from pretrain.record import versions
 
 SLOW = 0.8  # of the median: slower ranks are named
+WRONG = 1e-2  # relative error of a product: rounding to bf16 is below half of it
+EXIT_BROKEN = 3
 SKEW_SECONDS = 5.0  # between clocks
 _SECONDS = 0.5  # of each measurement
 
@@ -40,7 +42,7 @@ class Report:
 
 
 def check_nodes(*, device: str = "auto") -> int:
-    """Measure together with the other ranks; rank 0 prints. Exit status 2 where a node is broken.
+    """Measure together with the other ranks; rank 0 prints. Exit status 3 on the ranks of a broken node.
 
     The process group is made and left here, so this is the last thing the process does.
     """
@@ -48,31 +50,36 @@ def check_nodes(*, device: str = "auto") -> int:
         world = distributed.setup(device)
     except ValueError as error:
         print(f"error: rank on {socket.gethostname()}: {error}", file=sys.stderr)
-        return 2
+        return EXIT_BROKEN
     try:
         reports = distributed.all_gather_object(_measure(world.rank, world.device))
         errors, warnings = judge(reports)
         if world.rank == 0:
-            products = [report.product for report in reports]
+            products, slowest = [report.product for report in reports], min(report.reduce for report in reports)
             print(
-                f"nodes    {len({report.node for report in reports})} with {len(reports)} ranks on {reports[0].device}; products "
-                f"{min(products):.3g}-{max(products):.3g} TFLOP/s, sums {min(r.reduce for r in reports):.3g} GB/s"
+                f"nodes    {len({r.node for r in reports})} with {len(reports)} ranks on {reports[0].device}; "
+                f"products {min(products):.3g}-{max(products):.3g} TFLOP/s, sums {slowest:.3g} GB/s"
             )
             for line in warnings:
                 print(f"warning: {line}")
             for line in errors:
                 print(f"error: {line}")
-        return 2 if errors else 0
+        return EXIT_BROKEN if any(is_broken(report) for report in reports if report.node == socket.gethostname()) else 0
     finally:
         distributed.close()
+
+
+def is_broken(report: Report) -> bool:
+    """It computes wrongly."""
+    return not report.product_error < WRONG or bool(report.sum_error)
 
 
 def judge(reports: Sequence[Report]) -> tuple[list[str], list[str]]:
     """(errors, warnings) about the ranks that differ from the rest."""
     errors, warnings = [], []
-    for report in reports:
+    for report in filter(is_broken, reports):
         who = f"{report.node} (rank {report.rank})"
-        if not report.product_error < 1e-2:
+        if not report.product_error < WRONG:
             errors.append(f"{who}: a product of matrices is wrong by {report.product_error:.2g}; exclude the node")
         if report.sum_error:
             errors.append(f"{who}: a sum over ranks is wrong by {report.sum_error:.2g}; exclude the node")
@@ -97,8 +104,8 @@ def judge(reports: Sequence[Report]) -> tuple[list[str], list[str]]:
 def _slow(reports: Sequence[Report], what: str, unit: str, of: Callable[[Report], float]) -> list[str]:
     middle = statistics.median(of(report) for report in reports)
     return [
-        f"{report.node} (rank {report.rank}): {what} at {of(report):.3g} {unit}, the median is {middle:.3g}; a step waits "
-        "for the slowest: exclude the node (--exclude) if it stays so"
+        f"{report.node} (rank {report.rank}): {what} at {of(report):.3g} {unit}, the median is {middle:.3g}; a step "
+        "waits for the slowest: exclude the node (--exclude) if it stays so"
         for report in reports
         if of(report) < SLOW * middle and not math.isinf(middle)
     ]

@@ -100,6 +100,15 @@ def run_folder(config: PretrainConfig, dataset: Dataset) -> Iterator[Finding]:
         yield Finding("error", f"run_dir: {folder} cannot be written ({error.strerror}); choose another, run_dir=...")
 
 
+def sources(config: PretrainConfig) -> Iterator[Finding]:
+    """What the weights start from is there."""
+    init = config.init
+    for key in ("release", "official", "checkpoint") if init else ():
+        path = getattr(init, key)
+        if path is not None and not Path(path).exists():
+            yield Finding("error", f"init.{key}: {path} is not there; `fovea release RUN OUT` writes a release")
+
+
 def loading(config: PretrainConfig, plan: Plan, place: Place, machine: Machine) -> Iterator[Finding]:
     """Data workers against cores, shared memory and open files of one node."""
     data, ranks = config.data, place.ranks_per_node
@@ -118,8 +127,8 @@ def loading(config: PretrainConfig, plan: Plan, place: Place, machine: Machine) 
         way = f"data.prefetch={fits}" if fits else f"data.num_workers={max(0, int(machine.shm / (ranks * one)))}"
         yield Finding(
             "error" if not fits or needed > 2 * machine.shm else "warning",
-            f"data.prefetch: {workers} workers x {data.prefetch} batches of {one / 2**20:.0f} MiB need "
-            f"{needed / GIB:.1f} GiB of /dev/shm, {machine.shm / GIB:.1f} are free; {way} fits, or mount it larger",
+            f"data.prefetch: {workers} workers x {data.prefetch} batches of {_size(one)} need "
+            f"{_size(needed)} of /dev/shm, {_size(machine.shm)} are free; {way} fits, or mount it larger",
         )
     # A batch in flight is an open file for each of its tensors.
     files = FILES_OF_A_RANK + data.num_workers * data.prefetch * 8
@@ -181,9 +190,7 @@ def disk(config: PretrainConfig, plan: Plan, cost: Cost, machine: Machine) -> It
     milestones = plan.total_steps // every if every else 0
     count = checkpoint.keep + milestones + 2  # one being written, one to go back to
     needed = count * cost.checkpoint
-    yield Finding(
-        "fact", f"disk     {count} checkpoints of {cost.checkpoint / GIB:.2f} GiB, {machine.disk / GIB:.0f} GiB free"
-    )
+    yield Finding("fact", f"disk     {count} checkpoints of {_size(cost.checkpoint)}, {_size(machine.disk)} free")
     if needed > machine.disk:
         fits = int(machine.disk / cost.checkpoint) - 2
         way = f"checkpoint.keep={min(checkpoint.keep, fits)}" if fits >= 1 else "a run_dir on a larger disk"
@@ -191,7 +198,7 @@ def disk(config: PretrainConfig, plan: Plan, cost: Cost, machine: Machine) -> It
             way += f" checkpoint.milestone_every_steps={math.ceil(plan.total_steps / max(1, fits - 1))}"
         yield Finding(
             "error",
-            f"checkpoint.keep: {count} checkpoints need {needed / GIB:.1f} GiB, {machine.disk / GIB:.1f} are free "
+            f"checkpoint.keep: {count} checkpoints need {_size(needed)}, {_size(machine.disk)} are free "
             f"under {config.run_dir}; {way} fits",
         )
 
@@ -244,6 +251,10 @@ def estimated_rate(cost: Cost, place: Place, *, bf16: bool) -> float | None:
         return None
     peak = (place.gpu.bf16 if bf16 else place.gpu.fp32) * 1e12
     return place.ranks * UTILIZATION * peak / cost.flops
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
 
 
 def _time(seconds: float) -> str:

@@ -46,14 +46,17 @@ class FakeRun:
         self.config = write_config(folder, "mae")
         self.run_dir, self.steps = folder / "run", steps
         self.overrides = [f"optim.total_steps={steps}", "optim.warmup_steps=0"]
-        self.faults = {"FAKE_STEP_SECONDS": str(step_seconds)}
+        self.faults = {"FAKE_STEP_SECONDS": str(step_seconds)}  # read by trainer.py
+
+    def flags(self, *, nodes: int, minutes: str) -> list[str]:
+        """Of a job on `nodes` nodes, one rank each, with the planted faults."""
+        faults = [flag for name, value in self.faults.items() for flag in ("--environment", f"export {name}={value}")]
+        return ["--nodes", str(nodes), "--gpus-per-node", "1", "--time", minutes, *SMALL, *faults]
 
     def submit(self, *flags: str, nodes: int = 2, minutes: str = "5") -> str:
-        """Submit it to `nodes` nodes, one rank each; the job's id."""
-        faults = [f"export {name}={value}" for name, value in self.faults.items()]
-        environment = [flag for line in faults for flag in ("--environment", line)]
-        job = ["--nodes", str(nodes), "--gpus-per-node", "1", "--time", minutes, *SMALL, *environment, *flags]
-        assert main(["pretrain", str(self.config), *self.overrides, *job]) == 0
+        """Submit it; the job's id."""
+        given = [*self.flags(nodes=nodes, minutes=minutes), *flags]
+        assert main(["pretrain", str(self.config), *self.overrides, *given]) == 0
         return self.job
 
     @property

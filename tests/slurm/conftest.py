@@ -40,6 +40,7 @@ def cluster() -> Iterator[Cluster]:
             "SLURM_TEST_DIR": folder,
             "SLURM_TEST_BRIDGE": f"slt{number}",
             "SLURM_TEST_NET": f"10.78.{number}",
+            "SLURM_TEST_PORT": str(16817 + 2 * number),
             "SLURM_CONF": f"{folder}/etc/slurm.conf",
             "REAL_PYTHON": sys.executable,
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.attempts import read_book
 from launch.slurm import main
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
@@ -15,16 +16,46 @@ LOW, HIGH = ("--partition", "low"), ("-p", "high")
 
 
 @pytest.fixture(scope="module")
-def at_their_limit(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeRun]:
-    """Two runs that need more than their minute, submitted first: one hears that it is to stop, one is deaf."""
+def elsewhere(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeRun]:
+    """Runs on n3 and n4 that nobody disturbs, submitted at once; their tests come last and wait for them."""
     runs = {
         "hears": FakeRun(tmp_path_factory.mktemp("hears"), steps=500),
-        "deaf": FakeRun(tmp_path_factory.mktemp("deaf"), steps=5000),
+        "deaf": FakeRun(tmp_path_factory.mktemp("deaf"), steps=5000, step_seconds=20),  # no checkpoint within the limit
+        "fails": FakeRun(tmp_path_factory.mktemp("fails")),
+        "retried": FakeRun(tmp_path_factory.mktemp("retried")),
     }
-    runs["deaf"].faults |= {"FAKE_DEAF": "1", "FAKE_STEP_SECONDS": "20"}  # no checkpoint within the limit
-    for run in runs.values():
-        run.submit("--sbatch", "nodelist=n4", nodes=1, minutes="1")
+    runs["deaf"].faults["FAKE_DEAF"] = "1"
+    runs["fails"].faults["FAKE_CRASH"] = "15:1:99:exit"  # every rank then waits for rank 1, as in a collective
+    runs["retried"].faults["FAKE_CRASH"] = "25:0:1:kill"
+    for name in ("hears", "deaf"):
+        runs[name].submit("--sbatch", "nodelist=n4", nodes=1, minutes="1")
+    for name in ("fails", "retried"):
+        runs[name].submit("--sbatch", "nodelist=n3,n4")
     return runs
+
+
+@pytest.fixture(scope="module")
+def pipelines(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, elsewhere: dict[str, FakeRun]
+) -> dict[bool, list[str]]:
+    """Jobs of pretraining and of finetuning from it, by whether pretraining fails."""
+    jobs = {}
+    for fails in (False, True):
+        folder = tmp_path_factory.mktemp("pipeline")
+        run, task = FakeRun(folder, steps=20), folder / "task.yaml"
+        task.write_text(
+            f"run_dir: {folder / 'task'}\ntask: {{name: classification}}\nmodel: {{release: later}}\n"
+            "data: {train: {images: samples/grocery/train}, val: {images: samples/grocery/val}}\n"
+            "optim: {lr: 1e-3, global_batch_size: 16, total_steps: 20}\n"
+        )
+        if fails:
+            run.faults["FAKE_CRASH"] = "5:0:99:exit"
+        flags = [*run.flags(nodes=1, minutes="5"), "--sbatch", "nodelist=n3"]
+        assert main(["pipeline", str(run.config), *run.overrides, "--finetune", str(task), *flags]) == 0
+        jobs[fails] = [
+            row["job"] for name in ("run", "task") for row in read_book(folder / name / "slurm" / "jobs.jsonl")
+        ]
+    return jobs
 
 
 def occupy(nodes: str, seconds: int) -> None:
@@ -47,7 +78,7 @@ def occupy(nodes: str, seconds: int) -> None:
 
 
 def test_a_preempted_job_saves_is_requeued_and_ends_as_undisturbed(
-    cluster: Cluster, tmp_path: Path, at_their_limit: dict[str, FakeRun]
+    cluster: Cluster, tmp_path: Path, elsewhere: dict[str, FakeRun], pipelines: dict[bool, list[str]]
 ):
     run = FakeRun(tmp_path, steps=80)
     job = run.submit("--sbatch", "nodelist=n1,n2")
@@ -60,7 +91,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_as_undisturbed(
     run.assert_weights_as_undisturbed()
 
 
-def test_a_lost_node_is_survived_on_others(cluster: Cluster, tmp_path: Path, at_their_limit: dict[str, FakeRun]):
+def test_a_lost_node_is_survived_on_others(cluster: Cluster, tmp_path: Path, elsewhere: dict[str, FakeRun]):
     run = FakeRun(tmp_path, steps=80)
     job = run.submit("--sbatch", "exclude=n4")
     wait_until(lambda: run.step >= 25, "25 steps")
@@ -76,32 +107,14 @@ def test_a_lost_node_is_survived_on_others(cluster: Cluster, tmp_path: Path, at_
     run.assert_weights_as_undisturbed()
 
 
-def test_a_job_that_fails_twice_at_the_same_step_stops_with_a_message(cluster: Cluster, tmp_path: Path):
-    run = FakeRun(tmp_path)
-    run.faults["FAKE_CRASH"] = "15:1:99:exit"  # every rank then waits for rank 1, as in a collective
-    job = run.submit()
-    cluster.wait(job, "FAILED")
-    assert run.outcomes == ["failed", "failed"]
-    assert "stop: 2 attempts ended at step 10" in run.log and "not started again" in run.log
-
-
-def test_one_failure_with_progress_is_retried(cluster: Cluster, tmp_path: Path):
-    run = FakeRun(tmp_path)
-    run.faults["FAKE_CRASH"] = "25:0:1:kill"
-    job = run.submit()
-    cluster.wait(job, "COMPLETED")
-    assert run.outcomes == ["failed", "done"] and "Killed" in run.rows("end")[0]["detail"]
-    run.assert_weights_as_undisturbed()
-
-
 def test_a_node_that_fails_twice_is_excluded(cluster: Cluster, tmp_path: Path):
     run = FakeRun(tmp_path)
     run.faults["FAKE_CRASH_ON"] = "n2:kill"
-    job = run.submit("--sbatch", "exclude=n1,n4")  # n2 and n3 are left; the third attempt needs n1 or n4 ...
+    job = run.submit("--exclude", "n1")  # n2 and n3 begin, n4 is to spare
     wait_until(lambda: len(run.rows("end")) == 2, "two failures")
     assert [row["node"] for row in run.rows("end")] == ["n2", "n2"]
     cluster.wait(job, "COMPLETED")
-    assert "n2" not in run.rows("begin")[2]["nodes"]
+    assert run.rows("begin")[2]["nodes"] == ["n3", "n4"], "what the user excluded stays so"
     run.assert_weights_as_undisturbed()
 
 
@@ -127,42 +140,31 @@ def test_a_cancelled_run_saves_and_is_resumed_by_one_command(
     assert "step  70" in said and "DONE" in said and f"job   {job} FAILED" in said and "stopped at step" in said
 
 
+def test_a_job_that_fails_twice_at_the_same_step_stops_with_a_message(cluster: Cluster, elsewhere: dict[str, FakeRun]):
+    run = elsewhere["fails"]
+    cluster.wait(run.job, "FAILED", seconds=120)
+    assert run.outcomes == ["failed", "failed"]
+    assert "stop: 2 attempts ended at step 10" in run.log and "not started again" in run.log
+
+
+def test_one_failure_with_progress_is_retried(cluster: Cluster, elsewhere: dict[str, FakeRun]):
+    run = elsewhere["retried"]
+    cluster.wait(run.job, "COMPLETED", seconds=120)
+    assert run.outcomes == ["failed", "done"] and "Killed" in run.rows("end")[0]["detail"]
+    run.assert_weights_as_undisturbed()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_pipeline_finetunes_once_its_release_is_there_and_never_otherwise(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: bool
+    cluster: Cluster, pipelines: dict[bool, list[str]], fails: bool
 ):
-    run, task = FakeRun(tmp_path, steps=20), tmp_path / "task.yaml"
-    task.write_text(
-        f"run_dir: {tmp_path / 'task'}\ntask: {{name: classification}}\nmodel: {{release: later}}\n"
-        "data: {train: {images: samples/grocery/train}, val: {images: samples/grocery/val}}\n"
-        "optim: {lr: 1e-3, global_batch_size: 16, total_steps: 20}\n"
-    )
-    if fails:
-        run.faults["FAKE_CRASH"] = "5:0:99:exit"
-    faults = [flag for name, value in run.faults.items() for flag in ("--environment", f"export {name}={value}")]
-    job = [
-        "--nodes",
-        "1",
-        "--gpus-per-node",
-        "1",
-        "--cpus-per-task",
-        "1",
-        "--no-preflight",
-        "--time",
-        "5",
-        "--margin",
-        "30",
-    ]
-    job += ["--python", str(Path(__file__).parent / "python.sh"), *faults]
-    assert main(["pipeline", str(run.config), *run.overrides, "--finetune", str(task), *job]) == 0
-    first, second = (line.split()[1] for line in capsys.readouterr().out.splitlines())
-    cluster.wait(second, "CANCELLED" if fails else "COMPLETED")
+    first, second = pipelines[fails]
+    cluster.wait(second, "CANCELLED" if fails else "COMPLETED", seconds=120)
     assert cluster.state(first) == ("FAILED" if fails else "COMPLETED")
-    assert (tmp_path / "task" / "DONE").exists() is not fails
 
 
-def test_a_run_goes_on_after_its_time_limit(cluster: Cluster, at_their_limit: dict[str, FakeRun]):
-    run = at_their_limit["hears"]
+def test_a_run_goes_on_after_its_time_limit(cluster: Cluster, elsewhere: dict[str, FakeRun]):
+    run = elsewhere["hears"]
     cluster.wait(run.job, "COMPLETED", seconds=180)
     assert run.outcomes[-1] == "done" and set(run.outcomes[:-1]) == {"time limit"}
     assert run.step == 500, "every step once"
@@ -170,9 +172,9 @@ def test_a_run_goes_on_after_its_time_limit(cluster: Cluster, at_their_limit: di
 
 
 def test_a_run_that_cannot_save_in_time_is_ended_before_the_limit_and_not_for_ever(
-    cluster: Cluster, at_their_limit: dict[str, FakeRun]
+    cluster: Cluster, elsewhere: dict[str, FakeRun]
 ):
-    run = at_their_limit["deaf"]
+    run = elsewhere["deaf"]
     cluster.wait(run.job, "FAILED", seconds=240)
     assert run.outcomes == ["failed", "failed"], "SLURM never had to kill it: a job that timed out is not requeued"
     assert "did not stop in time" in run.log

@@ -1,0 +1,81 @@
+"""A batch script is filled in line by line, and stays one that a person can read."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import main
+from launch.template import FOLDER, read_options, read_template, render
+from tests.runs import ROOT, write_config
+
+TEMPLATE = """#!/bin/bash
+#SBATCH --nodes=2
+#SBATCH --requeue
+
+PYTHON=(python) # which
+# Modules and variables of your site:
+"""
+
+
+def test_options_are_replaced_added_and_taken_away():
+    script = render(TEMPLATE, options={"nodes": "8", "requeue": None, "qos": "long", "exclusive": ""}, settings={})
+    assert read_options(script) == {"nodes": "8", "qos": "long", "exclusive": ""}
+
+
+def test_settings_and_lines_of_the_site_are_quoted_for_the_shell():
+    script = render(TEMPLATE, options={}, settings={"PYTHON": ["/my env/python", "a'b"]}, environment=["export A=1"])
+    done = subprocess.run(["bash", "-c", script + 'printf "%s|" "${PYTHON[@]}" "$A"'], capture_output=True, text=True)
+    assert done.stdout == "/my env/python|a'b|1|"
+
+
+def test_a_template_without_the_setting_is_refused():
+    with pytest.raises(ValueError, match="no line MARGIN="):
+        render(TEMPLATE, options={}, settings={"MARGIN": "3"})
+
+
+def test_pretraining_and_finetuning_have_the_same_batch_script():
+    first, second = (read_template(name).splitlines() for name in ("pretrain", "finetune"))
+    different = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    assert all(a.startswith("#") or a == "PROGRAM=pretrain" for a, _ in different) and len(different) <= 7
+
+
+def test_every_batch_script_is_bash():
+    for path in FOLDER.iterdir():
+        done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        (["--container", "fovea.sif", "--mount", "/data"], ["CONTAINER=(apptainer exec --nv --bind /data fovea.sif)"]),
+        (["--container", "org/fovea:1"], ["SRUN=(srun --container-image=org/fovea:1)", "PYTHON=(python)"]),
+        (["--margin", "120"], ["MARGIN=120", "#SBATCH --signal=B:USR1@120"]),
+        (["--launcher", "torchrun", "--no-preflight"], ["LAUNCHER=torchrun", "PREFLIGHT=no"]),
+        (
+            ["--sbatch", "constraint=h200", "--account", "vision"],
+            ["#SBATCH --constraint=h200", "#SBATCH --account=vision"],
+        ),
+    ],
+)
+def test_what_is_asked_for_stands_in_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], lines: list[str]
+):
+    config = write_config(tmp_path, "mae")
+    assert main(["pretrain", str(config), "--nodes", "2", "--gpus-per-node", "4", *flags, "--dry-run"]) == 0
+    script = capsys.readouterr().out.splitlines()
+    assert set(lines) <= set(script)
+    assert {f"#SBATCH --chdir={Path.cwd()}", "#SBATCH --ntasks-per-node=4"} <= set(script)
+    assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_a_wrong_configuration_is_refused_before_it_is_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = write_config(tmp_path, "mae")
+    assert main(["pretrain", str(config), "--nodes", "3", "--gpus-per-node", "1"]) == 2
+    assert "nearest: 15" in capsys.readouterr().err
+    assert main(["status", str(tmp_path)]) == 2 and "no run folder with SLURM jobs" in capsys.readouterr().err
+    assert main(["preempt"]) == 2
+    assert (ROOT / "SLURM").is_dir()

@@ -1,0 +1,48 @@
+"""What is shown is what is submitted, and SLURM accepts every batch script."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch import scheduler
+from launch.slurm import main
+from launch.template import FOLDER
+from tests.slurm.cluster import Cluster, FakeRun, wait_until
+
+HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
+
+
+@pytest.mark.parametrize("name", ["pretrain.sbatch", "finetune.sbatch", "data.sbatch"])
+def test_slurm_accepts_the_batch_scripts_as_they_are_for_this_cluster_s_nodes(cluster: Cluster, name: str):
+    flags = [] if name == "data.sbatch" else HERE
+    command = ["sbatch", "--test-only", *flags, str(FOLDER / name), "config.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
+
+
+def test_the_dry_run_prints_exactly_what_is_submitted(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = FakeRun(tmp_path)
+    flags = [*run.flags(nodes=2, minutes="5"), "--sbatch", "hold"]
+    assert main(["pretrain", str(run.config), *run.overrides, *flags, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    job = run.submit("--sbatch", "hold")
+    held = subprocess.run(["scontrol", "write", "batch_script", job, "-"], capture_output=True, text=True, timeout=20)
+    assert held.stdout.rstrip("\0\n") in shown
+    assert shown.splitlines()[0] == f"# sbatch --parsable JOB.sbatch {run.config} {' '.join(run.overrides)}"
+    assert main(["cancel", job]) == 0, "a waiting job ends at once"
+    wait_until(lambda: scheduler.states([job])[job].state == "CANCELLED", "cancelled")
+
+
+def test_test_only_asks_slurm_and_submits_nothing(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = FakeRun(tmp_path)
+    command = ["pretrain", str(run.config), *run.overrides, "--test-only", "--cpus-per-task", "1", "--time", "5"]
+    assert main([*command, "--nodes", "2", "--gpus-per-node", "2"]) == 0
+    assert "to start at" in capsys.readouterr().out
+    assert main([*command, "--nodes", "8", "--gpus-per-node", "1"]) == 1
+    assert "not available" in capsys.readouterr().err
+    assert not run.run_dir.exists()

@@ -1,0 +1,95 @@
+"""Real runs on a real SLURM: MAE under DeepSpeed ZeRO-1 on two nodes ends bitwise the same, whatever befalls its job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import main
+from tests.runs import hashes, reached, rows
+from tests.slurm.cluster import Cluster, FakeRun, wait_until
+
+STEPS = 24
+REAL = ["engine.name=deepspeed", "engine.zero_stage=1", "engine.device=cpu", "log.tensorboard=false", "doctor=null"]
+
+
+class RealRun(FakeRun):
+    """The run itself in place of the trainer of the tests."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, steps=STEPS)
+        self.overrides = [*REAL, f"optim.total_steps={STEPS}"]
+        # A collective that waits for a dead node ends with the job, not before.
+        self.faults = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "eth0"}
+
+    def flags(self, *, nodes: int, minutes: str) -> list[str]:
+        site = [flag for name, value in self.faults.items() for flag in ("--environment", f"export {name}={value}")]
+        job = ["--nodes", str(nodes), "--gpus-per-node", "1", "--time", minutes, "--cpus-per-task", "1"]
+        return [*job, "--python", sys.executable, "--margin", "25", *site]
+
+    @property
+    def step(self) -> int:
+        return reached(self.run_dir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of weights and optimizer states of a run that nothing happened to; with its preflight on the nodes."""
+    run = RealRun(tmp_path_factory.mktemp("undisturbed"))
+    job = run.submit(minutes="30")
+    cluster.wait(job, "COMPLETED", seconds=600)
+    assert run.outcomes == ["done"] and "2 with 2 ranks on" in run.log, "the preflight measured both nodes"
+    assert (run.run_dir / "release" / "model.safetensors").exists()
+    return hashes(run.run_dir, STEPS)
+
+
+def assert_as(undisturbed: dict[str, str], run: RealRun) -> None:
+    assert hashes(run.run_dir, STEPS) == undisturbed
+    assert sorted({row["step"] for row in rows(run.run_dir) if "loss" in row}) == list(range(1, STEPS + 1))
+
+
+def test_a_preempted_and_requeued_run_has_bitwise_the_same_weights(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
+):
+    run = RealRun(tmp_path)
+    job = run.submit("--no-preflight", "--sbatch", "nodelist=n1,n2", minutes="30")
+    wait_until(lambda: run.step >= 3, "3 steps", 300)
+    high = ["sbatch", "-p", "high", "-N", "2", "-w", "n1,n2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    subprocess.run(high, check=True, capture_output=True, timeout=20)
+    cluster.wait(job, "COMPLETED", seconds=600)
+    assert run.outcomes == ["preempted", "done"] and 3 <= run.rows("begin")[1]["step"] < STEPS
+    assert_as(undisturbed, run)
+
+
+def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
+):
+    run = RealRun(tmp_path)
+    job = run.submit("--no-preflight", minutes="30")
+    wait_until(lambda: run.step >= 6, "6 steps", 300)
+    lost = run.rows("begin")[0]["nodes"][1]
+    cluster.script("crash", lost)
+    try:
+        cluster.wait(job, "COMPLETED", seconds=600)
+    finally:
+        cluster.script("boot", lost)
+    assert run.outcomes[-1] == "done" and len(run.outcomes) == 2
+    assert_as(undisturbed, run)
+
+
+def test_a_pipeline_of_real_runs_goes_through(cluster: Cluster, tmp_path: Path):
+    pytest.importorskip("finetune.run")
+    run, task = RealRun(tmp_path), tmp_path / "task.yaml"
+    task.write_text(
+        f"run_dir: {tmp_path / 'task'}\ntask: {{name: classification}}\nmodel: {{release: later, img_size: 32}}\n"
+        "data: {train: {images: samples/grocery/train}, val: {images: samples/grocery/val}, num_workers: 1}\n"
+        "optim: {lr: 1e-3, global_batch_size: 16, total_steps: 4}\nengine: {device: cpu}\n"
+    )
+    flags = [*run.flags(nodes=1, minutes="30"), "--no-preflight"]
+    assert main(["pipeline", str(run.config), *run.overrides, "--finetune", str(task), *flags]) == 0
+    second = (tmp_path / "task" / "slurm" / "jobs.jsonl").read_text().split('"')[3]
+    cluster.wait(second, "COMPLETED", seconds=600)
+    assert (tmp_path / "task" / "DONE").exists() and (tmp_path / "task" / "results.json").exists()
