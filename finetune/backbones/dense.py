@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune.backbones.plain import PlainDense, four_blocks
 from finetune.backbones.timm_dense import TimmDense
+from finetune.backbones.timm_plain import TimmPlain, has_blocks
 from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
@@ -46,5 +47,6 @@ def dense(
             raise ValueError(
                 f"rel_pos on timm/{backbone.name}: decomposed positions are of our own ViT; leave them out"
             )
-        return TimmDense(backbone, window=window, global_blocks=global_blocks, indices=indices, norm=norm)
+        made = TimmPlain if has_blocks(backbone) else TimmDense
+        return made(backbone, window=window, global_blocks=global_blocks, indices=indices, norm=norm)
     raise ValueError(f"a {type(backbone).__name__} gives no maps: a dense task needs our ViT or a model of timm's")

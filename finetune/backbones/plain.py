@@ -102,17 +102,17 @@ class PlainDense(nn.Module):
         """The maps, in block order. `drop`: uniforms [b, depth, 2] of the drop path, which training with it needs."""
         x, grid = self.prepare(images)
         maps, start = [], 0
-        kinds = self._geometries(grid, len(x), 0)
+        kinds = self._geometries(grid, x.shape[0], 0)
         for index in self.indices:
             x = self._run(x, kinds, start, index + 1, drop)
-            maps.append(self.as_map(self._normed(x), grid))
+            maps.append(self.as_map(self.normed(x), grid))
             start = index + 1
         return maps
 
     def tokens(self, images: Tensor, drop: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """The tokens [b, P + N, D] after the last of `indices`, normalized if `norm`, and their grid."""
         x, grid = self.prepare(images)
-        return self._normed(self.run(x, grid, 0, self.indices[-1] + 1, drop)), grid
+        return self.normed(self.run(x, grid, 0, self.indices[-1] + 1, drop)), grid
 
     def prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The tokens [b, P + N, D] before the first block, and their grid (rows, columns)."""
@@ -128,7 +128,7 @@ class PlainDense(nn.Module):
         Args:
             drop: as in `forward`. extra: tokens without a position before those of the backbone, such as queries.
         """
-        return self._run(x, self._geometries(grid, len(x), extra), start, stop, drop)
+        return self._run(x, self._geometries(grid, x.shape[0], extra), start, stop, drop)
 
     def block(
         self,
@@ -149,7 +149,7 @@ class PlainDense(nn.Module):
         Raises:
             ValueError: a mask for a block of windows.
         """
-        kind = self._geometry(grid, len(x), extra, is_global=index in self.global_blocks)
+        kind = self._geometry(grid, x.shape[0], extra, is_global=index in self.global_blocks)
         if mask is not None and kind.window is not None:
             raise ValueError(f"block {index} attends within windows: a mask of attention needs a global block")
         return self._through(index, x, kind, drop, mask)
@@ -158,7 +158,8 @@ class PlainDense(nn.Module):
         """The patches of tokens [b, P + N, D] as a map [b, D, rows, columns]."""
         return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
 
-    def _normed(self, x: Tensor) -> Tensor:
+    def normed(self, x: Tensor) -> Tensor:
+        """Tokens through the backbone's last norm, if `norm`."""
         return self.backbone.norm(x) if self.norm else x
 
     def _run(self, x: Tensor, kinds: dict[bool, _Geometry], start: int, stop: int, drop: Tensor | None) -> Tensor:

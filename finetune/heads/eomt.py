@@ -13,8 +13,11 @@ from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from finetune.backbones.plain import PlainDense
+from finetune.backbones.timm_plain import TimmPlain
 from finetune.heads.dense_parts import resize
 from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
+
+Tokens = PlainDense | TimmPlain
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _POWER = 0.9
@@ -43,7 +46,7 @@ class EoMT(nn.Module):
 
     def __init__(
         self,
-        dense: PlainDense,
+        dense: Tokens,
         loss: MaskSetLoss,
         *,
         num_queries: int = 100,
@@ -67,7 +70,7 @@ class EoMT(nn.Module):
         self.register_buffer("mask_probability", torch.full((num_blocks,), float(masked_attention)))
 
     def forward(
-        self, dense: PlainDense, images: Tensor, *, drop: Tensor | None = None, uniforms: Tensor | None = None
+        self, dense: Tokens, images: Tensor, *, drop: Tensor | None = None, uniforms: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Images [b, C, H, W] -> (mask logits [b, q, h, w], class logits [b, q, K + 1]) of every supervised block, the
         last of them the result. Class K is "no object"; h and w are a quarter of the image's, padded to whole patches.
@@ -79,7 +82,7 @@ class EoMT(nn.Module):
         start = dense.depth - self.num_blocks
         x, grid = dense.prepare(images)
         x = dense.run(x, grid, 0, start, drop)
-        x = torch.cat([self.queries.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        x = torch.cat([self.queries.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         predictions = []
         for i, index in enumerate(range(start, dense.depth)):
             mask = None
@@ -92,7 +95,7 @@ class EoMT(nn.Module):
 
     def losses(
         self,
-        dense: PlainDense,
+        dense: Tokens,
         images: Tensor,
         targets: list[MaskTargets],
         *,
@@ -116,7 +119,7 @@ class EoMT(nn.Module):
         predictions = [(_uncover(masks, size, dense.patch_size), classes) for masks, classes in predictions]
         return self.loss(predictions, targets, uniforms[:, :2]) | {"masked_attention": self.mask_probability.mean()}
 
-    def class_scores(self, dense: PlainDense, images: Tensor) -> Tensor:
+    def class_scores(self, dense: Tokens, images: Tensor) -> Tensor:
         """Scores [b, K, H, W] of the classes at every pixel: over queries, the sum of class times mask probability.
 
         They do not sum to 1; means over windows, scales and mirrors are taken of them as they are.
@@ -124,13 +127,13 @@ class EoMT(nn.Module):
         masks, classes = self.predict(dense, images)
         return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], resize(masks, _size(images)).sigmoid())
 
-    def predict(self, dense: PlainDense, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, dense: Tokens, images: Tensor) -> tuple[Tensor, Tensor]:
         """The result: fp32 mask logits [b, q, h, w] that cover the images exactly, and class logits [b, q, K + 1]."""
         masks, classes = self(dense, images)[-1]
         return _uncover(masks.float(), _size(images), dense.patch_size), classes.float()
 
-    def _read(self, dense: PlainDense, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        x = dense.backbone.norm(x)
+    def _read(self, dense: Tokens, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        x = dense.normed(x)
         queries, tokens = x[:, : self.num_queries], x[:, self.num_queries :]
         pixels = self.upscale(dense.as_map(tokens, grid))
         return torch.einsum("bqd,bdhw->bqhw", self.mask_mlp(queries), pixels), self.classify(queries)
@@ -188,13 +191,14 @@ def _uncover(masks: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
     return full[:, :, : size[0], : size[1]]
 
 
-def _check(dense: PlainDense, num_blocks: int) -> None:
-    if not isinstance(dense, PlainDense):
-        raise ValueError(f"head eomt on a {type(dense).__name__}: its queries go through blocks of a plain ViT of ours")
+def _check(dense: Tokens, num_blocks: int) -> None:
+    if not isinstance(dense, PlainDense | TimmPlain):
+        raise ValueError(f"head eomt on a {type(dense).__name__}: its queries go through the blocks of a plain ViT")
     if not 1 <= num_blocks <= dense.depth:
         raise ValueError(f"head eomt: num_blocks {num_blocks}, but the backbone has {dense.depth} blocks")
     if not dense.norm or dense.indices[-1] != dense.depth - 1:
         raise ValueError("head eomt reads the backbone's last block through its norm; build it with both")
-    local = [index for index in range(dense.depth - num_blocks, dense.depth) if index not in dense.global_blocks]
+    local = [] if dense.window is None else sorted(set(range(dense.depth)) - set(dense.global_blocks))
+    local = [index for index in local if index >= dense.depth - num_blocks]
     if local:
         raise ValueError(f"head eomt: blocks {local} attend within windows, but the queries need whole images there")
