@@ -21,11 +21,6 @@ NAMES = (
     "vit_small_patch16_rope_mixed_224",
     "eva02_tiny_patch14_224",
 )
-    "vit_tiny_patch16_224",
-    "vit_small_patch16_dinov3",
-    "vit_small_patch16_rope_mixed_224",
-    "eva02_tiny_patch14_224",
-)
 
 
 def plain(name: str) -> TimmPlain:
