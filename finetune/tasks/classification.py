@@ -186,9 +186,8 @@ class Classification(Task):
         config, backbone = self.config, self.backbone
         if config.train != "partial":
             return []
-        if "layers" not in backbone.provides or config.partial_blocks > backbone.depth:
-            raise ValueError(
-                f"task.partial_blocks: {config.partial_blocks}, but the backbone has {backbone.depth} blocks"
-            )
+        depth = backbone.depth if "layers" in backbone.provides else 0
+        if config.partial_blocks > depth:
+            raise ValueError(f"task.partial_blocks: {config.partial_blocks}, but the backbone has {depth} blocks")
         network = backbone.get_submodule(backbone.blocks_prefix.removesuffix("."))
         return [*network.blocks[-config.partial_blocks :], network.norm]

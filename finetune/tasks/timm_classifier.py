@@ -136,7 +136,7 @@ def _pooling(model: TimmModel, backbone: Any, pool: str, own_norm: nn.Module | N
 
 def _config(model: TimmModel, backbone: Any, task: Classification) -> dict[str, Any]:
     """config.json with the classes, and images prepared as in evaluation."""
-    mean, std = task.mean.flatten().tolist(), task.std.flatten().tolist()
+    mean, std = ([round(value, 6) for value in values.flatten().tolist()] for values in (task.mean, task.std))
     description, transform = timm_config(model, backbone, mean=mean, std=std), task.eval_transform()
     count, names = len(task.classes), list(task.classes)
     prepared = {"num_classes": count, "interpolation": transform.interpolation}

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from finetune.data.examples import Example
+from finetune.metrics.accuracy import Accuracy
+from finetune.metrics.grid_accuracy import GridAccuracy, GridClassified
+from finetune.predictions import Classes, Classified
+
+NAMES = Classes([f"c{i}" for i in range(8)])
+
+
+def example(label):
+    return Example(0, "a", np.zeros((1, 1, 0), np.uint8), label)
+
+
+def drawn(count=200):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 7, count)  # the last class has no image
+    scores = random.random((count, 8)).astype(np.float32)
+    scores[np.arange(count), labels] += 0.4
+    return labels, scores / scores.sum(1, keepdims=True)
+
+
+def measured(labels, probabilities):
+    metric = Accuracy(NAMES, protocol="images as they are")
+    qualities = [
+        metric.update(i, example(label), Classified(row))
+        for i, (label, row) in enumerate(zip(labels, probabilities, strict=True))
+    ]
+    metric.gather()
+    return metric.compute(), qualities
+
+
+def test_the_numbers_are_torchmetrics():
+    import torch
+
+    labels, probabilities = drawn()
+    scores, qualities = measured(labels, probabilities)
+    truth, rows = torch.from_numpy(labels), torch.from_numpy(probabilities)
+    for name, k in (("top1", 1), ("top5", 5)):
+        expected = MulticlassAccuracy(8, top_k=k, average="micro")(rows, truth)
+        assert scores.values[name] == pytest.approx(float(expected), abs=1e-6)
+    assert (scores.confusion == MulticlassConfusionMatrix(8)(rows, truth).numpy()).all()
+    np.testing.assert_allclose(qualities, probabilities[np.arange(len(labels)), labels])
+
+
+def test_per_class_numbers_add_up_and_a_class_without_images_has_none():
+    labels, probabilities = drawn()
+    scores, _ = measured(labels, probabilities)
+    rows = scores.per_class
+    assert rows[7]["images"] == 0 and rows[7]["top1"] is None
+    right = sum(row["images"] * row["top1"] for row in rows[:7])
+    assert right / 200 == pytest.approx(scores.values["top1"])
+    assert scores.values["mean_per_class"] == pytest.approx(np.mean([row["top1"] for row in rows[:7]]))
+    assert "200 images" in scores.protocol and "images as they are" in scores.protocol
+
+
+def test_an_image_without_label_is_not_counted_and_none_at_all_is_an_error():
+    with pytest.raises(ValueError, match="no image of the validation set has a label"):
+        measured([-1, None], np.full((2, 8), 0.125, np.float32))
+
+
+def test_the_best_classifier_of_a_grid_is_chosen_and_every_ones_number_reported():
+    labels, probabilities = drawn()
+    random = np.random.default_rng(1)
+    top5 = np.stack([[random.permutation(8)[:5] for _ in range(3)] for _ in labels]).astype(np.int32)
+    top5[:, 1] = np.argsort(-probabilities, axis=1)[:, :5]  # the second is far better than chance
+    chosen = []
+    metric = GridAccuracy(NAMES, ["first", "second", "third"], protocol="p", choose=chosen.append)
+    for i, (label, row, top) in enumerate(zip(labels, probabilities, top5, strict=True)):
+        metric.update(i, example(label), GridClassified(row, top))
+    metric.gather()
+    scores, alone = metric.compute(), measured(labels, probabilities)[0]
+    assert chosen == [1]
+    assert scores.values["top1"] == alone.values["top1"] == scores.values["top1 second"]
+    assert scores.values["top5"] == alone.values["top5"]
+    assert (scores.confusion == alone.confusion).all()
+    for at, title in enumerate(["first", "second", "third"]):
+        assert scores.values[f"top1 {title}"] == pytest.approx(np.mean(top5[:, at, 0] == labels))
+    assert "chosen on these same images" in scores.protocol and "chosen: second" in scores.protocol

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetune.backbones.opened import Opened
+from finetune.config import FinetuneConfig, FinetuneOptim
+from finetune.data.examples import Example
+from finetune.heads.grid import features
+from finetune.heads.lora import AdaptedLinear
+from finetune.predictions import Classes
+from finetune.tasks.classification import Classification
+from finetune.tasks.configs import ClassificationConfig
+from pretrain.configlib import ConfigError, validate
+from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.models.vit import ViT
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3])
+KINDS = {
+    "full": {},
+    "mean": {"pool": "mean"},
+    "partial": {"train": "partial", "partial_blocks": 1},
+    "lora": {"train": "lora", "lora": {"rank": 4, "layers": ["qkv", "proj", "fc1", "fc2"]}},
+    "linear": {"train": "linear"},
+    "attentive": {"train": "attentive"},
+    "grid": {"train": "grid", "grid": {"blocks": [1, 2], "lrs": [0.1, 1.0]}},
+}
+
+
+def vit(**options) -> ViT:
+    torch.manual_seed(0)
+    return ViT((16, 16), 8, 3, 24, 2, 3, **{"pos_embed": "learned", **options})
+
+
+def task(backbone=None, *, optim=None, **section) -> Classification:
+    opened = Opened(backbone or vit(), (0.5,) * 3, (0.25,) * 3, "a test")
+    torch.manual_seed(0)
+    made = Classification(ClassificationConfig.model_validate(section), opened, Classes(["a", "b", "c", "d"]))
+    values = {"global_batch_size": 4, "total_steps": 10, "lr": 1.0, **(optim or {})}
+    made.prepare(FinetuneOptim.model_validate(values))
+    return made.train()
+
+
+def batch(**more):
+    return {"image": IMAGES, "label": LABELS, "rng_step": torch.full((64,), 0.5), **more}
+
+
+def learn(made, steps, lr):
+    groups = [{"params": group["params"], "lr": lr * group["lr_scale"]} for group in made.param_groups()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    for step in range(steps):
+        optimizer.zero_grad()
+        made(batch(), step)["loss"].backward()
+        optimizer.step()
+        made.after_step(step + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns_four_images_and_nothing_that_is_frozen_moves(kind):
+    made = task(**KINDS[kind])
+    frozen = {name: p.detach().clone() for name, p in made.named_parameters() if not p.requires_grad}
+    learn(made, 60, 3e-2 if made.config.train in ("linear", "attentive", "grid") else 3e-3)
+    lacking = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
+    assert not lacking
+    assert all(dict(made.named_parameters())[name].equal(value) for name, value in frozen.items())
+    assert bool(frozen) == (kind not in ("full", "mean"))
+    made.eval()
+    with torch.no_grad():
+        if kind == "grid":
+            made.head.choose(1)
+        found = made.predict({"image": IMAGES})
+    assert [int(p.probabilities.argmax()) for p in found] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "resnet10t"])
+def test_networks_without_blocks_are_fine_tuned_and_probed_by_their_own_pooling(name):
+    backbone = TimmBackbone(name, (64, 64))
+    images = torch.randn(2, 3, 64, 64)
+    made = task(backbone, train="linear", batch_norm=False).eval()
+    torch.testing.assert_close(made.head.features(backbone, images), backbone.forward_cls(images))
+    with pytest.raises(ValueError, match="no class token; use mean"):
+        task(TimmBackbone(name, (64, 64)), pool="token")
+    with pytest.raises(ValueError, match="the backbone has 0 blocks"):
+        task(TimmBackbone(name, (64, 64)), train="partial")
+
+
+def test_token_pooling_reads_the_class_token_and_mean_pooling_the_patches_before_the_norm():
+    backbone = vit(num_registers=2)
+    (raw,) = backbone.layers(IMAGES, [1])
+    token = backbone.norm(raw)[:, 0]
+    normalized = backbone.norm(raw)[:, 3:].mean(dim=1)
+    mean = F.layer_norm(raw[:, 3:].mean(dim=1), (24,), eps=1e-6)
+
+    def pooled(**section):
+        own = copy.deepcopy(backbone)
+        return task(own, **section).head.features(own, IMAGES)
+
+    torch.testing.assert_close(pooled(pool="token"), token)
+    torch.testing.assert_close(pooled(pool="mean"), mean)
+    torch.testing.assert_close(pooled(pool="mean", train="linear"), normalized)  # frozen features keep their norm
+
+
+def test_without_a_class_token_the_patches_are_pooled():
+    assert task(vit(class_token=False)).head.pool == "mean"
+    with pytest.raises(ValueError, match="no class token; use mean"):
+        task(vit(class_token=False), pool="token")
+
+
+def test_fine_tuning_starts_almost_undecided():
+    probabilities = task().logits(IMAGES).softmax(dim=1)
+    torch.testing.assert_close(probabilities, torch.full((4, 4), 0.25), atol=2e-3, rtol=0)
+
+
+def test_the_head_learns_at_its_own_rate_and_tokens_do_not_decay():
+    made = task(pool="mean", optim={"layer_decay": 0.5, "head_lr_scale": 10.0})
+    groups = {name: group for group in made.param_groups() for name in group["names"]}
+    assert groups["head.fc.weight"]["lr_scale"] == groups["head.fc_norm.weight"]["lr_scale"] == 10.0
+    assert groups["backbone.cls_token"]["lr_scale"] == 0.125
+    assert groups["backbone.cls_token"]["weight_decay_scale"] == groups["backbone.pos_embed"]["weight_decay_scale"] == 0
+    assert groups["backbone.blocks.0.mlp.fc1.weight"]["weight_decay_scale"] == 1.0
+
+
+def test_a_probes_batch_norm_standardizes_and_a_skipped_step_leaves_no_trace_in_it():
+    made = task(train="linear")
+    made(batch(), 0)
+    standardized = made.head.norm(made.head.features(made.backbone, IMAGES))
+    torch.testing.assert_close(standardized.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    before = made.head.norm.running_mean.clone()
+    made.after_step(1)
+    made(batch(image=IMAGES + 5), 1)
+    assert not made.head.norm.running_mean.equal(before)
+    made.discard_pending()
+    assert made.head.norm.running_mean.equal(before)
+
+
+def test_low_rank_updates_start_at_nothing_and_are_all_that_learns():
+    backbone = vit(qkv_bias="no_key")
+    expected = copy.deepcopy(backbone).forward_cls(IMAGES)
+    made = task(backbone, train="lora", lora={"rank": 2, "alpha": 4})
+    torch.testing.assert_close(made.head.features(backbone, IMAGES), expected)
+    learnt = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert learnt == {f"backbone.blocks.{i}.attn.qkv.{part}" for i in (0, 1) for part in ("down", "up")} | {
+        "head.fc.weight",
+        "head.fc.bias",
+    }
+    layer = backbone.blocks[0].attn.qkv
+    assert isinstance(layer, AdaptedLinear)
+    torch.nn.init.normal_(layer.up)
+    torch.testing.assert_close(layer.weight, layer.frozen + 2.0 * layer.up @ layer.down)
+
+
+def test_an_average_of_low_rank_weights_is_kept_and_predicts():
+    made = task(train="lora", optim={"ema_decay": 0.5})
+    learn(made, 3, 1e-2)
+    average = made.evaluated
+    assert average is not made
+    assert not average.head.fc.weight.equal(made.head.fc.weight)
+    assert average.eval().predict({"image": IMAGES})[0].probabilities.shape == (4,)
+
+
+def test_each_classifier_of_a_grid_learns_as_if_it_were_alone():
+    together = task(train="grid", grid={"blocks": [1, 2], "pools": ["token_mean"], "lrs": [0.1, 1.0]})
+    alone = task(train="grid", grid={"blocks": [2], "pools": ["token_mean"], "lrs": [1.0]})
+    assert [str(cell) for cell in together.head.cells][-1] == "blocks 2 token_mean lr 1"
+    alone.head.heads[0].load_state_dict(together.head.heads[3].state_dict())
+    learn(together, 5, 0.01)
+    learn(alone, 5, 0.01)
+    torch.testing.assert_close(alone.head.heads[0].weight, together.head.heads[3].weight)
+    rates = {name: group["lr_scale"] for group in together.param_groups() for name in group["names"]}
+    assert [rates[f"head.heads.{i}.weight"] for i in range(4)] == [0.1, 1.0, 0.1, 1.0]
+
+
+def test_a_grid_reads_class_tokens_of_the_last_blocks_and_the_last_mean_patch():
+    backbone = vit()
+    layers = backbone.intermediate(IMAGES, 2)
+    expected = torch.cat([layers[0][:, 0], layers[1][:, 0], layers[1][:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(features(layers, "token_mean", 1), expected)
+    with pytest.raises(ValueError, match=r"blocks: 4, but the backbone has 2 blocks"):
+        task(train="grid")
+
+
+def test_what_is_frozen_is_as_in_evaluation_and_drop_path_stays_in_the_blocks_that_learn():
+    backbone = vit()
+    backbone.set_drop_path(0.5, uniform=True)
+    made = task(backbone, train="partial", partial_blocks=1)
+    assert [block.training for block in backbone.blocks] == [False, True] and not backbone.training
+    assert made.noises == {"drop": (2, 2)}
+    dropped = made(batch(drop=torch.zeros(4, 2, 2)), 0)["loss"]
+    kept = made(batch(drop=torch.ones(4, 2, 2)), 0)["loss"]
+    assert not dropped.equal(kept)
+
+
+def test_from_an_image_to_its_picture():
+    made = task(augment={"rand_augment": 2, "erase": 0.5})
+    example = Example("x", "x", np.full((20, 30, 3), 90, np.uint8), 2)
+    transform = made.train_transform()
+    samples = [transform(example, np.random.default_rng(i)) for i in range(4)]
+    losses = made({**made.collate(samples), "rng_step": torch.rand(64)}, 0)
+    assert set(losses) == {"loss", "top1_train"} and not losses["top1_train"].requires_grad
+    made.eval()
+    with torch.no_grad():
+        (found,) = made.predict(made.collate([made.eval_transform()(example)]))
+    assert found.probabilities.sum() == pytest.approx(1)
+    picture = made.picture(example, found)
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+
+
+def test_one_class_is_no_classification():
+    with pytest.raises(ValueError, match="1 class; a classifier needs at least 2"):
+        Classification(
+            ClassificationConfig.model_validate({}), Opened(vit(), (0.5,) * 3, (0.5,) * 3, ""), Classes(["a"])
+        )
+
+
+def test_settings_that_do_not_go_together_are_all_named():
+    section = {"name": "classification", "train": "linear", "lora": {"rank": 2}, "augment": {"mixup": 0.8}, "resize": 8}
+    values = {
+        "run_dir": "r",
+        "task": section,
+        "model": {"release": "x", "drop_path_rate": 0.1, "img_size": 16},
+        "data": {"train": {"images": "a"}, "val": {"images": "b", "masks": "c"}},
+        "optim": {"lr": 1, "global_batch_size": 9, "total_steps": 1, "layer_decay": 0.5},
+    }
+    with pytest.raises(ConfigError) as error:
+        validate(FinetuneConfig, values, source="t.yaml")
+    expected = ("task.lora: given, but task.train is linear", "optim.global_batch_size: 9 in 1 micro-batches")
+    expected += ("model.drop_path_rate: 0.1", "optim.layer_decay: 0.5", "task.resize: 8 is smaller", "data.val.masks")
+    assert all(any(problem.startswith(text) for problem in error.value.problems) for text in expected)
+
+
+def test_a_resolved_configuration_is_a_valid_one():
+    for section in KINDS.values():
+        resolved = ClassificationConfig.model_validate(section).model_dump(mode="json")
+        assert ClassificationConfig.model_validate(resolved).model_dump(mode="json") == resolved
