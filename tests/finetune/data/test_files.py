@@ -1,0 +1,78 @@
+"""Files by name: the same out of a folder, a tar and indexed shards."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from finetune.data.examples import BadExample
+from finetune.data.files import Files
+from pretrain.data.index import build_index
+from tests.data.tars import tar_bytes
+
+CONTENT = {"a/x.png": b"mask", "a/x.jpg": b"image", "b.jpg": b"", "readme.txt": b"text"}
+
+
+def folder_of(root: Path) -> Path:
+    for name, data in CONTENT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    (root / ".hidden").write_bytes(b"")
+    return root
+
+
+def tar_of(root: Path, name: str = "set.tar") -> Path:
+    root.mkdir(exist_ok=True)
+    (root / name).write_bytes(tar_bytes(CONTENT.items()))
+    return root / name
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "shards"])
+def test_a_folder_a_tar_and_shards_hold_the_same_files(tmp_path: Path, kind: str):
+    where = folder_of(tmp_path / "d") if kind == "folder" else tar_of(tmp_path / "d")
+    if kind == "shards":
+        build_index([str(where)])
+        where = where.parent
+    files = Files.open(where)
+    assert files.names == tuple(sorted(CONTENT))
+    for copy in (files, pickle.loads(pickle.dumps(files))):
+        assert {name: copy.read(name) for name in copy} == CONTENT
+    assert files.size("b.jpg") == 0 and "b.jpg" in files and "c.jpg" not in files
+    assert files.path("b.jpg") == str((tmp_path / "d" if kind == "folder" else tmp_path / "d" / "set.tar") / "b.jpg")
+    with pytest.raises(BadExample, match=r"c.jpg: no such file"):
+        files.read("c.jpg")
+
+
+def test_the_fingerprint_is_of_what_is_there_not_of_where(tmp_path: Path):
+    one, two = folder_of(tmp_path / "one"), folder_of(tmp_path / "two")
+    before = Files.open(one).fingerprint
+    assert before == Files.open(two).fingerprint
+    (two / "b.jpg").write_bytes(b"longer")
+    assert before != Files.open(two).fingerprint
+
+
+def test_a_tar_that_changed_under_the_run_is_noticed(tmp_path: Path):
+    path = tar_of(tmp_path / "d")
+    files = Files.open(path)
+    path.write_bytes(path.read_bytes().replace(b"image", b"IMAGE"))
+    with pytest.raises(BadExample, match="crc32c"):
+        files.read("a/x.jpg")
+
+
+def test_one_name_in_two_tars_is_refused(tmp_path: Path):
+    tar_of(tmp_path / "d", "one.tar"), tar_of(tmp_path / "d", "two.tar")
+    with pytest.raises(ValueError, match=r"a/x.jpg is there twice"):
+        Files.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("nowhere", "no such file or folder"), ("empty", "no files in it"), ("a.zip", "expected a folder, a .tar")],
+)
+def test_what_is_no_set_of_files_is_named(tmp_path: Path, where: str, message: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=message):
+        Files.open(tmp_path / where)

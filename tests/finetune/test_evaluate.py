@@ -1,0 +1,62 @@
+"""One pass over a set: every example once, by the average where one is kept, the best and the worst kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finetune.config import FinetuneOptim
+from finetune.evaluate import EvaluationError, evaluate
+from pretrain.distributed import World
+from tests.finetune.planted import Planted
+from tests.finetune.tiny import Brightness, opened
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+OPTIM = {"lr": 1e-3, "global_batch_size": 8, "total_steps": 4}
+
+
+def task() -> Brightness:
+    torch.manual_seed(1)
+    return Brightness(None, opened(), Planted(2).classes)
+
+
+def test_the_best_and_the_worst_are_those_of_all_whatever_the_batches():
+    examples, model = Planted(11), task()
+    whole = evaluate(model, examples, world=ALONE, batch_size=11, keep=11)
+    ranked = [*whole.best, *reversed(whole.worst)]
+    assert sorted(index for _, index, _ in ranked) == list(range(11)), "none is in both"
+    assert [quality for quality, _, _ in ranked] == sorted((quality for quality, _, _ in ranked), reverse=True)
+    few = evaluate(model, examples, world=ALONE, batch_size=3, keep=2)
+    assert [index for _, index, _ in few.best] == [index for _, index, _ in ranked[:2]]
+    assert [index for _, index, _ in few.worst] == [index for _, index, _ in ranked[:-3:-1]]
+    assert few.scores.values == pytest.approx(whole.scores.values) and not few.failed
+    assert evaluate(model, examples, world=ALONE, batch_size=4).best == []
+
+
+def test_the_mode_of_the_task_is_left_as_it_was_and_no_statistics_move():
+    model = task().train()
+    before = model.norm.running_mean.clone()  # type: ignore[union-attr]
+    evaluate(model, Planted(6), world=ALONE, batch_size=3)
+    assert model.training and model.norm.running_mean.equal(before)  # type: ignore[union-attr]
+
+
+def test_the_average_of_the_weights_is_what_predicts():
+    model = task()
+    model.prepare(FinetuneOptim(**OPTIM, ema_decay=0.5))
+    with torch.no_grad():
+        model.head.bias += torch.tensor([100.0, 0.0])  # the newest weights say dark of everything
+    scores = evaluate(model, Planted(10), world=ALONE, batch_size=5).scores
+    assert scores.values == evaluate(task(), Planted(10), world=ALONE, batch_size=5).scores.values
+    model.after_step(1)
+    assert evaluate(model, Planted(10), world=ALONE, batch_size=5).scores.values == {"accuracy": 0.5}
+
+
+def test_what_cannot_be_decoded_is_in_no_number():
+    found = evaluate(task(), Planted(9, broken=(2, 5)), world=ALONE, batch_size=2, keep=9)
+    assert [number for number, _, _ in found.failed] == [2, 5]
+    assert sorted(index for _, index, _ in [*found.best, *found.worst]) == [0, 1, 3, 4, 6, 7, 8]
+
+
+def test_nothing_to_measure_on_is_an_error_that_names_an_image():
+    with pytest.raises(EvaluationError, match=r"none of 2 images .* folder/0.jpg: planted damage"):
+        evaluate(task(), Planted(2, broken=(0, 1)), world=ALONE, batch_size=2)
