@@ -1,4 +1,4 @@
-"""Real runs on a real SLURM: MAE under DeepSpeed ZeRO-1 on two nodes ends bitwise the same, whatever befalls its job."""
+"""Real runs on a real SLURM: MAE under DeepSpeed ZeRO-1 on two nodes ends bitwise the same, whatever befalls a job."""
 
 from __future__ import annotations
 
