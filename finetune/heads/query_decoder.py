@@ -68,8 +68,8 @@ class QueryDecoder(nn.Module):
         grid = (x.shape[2], x.shape[3])
         memory = self.project(x.flatten(2).transpose(1, 2))
         keys = memory + sine_of(grid_centers(grid, x.device), self.width // 2).to(memory.dtype)
-        queries = self.queries.expand(len(x), -1, -1).to(memory.dtype)
-        boxes = self.anchors.sigmoid()[None].expand(len(x), -1, -1)
+        queries = self.queries.expand(x.shape[0], -1, -1).to(memory.dtype)
+        boxes = self.anchors.sigmoid()[None].expand(x.shape[0], -1, -1)
         outputs = []
         for layer in self.layers:
             # The next layer starts from these boxes, but is not the reason to move them.

@@ -15,6 +15,8 @@ from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from finetune.report.style import STYLE
 
+_LINES = 100  # of findings, per set
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -155,8 +157,13 @@ def _findings(page: Page) -> str:
     given = {name: lines for name, lines in page.findings.items() if lines}
     if not given:
         return ""
-    lists = "".join(f"<h3>{escape(name)}</h3><pre>{escape(chr(10).join(lines))}</pre>" for name, lines in given.items())
+    lists = "".join(f"<h3>{escape(name)}</h3><pre>{escape(_first(lines))}</pre>" for name, lines in given.items())
     return f'<section class="warn"><h2>What is wrong with the data</h2>{lists}</section>'
+
+
+def _first(lines: Sequence[str]) -> str:
+    more = len(lines) - _LINES
+    return "\n".join([*lines[:_LINES], *([f"... and {more} more"] if more > 0 else [])])
 
 
 def _facts(page: Page) -> str:

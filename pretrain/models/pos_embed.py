@@ -50,6 +50,13 @@ def resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], 
     """
     if new_grid == old_grid:
         return table
+    return resample(table, old_grid, new_grid, how=how)
+
+
+def resample(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, how: PosResize = "exact"
+) -> Tensor:
+    """`resize` without its shortcut for the same grid, so that it also traces for a grid that is not known yet."""
     prefix = table.shape[1] - old_grid[0] * old_grid[1]
     if prefix not in (0, 1):
         raise ValueError(

@@ -1,0 +1,227 @@
+"""`fovea predict RELEASE_OR_RUN IMAGES... --out DIR`: what a fine-tuned task says about images.
+
+    predictions.json   detection: rows of COCO's results format; other tasks: an object per image
+    images.json        detection: the images and categories those rows refer to, a COCO file itself
+    pictures/          every image beside its prediction, PNG
+    maps/              segmentation: a PNG of class numbers, coloured by its palette; depth: a 16-bit PNG of millimetres
+
+An image that cannot be decoded is named and passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.examples import Example
+from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
+from pretrain.data.decode import DecodeError, decode_image
+from pretrain.data.images import SUFFIXES
+from pretrain.record import write_json
+
+if TYPE_CHECKING:
+    from finetune.tasks.base import Task
+
+MILLIMETRES = 1000.0
+_MAX_DEPTH = 65.535  # metres, of a 16-bit PNG of millimetres
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Predict. Exit status 2: nothing to predict, or no task there; 1: no image could be decoded."""
+    parser = argparse.ArgumentParser(
+        prog="fovea predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", metavar="RELEASE_OR_RUN", help="folder of a fine-tuned release, or of a run")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders (read to the bottom), patterns")
+    parser.add_argument("--out", required=True, help="folder; made when it is not there")
+    parser.add_argument("--ids", metavar="COCO_JSON", help="image ids of predictions.json, by file name")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--no-pictures", action="store_true")
+    chosen = parser.parse_args(arguments)
+    if chosen.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {chosen.batch_size}")
+    try:
+        files = find_images(chosen.images)
+        ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
+        from finetune.release import open_task
+
+        task, record = open_task(chosen.task)
+    except ValueError as error:
+        print(f"fovea predict: {error}", file=sys.stderr)
+        return 2
+    out = Path(chosen.out)
+    failed = predict(
+        task, files, out, ids=ids, batch_size=chosen.batch_size, device=chosen.device, pictures=not chosen.no_pictures
+    )
+    for path, reason in failed:
+        print(f"{path}: {reason}; passed over", file=sys.stderr)
+    done = len(files) - len(failed)
+    print(f"{record['task']['name']}: {done} of {len(files)} images predicted, {out / 'predictions.json'}")
+    return 0 if done else 1
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
+    """The image files that the arguments name, each once, folders in order of their paths.
+
+    Raises:
+        ValueError: an argument names nothing, or there is no image at all.
+    """
+    found: dict[Path, Path] = {}  # by where it is: a file given twice is one image
+    for argument in given:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise ValueError(f"{argument}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
+        elif path.is_file():
+            inside = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207
+            inside = [match for match in matches if match.is_file()]
+            if not inside:
+                raise ValueError(f"{argument}: no such file, folder or pattern")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def read_ids(path: Path) -> dict[str, int]:
+    """Image ids by file name of a COCO annotation file.
+
+    Raises:
+        ValueError: it is no such file, or two of its images have one name.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["images"]
+        ids = {str(row["file_name"]): int(row["id"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
+    if len(ids) < len(rows):
+        raise ValueError(f"{path}: {len(rows) - len(ids)} file names are given to more than one image")
+    return ids
+
+
+def predict(
+    task: Task,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    ids: dict[str, int] | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    pictures: bool = True,
+) -> list[tuple[Path, str]]:
+    """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded, or have no id in `ids`."""
+    import torch
+
+    from finetune.data.batches import move
+
+    where = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    )
+    task = task.to(where).eval()
+    transform, failed = task.eval_transform(), []
+    names = _names(files)
+    rows: list[Any] = []
+    images: list[dict[str, Any]] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for examples in _batches(files, names, batch_size, ids, failed):
+        batch = task.collate([transform(example) for example in examples])
+        with torch.no_grad():
+            predictions = task.predict(move(batch, where))
+        for example, prediction in zip(examples, predictions, strict=True):
+            found = prediction.as_json(example.id, task.classes)
+            rows += found if isinstance(prediction, Detected) else [found]
+            height, width = example.image.shape[:2]
+            images.append({"id": example.id, "file_name": example.name, "width": width, "height": height})
+            stem = Path(names[example.name])
+            _save_map(out / "maps" / stem.with_suffix(".png"), prediction)
+            if pictures:
+                _save(out / "pictures" / stem.with_suffix(".png"), task.picture(example, prediction))
+    if images:
+        write_json(out / "predictions.json", rows)
+        if task.config.name == "detection":
+            write_json(
+                out / "images.json", {"images": images, "annotations": [], "categories": _categories(task.classes)}
+            )
+    return failed
+
+
+def _batches(
+    files: Sequence[Path], names: dict[str, str], size: int, ids: dict[str, int] | None, failed: list[tuple[Path, str]]
+) -> Iterator[list[Example]]:
+    waiting: list[Example] = []
+    for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
+        given = number if ids is None else ids.get(name, ids.get(path.name))
+        if given is None:
+            failed.append((path, "no image of this name in --ids"))
+            continue
+        try:
+            image = decode_image(path.read_bytes(), 3)
+        except (OSError, DecodeError) as error:
+            failed.append((path, str(error)))
+            continue
+        waiting.append(Example(given, name, image, None))
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _names(files: Sequence[Path]) -> dict[str, str]:
+    """What an image is called -> its picture's path: as the file, from the folder that holds them all."""
+    parents = [file.resolve().parent for file in files]
+    top = parents[0]
+    while any(top != parent and top not in parent.parents for parent in parents):
+        top = top.parent
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        name = (file.resolve().relative_to(top)).as_posix()
+        # a.jpg and a.png are two images: the second keeps its suffix in the name of its picture
+        stem = name.rpartition(".")[0] if name.rpartition(".")[0] not in taken else name.replace(".", "_")
+        taken.add(stem)
+        names[name] = f"{stem}.png"
+    return names
+
+
+def _categories(classes: Classes) -> list[dict[str, Any]]:
+    return [{"id": id, "name": name} for id, name in zip(classes.category_ids, classes, strict=True)]
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _save_map(path: Path, prediction: Prediction) -> None:
+    """The numbers behind a picture, where they are an image."""
+    if isinstance(prediction, ClassMap):
+        from PIL import Image
+
+        from finetune.report import canvas
+
+        if prediction.classes.max(initial=0) > 255:
+            return _save(path, prediction.classes.astype(np.uint16))
+        image = Image.fromarray(prediction.classes.astype(np.uint8))
+        image.putpalette([value for index in range(256) for value in canvas.colour(index)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return image.save(path)
+    if isinstance(prediction, DepthMap):
+        _save(path, (prediction.depth.clip(0, _MAX_DEPTH) * MILLIMETRES).round().astype(np.uint16))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""`fovea predict`: every task says what it sees, in files that others read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from finetune.predict import find_images, main, read_ids
+from finetune.predictions import Classes
+from finetune.release import write_release
+from finetune.tasks.base import Task
+from tests.finetune.small_tasks import CLASSES, small_task
+
+PIXELS = {"crop": 32, "resize": 32}
+QUERIES = {"name": "detr", "num_queries": 6, "width": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (40, 60)), ("b.png", (64, 32)), ("deep/a.jpg", (33, 47))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def run(task: Task, tmp_path: Path, *arguments: object) -> Path:
+    release = write_release(tmp_path / "release", task, {"source": {"title": "a test"}})
+    out = tmp_path / "out"
+    assert main([str(release), *map(str, arguments), "--out", str(out), "--device", "cpu", "--batch-size", "2"]) == 0
+    return out
+
+
+def predictions(out: Path) -> list[dict]:
+    return json.loads((out / "predictions.json").read_text())
+
+
+def test_classification_names_the_likely_classes_of_every_image(photos: Path, tmp_path: Path):
+    out = run(small_task("classification"), tmp_path, photos)
+    rows = predictions(out)
+    assert [row["id"] for row in rows] == ["a.jpg", "b.png", "deep/a.jpg"]
+    for row in rows:
+        assert set(row["probabilities"]) == set(CLASSES) and abs(sum(row["probabilities"].values()) - 1) < 1e-4
+        assert row["class"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+    assert sorted(p.relative_to(out / "pictures").as_posix() for p in out.rglob("*.png")) == [
+        "a.png", "b.png", "deep/a.png",
+    ]  # fmt: skip
+
+
+def test_what_is_predicted_does_not_depend_on_the_images_beside_it(photos: Path, tmp_path: Path):
+    task = small_task("classification")
+    together = predictions(run(task, tmp_path / "1", photos))
+    alone = predictions(run(task, tmp_path / "2", photos / "b.png", "--no-pictures"))
+    assert alone[0]["probabilities"] == pytest.approx(together[1]["probabilities"], abs=2e-6)
+    assert not (tmp_path / "2" / "out" / "pictures").exists()
+
+
+def test_detections_load_with_the_tools_of_coco(photos: Path, tmp_path: Path):
+    classes = Classes(CLASSES, category_ids=(0, 7, 90))
+    out = run(small_task("detection", classes=classes, size=64, head=QUERIES), tmp_path, photos)
+    truth = COCO(str(out / "images.json"))
+    found = truth.loadRes(str(out / "predictions.json"))
+    assert truth.getImgIds() == [1, 2, 3] and {row["category_id"] for row in predictions(out)} <= {0, 7, 90}
+    assert len(found.getAnnIds()) == len(predictions(out)) > 0
+    for row in predictions(out):
+        image = truth.imgs[row["image_id"]]
+        x, y, width, height = row["bbox"]
+        assert -1e-3 <= x <= x + width <= image["width"] + 1e-2 and -1e-3 <= y <= y + height <= image["height"] + 1e-2
+
+
+def test_ids_are_those_of_the_annotation_file_and_others_are_passed_over(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"id": 42, "file_name": "b.png"}, {"id": 7, "file_name": "deep/a.jpg"}]
+    (tmp_path / "val.json").write_text(json.dumps({"images": rows}))
+    out = run(small_task("detection", size=64, head=QUERIES), tmp_path, photos, "--ids", tmp_path / "val.json")
+    assert {row["id"] for row in json.loads((out / "images.json").read_text())["images"]} == {42, 7}
+    assert "a.jpg: no image of this name in --ids; passed over" in capsys.readouterr().err
+
+
+def test_a_class_map_is_a_png_of_class_numbers_in_the_image_s_size(photos: Path, tmp_path: Path):
+    out = run(small_task("segmentation", head={"name": "linear"}, **PIXELS), tmp_path, photos)
+    for name, size in (("a", (40, 60)), ("b", (64, 32)), ("deep/a", (33, 47))):
+        with Image.open(out / "maps" / f"{name}.png") as image:
+            assert image.mode == "P" and set(np.unique(np.asarray(image))) <= {0, 1, 2}
+            assert np.asarray(image).shape == size
+    row = predictions(out)[0]
+    assert row["id"] == "a.jpg" and sum(row["fraction"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_depth_is_a_png_of_millimetres(photos: Path, tmp_path: Path):
+    out = run(small_task("depth", crop=32), tmp_path, photos / "a.jpg")
+    with Image.open(out / "maps" / "a.png") as image:
+        millimetres = np.asarray(image)
+    assert millimetres.shape == (40, 60) and millimetres.max() > 255
+    assert millimetres.min() / 1000 == pytest.approx(predictions(out)[0]["metres"]["min"], abs=1e-3)
+
+
+def test_a_damaged_image_is_named_and_the_others_are_predicted(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:100])
+    out = run(small_task("classification"), tmp_path, photos)
+    assert [row["id"] for row in predictions(out)] == ["a.jpg", "deep/a.jpg"]
+    said = capsys.readouterr()
+    assert "b.png: " in said.err and "passed over" in said.err and "2 of 3" in said.out
+
+
+def test_when_no_image_can_be_decoded_the_status_says_so(tmp_path: Path):
+    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8 no")
+    release = write_release(tmp_path / "release", small_task("classification"), {})
+    assert main([str(release), str(tmp_path / "x.jpg"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "photos/*.webp", "empty"])
+def test_an_argument_that_names_no_image_is_an_error(
+    wrong: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path), str(tmp_path / wrong), "--out", str(tmp_path / "out")]) == 2
+    assert wrong in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_is_no_task_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path), str(photos), "--out", str(tmp_path / "out")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_files_folders_and_patterns_name_each_image_once(photos: Path):
+    found = find_images([str(photos / "*.jpg"), str(photos), str(photos / "deep" / ".." / "a.jpg")])
+    assert [path.relative_to(photos).as_posix() for path in found] == ["a.jpg", "b.png", "deep/a.jpg"]
+
+
+def test_two_images_of_one_file_name_have_no_id(tmp_path: Path):
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}))
+    with pytest.raises(ValueError, match="more than one image"):
+        read_ids(path)
