@@ -1,0 +1,94 @@
+"""Mistakes in a fine-tuning configuration and its data are named before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.__main__ import check, main
+from finetune.config import FinetuneConfig, ModelSource, Source
+from pretrain.configlib import ConfigError, load_config
+from tests.finetune.runs import write_config
+from tests.runs import SHARDS
+
+
+def problems(tmp_path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        check(str(write_config(tmp_path, "run")), overrides, world_size=1)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.name=clasification", "task.name: unknown name 'clasification' (did you mean classification?)"),
+        ("model.relase=x", "model.relase: unknown key (did you mean release?)"),
+        (
+            "model.official=x.pth",
+            "model: give exactly one of release, official, timm, huggingface, got release, official",
+        ),
+        ("model.weights=x.pth", "model: weights: are those of a timm model"),
+        ("data.train.fraction=0.5", "data.train: give one of fraction, per_class and limit, got fraction, limit"),
+        ("data.train.masks=x", "data.train.masks: given, but task classification does not read it; remove it"),
+        ("data.val.format=yolo", "data.val.format: yolo is not read by classification; one of"),
+        ("evaluate.every_epochs=1", "evaluate: give every_steps or every_epochs, not both"),
+        ("engine.precision=fp16 engine.device=cpu", "engine.precision: fp16 needs a GPU"),
+        ("engine.name=deepspeed engine.zero_stage=3", "engine.zero_stage: under ZeRO-3 no rank holds the weights"),
+        ("optim.global_batch_size=81", "81 images per step, but the data set has only 80"),
+        ("engine.accumulation_steps=3", "nearest: 9"),
+        ("data.train.images=nowhere", "data.train"),
+        ("optim.schedule=poly optim.power=0", "optim.power: Input should be greater than 0"),
+    ],
+)
+def test_what_cannot_run_is_named_with_the_way_out(tmp_path: Path, override: str, message: str):
+    assert message in problems(tmp_path, *override.split())
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path):
+    said = problems(tmp_path, "optim.warmup_step=3", "model.imgsize=3", "seed=-1")
+    assert said.count("\n") == 3
+
+
+def test_a_timm_model_needs_weights_or_is_a_control():
+    with pytest.raises(ValueError, match="give a local file or folder for the timm model, or random: true"):
+        ModelSource(timm="vit_base_patch16_224")
+    assert ModelSource(timm="vit_base_patch16_224", random=True).source == ("timm", "vit_base_patch16_224")
+    assert ModelSource(release="x", img_size=(32, 64)).size == (32, 64)
+    assert ModelSource(release="x", img_size=32).size == (32, 32)
+
+
+def test_epochs_between_evaluations_become_steps(tmp_path: Path):
+    config = load_config(FinetuneConfig, write_config(tmp_path, "run"), ["evaluate={every_epochs: 0.5}"])
+    assert config.evaluate.period(11) == 6 and config.evaluate.period(1) == 1
+    never = load_config(FinetuneConfig, write_config(tmp_path, "run"), ["evaluate={}"])
+    assert never.evaluate.period(11) == 0
+
+
+def test_checking_says_what_would_run_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(write_config(tmp_path, "run")), "--check", "model.random=true"]) == 0
+    said = capsys.readouterr().out
+    assert "train      80 images, 81 classes, 10 steps an epoch" in said and "val        21 images" in said
+    assert "random weights (control)" in said and not (tmp_path / "run").exists()
+
+
+def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = tmp_path / "labels.csv"
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"")
+    table.write_text("filename,label\na.jpg,x\nb.jpg,y\nc.jpg,x\n")
+    (tmp_path / "c.jpg").write_bytes(b"")
+    config = str(write_config(tmp_path, "run"))
+    data = [f"data.{name}={{images: {table}, format: csv}}" for name in ("train", "val")]
+    data.append("optim.global_batch_size=2")
+    assert main([config, *data, "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "findings   train: 1 x" in said and "b.jpg" in said
+    assert main([config, *data, "--check", "--strict"]) == 2
+    assert "data.train (data.strict): " in capsys.readouterr().err
+
+
+def test_a_source_is_a_list_of_shards_too():
+    assert Source(images=[str(SHARDS / "train")]).images == [str(SHARDS / "train")]
