@@ -64,8 +64,8 @@ class EoMT(nn.Module):
         self.mask_mlp = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
         )
-        # Masks at a quarter of the image's size, whatever the patch size.
-        steps = max(1, int(math.log2(dense.patch_size)) - 2)
+        # Masks at about a quarter of the image's size, whatever the patch size.
+        steps = max(1, round(math.log2(dense.patch_size)) - 2)
         self.upscale = nn.Sequential(*(_Upscale(width) for _ in range(steps)))
         self.register_buffer("mask_probability", torch.full((num_blocks,), float(masked_attention)))
 
@@ -156,13 +156,13 @@ class EoMT(nn.Module):
 def masked_share(fraction: float, num_blocks: int) -> list[float]:
     """The share of queries with masked attention in each block, when `fraction` of the run is done.
 
-    The blocks give it up one after the other, the first from 1 / (num_blocks + 2) of the run on, each within as long
-    again, and the last part of the run is without (the official configurations).
+    Each block gives it up within a sixth of the run, the first from 1/6 of it on, the last from 4/6; so the end of the
+    run is without (the official configurations).
     """
     shares = []
     for block in range(num_blocks):
-        progress = fraction * (num_blocks + 2) - (block + 1)
-        shares.append((1.0 - min(max(progress, 0.0), 1.0)) ** _POWER)
+        start = 1 + 3 * block / max(num_blocks - 1, 1)
+        shares.append((1.0 - min(max(fraction * 6 - start, 0.0), 1.0)) ** _POWER)
     return shares
 
 

@@ -48,6 +48,8 @@ def test_the_last_blocks_give_up_masked_attention_one_after_the_other():
     assert masked_share(3 / 6, 4) == pytest.approx([0, 0, 1, 1])
     assert masked_share(5 / 6, 4) == pytest.approx([0] * 4)
     assert masked_share(1.0, 4) == [0.0] * 4
+    assert masked_share(3 / 6, 3) == pytest.approx([0, 0.5**0.9, 1])
+    assert masked_share(0.9, 1) == [0.0]
 
 
 def test_a_query_whose_mask_covers_nothing_is_blind_to_the_patches():
