@@ -1,0 +1,85 @@
+"""Depth: both heads learn that dark is far, in metres of the original image."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.backbones.opened import Opened
+from finetune.data.batches import EvalBatches, TrainBatches
+from finetune.data.examples import Example, Findings
+from finetune.predictions import Classes
+from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.depth import Depth
+from pretrain.models.vit import ViT
+
+
+class Walls:
+    """Images of walls: the darker, the farther, from 1 to 8 metres; a strip without depth."""
+
+    classes, fingerprint, findings = Classes(), "walls", Findings()
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng(index)
+        depth = np.full((70, 90), rng.uniform(1, 8), np.float32)
+        for _ in range(4):
+            top, left = rng.integers(0, 60, 2)
+            depth[top : top + 30, left : left + 40] = rng.uniform(1, 8)
+        image = np.repeat((255 - 28 * depth)[..., None], 3, axis=2).astype(np.uint8)
+        depth[:4] = 0
+        return Example(index, f"{index}.png", image, depth)
+
+
+@pytest.mark.parametrize(
+    ("head", "spacing"),
+    [({"name": "linear"}, "uniform"), ({"name": "dpt", "width": 16, "reassembled": (8,) * 4}, "log")],
+)
+def test_both_heads_learn_planted_depth(head: dict, spacing: str):
+    torch.manual_seed(0)
+    config = DepthConfig(
+        head=head, crop=64, min_depth=0.5, bins=32, bin_spacing=spacing, photometric=False, slide=True, stride=32,
+        scale=(0.9, 1.1), flip=True,
+    )  # fmt: skip # pyright: ignore
+    backbone = ViT((64, 64), 8, embed_dim=48, depth=4, num_heads=3, pos_embed="learned")
+    task = Depth(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
+    batches = TrainBatches(
+        pickle.loads(pickle.dumps(Walls())), task.train_transform(), task.collate, seed=0, global_batch=4,
+        micro_batch=4, rank=0, world=1, noises=task.noises,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(50):
+        losses = task(batches[step], step)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
+        optimizer.step()
+    assert {"loss", "silog", "gradients"} == set(losses)
+    evaluated = EvalBatches(Walls(), task.eval_transform(), task.collate, batch_size=8)
+    metric = task.eval().metric(Walls())
+    batch, examples, _ = evaluated[0]
+    assert batch is not None
+    with torch.no_grad():
+        found = task.predict(batch)
+    for i, (example, prediction) in enumerate(zip(examples, found, strict=True)):
+        assert prediction.depth.shape == (70, 90) and prediction.depth.dtype == np.float32
+        assert prediction.depth.min() >= 0.5 and prediction.depth.max() <= 10
+        metric.update(i, example, prediction)
+    metric.gather()
+    scores = metric.compute()
+    assert scores.values["abs_rel"] < 0.35 and scores.values["delta1"] > 0.5, scores.values
+    assert "windows of 64 x 64 px every 32, 32, and mirrored" in scores.protocol
+    picture = task.picture(Walls()[0], found[0])
+    assert picture.ndim == 3 and picture.dtype == np.uint8
+
+
+def test_the_section_names_what_cannot_work():
+    with pytest.raises(ValueError, match="bin"):
+        DepthConfig(bins=1)
+    assert any("min_depth" in line for line in DepthConfig(min_depth=5, max_depth=2).problems(None))
+    assert any("stride" in line for line in DepthConfig(crop=64, stride=65).problems(None))
