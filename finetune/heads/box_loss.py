@@ -52,7 +52,8 @@ class BoxSetLoss:
         return self.num_classes + (self.classes == "ce")
 
     def __call__(self, predictions: list[tuple[Tensor, Tensor]], targets: list[BoxTargets]) -> dict[str, Tensor]:
-        """The loss summed over `predictions`, matched anew for each, and the terms of the last of them.
+        """The loss over all `predictions`, matched anew for each; the terms of the last of them; and "without_query",
+        objects per image for which there were too few queries.
 
         Args:
             predictions: (boxes [b, q, 4] as those of the targets, class logits [b, q, num_logits]) of every layer.
@@ -61,13 +62,16 @@ class BoxSetLoss:
             ValueError: a label is not one of the classes, or labels and boxes are not of equal number.
         """
         self._check(targets)
-        boxes, classes = self._counts(predictions[0][0], targets)
+        objects, classes = self._counts(predictions[0][0], targets)
         total, terms = predictions[0][0].new_zeros(()), {}
         for layer in predictions:
-            terms = self._of_layer(*layer, targets, boxes, classes)
+            terms = self._of_layer(*layer, targets, objects, classes)
             total = total + self.class_weight * terms["class"] + self.l1_weight * terms["l1"]
             total = total + self.giou_weight * terms["giou"]
-        return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
+        queries = predictions[0][0].shape[1]
+        over = sum(max(len(target.labels) - queries, 0) for target in targets)
+        without = total.new_tensor(over / len(targets))
+        return {"loss": total, **{name: value.detach() for name, value in terms.items()}, "without_query": without}
 
     def scores(self, logits: Tensor) -> Tensor:
         """Class logits [..., num_logits] -> scores [..., K] in [0, 1]."""

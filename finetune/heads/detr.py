@@ -39,7 +39,7 @@ class DETR(nn.Module):
     def losses(
         self, dense: Any, images: Tensor, targets: list[dict[str, Tensor]], *, drop: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """ "loss" and its terms "class", "l1" and "giou" in the last layer.
+        """ "loss"; its terms "class", "l1" and "giou" in the last layer; "without_query", see `BoxSetLoss`.
 
         Args:
             targets: of each image, as torchvision's detectors take them: "labels" int64 [n] from 1 and "boxes" [n, 4]

@@ -103,7 +103,8 @@ class EoMT(nn.Module):
         uniforms: Tensor,
         drop: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """ "loss" and its terms "mask", "dice" and "class" in the last block.
+        """ "loss"; its terms "mask", "dice" and "class" in the last block; "without_query", see `MaskSetLoss`; and
+        "masked_attention", the share of queries that is masked.
 
         Args:
             targets: of each image, at its size. fraction: of the run that is done, in [0, 1]. uniforms: [b, noise].

@@ -52,7 +52,8 @@ class MaskSetLoss:
     def __call__(
         self, predictions: list[tuple[Tensor, Tensor]], targets: list[MaskTargets], shifts: Tensor
     ) -> dict[str, Tensor]:
-        """The loss summed over `predictions`, matched anew for each, and the terms of the last of them.
+        """The loss over all `predictions`, matched anew for each; the terms of the last of them; and "without_query",
+        objects per image for which there were too few queries.
 
         Args:
             predictions: (mask logits [b, q, h, w], class logits [b, q, K + 1]) of every layer that is supervised.
@@ -69,7 +70,8 @@ class MaskSetLoss:
         ]
         terms = [self._of_layer(*layer, targets, known, shifts, counts) for layer in predictions]
         total = torch.stack([self._weighted(term) for term in terms]).sum()
-        return {"loss": total, **{name: value.detach() for name, value in terms[-1].items()}}
+        found = {name: value.detach() for name, value in terms[-1].items()}
+        return {"loss": total, **found, "without_query": _without_query(targets, predictions[0][1])}
 
     def _weighted(self, term: dict[str, Tensor]) -> Tensor:
         return self.mask_weight * term["mask"] + self.dice_weight * term["dice"] + self.class_weight * term["class"]
@@ -140,6 +142,11 @@ class MaskSetLoss:
             if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < self.num_classes:
                 found = sorted(set(target.labels.tolist()))
                 raise ValueError(f"image {i} of the batch: labels {found}, but the head has {self.num_classes} classes")
+
+
+def _without_query(targets: list[MaskTargets], class_logits: Tensor) -> Tensor:
+    over = sum(max(len(target.labels) - class_logits.shape[1], 0) for target in targets)
+    return class_logits.new_tensor(over / len(targets), dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,35 @@ def test_images_without_objects_leave_every_output_a_gradient():
     assert logits.grad is not None and logits.grad.all()
 
 
+def test_objects_for_which_there_is_no_query_are_counted():
+    loss = BoxSetLoss(2)
+    boxes, logits = said(loss)
+    assert loss([(boxes[:, :1], logits[:, :1])], [TARGET])["without_query"] == 1
+    assert loss([(boxes, logits)], [TARGET])["without_query"] == 0
+
+
+@pytest.mark.parametrize("classes", ["focal", "ce"])
+def test_the_mean_over_ranks_is_the_loss_of_one_rank_whatever_each_of_them_has(classes, monkeypatch):
+    """The ranks' sums are put in for them: each computes its own images with the counts of both."""
+    torch.manual_seed(0)
+    loss = BoxSetLoss(2, classes=classes)
+    boxes, logits = torch.rand(3, 4, 4) * 0.3 + 0.2, torch.randn(3, 4, loss.num_logits)
+    empty = BoxTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    targets = [TARGET, empty, BoxTargets(TARGET.labels[:1], TARGET.boxes[:1])]
+    whole = loss([(boxes, logits)], targets)["loss"]
+    parts, counts = (slice(0, 1), slice(1, 3)), []
+
+    def of_ranks() -> list[torch.Tensor]:
+        return [loss([(boxes[part], logits[part])], targets[part])["loss"] for part in parts]
+
+    monkeypatch.setattr("finetune.heads.box_loss.distributed.all_reduce_sum", lambda t: counts.append(t.clone()) or t)
+    of_ranks()
+    total = torch.stack(counts).sum(0)
+    monkeypatch.setattr("finetune.heads.box_loss.distributed.all_reduce_sum", lambda _: total.clone())
+    monkeypatch.setattr("finetune.heads.box_loss.distributed.world_size", lambda: 2)
+    torch.testing.assert_close(torch.stack(of_ranks()).mean(), whole)
+
+
 def test_pixels_become_parts_of_the_image():
     target = BoxTargets.of_pixels(torch.tensor([0]), torch.tensor([[10.0, 20.0, 30.0, 60.0]]), (80, 40))
     torch.testing.assert_close(target.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5]]))

@@ -103,9 +103,34 @@ def test_images_without_objects_leave_every_logit_a_gradient():
     assert classes.grad is not None and classes.grad.any()
 
 
-def test_more_objects_than_queries_are_no_error():
+def test_objects_for_which_there_is_no_query_are_counted():
     masks, classes = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 4)
-    assert torch.isfinite(MaskSetLoss(3, num_points=16)([(masks, classes)], [halves()], torch.zeros(1, 2))["loss"])
+    found = MaskSetLoss(3, num_points=16)([(masks, classes)], [halves()], torch.zeros(1, 2))
+    assert torch.isfinite(found["loss"]) and found["without_query"] == 1
+    assert MaskSetLoss(3, num_points=16)([right_answer(halves())], [halves()], torch.zeros(1, 2))["without_query"] == 0
+
+
+def test_the_mean_over_ranks_is_the_loss_of_one_rank_whatever_each_of_them_has(monkeypatch):
+    """The ranks' sums are put in for them: each computes its own images with the counts of both."""
+    torch.manual_seed(0)
+    masks, classes, shifts = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 4), torch.rand(3, 2)
+    empty = MaskTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE, SIZE))
+    targets, loss = (
+        [halves(), empty, MaskTargets(halves().labels[:1], halves().masks[:1])],
+        MaskSetLoss(3, num_points=64),
+    )
+    whole = loss([(masks, classes)], targets, shifts)["loss"]
+    parts, counts = (slice(0, 1), slice(1, 3)), []
+
+    def of_ranks() -> list[torch.Tensor]:
+        return [loss([(masks[part], classes[part])], targets[part], shifts[part])["loss"] for part in parts]
+
+    monkeypatch.setattr("finetune.heads.mask_loss.distributed.all_reduce_sum", lambda t: counts.append(t.clone()) or t)
+    of_ranks()
+    total = torch.stack(counts).sum(0)
+    monkeypatch.setattr("finetune.heads.mask_loss.distributed.all_reduce_sum", lambda _: total.clone())
+    monkeypatch.setattr("finetune.heads.mask_loss.distributed.world_size", lambda: 2)
+    torch.testing.assert_close(torch.stack(of_ranks()).mean(), whole)
 
 
 def test_a_label_that_is_no_class_is_named():
