@@ -133,6 +133,8 @@ def predict(
     rows: list[Any] = []
     images: list[dict[str, Any]] = []
     out.mkdir(parents=True, exist_ok=True)
+    if ids is None and task.config.name == "detection":  # COCO's ids are numbers
+        ids = {name: number for number, name in enumerate(names, start=1)}
     for examples in _batches(files, names, batch_size, ids, failed):
         batch = task.collate([transform(example) for example in examples])
         with torch.no_grad():
@@ -159,8 +161,8 @@ def _batches(
     files: Sequence[Path], names: dict[str, str], size: int, ids: dict[str, int] | None, failed: list[tuple[Path, str]]
 ) -> Iterator[list[Example]]:
     waiting: list[Example] = []
-    for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
-        given = number if ids is None else ids.get(name, ids.get(path.name))
+    for path, name in zip(files, names, strict=True):
+        given = name if ids is None else ids.get(name, ids.get(path.name))
         if given is None:
             failed.append((path, "no image of this name in --ids"))
             continue

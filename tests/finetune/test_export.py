@@ -88,7 +88,7 @@ def _initializers(path: Path) -> Any:
 
 
 def test_predictions_come_from_the_graph_that_was_put_in(classified: tuple[Task, Path]):
-    task, out = classified
+    task, _ = classified
     seen: list[Tensor] = []
 
     def run(pixels: Tensor) -> list[Tensor]:
