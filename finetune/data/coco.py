@@ -74,11 +74,11 @@ class CocoExamples:
         try:
             image = decode_image(self.files.read(name), 3)
         except (DecodeError, OSError) as error:
-            raise BadExample(name, str(error)) from error
+            raise BadExample(self.files.path(name), str(error)) from error
         height, width = self.table.sizes[index].tolist()
         if image.shape[:2] != (height, width):
             have = f"{image.shape[1]} x {image.shape[0]}"
-            raise BadExample(name, f"the image has {have} pixels, its annotations are of {width} x {height}")
+            raise BadExample(self.files.path(name), f"the image has {have} pixels, its annotations are of {width} x {height}")
         return Example(self.ids[index], name, image, self.table[index])
 
     def _digest(self) -> str:

@@ -16,7 +16,7 @@ MASK_HEADS = ("mask_rcnn", "eomt")
 
 
 class DetectionConfig(TaskSection):
-    """Detection and instance segmentation. The data: images and a COCO json of objects, `docs/finetune.md`."""
+    """Detection and instance segmentation. The data: images and a COCO json of objects, `docs/detection.md`."""
 
     name: Literal["detection"] = "detection"
     head: HeadConfig = Field(default_factory=RCNNHead)  # pyright: ignore[reportArgumentType]
