@@ -78,7 +78,9 @@ class CocoExamples:
         height, width = self.table.sizes[index].tolist()
         if image.shape[:2] != (height, width):
             have = f"{image.shape[1]} x {image.shape[0]}"
-            raise BadExample(self.files.path(name), f"the image has {have} pixels, its annotations are of {width} x {height}")
+            raise BadExample(
+                self.files.path(name), f"the image has {have} pixels, its annotations are of {width} x {height}"
+            )
         return Example(self.ids[index], name, image, self.table[index])
 
     def _digest(self) -> str:
