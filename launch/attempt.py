@@ -69,7 +69,7 @@ def _end(chosen: argparse.Namespace) -> int:
     log = chosen.srun_log
     node, said = blame(log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else "")
     lost = set(chosen.nodes) & set(chosen.down)
-    how = outcome(run_dir, status=chosen.status, asked=chosen.asked, failure=said, lost=lost)
+    how = outcome(run_dir, status=chosen.status, asked=chosen.asked, lost=lost)
     if chosen.asked == "overdue":
         node, said = None, "did not stop in time"
     if how == "lost":

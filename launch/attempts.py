@@ -168,11 +168,10 @@ def newest_step(run_dir: Path) -> int:
     return 0
 
 
-def outcome(run_dir: Path, *, status: int, asked: str, failure: str = "", lost: Iterable[str] = ()) -> Outcome:
+def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ()) -> Outcome:
     """How the ranks ended, by the markers they left: their exit status gets lost in launchers.
 
     Args:
-        failure: of ranks that ended otherwise than by request; the others were asked to stop because of them.
         status: of srun. asked: why the batch script asked them to stop: "signal" (preemption, or the limit is near),
             "limit" (the batch script's own clock), "overdue" (they did not stop in time and were killed), "term" (SLURM
             ends the job, and knows what comes next) or "" (it did not ask). lost: nodes of the attempt that are down.
@@ -181,8 +180,6 @@ def outcome(run_dir: Path, *, status: int, asked: str, failure: str = "", lost: 
         return "done"
     if asked == "term":
         return "lost" if list(lost) else "ended"
-    if failure and not asked:
-        return "failed"
     if (run_dir / "PREEMPTED").exists() and asked != "overdue":
         return {"signal": "preempted", "limit": "time limit"}.get(asked, "stopped")  # pyright: ignore[reportReturnType]
     return "failed"

@@ -54,7 +54,16 @@ ALLOWED = {
 }
 LOADED_IN_ONE_FILE = {"deepspeed": "pretrain/engine/deepspeed.py", "accelerate": "pretrain/engine/accelerate.py"}
 NO_TORCH = (
-    *("pretrain.config", "pretrain.__main__", "launch.cli", "launch.__main__", "pretrain.objectives"),
+    *(
+        "pretrain.config",
+        "pretrain.__main__",
+        "launch.cli",
+        "launch.__main__",
+        "launch.slurm",
+        "launch.attempt",
+        "launch.check",
+        "pretrain.objectives",
+    ),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco", "finetune.data.masks", "finetune.data.depth"),
 )

@@ -76,11 +76,6 @@ def test_the_markers_say_how_the_ranks_ended(tmp_path: Path, markers: set[str], 
     assert outcome(tmp_path, status=status, asked=asked) == expected
 
 
-def test_a_save_because_another_rank_failed_is_a_failure(tmp_path: Path):
-    (tmp_path / "PREEMPTED").touch()
-    assert outcome(tmp_path, status=1, asked="", failure="n2 ranks 1: Exited with exit code 1") == "failed"
-
-
 def test_an_end_by_slurm_with_a_node_down_is_a_lost_node(tmp_path: Path):
     assert outcome(tmp_path, status=143, asked="term", lost={"n3"}) == "lost"
 

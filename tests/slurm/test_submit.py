@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch import scheduler
 from launch.slurm import main
-from launch.template import FOLDER
+from launch.template import FOLDER, read_template, render
+from pretrain.data.dataset import Dataset
+from tests.runs import ROOT, SHARDS
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
@@ -36,6 +40,21 @@ def test_the_dry_run_prints_exactly_what_is_submitted(
     assert shown.splitlines()[0] == f"# sbatch --parsable JOB.sbatch {run.config} {' '.join(run.overrides)}"
     assert main(["cancel", job]) == 0, "a waiting job ends at once"
     wait_until(lambda: scheduler.states([job])[job].state == "CANCELLED", "cancelled")
+
+
+def test_shards_indexed_by_an_array_of_jobs_are_one_data_set(cluster: Cluster, tmp_path: Path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for path in (SHARDS / "train").glob("*.tar"):
+        shutil.copy(path, shards)
+    script = tmp_path / "data.sbatch"
+    options = {"array": "0-2", "cpus-per-task": "1", "time": "5", "output": f"{tmp_path}/%A-%a.log"}
+    script.write_text(render(read_template("data"), options=options, settings={"PYTHON": [sys.executable]}))
+    array = scheduler.submit(script, ["index", str(shards)], options=["--chdir", str(ROOT)])
+    after = ["--array=0", f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes", "--chdir", str(ROOT)]
+    gather = scheduler.submit(script, ["gather", str(shards)], options=after)
+    cluster.wait(gather, "COMPLETED")
+    assert Dataset.open(shards).fingerprint == Dataset.open(SHARDS / "train").fingerprint
 
 
 def test_test_only_asks_slurm_and_submits_nothing(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
