@@ -23,7 +23,7 @@ class OnlineProbe:
     def __init__(self, config: PretrainConfig, world: World):
         assert config.probe is not None
         self.world = world
-        self.asked = Asked(config.probe.k, config.probe.temperature, config.probe.linear, both=False)
+        self.asked = Asked((config.probe.k,), config.probe.temperature, config.probe.linear, both=False)
         self.bank, self.queries = (
             EvalImages(
                 Dataset.open(shards),
@@ -52,6 +52,6 @@ class OnlineProbe:
             scores, _ = probe(self.bank, self.queries, features, device=self.world.device, asked=self.asked)
         finally:
             backbone.train(was_training)
-        found = {f"knn/{kind}": score.knn for kind, score in scores.items()}
+        found = {f"knn/{kind}": score.knn[self.asked.ks[0]] for kind, score in scores.items()}
         linear = {f"linear/{kind}": score.linear.accuracy for kind, score in scores.items() if score.linear}
         return found | linear

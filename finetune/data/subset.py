@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.examples import Example, Examples
-from pretrain.data import keyed
-
-_PURPOSE = keyed.noise_purpose("subset")
+from pretrain.data.subset import of_each_class
 
 
 class Subset:
@@ -49,17 +47,5 @@ def subset(whole: Examples, source: Any) -> Examples:
     if source.per_class is not None and labels is None:
         raise ValueError(f"per_class {source.per_class}: these images have no class each; use fraction or limit")
     groups = np.zeros(len(whole), dtype=np.int64) if labels is None else np.asarray(labels)
-    chosen = []
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        shuffled = members[keyed.permutation(source.subset_seed, int(group) + 1, _PURPOSE, length=len(members))]
-        if source.per_class is None:
-            chosen.append(shuffled[: max(1, round(source.fraction * len(members)))])
-            continue
-        if group < 0:  # no label
-            continue
-        if source.per_class > len(members):
-            name = whole.classes[int(group)]
-            raise ValueError(f"per_class {source.per_class}: class {name} has only {len(members)} images")
-        chosen.append(shuffled[: source.per_class])
-    return Subset(whole, np.sort(np.concatenate(chosen)))
+    asked = {"fraction": source.fraction, "per_class": source.per_class, "seed": source.subset_seed}
+    return Subset(whole, of_each_class(groups, **asked, names=whole.classes))

@@ -47,7 +47,14 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
     """The report, as it is written with --json."""
     device = torch.device(chosen.device)
     train, val = (_images(subject, shards, chosen) for shards in (chosen.train, chosen.val))
-    asked = Asked(chosen.k, chosen.temperature, linear=not chosen.no_linear)
+    asked = Asked(
+        tuple(chosen.k),
+        chosen.temperature,
+        linear=not chosen.no_linear,
+        fraction=chosen.fraction,
+        per_class=chosen.per_class,
+        subset_seed=chosen.subset_seed,
+    )
 
     def scored(features: Callable[[Tensor], Features]) -> tuple[dict[str, Any], int]:
         scores, count = probe(train, val, features, device=device, asked=asked)
@@ -82,16 +89,19 @@ def table(report: dict[str, Any]) -> str:
     width = max(len(title) for title, _ in rows)
     lines = [f"{report['of']}: train {report['train']}, val {report['val']} ({report['queries']} images)"]
     lines += [f"  {line}" for line in report["protocol"]]
-    lines.append(f"{'':{width}}  {'kNN':>12}  {'linear':>12}")
+    ks = list(rows[0][1]["knn_by_k"])
+    lines.append(f"{'':{width}}  " + "  ".join(f"{head:>12}" for head in [*(f"{k}-NN" for k in ks), "linear"]))
     for title, row in rows:
-        cells = [_percent(row["knn"]), _percent(row["linear"]) if "linear" in row else "-"]
+        cells = [*map(_percent, row["knn_by_k"].values()), _percent(row["linear"]) if "linear" in row else "-"]
         penalty = f"  L2 {row['linear']['penalty']:g}" if "linear" in row else ""
-        lines.append(f"{title:{width}}  {cells[0]:>12}  {cells[1]:>12}{penalty}")
+        lines.append(f"{title:{width}}  " + "  ".join(f"{cell:>12}" for cell in cells) + penalty)
     return "\n".join(lines)
 
 
 def _row(score: Score, count: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"knn": _with_error(score.knn, count)}
+    """`knn` is of the first k."""
+    by_k = {str(k): _with_error(accuracy, count) for k, accuracy in score.knn.items()}
+    row: dict[str, Any] = {"knn": next(iter(by_k.values())), "knn_by_k": by_k}
     if score.linear is not None:
         chosen = {"penalty": score.linear.penalty, "held_out": score.linear.held_out}
         row["linear"] = _with_error(score.linear.accuracy, count) | chosen
@@ -126,12 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--official", type=Path, metavar="FILE", help="instead: an official or timm checkpoint")
     parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
     parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to ask about")
-    parser.add_argument("--k", type=_positive, default=20, help="neighbours (default 20)")
+    parser.add_argument("--k", type=_positive, nargs="+", default=[20], help="neighbours (default 20; DINO: 10 20 100)")
     parser.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' votes (default 0.07)")
     parser.add_argument("--no-linear", action="store_true", help="neighbours only")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained network (default 0)")
     parser.add_argument("--resize", type=_positive, help="shorter side before the centre crop; default: 256/224 of it")
     parser.add_argument("--max-images", type=_positive, help="per side, evenly spaced; default: all")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--per-class", type=_positive, metavar="N", help="learn from N train images of each class")
+    part.add_argument("--fraction", type=float, metavar="F", help="learn from this part of each class (0.01, 0.1)")
+    parser.add_argument("--subset-seed", type=int, default=0, help="chooses them (default 0)")
     parser.add_argument("--batch-size", type=_positive, default=256)
     parser.add_argument("--workers", type=int, default=0, help="reading processes (default 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

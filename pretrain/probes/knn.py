@@ -5,18 +5,20 @@ Features are L2-normalized, similarity is the cosine, a neighbour votes with exp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 @torch.no_grad()
-def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.07
-) -> float:
-    """Share of `queries` [q, d] whose vote among the k nearest of `bank` [n, d] is their label.
+def knn_accuracies(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, ks: Sequence[int], temperature: float = 0.07
+) -> dict[int, float]:
+    """For each k the share of `queries` [q, d] whose vote among the k nearest of `bank` [n, d] is their label.
 
-    Labels are int64 [n] and [q]; k is lowered to n when the bank is smaller.
+    Labels are int64 [n] and [q]; a k beyond the bank asks all of it. The neighbours are found once for all k.
 
     Raises:
         ValueError: one side is empty.
@@ -25,10 +27,12 @@ def knn_accuracy(
         raise ValueError(f"the kNN probe needs labelled images: bank has {len(bank)}, queries {len(queries)}")
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     num_classes = int(max(bank_labels.max(), labels.max())) + 1
-    correct = 0
+    correct = dict.fromkeys(ks, 0)
     for chunk, truth in zip(queries.split(1024), labels.split(1024), strict=True):
-        similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
-        votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
-        correct += int((votes.argmax(1) == truth).sum())
-    return correct / len(queries)
+        similarity, nearest = (chunk @ bank.T).topk(min(max(ks), len(bank)), dim=1)
+        weights, voted = (similarity / temperature).exp(), bank_labels[nearest]
+        for k in correct:
+            votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
+            votes.scatter_add_(1, voted[:, :k], weights[:, :k])
+            correct[k] += int((votes.argmax(1) == truth).sum())
+    return {k: count / len(queries) for k, count in correct.items()}

@@ -9,40 +9,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.data.subset import of_each_class
 from pretrain.probes.features import Batches, Features, collect, with_both
-from pretrain.probes.knn import knn_accuracy
+from pretrain.probes.knn import knn_accuracies
 from pretrain.probes.linear import PENALTIES, LinearScore, linear_score
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one kind of feature; `linear` is None where it was not asked for."""
+    """Accuracies of one kind of feature; `knn` by k, `linear` is None where it was not asked for."""
 
-    knn: float
+    knn: dict[int, float]
     linear: LinearScore | None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: k and temperature of the neighbours' vote, whether a linear classifier too, and whether the
-    class token and the mean patch token also as one vector."""
+    """What to measure: each k and the temperature of the neighbours' vote, whether a linear classifier too, and whether
+    the class token and the mean patch token also as one vector; a part of the train images, see `of_each_class`."""
 
-    k: int = 20
+    ks: tuple[int, ...] = (20,)
     temperature: float = 0.07
     linear: bool = True
     both: bool = True
+    fraction: float | None = None
+    per_class: int | None = None
+    subset_seed: int = 0
 
     def in_words(self) -> list[str]:
         """The protocol, a line per probe."""
         lines = [
-            f"{self.k}-NN: features of length 1, votes weighted by exp(cosine / {self.temperature}), top-1; "
-            "bank = train, queries = val"
+            f"{', '.join(map(str, self.ks))}-NN: features of length 1, votes weighted by "
+            f"exp(cosine / {self.temperature}), top-1; bank = train, queries = val"
         ]
         if self.linear:
             lines.append(
                 "linear: logistic regression on standardized features by L-BFGS, top-1; L2 of "
                 f"{PENALTIES[0]:g} to {PENALTIES[-1]:g} (decades) chosen on a fifth of train, then fitted to all of it"
             )
+        if self.per_class is not None or self.fraction is not None:
+            part = f"{self.per_class} images" if self.per_class is not None else f"{self.fraction:.1%}"
+            lines.append(f"train: {part} of each class (seed {self.subset_seed})")
         return [*lines, "no augmentation; pixels have the mean train image subtracted"]
 
 
@@ -60,6 +67,10 @@ def probe(
     """
     bank_features, bank_labels = collect(bank, features, device)
     query_features, labels = collect(queries, features, device)
+    if asked.per_class is not None or asked.fraction is not None:
+        part = {"fraction": asked.fraction, "per_class": asked.per_class, "seed": asked.subset_seed}
+        rows = torch.from_numpy(of_each_class(bank_labels.numpy(), **part))
+        bank_features, bank_labels = {name: value[rows] for name, value in bank_features.items()}, bank_labels[rows]
     if asked.both:
         bank_features, query_features = with_both(bank_features), with_both(query_features)
     scores = {}
@@ -70,7 +81,7 @@ def probe(
             (query_features[name] - centre).to(device), labels.to(device),
         )  # fmt: skip
         scores[name] = Score(
-            knn_accuracy(*given, k=asked.k, temperature=asked.temperature),
+            knn_accuracies(*given, ks=asked.ks, temperature=asked.temperature),
             linear_score(*given) if asked.linear else None,
         )
     return scores, len(labels)

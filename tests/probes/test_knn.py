@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.probes.knn import knn_accuracy
+from pretrain.probes.knn import knn_accuracies
 
 
 def vote(bank: np.ndarray, bank_labels: np.ndarray, query: np.ndarray, k: int, temperature: float) -> int:
@@ -29,15 +29,15 @@ def test_the_accuracy_is_that_of_the_vote_written_with_loops(seed: int, k: int, 
     bank_labels, labels = random.integers(0, 4, 25), random.integers(0, 4, 9)
     expected = np.mean([vote(bank, bank_labels, q, k, temperature) == t for q, t in zip(queries, labels, strict=True)])
     tensors = [torch.from_numpy(array) for array in (bank, bank_labels, queries, labels)]
-    assert knn_accuracy(*tensors, k=k, temperature=temperature) == pytest.approx(expected)
+    assert knn_accuracies(*tensors, ks=(k, 1), temperature=temperature)[k] == pytest.approx(expected)
 
 
 def test_the_length_of_a_feature_does_not_matter():
     features, labels = torch.randn(40, 8), torch.arange(40) % 3
     scaled = features * torch.rand(40, 1).add(0.1)
-    assert knn_accuracy(features, labels, scaled, labels, k=1) == 1.0
+    assert knn_accuracies(features, labels, scaled, labels, ks=(1,)) == {1: 1.0}
 
 
 def test_an_empty_side_is_a_clear_error():
     with pytest.raises(ValueError, match="bank has 0, queries 3"):
-        knn_accuracy(torch.zeros(0, 2), torch.zeros(0).long(), torch.ones(3, 2), torch.zeros(3).long())
+        knn_accuracies(torch.zeros(0, 2), torch.zeros(0).long(), torch.ones(3, 2), torch.zeros(3).long(), ks=(1,))

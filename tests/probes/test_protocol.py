@@ -27,8 +27,20 @@ def test_pixels_are_centred_by_the_mean_of_the_bank():
     images = 100 + torch.randn(32, 1, 4, 4) * 0.1
     images[labels == 1, :, :2] += 1
     batches = [(images, labels)]
-    scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=Asked(k=5, linear=False))
-    assert scores["pixels"].knn == 1.0 and scores["pixels"].linear is None and queries == 32
+    scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=Asked(ks=(5,), linear=False))
+    assert scores["pixels"].knn == {5: 1.0} and scores["pixels"].linear is None and queries == 32
+
+
+def test_a_part_of_the_bank_has_so_many_images_of_each_class():
+    labels = torch.arange(40) % 4
+    images = torch.nn.functional.one_hot(labels, 4).float().view(40, 1, 2, 2)
+    batches = [(images, labels)]
+    asked = Asked(ks=(1, 4), linear=False, per_class=1)
+    scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=asked)
+    assert scores["pixels"].knn == {1: 1.0, 4: 1.0} and queries == 40
+    assert "1 images of each class (seed 0)" in " ".join(asked.in_words())
+    with pytest.raises(ValueError, match="per_class 11: class 0 has only 10 images"):
+        probe(batches, batches, pixel_features, device=CPU, asked=Asked(linear=False, per_class=11))
 
 
 def test_the_standard_error_is_the_binomial_one():
