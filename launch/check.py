@@ -50,8 +50,7 @@ def _device(overrides: list[str]) -> str:
 def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
     place = _place(chosen)
     if chosen.program != "pretrain":
-        check_program(chosen.program, chosen.config, chosen.overrides, world_size=place.ranks)
-        yield from preflight.limits(place)
+        yield from _finetune(chosen, place)
         return
     from pretrain.__main__ import check
 
@@ -82,6 +81,20 @@ def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
         yield from preflight.duration(config, plan, place, rate, source)
     else:
         yield Finding("fact", "time     not predicted: give --gpu NAME or --images-per-second")
+
+
+def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
+    """The configuration, its data and limits; memory and time of a task are not estimated."""
+    from finetune.config import FinetuneConfig
+    from pretrain.configlib import load_config
+
+    run_dir = check_program(chosen.program, chosen.config, chosen.overrides, world_size=place.ranks)
+    yield Finding("fact", f"run      {run_dir}")
+    model = load_config(FinetuneConfig, chosen.config, chosen.overrides).model
+    key, value = model.source
+    if key != "timm" and not Path(value).exists():
+        yield Finding("error", f"model.{key}: {value} is not there; `fovea release RUN OUT` writes a release")
+    yield from preflight.limits(place)
 
 
 def _logged_rate(config: PretrainConfig) -> float | None:

@@ -9,26 +9,29 @@ from pathlib import Path
 import pytest
 
 from launch.slurm import main
-from tests.runs import hashes, reached, rows
+from tests.runs import ROOT, hashes, reached, rows
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 STEPS = 24
+SLOW = str(Path(__file__).parent / "slow_python.sh")
 REAL = ["engine.name=deepspeed", "engine.zero_stage=1", "engine.device=cpu", "log.tensorboard=false", "doctor=null"]
 
 
 class RealRun(FakeRun):
-    """The run itself in place of the trainer of the tests."""
+    """The run itself in place of the trainer of the tests, its steps made longer where something is to happen."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, step_seconds: float = 0.0):
         super().__init__(folder, steps=STEPS)
+        self.python = SLOW if step_seconds else sys.executable
         self.overrides = [*REAL, f"optim.total_steps={STEPS}"]
         # A collective that waits for a dead node ends with the job, not before.
         self.faults = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "eth0"}
+        self.faults |= {"SLOW_SECONDS": str(step_seconds), "PYTHONPATH": str(ROOT)}
 
     def flags(self, *, nodes: int, minutes: str) -> list[str]:
         site = [flag for name, value in self.faults.items() for flag in ("--environment", f"export {name}={value}")]
         job = ["--nodes", str(nodes), "--gpus-per-node", "1", "--time", minutes, "--cpus-per-task", "1"]
-        return [*job, "--python", sys.executable, "--margin", "25", *site]
+        return [*job, "--python", self.python, "--margin", "25", *site]
 
     @property
     def step(self) -> int:
@@ -54,7 +57,7 @@ def assert_as(undisturbed: dict[str, str], run: RealRun) -> None:
 def test_a_preempted_and_requeued_run_has_bitwise_the_same_weights(
     cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    run = RealRun(tmp_path)
+    run = RealRun(tmp_path, step_seconds=0.3)
     job = run.submit("--no-preflight", "--sbatch", "nodelist=n1,n2", minutes="30")
     wait_until(lambda: run.step >= 3, "3 steps", 300)
     high = ["sbatch", "-p", "high", "-N", "2", "-w", "n1,n2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
@@ -67,7 +70,7 @@ def test_a_preempted_and_requeued_run_has_bitwise_the_same_weights(
 def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
     cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    run = RealRun(tmp_path)
+    run = RealRun(tmp_path, step_seconds=0.3)
     job = run.submit("--no-preflight", minutes="30")
     wait_until(lambda: run.step >= 6, "6 steps", 300)
     lost = run.rows("begin")[0]["nodes"][1]
@@ -77,6 +80,23 @@ def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
     finally:
         cluster.script("boot", lost)
     assert run.outcomes[-1] == "done" and len(run.outcomes) == 2
+    assert_as(undisturbed, run)
+
+
+def test_a_run_longer_than_its_time_limit_has_bitwise_the_same_weights(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
+):
+    run = RealRun(tmp_path, step_seconds=5)
+    job = run.submit("--no-preflight", minutes="2")
+    cluster.wait(job, "COMPLETED", seconds=900)
+    assert len(run.outcomes) > 1 and set(run.outcomes[:-1]) == {"time limit"}
+    assert_as(undisturbed, run)
+
+
+def test_ranks_started_by_torchrun_end_the_same(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]):
+    run = RealRun(tmp_path)
+    job = run.submit("--no-preflight", "--launcher", "torchrun", minutes="30")
+    cluster.wait(job, "COMPLETED", seconds=600)
     assert_as(undisturbed, run)
 
 
