@@ -152,7 +152,7 @@ class PanopticMaps:
         targets: tuple[str, set[str]],
     ) -> _Row | None:
         """One annotation, or None after adding what is wrong with it."""
-        number = row.get("image_id") if isinstance(row, dict) else None
+        number: Any = row.get("image_id") if isinstance(row, dict) else None
         if number not in names:
             return self.findings.add(
                 "unknown image", str(path), str(number), "annotation of an image that is not listed"

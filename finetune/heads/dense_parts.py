@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,19 +14,16 @@ class ConvNormReLU(nn.Sequential):
     """A convolution without bias that keeps the size, batch norm over all ranks, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-            SyncBatchNorm(out_channels),
-            nn.ReLU(inplace=True),
-        )
-        nn.init.kaiming_normal_(self[0].weight, mode="fan_out", nonlinearity="relu")
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(conv, SyncBatchNorm(out_channels), nn.ReLU(inplace=True))
 
 
-def resize(maps: Tensor, size: tuple[int, int] | list[int]) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Maps [b, C, h, w] at another `size`, bilinear between pixel centres; of the same size, as they are."""
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
 def drop_channels(maps: Tensor, uniforms: Tensor | None, rate: float) -> Tensor:

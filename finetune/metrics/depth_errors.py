@@ -30,7 +30,8 @@ class DepthMetric:
     """
 
     def __init__(self, *, min_depth: float, max_depth: float, crop: EvalCrop = "none", protocol: str):
-        self.min_depth, self.max_depth, self.crop = min_depth, max_depth, crop
+        self.min_depth, self.max_depth = min_depth, max_depth
+        self.crop: EvalCrop = crop
         cut = "" if crop == "none" else f", {crop}'s crop"
         self.protocol = (
             f"{protocol}; at the original sizes, truth within {min_depth:g} to {max_depth:g} m{cut}, each image's "

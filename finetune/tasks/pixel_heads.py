@@ -118,8 +118,9 @@ class QueryPixels(PixelHead):
 
 def build_head(section: Any, dense: Any, num_classes: int) -> PixelHead:
     """The head of a `SegmentationHead` section on a dense backbone."""
-    made = QueryPixels if isinstance(section, EoMTPixels) else MapPixels
-    return made(section, dense, num_classes)
+    if isinstance(section, EoMTPixels):
+        return QueryPixels(section, dense, num_classes)
+    return MapPixels(section, dense, num_classes)
 
 
 def build_reader(section: Any, dense: Any, out_channels: int) -> LinearHead | UPerNet | DPT:
