@@ -67,15 +67,32 @@ def render(page: Page) -> str:
 
 
 def _header(page: Page) -> str:
-    primary, *others = page.scores.values.items()
-    cards = f'<div class="card first">{escape(primary[0])}<b>{tables.number(primary[1])}</b></div>'
-    cards += "".join(f'<div class="card">{escape(name)}<b>{tables.number(value)}</b></div>' for name, value in others)
     warnings = "".join(f'<section class="warn">{escape(line)}</section>' for line in page.warnings)
     return (
         f'<h1>{escape(page.title)}</h1><div class="pale path">{escape(page.subtitle)}</div>{warnings}'
-        f'<section><div class="cards">{cards}</div>'
+        f"<section>{_numbers(page.scores)}"
         f'<div class="pale">How it was measured: {escape(page.scores.protocol)}</div></section>'
     )
+
+
+def _numbers(scores: Scores) -> str:
+    """A card for each number; where there are many of a kind, for the first of each kind, and a table of all."""
+    grouped, shown, table = tables.grouped(scores.values), dict(scores.values), ""
+    if grouped is not None:
+        columns, rows = grouped
+        shown = {f"{group} {columns[0]}": row[columns[0]] for group, row in rows.items()}
+        head = "".join(f"<th>{escape(name)}</th>" for name in ["", *columns])
+        body = "".join(
+            f"<tr><td>{escape(group)}</td>{''.join(_cell(row[name], bar=False) for name in columns)}</tr>"
+            for group, row in rows.items()
+        )
+        table = f"<table><tr>{head}</tr>{body}</table>"
+    first = next(iter(shown))
+    cards = "".join(
+        f'<div class="card{" first" if name == first else ""}">{escape(name)}<b>{tables.number(value)}</b></div>'
+        for name, value in shown.items()
+    )
+    return f'<div class="cards">{cards}</div>{table}'
 
 
 def _pictures(page: Page) -> str:

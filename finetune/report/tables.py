@@ -11,6 +11,7 @@ import numpy as np
 from finetune.metrics.metric import Scores
 
 _SHOWN_MISTAKES = 12
+_CARDS = 8
 
 
 def number(value: Any) -> str:
@@ -20,6 +21,20 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
     return str(value)
+
+
+def grouped(values: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]] | None:
+    """Numbers such as box_ap, box_ap50, mask_ap, ... as a table: (columns, row by what precedes the first "_").
+
+    None: they have no common columns, or are few.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        group, _, column = name.partition("_")
+        rows.setdefault(group, {})[column] = value
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    fits = len(values) > _CARDS and len(rows) * len(columns) == len(values) and "" not in columns
+    return (columns, rows) if fits else None
 
 
 def sort_column(scores: Scores) -> str | None:

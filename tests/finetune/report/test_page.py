@@ -90,6 +90,18 @@ def test_the_most_frequent_mistake_comes_first_and_right_answers_are_none():
     ]
 
 
+def test_many_numbers_of_two_kinds_become_a_table_and_others_stay_as_they_are():
+    coco = {f"{kind}_{name}": 0.1 for kind in ("box", "mask") for name in ("ap", "ap50", "ap75", "ap_small", "ar100")}
+    found = tables.grouped(coco)
+    assert (
+        found is not None
+        and found[0] == ["ap", "ap50", "ap75", "ap_small", "ar100"]
+        and list(found[1]) == ["box", "mask"]
+    )
+    assert tables.grouped({"top1": 0.1, "top5": 0.2}) is None
+    assert tables.grouped({f"d_{i}": 0.1 for i in range(9)} | {"e_0": 0.1}) is None
+
+
 def test_results_are_strict_json_whatever_the_numbers():
     odd = Scores({"AP": math.nan, "n": np.float32(0.5)}, "none", [{"name": "a", "AP": math.inf}], CONFUSION)
     found = json.loads(json.dumps(tables.results_json(odd, step=3), allow_nan=False))
