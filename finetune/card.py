@@ -24,7 +24,7 @@ def card(record: Mapping[str, Any]) -> str:
         "## Numbers",
         _numbers(metrics),
         "## Data",
-        "\n".join(f"- {key}: {row.get('num_samples')} images, {row.get('images')}" for key, row in data.items())
+        "\n".join(f"- {key}: {row['num_samples']} images, {row['images']}" for key, row in data.items())
         or "Not recorded.",
         "## Classes",
         named or "None.",
@@ -47,5 +47,5 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
     values = metrics.get("values") or {}
     if not values:
         return "None were measured."
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in values.items())
+    rows = "\n".join(f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in values.items())
     return f"| | |\n|---|---|\n{rows}\n\nMeasured: {metrics.get('protocol')}, after step {metrics.get('step')}."

@@ -78,6 +78,12 @@ def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
     return folder
 
 
+def is_task(folder: Path | str) -> bool:
+    """Whether the folder is a release of a fine-tuned task, not that of a backbone alone."""
+    record = Path(folder) / RECORD
+    return record.is_file() and "task" in json.loads(record.read_text(encoding="utf-8"))
+
+
 def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
     """The task in a release or a run's folder, in eval mode on the CPU, and its record.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from finetune.config import FinetuneConfig
@@ -34,28 +36,37 @@ def lines(evaluation: Evaluation, *, step: int) -> list[str]:
 
 def record(evaluation: Evaluation, *, step: int) -> dict[str, Any]:
     """For fovea.json: the numbers, and how they were measured."""
-    return {"step": step, "values": dict(evaluation.scores.values), "protocol": evaluation.scores.protocol}
+    return {"step": step, "values": _plain(evaluation.scores.values), "protocol": evaluation.scores.protocol}
 
 
 def write_results(folder: Path, evaluation: Evaluation, *, step: int, source: Mapping[str, Any]) -> None:
     """results.json of a run: every number of the evaluation, what it was measured by, and where the weights began."""
     scores = evaluation.scores
     name, value = scores.primary
-    write_json(
-        folder / RESULTS,
-        {
-            "step": step,
-            "primary": {"name": name, "value": value},
-            "values": dict(scores.values),
-            "protocol": scores.protocol,
-            "per_class": scores.per_class,
-            "confusion": None if scores.confusion is None else scores.confusion.tolist(),
-            "curves": scores.curves,
-            "undecodable": [{"name": name, "reason": reason} for _, name, reason in evaluation.failed],
-            "source": dict(source),
-            "versions": versions(),
-        },
-    )
+    found = {
+        "step": step,
+        "primary": {"name": name, "value": value},
+        "values": scores.values,
+        "protocol": scores.protocol,
+        "per_class": scores.per_class,
+        "confusion": scores.confusion,
+        "curves": scores.curves,
+        "undecodable": [{"name": name, "reason": reason} for _, name, reason in evaluation.failed],
+        "source": source,
+        "versions": versions(),
+    }
+    write_json(folder / RESULTS, _plain(found))
+
+
+def _plain(value: Any) -> Any:
+    """Of JSON's own types: arrays become lists, and what is not a number (a class without images) null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def report(

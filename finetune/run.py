@@ -66,6 +66,9 @@ def measure(config: FinetuneConfig, val: Examples) -> int:
             task, record = open_task(folder)
         except ValueError as error:
             raise ConfigError(config.run_dir, str(error).splitlines()) from error
+        if tuple(task.classes) != tuple(val.classes):
+            names = f"{len(val.classes)} classes, the run has {len(task.classes)}"
+            raise ConfigError(config.run_dir, [f"data.val: other classes ({names}): {_difference(task, val)}"])
         task.to(world.device)
         step = record.get("metrics", {}).get("step", 0)
         evaluation = _evaluate(config, task, val, world, say=None)
@@ -166,6 +169,7 @@ class Run:
             f"data.{name}": {
                 "fingerprint": examples.fingerprint,
                 "num_samples": len(examples),
+                "images": getattr(self.config.data, name).images,
                 "findings": dict(examples.findings.counts()),
             }
             for name, examples in sets.items()
@@ -289,6 +293,16 @@ def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> 
     except ValueError as error:
         raise ConfigError(f"task {config.task.name} on {opened.title}", str(error).splitlines()) from error
     return opened, task
+
+
+def _difference(task: Task, val: Examples) -> str:
+    """The first classes that only one of the two has, or that have another place."""
+    missing = [name for name in task.classes if name not in val.classes]
+    more = [name for name in val.classes if name not in task.classes]
+    if not missing and not more:
+        return "the same in another order"
+    parts = [f"{title} {', '.join(names[:5])}" for title, names in (("without", missing), ("with", more)) if names]
+    return "; ".join(parts)
 
 
 def _evaluate(config: FinetuneConfig, task: Task, val: Examples, world: World, *, say: Any) -> Evaluation:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.backbones.opened import Opened
 from finetune.config import ModelSource
+from finetune.release import is_task, open_task
 from pretrain.configlib import ConfigError
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.files import read_state
@@ -82,7 +83,8 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int
     if model.random or found.weights is None:
         lines += ("random weights: nothing was loaded (model.random)",)
     else:
-        report = load_strict(backbone, found.weights.backbone, grid=found.weights.grid, left_out=found.weights.left_out)
+        weights = found.weights
+        report = load_strict(backbone, weights.backbone, grid=weights.grid, left_out=weights.left_out)
         lines += tuple(str(report).splitlines())
     if model.activation_checkpointing:
         backbone.set_checkpointing(True)
@@ -98,6 +100,8 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int
 
 def _of_release(model: ModelSource) -> _Found:
     assert model.release is not None
+    if is_task(model.release):
+        return _of_task(model.release)
     release = read_release(model.release)
     assert release.model is not None and release.record is not None
     kept = ("objective", "data", "metrics", "commit")
@@ -110,6 +114,16 @@ def _of_release(model: ModelSource) -> _Found:
         std=tuple(release.record["std"]),
         record={key: release.record[key] for key in kept if key in release.record},
     )
+
+
+def _of_task(path: str) -> _Found:
+    """The backbone of a fine-tuned task: intermediate fine-tuning."""
+    task, record = open_task(path)
+    backbone = task.bare_backbone
+    weights = Weights("task", backbone.state_dict(), {}, grid=backbone.grid_size)
+    kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
+    mean, std = tuple(record["mean"]), tuple(record["std"])
+    return _Found(record["model"], weights, f"{record['task']['name']} release {path}", mean, std, record=kept)
 
 
 def _of_official(model: ModelSource) -> _Found:
