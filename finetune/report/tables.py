@@ -74,25 +74,3 @@ def mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[str, s
     order = np.argsort(-wrong, axis=None, kind="stable")[:_SHOWN_MISTAKES]
     cells = [divmod(int(place), len(classes)) for place in order if wrong.flat[place]]
     return [(classes[i], classes[j], int(wrong[i, j]), int(totals[i])) for i, j in cells]
-
-
-def results_json(scores: Scores, **facts: Any) -> dict[str, Any]:
-    """What results.json holds: the numbers with their protocol, by class, the confusion counts, and `facts`.
-
-    A number that is not finite becomes null: the file is strict JSON.
-    """
-    rows = {"values": scores.values, "protocol": scores.protocol, "per_class": scores.per_class}
-    confusion = None if scores.confusion is None else scores.confusion.tolist()
-    return _strict({**facts, **rows, "confusion": confusion, "curves": scores.curves})
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _strict(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -100,13 +99,6 @@ def test_many_numbers_of_two_kinds_become_a_table_and_others_stay_as_they_are():
     )
     assert tables.grouped({"top1": 0.1, "top5": 0.2}) is None
     assert tables.grouped({f"d_{i}": 0.1 for i in range(9)} | {"e_0": 0.1}) is None
-
-
-def test_results_are_strict_json_whatever_the_numbers():
-    odd = Scores({"AP": math.nan, "n": np.float32(0.5)}, "none", [{"name": "a", "AP": math.inf}], CONFUSION)
-    found = json.loads(json.dumps(tables.results_json(odd, step=3), allow_nan=False))
-    assert found["values"] == {"AP": None, "n": 0.5} and found["step"] == 3
-    assert found["confusion"] == CONFUSION.tolist() and found["per_class"][0]["AP"] is None
 
 
 def test_a_report_is_replaced_whole_and_holds_each_picture(tmp_path: Path):
