@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from finetune.backbones.simple_fpn import Norm, SimpleFPN, norm_of
+from finetune.backbones.simple_fpn import Norm, SimpleFPN
 
 
 class Dense(Protocol):
@@ -31,7 +32,7 @@ class HierarchicalFPN(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[float], out_channels: int, *, norm: Norm = "layer"):
         super().__init__()
         self.strides, self.out_channels = list(strides), out_channels
-        layer = None if norm == "none" else lambda width: norm_of(norm, width)
+        layer = None if norm == "none" else LayerNorm2d
         self.fpn = FeaturePyramidNetwork(list(channels), out_channels, norm_layer=layer)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:

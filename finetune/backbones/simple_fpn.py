@@ -8,12 +8,12 @@ from typing import Literal
 from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-Norm = Literal["layer", "batch", "none"]
+Norm = Literal["layer", "none"]
 
 
 def norm_of(kind: Norm, channels: int) -> nn.Module:
-    """The norm of a map of `channels`: over the channels of each place ("layer", as ViTDet) or over the batch."""
-    return {"layer": LayerNorm2d, "batch": nn.BatchNorm2d, "none": nn.Identity}[kind](channels)
+    """The norm of a map: over the channels of each place, as in ViTDet, or none."""
+    return LayerNorm2d(channels) if kind == "layer" else nn.Identity()
 
 
 class SimpleFPN(nn.Module):

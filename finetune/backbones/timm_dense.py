@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finetune.backbones import windows
 from finetune.backbones.plain import four_blocks, with_mask
+from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.timm_backbone import TimmBackbone
 
 FINEST = 4  # pixels: a pyramid of a hierarchical model begins there
@@ -24,7 +25,7 @@ class TimmDense(nn.Module):
     """Images [b, C, H, W] -> a map [b, channels, ceil(H / stride), ceil(W / stride)] of each of the `indices`.
 
     Images are padded with zeros at the right and below to whole places of the last map. What of the model is never
-    computed is frozen.
+    computed is frozen; batch norms become those of all ranks together.
 
     Args:
         window, global_blocks: attention in windows as in `plain.PlainDense`; of timm's plain `VisionTransformer` only.
@@ -50,7 +51,7 @@ class TimmDense(nn.Module):
         norm: bool = True,
     ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone = synchronized(backbone)
         self.embed_dim, self.depth = backbone.embed_dim, backbone.depth
         model = backbone.model
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):

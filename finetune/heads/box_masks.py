@@ -12,16 +12,16 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def masks_in_boxes(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """What a mask head should say: masks [n, H, W] of an image, each cut out by its box [n, 4] -> 0 or 1, [n, m, m].
+def masks_in_boxes(masks: Tensor, boxes: Tensor, which: Tensor, size: int) -> Tensor:
+    """What a mask head should say: masks [m, H, W] of an image, cut out by boxes [n, 4] -> 0 or 1, [n, size, size].
 
-    A cell is 1 where at least half of it is covered.
+    A cell is 1 where at least half of it is covered. `which`: the mask of each box, int64 [n].
     """
     if not len(boxes):
         return boxes.new_zeros(0, size, size)
-    index = torch.arange(len(boxes), device=boxes.device, dtype=torch.float32)[:, None]
+    rois = torch.cat([which[:, None].float(), boxes.float()], dim=1)
     with torch.autocast(boxes.device.type, enabled=False):
-        covered = roi_align(masks[:, None].float(), torch.cat([index, boxes.float()], dim=1), size, aligned=True)
+        covered = roi_align(masks[:, None].float(), rois, size, aligned=True)
     return (covered[:, 0] >= 0.5).float()
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from finetune.backbones.simple_fpn import Norm, norm_of
+from finetune.backbones.simple_fpn import Norm
 from finetune.heads import box_masks
 from finetune.heads.roi_pool import RoIPool
 
@@ -53,7 +54,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, sizes: RoISizes, *, agnostic: bool = False):
         super().__init__()
-        norm: Any = None if sizes.norm == "none" else lambda width: norm_of(sizes.norm, width)
+        norm: Any = None if sizes.norm == "none" else LayerNorm2d
         convs, fcs = [channels] * sizes.box_convs, [sizes.box_dim] * sizes.box_fcs
         self.layers = FastRCNNConvFCHead((channels, BOX_BINS, BOX_BINS), convs, fcs, norm_layer=norm)
         self.classes = nn.Linear(sizes.box_dim, num_classes + 1)
@@ -101,7 +102,7 @@ class RoIHeads(TorchvisionRoIHeads):
         self.num_classes = num_classes
         self._build_boxes(channels, num_classes, sizes)
         if masks:
-            norm: Any = None if sizes.norm == "none" else lambda width: norm_of(sizes.norm, width)
+            norm: Any = None if sizes.norm == "none" else LayerNorm2d
             self.mask_roi_pool = RoIPool(strides, MASK_BINS)
             self.mask_head = MaskRCNNHeads(channels, [channels] * sizes.mask_convs, 1, norm_layer=norm)
             self.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
@@ -185,7 +186,7 @@ class RoIHeads(TorchvisionRoIHeads):
         boxes = [box[chosen] for box, chosen in zip(proposals, objects, strict=True)]
         logits = self._mask_logits(features, boxes, image_shapes)
         wanted = [
-            box_masks.masks_in_boxes(target["masks"][index[chosen]], box, logits.shape[-1])
+            box_masks.masks_in_boxes(target["masks"], box, index[chosen], logits.shape[-1])
             for target, index, chosen, box in zip(targets, matched, objects, boxes, strict=True)
         ]
         return box_masks.mask_loss(

@@ -32,7 +32,7 @@ class RCNNHead(Config):
     box_fcs: Positive = 1
     box_dim: Positive = 1024
     mask_convs: Positive = 4
-    norm: Literal["layer", "batch", "none"] = "layer"
+    norm: Literal["layer", "none"] = "layer"
     score_threshold: Probability = Field(0.05, description="detections below it are not made")
     nms: Probability = Field(0.5, description="detections of a class that overlap a better one by more are not made")
 

@@ -20,7 +20,7 @@ def test_a_mask_cut_out_by_its_box_and_pasted_back_is_where_it_was(
 ):
     mask = disc(64, 80, y, x, radius)
     box = torch.tensor([x - radius, y - radius, x + radius, y + radius]) + torch.tensor(grow)
-    small = masks_in_boxes(mask[None], box[None], 28)
+    small = masks_in_boxes(mask[None], box[None], torch.tensor([0]), 28)
     pasted = paste_mask(small[0], box, (64, 80))
     inside = torch.zeros(64, 80, dtype=torch.bool)
     inside[max(int(box[1] + 1), 0) : int(box[3]), max(int(box[0] + 1), 0) : int(box[2])] = True
@@ -31,13 +31,14 @@ def test_a_mask_cut_out_by_its_box_and_pasted_back_is_where_it_was(
 
 
 def test_cells_are_read_where_pixels_are():
-    mask = torch.zeros(1, 12, 12, dtype=torch.uint8)
-    mask[0, 4:8, 2:6] = 1
-    cells = masks_in_boxes(mask, torch.tensor([[2.0, 4.0, 6.0, 8.0]]), 4)
-    assert cells.min() == 1
-    cells = masks_in_boxes(mask, torch.tensor([[0.0, 4.0, 4.0, 8.0]]), 4)
-    assert cells[0].tolist() == [[0, 0, 1, 1]] * 4
-    assert masks_in_boxes(mask[:0], torch.zeros(0, 4), 4).shape == (0, 4, 4)
+    masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
+    masks[1, 4:8, 2:6] = 1
+    boxes = torch.tensor([[2.0, 4.0, 6.0, 8.0], [0.0, 4.0, 4.0, 8.0], [2.0, 4.0, 6.0, 8.0]])
+    cells = masks_in_boxes(masks, boxes, torch.tensor([1, 1, 0]), 4)
+    assert cells[0].min() == 1
+    assert cells[1].tolist() == [[0, 0, 1, 1]] * 4
+    assert cells[2].max() == 0
+    assert masks_in_boxes(masks[:0], torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 4).shape == (0, 4, 4)
 
 
 @pytest.mark.parametrize("box", [(-5.0, -3.0, 4.0, 6.0), (6.0, 7.0, 30.0, 30.0), (20.0, 0.0, 30.0, 4.0)])
