@@ -126,7 +126,8 @@ class EoMT(nn.Module):
         They do not sum to 1; means over windows, scales and mirrors are taken of them as they are.
         """
         masks, classes = self.predict(dense, images)
-        return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], resize(masks, _size(images)).sigmoid())
+        with torch.autocast(images.device.type, enabled=False):  # sums of many small products
+            return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], resize(masks, _size(images)).sigmoid())
 
     def predict(self, dense: Tokens, images: Tensor) -> tuple[Tensor, Tensor]:
         """The result: fp32 mask logits [b, q, h, w] that cover the images exactly, and class logits [b, q, K + 1]."""
