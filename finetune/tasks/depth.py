@@ -50,7 +50,7 @@ class Depth(PixelTask):
             )
         )
 
-    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         truth, config = batch["target"].float(), self.config
         maps = self.dense(self.normalize(batch["image"]), batch.get("drop"))
         predicted = resize(self.bins(self.head(maps, batch.get("head_dropout"))), truth.shape[1:])[:, 0]

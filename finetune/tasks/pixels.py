@@ -18,6 +18,7 @@ from finetune.data.examples import Example
 from finetune.predictions import Classes
 from finetune.tasks import sliding
 from finetune.tasks.base import Task
+from pretrain.models.sync_batch_norm import BatchStatistics
 
 
 class PixelTask(Task):
@@ -40,6 +41,26 @@ class PixelTask(Task):
         self.frozen = config.frozen
         if self.frozen:
             self.dense.requires_grad_(False)
+        self._statistics: BatchStatistics | None = None
+
+    def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        """What `forward` returns: the scalars of one micro-batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        if self._statistics is None:
+            self._statistics = BatchStatistics(self)
+        self._statistics.remember()
+        return self.losses(batch, step)
+
+    def after_step(self, step: int) -> None:
+        if self._statistics is not None:
+            self._statistics.keep()
+        super().after_step(step)
+
+    def discard_pending(self) -> None:
+        if self._statistics is not None:
+            self._statistics.restore()
 
     def train(self, mode: bool = True) -> PixelTask:
         """A frozen backbone stays in eval mode: no drop path, no new statistics."""

@@ -56,7 +56,7 @@ class Segmentation(PixelTask):
             )
         )
 
-    def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images, target = self.normalize(batch["image"]), batch["target"].long()
         return self.head.losses(self.dense, images, target, batch, step / self.total_steps)
 

@@ -158,6 +158,17 @@ def test_a_frozen_backbone_gets_no_gradient_and_is_not_in_the_groups():
     assert not task.dense.training
 
 
+def test_a_skipped_step_leaves_the_statistics_of_batch_norm_as_they_were():
+    task = task_of(configured("linear"), Classes(["background", "nucleus"])).train()
+    batch = {"image": torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), "target": torch.zeros(2, 64, 64)}
+    kept = []
+    for end in (task.discard_pending, lambda: task.after_step(1)):
+        task(batch, 0)
+        end()
+        kept.append(task.head.reader.norm.running_mean.abs().sum().item())  # pyright: ignore
+    assert kept[0] == 0 < kept[1]
+
+
 def test_layer_decay_reaches_the_backbone_below_the_head():
     task = task_of(configured("upernet"), Classes(["background", "nucleus"]))
     task.prepare(_optim(layer_decay=0.5, head_lr_scale=2.0))
