@@ -26,8 +26,8 @@ MIN_SIDE, MAX_SIDE = 320, 640  # of a panel's longer side, in pixels
 _GAP, _TITLE, _LINE = 8, 24, 22
 # Ten colours of about the same strength; further ones go round the colour circle by the golden angle.
 _FIRST: tuple[RGB, ...] = (
-    (31, 119, 220), (255, 127, 14), (44, 175, 60), (225, 45, 60), (150, 95, 210),
-    (0, 190, 205), (240, 100, 190), (190, 190, 30), (150, 90, 65), (120, 140, 160),
+    (31, 119, 220), (44, 175, 60), (150, 95, 210), (0, 190, 205), (240, 190, 30),
+    (240, 100, 190), (150, 90, 65), (190, 215, 60), (225, 45, 60), (120, 140, 160),
 )  # fmt: skip
 
 
