@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchmetrics.classification as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,6 @@ def scored(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> Segmenta
 
 @pytest.mark.parametrize("classes", [2, 11, 150])
 def test_the_numbers_are_those_of_torchmetrics(classes: int):
-    reference = pytest.importorskip("torchmetrics.classification")
     pairs = maps(12, classes, seed=classes)
     scores = scored(pairs, classes).compute()
     known = {"num_classes": classes, "ignore_index": 255}
