@@ -1,0 +1,99 @@
+"""The whole command on real photos: what it leaves, that a killed run ends as an undisturbed one, and 2 ranks as 1."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.release import open_task
+from tests.finetune.runs import STEPS, make_release, results, write_config
+from tests.runs import finish, hashes, kill_all, losses, reached, rows, start, wait_until
+
+COMMAND = ("finetune",)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one rank, in a folder with the release it began from."""
+    folder = tmp_path_factory.mktemp("finetune")
+    make_release(folder / "backbone")
+    status, said = finish(write_config(folder, "run"), command=COMMAND, timeout=900)
+    assert status == 0, said
+    return folder / "run"
+
+
+def test_a_run_leaves_numbers_with_their_protocol_a_report_and_a_release(undisturbed: Path):
+    assert (undisturbed / "DONE").read_text() == f"step {STEPS}\n"
+    found = results(undisturbed)
+    assert found["step"] == STEPS and found["primary"]["name"] == "top1" and "32 x 32" in found["protocol"]
+    assert [row["step"] for row in rows(undisturbed) if "val/top1" in row] == [6, STEPS]
+    assert len(json.loads((undisturbed / "data.json").read_text())["data.train"]["fingerprint"]) == 64
+    page = (undisturbed / "report" / "index.html").read_text()
+    assert found["protocol"] in page and page.count("<img") >= 4
+    said = (undisturbed / "log.txt").read_text()
+    assert "matched" in said and f"measured: {found['protocol']}" in said
+
+
+def test_the_release_is_the_average_and_opens_as_the_run_does(undisturbed: Path):
+    task, record = open_task(undisturbed / "release")
+    assert record["metrics"]["values"] == results(undisturbed)["values"]
+    state = load_file(undisturbed / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+    for name, tensor in task.state_dict().items():
+        assert torch.allclose(tensor, state[f"ema.average.{name}"], atol=1e-6), name
+    assert record["source"]["kind"] == "release" and record["recipe"]["optim"]["ema_decay"] == 0.9
+
+
+def test_a_run_without_a_release_opens_from_its_newest_checkpoint(undisturbed: Path, tmp_path: Path):
+    unfinished = shutil.copytree(undisturbed, tmp_path / "run", ignore=shutil.ignore_patterns("release"))
+    images = torch.randn(2, 3, 32, 32)
+    own, released = (open_task(path)[0] for path in (unfinished, undisturbed))
+    with torch.no_grad():
+        ours, theirs = (task.predict({"image": images}) for task in (own, released))
+    assert all(abs(a.probabilities - b.probabilities).max() < 1e-5 for a, b in zip(ours, theirs, strict=True))  # type: ignore[attr-defined]
+
+
+def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(undisturbed: Path):
+    folder = undisturbed.parent
+    config, killed = write_config(folder, "killed", workers=1), folder / "killed"
+    process = start(config, command=COMMAND)
+    try:
+        wait_until(lambda: reached(killed) >= 7, process)
+    finally:
+        kill_all(process)
+    assert not (killed / "DONE").exists(), "the run was over before it could be killed"
+    status, said = finish(config, command=COMMAND, timeout=900)
+    assert status == 0 and "resumed from" in said, said
+    assert hashes(killed, STEPS) == hashes(undisturbed, STEPS)
+    assert losses(killed) == losses(undisturbed), "every step stands in the log once, with the same loss"
+    measured = [{k: v for k, v in row.items() if k.startswith("val/")} for row in rows(killed) if "val/top1" in row]
+    assert measured == [
+        {k: v for k, v in row.items() if k.startswith("val/")} for row in rows(undisturbed) if "val/top1" in row
+    ]
+    assert load_file(killed / "release" / "model.safetensors").keys()
+    assert results(killed) == results(undisturbed)
+
+
+def test_two_ranks_learn_what_one_learns_and_measure_exactly_what_one_measures(undisturbed: Path):
+    folder = undisturbed.parent
+    config, two = write_config(folder, "two"), folder / "two"
+    status, said = finish(config, processes=2, command=COMMAND, timeout=900)
+    assert status == 0, said
+    assert losses(two) == pytest.approx(losses(undisturbed), abs=1e-5)
+    by_two = results(two)
+    status, said = finish(config, "--evaluate", "evaluate.batch_size=4", command=COMMAND, timeout=900)
+    assert status == 0, said
+    assert results(two) == by_two, "every number, by class and in the confusion matrix, bitwise"
+
+
+def test_a_changed_configuration_or_other_data_does_not_go_on_with_the_run(undisturbed: Path):
+    status, said = finish(
+        undisturbed.with_suffix(".yaml"), "optim.layer_decay=0.5", "data.val.limit=20", command=COMMAND, timeout=900
+    )
+    assert status == 2 and "Traceback" not in said
+    assert "optim.layer_decay: the run was started with 0.75, now 0.5" in said
+    assert "data.val: other data (fingerprint " in said
