@@ -197,12 +197,14 @@ def _stop_masking(task: Task) -> None:
             module.masked_attention = False
 
 
-def _sizes(task: Task) -> tuple[int, str | None]:
+def _sizes(task: Any) -> tuple[int, str | None]:
     """(pixels of a patch, why only one image size can be)."""
     backbone = task.bare_backbone
     patch = getattr(backbone, "patch_size", None) or 1
     if not isinstance(backbone, ViT):
         return patch, f"{type(backbone).__name__} is made for one size"
+    if task.config.name == "segmentation" and task.config.head.name == "upernet":
+        return patch, "UPerNet's pooling pyramid is laid out for one grid"
     if backbone.rel_pos_kind != "none":
         return patch, "its relative-position tables are indexed for one grid"
     if backbone.pos_embed is not None and backbone.pos_resize.startswith("dino"):
