@@ -6,6 +6,7 @@ Memory holds one batch, what the metric keeps of an image (counts, rows), and th
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ def _compute(metric: Any) -> Scores:
 
 
 class _Kept:
-    """The `count` best and the `count` worst predictions; among equals those of lower numbers."""
+    """The `count` best and the `count` worst predictions; among equals those of lower numbers. Quality nan: neither."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -124,10 +125,11 @@ class _Kept:
         self._worst: list[tuple[float, int, Prediction]] = []
 
     def add(self, quality: float, index: int, prediction: Prediction) -> None:
+        if math.isnan(quality) or not self._count:
+            return
         for heap, sign in ((self._best, 1.0), (self._worst, -1.0)):
-            if self._count:
-                row = (sign * quality, -index, prediction)
-                (heapq.heappush if len(heap) < self._count else heapq.heappushpop)(heap, row)
+            row = (sign * quality, -index, prediction)
+            (heapq.heappush if len(heap) < self._count else heapq.heappushpop)(heap, row)
 
     def gather(self) -> tuple[list[Chosen], list[Chosen]]:
         """Those of all ranks. With fewer examples than twice the count, the better half are the best."""

@@ -49,10 +49,15 @@ def described(task: Task, *, source: Mapping[str, Any]) -> dict[str, Any]:
         "model": task.bare_backbone.release_model(),
         "classes": list(task.classes),
         "category_ids": list(task.classes.category_ids),
-        "mean": task.mean.flatten().tolist(),
-        "std": task.std.flatten().tolist(),
+        "mean": _decimals(task.mean),
+        "std": _decimals(task.std),
         "source": dict(source),
     }
+
+
+def _decimals(values: Tensor) -> list[float]:
+    """As they were given: fp32 has 7 digits."""
+    return [round(value, 6) for value in values.flatten().tolist()]
 
 
 def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:

@@ -93,7 +93,7 @@ def report(
         warnings.append("a control: the weights were random at the start")
     page = Page(
         title=f"{folder.name}: {config.task.name}",
-        subtitle=f"{title}; {config.optim.global_batch_size} images a step; {evaluation.scores.protocol}",
+        subtitle=f"{title}; {config.optim.global_batch_size} images a step",
         scores=evaluation.scores,
         classes=task.classes,
         worst=draw(model, val, evaluation.worst),

@@ -52,7 +52,8 @@ def test_a_warmup_is_a_straight_line_from_its_start_to_the_peak(steps, start, pe
     line = [warmup(s, start=start, peak=peak, warmup_steps=steps, form=form) for s in range(steps)]
     assert line[0] == start
     differences = [b - a for a, b in pairwise(line)]
-    assert differences == pytest.approx([(peak - start) / (steps if form == "open" else max(steps - 1, 1))] * (steps - 1))
+    rises = steps if form == "open" else max(steps - 1, 1)
+    assert differences == pytest.approx([(peak - start) / rises] * (steps - 1))
     if form == "closed" and steps > 1:
         assert line[-1] == pytest.approx(peak)
 

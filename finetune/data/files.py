@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.data.examples import BadExample
 from pretrain.data.dataset import Dataset
+from pretrain.data.folders import walk
 from pretrain.data.opener import local_path, open_shard
 from pretrain.data.shards import expand
 from pretrain.data.sidecar import read_sidecar, sidecar_path
@@ -131,20 +132,11 @@ class Files:
 
 
 def _open_folder(where: str, folder: Path) -> Files:
-    members: list[Member] = []
-    pending = [(folder, frozenset({folder.resolve()}))]
-    while pending:
-        here, above = pending.pop()
-        with os.scandir(here) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in found:
-            path = Path(entry.path)
-            if entry.is_dir():
-                real = path.resolve()
-                if real not in above:  # a link to a folder above would never end
-                    pending.append((path, above | {real}))
-            elif entry.is_file():
-                members.append((path.relative_to(folder).as_posix(), 0, entry.stat().st_size, -1))
+    members: list[Member] = [
+        (Path(entry.path).relative_to(folder).as_posix(), 0, entry.stat().st_size, -1)
+        for entry in walk(folder)
+        if entry.is_file()
+    ]
     table = _table(where, [members])
     lines = (f"{name}\0{size}\n" for name, size in zip(table.names, table.length.tolist(), strict=True))
     return Files(where, [folder], table, fingerprint=_digest(lines), folder=folder)

@@ -29,10 +29,10 @@ class Accuracy:
         self.in_top5 = np.zeros(len(classes), np.int64)
 
     def update(self, index: int, example: Example, prediction: Classified) -> float:
-        """The probability of the true class: how sure the network was of what is right."""
+        """The probability of the true class: how sure the network was of what is right; nan without a label."""
         label = -1 if example.target is None else int(example.target)
         if label < 0:
-            return 0.0
+            return math.nan
         order = np.argsort(-prediction.probabilities, kind="stable")
         self.confusion[label, order[0]] += 1
         self.in_top5[label] += label in order[:5]

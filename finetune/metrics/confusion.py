@@ -1,7 +1,7 @@
 """Semantic segmentation's numbers from one confusion matrix of every pixel of every image.
 
-mIoU as PASCAL VOC defined it (Everingham et al. 2010, section 4.2.1); ADE20K and Cityscapes use it too: pixels are summed
-over all images before any ratio is taken. The counts are int64, so their sum over ranks is exact in any order.
+mIoU as PASCAL VOC defined it (Everingham et al. 2010, section 4.2.1); ADE20K and Cityscapes use it too: pixels are
+summed over all images before any ratio is taken. The counts are int64, so their sum over ranks is exact in any order.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class GridAccuracy:
     def update(self, index: int, example: Example, prediction: GridClassified) -> float:
         label = -1 if example.target is None else int(example.target)
         if label < 0:
-            return 0.0
+            return math.nan
         self.rows[index] = (label, prediction.top5)
         return float(prediction.probabilities[label])
 

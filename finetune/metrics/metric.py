@@ -44,7 +44,8 @@ class Metric(Protocol):
         """Count example number `index` (its image has no channels, see `Example.without_pixels`).
 
         Returns:
-            the quality of this prediction, higher is better: what the best and worst pictures are chosen by.
+            the quality of this prediction, higher is better: what the best and worst pictures are chosen by. With nan
+            it is neither.
         """
         ...
 
@@ -78,4 +79,4 @@ def gather_counts(counts: np.ndarray) -> np.ndarray:
     if counts.dtype != np.int64:
         raise ValueError(f"counts of {counts.dtype}; only int64 sums are the same for any number of ranks")
     parts = distributed.all_gather_object(counts)
-    return np.sum(parts, axis=0, dtype=np.int64)
+    return np.asarray(np.sum(parts, axis=0, dtype=np.int64))

@@ -14,15 +14,15 @@ from finetune.data import rle
 from finetune.heads import box_masks
 from finetune.heads.box_loss import BoxSetLoss
 from finetune.heads.detr import DETR
-from finetune.heads.eomt import EoMT
 from finetune.heads.mask_instances import instances
-from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
+from finetune.heads.mask_loss import MaskTargets
 from finetune.heads.query_decoder import QueryDecoder
 from finetune.heads.rcnn import RCNN, RCNNSizes
 from finetune.heads.roi_heads import RoISizes
 from finetune.predictions import Detected
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
+from finetune.tasks.queries import build_eomt
 
 Pair = tuple[int, int]
 
@@ -99,21 +99,7 @@ class EoMTAdapter(Head):
 
     def __init__(self, section: EoMTHead, dense: Any, num_classes: int, max_detections: int):
         super().__init__()
-        loss = MaskSetLoss(
-            num_classes,
-            num_points=section.num_points,
-            mask_weight=section.mask_weight,
-            dice_weight=section.dice_weight,
-            class_weight=section.class_weight,
-            no_object_weight=section.no_object_weight,
-        )
-        self.eomt = EoMT(
-            dense,
-            loss,
-            num_queries=section.num_queries,
-            num_blocks=section.num_blocks,
-            masked_attention=section.masked_attention,
-        )
+        self.eomt = build_eomt(section, dense, num_classes)
         self.noise, self.max_detections = self.eomt.noise, max_detections
 
     def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from finetune.data.label_maps import VOID
 from finetune.heads.dense_parts import resize
 from finetune.heads.dpt import DPT
-from finetune.heads.eomt import EoMT
 from finetune.heads.linear_seg import LinearHead
-from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
+from finetune.heads.mask_loss import MaskTargets
 from finetune.heads.upernet import AuxiliaryFCN, UPerNet
 from finetune.tasks.configs.pixel_heads import DPTPixels, EoMTPixels, LinearPixels, UPerNetPixels
+from finetune.tasks.queries import build_eomt
 
 
 class PixelHead(nn.Module):
@@ -88,21 +88,7 @@ class QueryPixels(PixelHead):
 
     def __init__(self, section: EoMTPixels, dense: Any, num_classes: int):
         super().__init__()
-        loss = MaskSetLoss(
-            num_classes,
-            num_points=section.num_points,
-            mask_weight=section.mask_weight,
-            dice_weight=section.dice_weight,
-            class_weight=section.class_weight,
-            no_object_weight=section.no_object_weight,
-        )
-        self.eomt = EoMT(
-            dense,
-            loss,
-            num_queries=section.num_queries,
-            num_blocks=section.num_blocks,
-            masked_attention=section.masked_attention,
-        )
+        self.eomt = build_eomt(section, dense, num_classes)
         self.noises["queries"] = (self.eomt.noise,)
 
     def losses(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.data.folders import walk
 from pretrain.data.images import SUFFIXES
 
 _PATH_COLUMNS = ("filename", "path", "file", "file_name", "image", "image_path")
@@ -44,7 +44,7 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
     integer labels of a CSV are kept. ValueError: nothing found, a bad CSV, a class that `classes` does not have.
     """
     if source.is_dir():
-        names, ignored = _walk(source)
+        names, ignored = _images(source)
         raw: list[str | int | None] = [None] * len(names)
         tops = [name.split("/")[0] if "/" in name else None for name in names]
         if labels == "auto" and None not in tops and len(set(tops)) > 1:
@@ -84,25 +84,16 @@ def classes_json(classes: Mapping[int, str]) -> bytes:
     return f'{{"classes": [\n{entries}\n]}}\n'.encode()
 
 
-def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
+def _images(folder: Path) -> tuple[list[str], Counter[str]]:
     """Names of images below `folder`, links followed, hidden ones left out; and the other suffixes, counted."""
     names: list[str] = []
     ignored: Counter[str] = Counter()
-    pending = [(folder, frozenset({folder.resolve()}))]
-    while pending:
-        here, above = pending.pop()
-        with os.scandir(here) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in found:
-            path = Path(entry.path)
-            if entry.is_dir():
-                real = path.resolve()
-                if real not in above:  # a link to a folder above would never end
-                    pending.append((path, above | {real}))
-            elif path.suffix.lower() not in SUFFIXES:
-                ignored[path.suffix.lower() or "no suffix"] += 1
-            elif entry.is_file() or entry.is_symlink():
-                names.append(path.relative_to(folder).as_posix())
+    for entry in walk(folder):
+        path = Path(entry.path)
+        if path.suffix.lower() not in SUFFIXES:
+            ignored[path.suffix.lower() or "no suffix"] += 1
+        elif entry.is_file() or entry.is_symlink():
+            names.append(path.relative_to(folder).as_posix())
     return sorted(names), ignored
 
 

@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from pretrain import heartbeat
+
 _KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 Item = TypeVar("Item", covariant=True)
@@ -79,6 +81,7 @@ def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
                     f"a data worker died while item {index} was due ({error}); most often it was killed for memory: "
                     "lower num_workers, prefetch_factor or the micro-batch"
                 ) from error
+            heartbeat.alive()
             yield item
             index += 1
     finally:
@@ -108,6 +111,7 @@ def _start_server() -> None:
 
 def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
+    heartbeat.show_stacks_on_signal()
     threading.Thread(target=_follow_the_run, daemon=True).start()
 
 

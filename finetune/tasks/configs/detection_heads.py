@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune.tasks.configs.queries import EoMTSection
 from finetune.tasks.configs.values import Positive, Probability, Strength
 from pretrain.configlib import Config
 
@@ -37,18 +38,10 @@ class RCNNHead(Config):
     nms: Probability = Field(0.5, description="detections of a class that overlap a better one by more are not made")
 
 
-class EoMTHead(Config):
-    """Masks from queries in the last blocks of a plain backbone itself (Kerssies et al. 2025)."""
+class EoMTHead(EoMTSection):
+    """A mask and a class from each query."""
 
-    name: Literal["eomt"] = "eomt"
     num_queries: Positive = 200
-    num_blocks: Positive = Field(4, description="of the backbone, that the queries go through")
-    masked_attention: bool = Field(True, description="in training, given up block by block")
-    num_points: Positive = Field(12544, description="at which masks are compared")
-    mask_weight: Strength = 5.0
-    dice_weight: Strength = 5.0
-    class_weight: Strength = 2.0
-    no_object_weight: Strength = 0.1
 
 
 class DETRHead(Config):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune.tasks.configs.queries import EoMTSection
 from finetune.tasks.configs.values import Positive, Strength
 from pretrain.configlib import Config
 
@@ -48,18 +49,10 @@ class DPTPixels(Config):
     default_maps: ClassVar[int] = 4
 
 
-class EoMTPixels(Config):
-    """Masks from queries in the last blocks of a plain backbone itself (Kerssies et al. 2025)."""
+class EoMTPixels(EoMTSection):
+    """The masks of queries, summed to scores."""
 
-    name: Literal["eomt"] = "eomt"
     num_queries: Positive = Field(100, description="at least as many as there are classes in one image")
-    num_blocks: Positive = Field(4, description="of the backbone, that the queries go through")
-    masked_attention: bool = Field(True, description="in training, given up block by block")
-    num_points: Positive = Field(12544, description="at which masks are compared")
-    mask_weight: Strength = 5.0
-    dice_weight: Strength = 5.0
-    class_weight: Strength = 2.0
-    no_object_weight: Strength = 0.1
 
     maps: ClassVar[int | None] = 1
     default_maps: ClassVar[int] = 1

@@ -1,0 +1,24 @@
+"""Configuration of masks from queries, the same for objects and for classes of pixels. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune.tasks.configs.values import Positive, Strength
+from pretrain.configlib import Config
+
+
+class EoMTSection(Config):
+    """Masks from queries in the last blocks of a plain backbone itself (Kerssies et al. 2025)."""
+
+    name: Literal["eomt"] = "eomt"
+    num_queries: Positive
+    num_blocks: Positive = Field(4, description="of the backbone, that the queries go through")
+    masked_attention: bool = Field(True, description="in training, given up block by block")
+    num_points: Positive = Field(12544, description="at which masks are compared")
+    mask_weight: Strength = 5.0
+    dice_weight: Strength = 5.0
+    class_weight: Strength = 2.0
+    no_object_weight: Strength = 0.1
