@@ -145,6 +145,8 @@ class Run:
             save_every=config.checkpoint.every_steps,
             probe_every=self.evaluate_every,
             non_finite=NonFiniteSteps(most=config.engine.max_nonfinite_steps, window=config.engine.nonfinite_window),
+            replicas_every=config.engine.watch.replicas_every_steps,
+            say=self.say,
         )
         if reached < total:
             self.say(f"stopped at step {reached} of {total} ({self.watch.reason}); the same command goes on")

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from pretrain import heartbeat
 from pretrain.ranks import read_launch
 
 _RENDEZVOUS_SECONDS = 300.0
@@ -165,7 +166,9 @@ def world_size() -> int:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over ranks, in place."""
     if not is_alone():
+        heartbeat.enter("all_reduce")
         dist.all_reduce(tensor)
+        heartbeat.leave()
     return tensor
 
 
@@ -177,7 +180,9 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 def all_reduce_min(tensor: Tensor) -> Tensor:
     """Minimum over ranks, in place."""
     if not is_alone():
+        heartbeat.enter("all_reduce")
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        heartbeat.leave()
     return tensor
 
 
@@ -187,7 +192,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     if is_alone():
         return tensor
     gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    heartbeat.enter("all_gather")
     dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    heartbeat.leave()
     return gathered
 
 
@@ -196,7 +203,9 @@ def all_gather_object(value: Any) -> list[Any]:
     if is_alone():
         return [value]
     values: list[Any] = [None] * world_size()
+    heartbeat.enter("all_gather_object")
     dist.all_gather_object(values, value)
+    heartbeat.leave()
     return values
 
 
@@ -205,7 +214,9 @@ def broadcast_object(value: Any) -> Any:
     if is_alone():
         return value
     box = [value]
+    heartbeat.enter("broadcast_object")
     dist.broadcast_object_list(box, src=0)
+    heartbeat.leave()
     return box[0]
 
 
@@ -213,7 +224,9 @@ def broadcast(tensor: Tensor) -> Tensor:
     """Rank 0's values, in place; any memory layout."""
     if not is_alone():
         dense = tensor.contiguous()
+        heartbeat.enter("broadcast")
         dist.broadcast(dense, src=0)
+        heartbeat.leave()
         if dense is not tensor:
             tensor.copy_(dense)
     return tensor
@@ -226,7 +239,9 @@ def agree(flag: bool) -> bool:
 
 def barrier() -> None:
     if not is_alone():
+        heartbeat.enter("barrier")
         dist.barrier()
+        heartbeat.leave()
 
 
 def close() -> None:

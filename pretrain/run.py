@@ -153,6 +153,8 @@ class Run:
             probe_every=config.probe.every_steps if config.probe else 0,
             non_finite=self.recovery,
             examine=self._examine,
+            replicas_every=config.engine.watch.replicas_every_steps,
+            say=self.say,
         )
         if reached < steps.total_steps:
             self.say(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "ranks", "record", "schedule")}
+BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "heartbeat", "ranks", "record", "schedule")}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
 PARTS_OF_A_RUN = ("run", "start", "feed", "online_probe", "online_doctor", "release", "doctor", "memory")
@@ -24,7 +24,8 @@ ALLOWED = {
     "pretrain.record": set(),
     "pretrain.schedule": set(),
     "pretrain.ranks": set(),
-    "pretrain.distributed": {"pretrain.ranks"},
+    "pretrain.heartbeat": set(),
+    "pretrain.distributed": {"pretrain.ranks", "pretrain.heartbeat"},
     "pretrain.models": BASE,
     "pretrain.data": BASE,
     "pretrain.engine": BASE,
@@ -63,6 +64,7 @@ NO_TORCH = (
         "launch.attempt",
         "launch.check",
         "pretrain.objectives",
+        "pretrain.engine.watchdog",
     ),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco", "finetune.data.masks", "finetune.data.depth"),

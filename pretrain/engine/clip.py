@@ -32,14 +32,16 @@ class Verdict:
     Attributes:
         losses: means over ranks.
         norms: of each parameter's unscaled gradient, by name.
-        bad_ranks: where a loss was not finite. requests: bits any rank asked for. wait: longest data wait, seconds.
+        bad_ranks: where a loss was not finite. requests: bits any rank asked for.
+        waits: seconds each rank waited for data. works: seconds of its forward passes, see `decide`.
     """
 
     losses: dict[str, float]
     norms: dict[str, float]
     bad_ranks: tuple[int, ...]
     requests: int
-    wait: float
+    waits: tuple[float, ...]
+    works: tuple[float, ...]
 
     @property
     def grad_norm(self) -> float:
@@ -56,6 +58,7 @@ def decide(
     scale: float,
     requests: int,
     wait: float,
+    work: float,
     device: torch.device,
 ) -> Verdict:
     """Reduce what every rank knows; one collective, one synchronisation with the device.
@@ -64,12 +67,13 @@ def decide(
         losses: this rank's means. loss_is_finite: bool scalar, all of this rank's micro-batches.
         gradients: this rank's, multiplied by `scale`. owned: they count in the norms (false on DDP ranks above 0).
         names: all parameters that are trained, in the same order on each rank.
+        wait, work: seconds that this rank waited for data and that its newest known forward passes took.
     """
     rank, world = distributed.rank(), distributed.world_size()
     codes = torch.zeros(world, dtype=torch.float64, device=device)
     codes[rank] = _NON_FINITE * (~loss_is_finite).to(torch.float64) + _REQUESTS * requests
-    waits = torch.zeros(world, dtype=torch.float64, device=device)
-    waits[rank] = wait
+    times = torch.zeros(2, world, dtype=torch.float64)
+    times[:, rank] = torch.tensor([wait, work])
     means = torch.stack([value.to(device=device, dtype=torch.float64) for value in losses.values()]) / world
     squares = torch.zeros(len(names), dtype=torch.float64, device=device)
     if owned and gradients:
@@ -77,18 +81,19 @@ def decide(
         norms = torch.stack(_foreach_norm([gradient for _, gradient in gradients])).to(device, torch.float64)
         places = torch.tensor([index[fragment.name] for fragment, _ in gradients], device=device)
         squares.index_add_(0, places, (norms / scale).square())
-    total = distributed.all_reduce_sum(torch.cat([codes, waits, means, squares])).tolist()
+    total = distributed.all_reduce_sum(torch.cat([codes, times.to(device).view(-1), means, squares])).tolist()
     rank_codes = [int(code) for code in total[:world]]
-    cut = 2 * world + len(means)
+    cut = 3 * world + len(means)
     agreed = 0
     for code in rank_codes:
         agreed |= code // _REQUESTS
     return Verdict(
-        losses=dict(zip(losses, total[2 * world : cut], strict=True)),
+        losses=dict(zip(losses, total[3 * world : cut], strict=True)),
         norms={name: math.sqrt(square) for name, square in zip(names, total[cut:], strict=True)},
         bad_ranks=tuple(at for at, code in enumerate(rank_codes) if code & _NON_FINITE),
         requests=agreed,
-        wait=max(total[world : 2 * world]),
+        waits=tuple(total[world : 2 * world]),
+        works=tuple(total[2 * world : 3 * world]),
     )
 
 

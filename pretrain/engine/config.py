@@ -94,6 +94,22 @@ class OptimConfig(Config):
         return tuple(round(epoch * steps_per_epoch) for epoch in self.milestone_epochs)
 
 
+class WatchConfig(Config):
+    """Hangs, and ranks whose weights drift. Seconds are floors: what was slow lately is waited for longer."""
+
+    enabled: bool = Field(True, description="a process per node ends the run when every rank has stood still too long")
+    patience: float = Field(
+        5.0, ge=2, description="times the slowest of the last 64 steps (saves, probes) there is time"
+    )
+    start_seconds: float = Field(3600, gt=0, description="before the first step is done, and after the last")
+    step_seconds: float = Field(600, gt=0, description="within a part of a step: data, forward, backward, update")
+    save_seconds: float = Field(1800, gt=0)
+    probe_seconds: float = Field(3600, gt=0, description="of a probe or an evaluation, between two of its batches")
+    replicas_every_steps: int = Field(
+        500, ge=0, description="are the weights of all ranks equal? also before each save; 0: not asked"
+    )
+
+
 class EngineConfig(Config):
     """What runs the steps. It changes speed and memory; results stay equal but for rounding."""
 
@@ -108,6 +124,7 @@ class EngineConfig(Config):
     max_rewinds: int = Field(3, ge=0, description="of a run, to its last healthy checkpoint; then it stops")
     capture_weights: bool = Field(True, description="a capture of a non-finite step holds the weights (the first 8 do)")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
+    watch: WatchConfig = WatchConfig()  # pyright: ignore[reportCallIssue]
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
 
     @field_validator("deepspeed")

@@ -89,7 +89,7 @@ class DeepSpeedEngine(StepEngine):
         self._names = {id(p): n for group in self.groups for n, p in zip(group["names"], group["params"], strict=True)}
         self.fragments = list(self._layout())
         self.owns_fragments = world.rank == 0 or self._stage > 0
-        self.partitioned = self._stage > 0
+        self.partitioned, self.replicated = self._stage > 0, self._stage < 3
 
     def _layout(self) -> Iterable[Fragment]:
         """This rank's fragments, in the order of DeepSpeed's gradient lists."""

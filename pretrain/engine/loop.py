@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from pretrain import distributed, heartbeat
 from pretrain.engine.nonfinite import NonFiniteSteps
 from pretrain.engine.preempt import SAVE, STOP
+from pretrain.engine.stragglers import Stragglers
 from pretrain.engine.trainable import Batch, Engine, Requests, StepResult, Trainable
 
 
@@ -24,6 +26,8 @@ def fit(
     probe_every: int = 0,
     non_finite: Callable[[int, StepResult], None] | None = None,
     examine: Callable[[int, StepResult], None] | None = None,
+    replicas_every: int = 0,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Train until `total_steps` optimizer steps are done, or until any rank asks to stop; return the step reached.
 
@@ -37,27 +41,43 @@ def fit(
             (the search for the fp16 loss scale is none). It may raise to end training, before anything is saved; left
             out, `NonFiniteSteps` does so with NonFiniteError after three in a row.
         examine: called on every rank after each step, before it may be saved. It may raise to end training.
+        replicas_every: steps between two comparisons of the ranks' weights, made before each save too (0: none at all);
+            where they differ, ReplicasDifferError ends training.
+        say: told by rank 0 which ranks the others wait for.
     """
     step, non_finite = engine.step_count, non_finite or NonFiniteSteps()
-    while step < total_steps:
-        result = engine.train_step(batches, step, requests=requests())
-        step += 1
-        if result.skipped:
-            trainable.discard_pending()
-        else:
-            trainable.after_step(step)
-        if every(step, log_every, total_steps) or result.skipped or step == 1:
-            log(step, result)
-        if result.skipped and not result.overflow:
-            non_finite(step, result)
-        if examine is not None:
-            examine(step, result)
-        if every(step, save_every, total_steps) or step == total_steps or result.requests & (STOP | SAVE):
-            save(step)
-        if result.requests & STOP:
-            break
-        if every(step, probe_every, total_steps):
-            probe(step)
+    stragglers = Stragglers(distributed.all_gather_object(heartbeat.host_name()))
+    try:
+        while step < total_steps:
+            result = engine.train_step(batches, step, requests=requests())
+            step += 1
+            heartbeat.mark("after", step)
+            if result.skipped:
+                trainable.discard_pending()
+            else:
+                trainable.after_step(step)
+            if every(step, log_every, total_steps) or result.skipped or step == 1:
+                log(step, result)
+            if result.skipped and not result.overflow:
+                non_finite(step, result)
+            if examine is not None:
+                examine(step, result)
+            if say is not None and distributed.rank() == 0:
+                for sentence in stragglers(result):
+                    say(f"step {step}: {sentence}")
+            saves = every(step, save_every, total_steps) or step == total_steps or bool(result.requests & (STOP | SAVE))
+            if replicas_every and (saves or every(step, replicas_every, total_steps)):
+                engine.check_replicas(step)
+            if saves:
+                heartbeat.mark("save", step)
+                save(step)
+            if result.requests & STOP:
+                break
+            if every(step, probe_every, total_steps):
+                heartbeat.mark("probe", step)
+                probe(step)
+    finally:
+        heartbeat.mark("end", step)
     return step
 
 

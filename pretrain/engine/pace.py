@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 class Pace:
@@ -28,3 +32,36 @@ class Pace:
             "images_per_second": (step - last_step) * self._global_batch / (now - last_time),
             "data_wait": (waited - last_waited) / (now - last_time),
         }
+
+
+class ForwardClock:
+    """Seconds of the forward passes of a step: what a rank's own speed shows in, since backward waits for the others.
+
+    On a GPU by events, which are read a step later: nothing waits for them.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def of(self, micro: int) -> Iterator[None]:
+        """Around the forward pass of a micro-batch, counted from 0 in each step."""
+        if not self._on_gpu:
+            begun = time.perf_counter()
+            yield
+            self._seconds = time.perf_counter() - begun + (self._seconds if micro else 0.0)
+            return
+        if micro == 0:
+            self._seconds = sum(a.elapsed_time(b) for a, b in self._events if b.query()) / 1000
+            self._events = []
+        self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        self._events[-1][0].record()
+        yield
+        self._events[-1][1].record()
+
+    @property
+    def seconds(self) -> float:
+        """Of the step that is being taken; on a GPU of the one before."""
+        return self._seconds

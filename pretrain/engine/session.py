@@ -17,6 +17,8 @@ from pretrain.engine.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.lease import Lease, RunInUseError
 from pretrain.engine.nonfinite import NonFiniteError
+from pretrain.engine.replicas import ReplicasDifferError
+from pretrain.engine.watching import watched
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
 
@@ -43,12 +45,13 @@ def session(
         with ExitStack() as stack:
             stack.callback(distributed.close)
             _hold_lease(Path(run_dir), stack)
+            stack.enter_context(watched(Path(run_dir), engine.watch, world))
             return body(world)
     except (ConfigError, RunInUseError) as error:
         return _fail(error, EXIT_CONFIG)
     except CheckpointError as error:
         return _fail(error, EXIT_NO_CHECKPOINT)
-    except (NonFiniteError, *failures) as error:
+    except (NonFiniteError, ReplicasDifferError, *failures) as error:
         return _fail(error, EXIT_FAILED)
 
 

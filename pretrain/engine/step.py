@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain import distributed
+from pretrain import distributed, heartbeat
 from pretrain.distributed import World
 from pretrain.engine import lars
 from pretrain.engine.clip import Verdict, clip_coefficients, decide, scale_gradients
@@ -25,6 +25,8 @@ from pretrain.engine.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
 from pretrain.engine.heads_first import hold_trunk
 from pretrain.engine.optim import OptimSettings, apply_schedules, forget, trainable_groups
+from pretrain.engine.pace import ForwardClock
+from pretrain.engine.replicas import check_replicas
 from pretrain.engine.scaler import LossScaler
 from pretrain.engine.tensorfile import write_tensors
 from pretrain.engine.trainable import Batch, EngineSettings, StepResult, Trainable
@@ -65,6 +67,7 @@ class StepEngine(ABC):
     fragments: list[Fragment]
     owns_fragments: bool  # this rank's fragments are saved and counted
     partitioned = False  # a rank holds pieces of the parameters (ZeRO), not all of each
+    replicated = True  # the model's parameters are there in whole on each rank (not under ZeRO-3)
 
     def __init__(
         self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
@@ -75,6 +78,7 @@ class StepEngine(ABC):
         self.optim, self.settings, self.world, self.seed = optim, settings, world, seed
         self.accumulation_steps = settings.accumulation_steps
         self.step_count = 0
+        self._clock = ForwardClock(world.device)
         self.scaler = LossScaler(enabled=settings.precision == "fp16")
         held = hold_trunk(trainable.param_groups(), optim.head_prefixes, optim.head_warmup_steps)
         self.groups = trainable_groups(self.trainable, held)
@@ -126,6 +130,7 @@ class StepEngine(ABC):
         started = time.perf_counter()
         lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.optim, step)
         losses, parts, wait = self._accumulate(micro_batches, step)
+        heartbeat.mark("agree", step + 1)
         gradients = self._gradients()
         verdict = decide(
             losses,
@@ -136,8 +141,10 @@ class StepEngine(ABC):
             scale=self.scaler.scale,
             requests=requests,
             wait=wait,
+            work=self._clock.seconds,
             device=self.world.device,
         )
+        heartbeat.mark("update", step + 1)
         skipped = bool(verdict.bad_ranks) or not math.isfinite(verdict.grad_norm)
         overflow = skipped and not verdict.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
         scale = self.scaler.scale
@@ -173,8 +180,10 @@ class StepEngine(ABC):
             first_bad=_first_bad(verdict) if skipped else "",
             requests=verdict.requests,
             loss_scale=scale,
-            data_wait=min(1.0, verdict.wait / seconds),
+            data_wait=min(1.0, max(verdict.waits) / seconds),
             seconds=seconds,
+            waits=verdict.waits,
+            works=verdict.works,
         )
 
     def _accumulate(self, micro_batches: Iterator[Batch], step: int) -> tuple[dict[str, Tensor], list[Part], float]:
@@ -183,14 +192,18 @@ class StepEngine(ABC):
         parts: list[Part] = []
         wait = 0.0
         for micro in range(self.accumulation_steps):
+            heartbeat.mark("data", step + 1, micro)
             asked = time.perf_counter()
             batch = next(micro_batches, None)
             wait += time.perf_counter() - asked
             if batch is None:
                 raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
             torch.manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
+            heartbeat.mark("forward", step + 1, micro)
             with self._micro_step(last=micro == self.accumulation_steps - 1):
-                losses = self._forward(batch, step)
+                with self._clock.of(micro):
+                    losses = self._forward(batch, step)
+                heartbeat.mark("backward", step + 1, micro)
                 self._backward(losses["loss"] * (self.scaler.scale / self.accumulation_steps))
             parts.append((losses["loss"].detach().isfinite(), batch.get("position")))
             for name, value in losses.items():
@@ -254,6 +267,11 @@ class StepEngine(ABC):
         state = json.loads((folder / ENGINE_FILE).read_bytes())
         self.step_count = state["step_count"]
         self.scaler.restore(state["scaler"])
+
+    def check_replicas(self, step: int) -> None:
+        """Raise ReplicasDifferError, on every rank, where the weights of two ranks differ."""
+        if self.replicated:
+            check_replicas(self.trainable, step, self.world.device)
 
     def _model_shapes(self) -> dict[str, Tensor]:
         return self.trainable.state_dict()

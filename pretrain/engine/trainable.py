@@ -64,6 +64,8 @@ class StepResult:
         requests: what any rank asked for (bits of `preempt.STOP`, `preempt.SAVE`).
         data_wait: share of the step's time spent waiting for batches, 0 to 1, of the slowest rank.
         seconds: duration of the step, of the slowest rank.
+        waits: seconds each rank waited for batches. works: seconds each rank's forward passes took (on a GPU: those of
+            the step before, which are known without waiting for it).
     """
 
     losses: dict[str, float]
@@ -80,6 +82,8 @@ class StepResult:
     loss_scale: float = 1.0
     data_wait: float = 0.0
     seconds: float = 0.0
+    waits: tuple[float, ...] = ()
+    works: tuple[float, ...] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -119,6 +123,10 @@ class Engine(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
+
+    def check_replicas(self, step: int) -> None:
+        """Raise ReplicasDifferError, on every rank, where the weights of two ranks differ."""
+        ...
 
 
 Requests = Callable[[], int]
