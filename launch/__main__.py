@@ -12,7 +12,13 @@ from launch.programs import PROGRAMS, check_program
 from pretrain.configlib import ConfigError
 
 # What has a parser of its own: word -> module.
-ELSEWHERE = {"slurm": "launch.slurm", "attempt": "launch.attempt", "check": "launch.check", "plan": "launch.plan"}
+ELSEWHERE = {
+    "slurm": "launch.slurm",
+    "hosts": "launch.hosts",
+    "attempt": "launch.attempt",
+    "check": "launch.check",
+    "plan": "launch.plan",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +35,7 @@ def _local(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="fovea launch", description=__doc__)
     places = parser.add_subparsers(dest="place", required=True)
     places.add_parser("slurm", help="a job, its status, logs, end and continuation")
+    places.add_parser("hosts", help="the ranks on machines of a hostfile, over ssh")
     places.add_parser("check", help="what would go wrong, before a GPU is used")
     places.add_parser("plan", help="time, memory, storage and failures of a run on many nodes")
     local = places.add_parser("local", help="processes of this machine, restarted when one dies")

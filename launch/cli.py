@@ -11,6 +11,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
   fovea launch local N [finetune] CONFIG [...]   the same on N processes of this machine, restarted when one dies
+  fovea launch hosts HOSTFILE [finetune] CONFIG [...]   the same on the machines of a hostfile, over ssh
   fovea launch slurm pretrain CONFIG [...]       as a SLURM job that goes on until it is done; status, logs, ...
   fovea launch check CONFIG [...]         what would go wrong, before a GPU is used; plan: on so many nodes
   fovea release RUN OUT                   the run's backbone as a folder that timm loads

@@ -8,43 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_PREEMPTED = 85
+from launch.restarts import keep_running
 
 
 def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
-    """Run `python -m PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status.
-
-    A run that ended because it was asked to (marker PREEMPTED) is not started again: status 85. A run whose
-    process died is, from its newest checkpoint, at most `max_restarts` times and while it makes progress; then the
-    status is torchrun's.
-    """
+    """Run `python -m PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", program, *arguments]
-    (run_dir / "PREEMPTED").unlink(missing_ok=True)
-    before = None
-    for left in range(max_restarts, -1, -1):
-        status = _run_forwarding_signals(command)
-        if status == 0:
-            return 0
-        if (run_dir / "PREEMPTED").exists():
-            _say(f"{run_dir} was asked to stop and saved; the same command goes on")
-            return EXIT_PREEMPTED
-        newest = _newest_checkpoint(run_dir)
-        if newest == before:
-            _say(f"a process ended with status {status}, again without a new checkpoint; not started again")
-            return status
-        before = newest
-        _say(f"a process ended with status {status}; {left} restarts left")
-    return status
-
-
-def _newest_checkpoint(run_dir: Path) -> str:
-    latest = run_dir / "checkpoints" / "latest"
-    return latest.read_text(encoding="utf-8") if latest.exists() else "none"
-
-
-def _say(message: str) -> None:
-    print(f"fovea launch: {message}", file=sys.stderr, flush=True)
+    return keep_running(run_dir, lambda: _run_forwarding_signals(command), max_restarts=max_restarts)
 
 
 def _run_forwarding_signals(command: Sequence[str]) -> int:

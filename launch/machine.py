@@ -23,6 +23,7 @@ class Machine:
     open_files: int
     disk: int
     gpu_memory: int | None
+    gpus: int = 0
 
     @staticmethod
     def here(run_dir: Path) -> Machine:
@@ -35,7 +36,17 @@ class Machine:
             open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             disk=shutil.disk_usage(home).free,
             gpu_memory=_gpu_memory(),
+            gpus=count_gpus(),
         )
+
+
+def count_gpus() -> int:
+    """How many GPUs the driver lists; 0 without a driver."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def _gpu_memory() -> int | None:
