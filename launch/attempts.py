@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.local import EXIT_PREEMPTED
+from launch.restarts import EXIT_PREEMPTED
 from pretrain.engine.commit import MANIFEST, checkpoints
 
 Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
