@@ -12,10 +12,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from launch.attempts import Book, Verdict, blame, decide, describe_lost, outcome
 from launch.programs import PROGRAMS, check_program
 from pretrain.configlib import ConfigError
+from pretrain.engine.faults import read_faults
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,6 +76,9 @@ def _end(chosen: argparse.Namespace) -> int:
         node, said = None, "did not stop in time"
     if how == "lost":
         node, said = describe_lost(lost)
+    elif how == "failed" and (faults := read_faults(run_dir, **_attempt())):
+        # The run itself knows better than srun, which saw all its ranks end at once.
+        node, said = (faults[-1].hosts[0] if len(faults[-1].hosts) == 1 else None), faults[-1].text
     elif how != "failed":
         node, said = None, {"signal": "asked by SLURM", "limit": "near the time limit"}.get(chosen.asked, "")
     attempts = _book(run_dir).end(how, node=node, detail=said or f"exit status {chosen.status}" * (how == "failed"))
@@ -94,7 +99,11 @@ def _answer(chosen: argparse.Namespace, verdict: Verdict, more: str) -> int:
 
 
 def _book(run_dir: Path) -> Book:
-    return Book(run_dir, job=os.environ["SLURM_JOB_ID"], restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+    return Book(run_dir, **_attempt())
+
+
+def _attempt() -> dict[str, Any]:
+    return {"job": os.environ["SLURM_JOB_ID"], "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
 
 
 def _is_cancelled(run_dir: Path) -> bool:

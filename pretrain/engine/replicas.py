@@ -15,7 +15,11 @@ _FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no change of one sum is lost in
 
 
 class ReplicasDifferError(RuntimeError):
-    """The weights of one rank are not those of the others."""
+    """The weights of one rank are not those of the others. hosts, ranks: that differ from most, if it can be told."""
+
+    def __init__(self, message: str, *, hosts: list[str], ranks: list[int]):
+        super().__init__(message)
+        self.hosts, self.ranks = hosts, ranks
 
 
 @torch.no_grad()
@@ -51,10 +55,10 @@ def check_replicas(module: nn.Module, step: int, device: torch.device) -> None:
     if len(set(everyone)) == 1:
         return
     rows = distributed.all_gather_object((heartbeat.host_name(), sums.tolist()))
-    raise ReplicasDifferError(describe(step, list(parameters), rows))
+    raise describe(step, list(parameters), rows)
 
 
-def describe(step: int, names: Sequence[str], rows: Sequence[tuple[str, list[int]]]) -> str:
+def describe(step: int, names: Sequence[str], rows: Sequence[tuple[str, list[int]]]) -> ReplicasDifferError:
     """What differs where, in words.
 
     Args:
@@ -73,4 +77,5 @@ def describe(step: int, names: Sequence[str], rows: Sequence[tuple[str, list[int
         said = f"the weights of {who} are not those of the other {count} ranks"
     else:
         said = f"the weights of {who} differ; too few ranks agree to tell which are right"
-    return f"step {step}: {said} ({listed}); nothing was saved of it: leave that host out and start again"
+    message = f"step {step}: {said} ({listed}); nothing was saved of it: leave that host out and start again"
+    return ReplicasDifferError(message, hosts=hosts if known else [], ranks=odd if known else [])

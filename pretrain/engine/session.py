@@ -15,6 +15,7 @@ from pretrain.configlib import ConfigError
 from pretrain.distributed import World
 from pretrain.engine.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
+from pretrain.engine.faults import add_fault
 from pretrain.engine.lease import Lease, RunInUseError
 from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.replicas import ReplicasDifferError
@@ -51,7 +52,11 @@ def session(
         return _fail(error, EXIT_CONFIG)
     except CheckpointError as error:
         return _fail(error, EXIT_NO_CHECKPOINT)
-    except (NonFiniteError, ReplicasDifferError, *failures) as error:
+    except ReplicasDifferError as error:
+        if world.rank == 0:
+            add_fault(Path(run_dir), "replicas", str(error), hosts=error.hosts, ranks=error.ranks)
+        return _fail(error, EXIT_FAILED)
+    except (NonFiniteError, *failures) as error:
         return _fail(error, EXIT_FAILED)
 
 

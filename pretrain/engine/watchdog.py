@@ -24,10 +24,11 @@ from typing import Any, TypeVar
 
 from pretrain import heartbeat
 from pretrain.engine import processes
+from pretrain.engine.faults import add_fault
 from pretrain.engine.hang import RankState, innermost_frame, sentence
 
 EXIT_HUNG = 50  # of the ranks that were ended: the number of the signal that ends them, see `watching`
-REPORT, FAULTS = "report.json", "faults.jsonl"
+REPORT = "report.json"
 _FOLDER_SECONDS = 30.0  # for the folder to answer, and for the other nodes to write their stacks
 
 Answer = TypeVar("Answer")
@@ -168,9 +169,10 @@ class Watchdog:
         for rank in self.watched:
             (self.folder / f"rank-{rank.rank}.txt").write_text(dumps[rank.pid], encoding="utf-8")
         _write(self.folder / f"states-{self.orders.node}.json", {"ranks": [asdict(state) for state in states]})
-        patience = time.monotonic() + _FOLDER_SECONDS
+        seconds = min(_FOLDER_SECONDS, self.orders.answer)
+        patience = time.monotonic() + seconds
         if not leads:
-            while not (self.folder / REPORT).exists() and time.monotonic() < patience + _FOLDER_SECONDS:
+            while not (self.folder / REPORT).exists() and time.monotonic() < patience + seconds:
                 time.sleep(self.orders.poll)
             return
         numbers = range(len(self.orders.nodes))
@@ -188,14 +190,6 @@ class Watchdog:
         hosts = silent_hosts or list(dict.fromkeys(state.host for state in blamed))
         add_fault(Path(self.orders.run_dir), "hang", told, hosts=hosts, ranks=[state.rank for state in blamed])
         _write(self.folder / REPORT, {"hang": told, "hosts": hosts, "ranks": [asdict(state) for state in states]})
-
-
-def add_fault(run_dir: Path, kind: str, told: str, *, hosts: list[str], ranks: list[int]) -> None:
-    """A line in `faults.jsonl` for whoever restarts the run: what was wrong, and where."""
-    row = {"kind": kind, "text": told, "hosts": hosts, "ranks": ranks, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    row |= {"job": os.environ.get("SLURM_JOB_ID", ""), "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
-    with (run_dir / FAULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer | None:

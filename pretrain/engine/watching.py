@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import Any
 from pretrain import distributed, heartbeat
 from pretrain.distributed import World
 from pretrain.engine.config import WatchConfig
-from pretrain.engine.processes import started
+from pretrain.engine.processes import end_by_signal, started
 from pretrain.engine.watchdog import EXIT_HUNG, Orders
 
 _LAST_SECONDS = 2.0
@@ -63,7 +62,7 @@ def watched(run_dir: Path, settings: WatchConfig, world: World) -> Iterator[None
 def _begin(world: World) -> dict[str, int]:
     heart = heartbeat.begin()
     heartbeat.show_stacks_on_signal()
-    _end_by_signal()
+    end_by_signal(EXIT_HUNG)
     return {"rank": world.rank, "pid": os.getpid(), "start": started(os.getpid()), "fd": heart.fd}
 
 
@@ -95,14 +94,3 @@ def _start(
         print(f"fovea watch: this node's ranks are not watched: {error}", file=sys.stderr, flush=True)
         return None
     return process
-
-
-def _end_by_signal() -> None:
-    """Signal EXIT_HUNG ends this process at once with that status, whatever holds it: C's `_exit` is the handler.
-
-    A handler of Python would need the GIL, which is what a rank that hangs may not let go of.
-    """
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal(EXIT_HUNG, ctypes.cast(libc._exit, ctypes.c_void_p))

@@ -1,0 +1,42 @@
+"""`faults.jsonl` of a run: what was wrong and where, for people and for whoever starts the run again. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_FILE = "faults.jsonl"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """kind: "hang" or "replicas". hosts, ranks: to blame, if known. job, restart: of SLURM."""
+
+    kind: str
+    text: str
+    hosts: list[str]
+    ranks: list[int]
+    job: str = ""
+    restart: int = 0
+    time: str = ""
+
+
+def add_fault(run_dir: Path, kind: str, text: str, *, hosts: list[str], ranks: list[int]) -> None:
+    """A line for this fault of this attempt."""
+    job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    fault = Fault(kind, text, hosts, ranks, job, restart, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    with (run_dir / _FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(fault)) + "\n")
+
+
+def read_faults(run_dir: Path, *, job: str, restart: int) -> list[Fault]:
+    """Those of one attempt, oldest first; a line that was cut short is left out."""
+    path, found = run_dir / _FILE, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError, TypeError):
+            found.append(Fault(**json.loads(line)))
+    return [fault for fault in found if (fault.job, fault.restart) == (job, restart)]
