@@ -5,10 +5,25 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib.metadata import files
 from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "SLURM"
+_CHECKOUT = Path(__file__).parent.parent / "SLURM"
 _ENVIRONMENT = "# Modules and variables of your site:"
+
+
+def folder() -> Path:
+    """Where the batch scripts are: in the checkout, or where an installation without one has put them.
+
+    Raises:
+        ValueError: the installation lacks them.
+    """
+    if _CHECKOUT.is_dir():
+        return _CHECKOUT
+    for file in files("fovea") or ():
+        if file.parts[-2:] == ("SLURM", "pretrain.sbatch"):
+            return Path(str(file.locate())).resolve().parent
+    raise ValueError("this installation has no batch scripts; take SLURM/ of the repository and name one by --template")
 
 
 def read_template(program: str, path: Path | None = None) -> str:
@@ -17,7 +32,7 @@ def read_template(program: str, path: Path | None = None) -> str:
     Raises:
         ValueError: there is no such file.
     """
-    path = path or FOLDER / f"{program}.sbatch"
+    path = path or folder() / f"{program}.sbatch"
     if not path.is_file():
         raise ValueError(f"no batch script {path}; take one from SLURM/ of the repository and name it with --template")
     return path.read_text(encoding="utf-8")

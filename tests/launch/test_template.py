@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.slurm import main
-from launch.template import FOLDER, read_options, read_template, render
+from launch.template import folder, read_options, read_template, render
 from tests.runs import ROOT, write_config
 
 TEMPLATE = """#!/bin/bash
@@ -23,6 +25,25 @@ PYTHON=(python) # which
 def test_options_are_replaced_added_and_taken_away():
     script = render(TEMPLATE, options={"nodes": "8", "requeue": None, "qos": "long", "exclusive": ""}, settings={})
     assert read_options(script) == {"nodes": "8", "qos": "long", "exclusive": ""}
+
+
+def test_an_installation_without_a_checkout_has_the_batch_scripts(tmp_path: Path):
+    source, wheels, home = tmp_path / "source", tmp_path / "wheels", tmp_path / "home"
+    for name in ("launch", "pretrain/configlib.py", "SLURM", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "-w", str(wheels), str(source)], check=True, timeout=300)
+    (wheel,) = wheels.iterdir()
+    subprocess.run([*pip, "install", *offline, "--prefix", str(home), str(wheel)], check=True, timeout=300)
+    (packages,) = home.glob("lib/python*/site-packages")
+    code = "from launch.template import folder, read_template; print(folder(), len(read_template('finetune')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(packages)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [f"{home}/share/fovea/SLURM", str(len(read_template("finetune")))], done.stderr
 
 
 def test_settings_and_lines_of_the_site_are_quoted_for_the_shell():
@@ -43,7 +64,7 @@ def test_pretraining_and_finetuning_have_the_same_batch_script():
 
 
 def test_every_batch_script_is_bash():
-    for path in FOLDER.iterdir():
+    for path in folder().iterdir():
         done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

@@ -11,7 +11,7 @@ import pytest
 
 from launch import scheduler
 from launch.slurm import main
-from launch.template import FOLDER, read_template, render
+from launch.template import folder, read_template, render
 from pretrain.data.dataset import Dataset
 from tests.runs import ROOT, SHARDS
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
@@ -22,7 +22,7 @@ HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
 @pytest.mark.parametrize("name", ["pretrain.sbatch", "finetune.sbatch", "data.sbatch"])
 def test_slurm_accepts_the_batch_scripts_as_they_are_for_this_cluster_s_nodes(cluster: Cluster, name: str):
     flags = [] if name == "data.sbatch" else HERE
-    command = ["sbatch", "--test-only", *flags, str(FOLDER / name), "config.yaml"]
+    command = ["sbatch", "--test-only", *flags, str(folder() / name), "config.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
 
