@@ -56,9 +56,8 @@ class Job:
             pipe.flush()
 
     def _popen(self, module: str, *words: str) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-m", module, *words]
-        self.started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+        command, pipe = [sys.executable, "-m", module, *words], subprocess.PIPE
+        self.started.append(subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
         return self.started[-1]
 
     @property
