@@ -6,23 +6,29 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch import preflight
+from finetune.config import FinetuneConfig
+from launch import preflight, taskcost
+from launch.cost import batch_bytes, count
 from launch.hardware import find_gpu
 from launch.machine import GIB, Machine
 from launch.preflight import Finding, Place
-from launch.programs import PROGRAMS, check_program
-from pretrain.config import PretrainConfig
+from launch.programs import PROGRAMS
+from launch.trial import run_steps
+from pretrain.config import Plan, PretrainConfig
 from pretrain.configlib import ConfigError
 from pretrain.record import read_rows
 
 
 def main(arguments: list[str]) -> int:
     """Exit status 0: nothing forbids it (warnings may be printed). 2: it cannot run, and why."""
-    chosen = _parser().parse_intermixed_args(arguments)
+    parser = _parser()
+    chosen = parser.parse_intermixed_args(arguments)
+    if chosen.on_nodes and chosen.probe_steps:
+        parser.error("--probe-steps is for before a job; inside one the run itself is as fast")
     if chosen.on_nodes and int(os.environ.get("SLURM_PROCID", "0")):
         return _on_nodes(chosen, 0)
     try:
@@ -49,9 +55,13 @@ def _device(overrides: list[str]) -> str:
 
 def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
     place = _place(chosen)
-    if chosen.program != "pretrain":
+    if chosen.program == "pretrain":
+        yield from _pretrain(chosen, place)
+    else:
         yield from _finetune(chosen, place)
-        return
+
+
+def _pretrain(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
     from pretrain.__main__ import check
 
     config, dataset, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
@@ -59,45 +69,91 @@ def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
     if place.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
         place = replace(place, gpu_memory=float(machine.gpu_memory))
     yield from preflight.batch_facts(config, plan, dataset, place)
-    yield from preflight.run_folder(config, dataset)
+    yield from preflight.run_folder(config, {"data.shards": dataset.fingerprint}, free=_free_keys)
     yield from preflight.sources(config)
-    yield from preflight.loading(config, plan, place, machine)
+    yield from preflight.workers(config, plan, place, machine)
+    yield from preflight.shared_memory(config, batch_bytes(config, plan.micro_batch), place, machine)
     yield from preflight.limits(place)
-    cost = None
+    estimate = None
     if not chosen.quick:
-        from launch.cost import count
-
         cost = count(config)
         yield from preflight.memory(config, plan, cost, place)
-        yield from preflight.disk(config, plan, cost, machine)
-    if chosen.images_per_second:
-        rate, source = chosen.images_per_second, "--images-per-second"
-    else:
-        rate, source = _logged_rate(config), "this run so far"
-        if rate is None and cost is not None:
-            rate = preflight.estimated_rate(cost, place, bf16=config.engine.precision != "fp32")
-            source = f"assumed: {preflight.UTILIZATION:.0%} of the GPU's peak"
-    if rate:
-        yield from preflight.duration(config, plan, place, rate, source)
-    else:
-        yield Finding("fact", "time     not predicted: give --gpu NAME or --images-per-second")
+        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+        estimate = preflight.estimated_rate(cost, place, bf16=config.engine.precision != "fp32")
+    yield from _duration(chosen, config, plan, place, machine, estimate)
 
 
 def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
-    """The configuration, its data and limits; memory and time of a task are not estimated."""
-    from finetune.config import FinetuneConfig
-    from pretrain.configlib import load_config
+    """As for pretraining, but for memory and time, which are not estimated for tasks (--probe-steps measures time)."""
+    from finetune.__main__ import check
 
-    run_dir = check_program(chosen.program, chosen.config, chosen.overrides, world_size=place.ranks)
-    yield Finding("fact", f"run      {run_dir}")
-    model = load_config(FinetuneConfig, chosen.config, chosen.overrides).model
-    key, value = model.source
-    if key != "timm" and not Path(value).exists():
+    config, train, val, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    machine = Machine.here(Path(config.run_dir))
+    yield from preflight.task_facts(config, plan, len(val), place)
+    yield from preflight.run_folder(
+        config, {"data.train": train.fingerprint, "data.val": val.fingerprint}, free=_free_keys_of_a_task
+    )
+    key, value = config.model.source
+    found = key == "timm" or Path(value).exists()
+    if not found:
         yield Finding("error", f"model.{key}: {value} is not there; `fovea release RUN OUT` writes a release")
+    yield from preflight.workers(config, plan, place, machine)
     yield from preflight.limits(place)
+    if found and not chosen.quick:
+        cost = taskcost.count(config, train, plan)
+        yield from preflight.shared_memory(config, cost.batch, place, machine)
+        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+    if found:
+        yield from _duration(chosen, config, plan, place, machine, None)
 
 
-def _logged_rate(config: PretrainConfig) -> float | None:
+def _free_keys() -> Sequence[str]:
+    from pretrain.run import FREE_KEYS
+
+    return FREE_KEYS
+
+
+def _free_keys_of_a_task() -> Sequence[str]:
+    from finetune.run import FREE_KEYS
+
+    return FREE_KEYS
+
+
+def _duration(
+    chosen: argparse.Namespace,
+    config: PretrainConfig | FinetuneConfig,
+    plan: Plan,
+    place: Place,
+    machine: Machine,
+    estimate: float | None,
+) -> Iterator[Finding]:
+    """From what is known best: measured now, by the user, by the run itself, or estimated."""
+    if chosen.probe_steps:
+        ranks = min(place.ranks_per_node, machine.gpus) if machine.gpus and config.engine.device != "cpu" else 1
+        batch = ranks * plan.micro_batch * config.engine.accumulation_steps
+        trial = run_steps(
+            *(chosen.program, chosen.config, chosen.overrides),
+            steps=chosen.probe_steps,
+            ranks=ranks,
+            batch=batch,
+            run_dir=Path(config.run_dir),
+        )
+        yield from preflight.waiting(config, trial.waited)
+        rate = trial.images_per_second / ranks * place.ranks
+        source = f"measured: {trial.steps} steps of {ranks} of the {place.ranks} ranks here, the network left out"
+    elif chosen.images_per_second:
+        rate, source = chosen.images_per_second, "--images-per-second"
+    else:
+        rate, source = _logged_rate(config), "this run so far"
+        if rate is None:
+            rate, source = estimate, f"assumed: {preflight.UTILIZATION:.0%} of the GPU's peak"
+    if rate:
+        yield from preflight.duration(config, plan, place, rate, source)
+    else:
+        yield Finding("fact", "time     not predicted: give --probe-steps 20, --gpu NAME or --images-per-second")
+
+
+def _logged_rate(config: PretrainConfig | FinetuneConfig) -> float | None:
     """The median of what the run logged itself, if it has run."""
     rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
     rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
@@ -143,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", default="", help="the job's limit, as sbatch takes it")
     parser.add_argument("--margin", type=float, default=300, help="seconds before the limit at which the run is saved")
     parser.add_argument("--images-per-second", type=float, help="measured, of the whole run")
+    parser.add_argument("--probe-steps", type=int, default=0, metavar="N", help="measure: take N real steps here")
     parser.add_argument("--quick", action="store_true", help="leave out memory and operations (they import torch)")
     parser.add_argument("--on-nodes", action="store_true", help="inside a job: also measure the nodes, on every rank")
     return parser

@@ -15,10 +15,10 @@ def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processe
     """Run `python -m PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", program, *arguments]
-    return keep_running(run_dir, lambda: _run_forwarding_signals(command), max_restarts=max_restarts)
+    return keep_running(run_dir, lambda: run_forwarding_signals(command), max_restarts=max_restarts)
 
 
-def _run_forwarding_signals(command: Sequence[str]) -> int:
+def run_forwarding_signals(command: Sequence[str]) -> int:
     """Run `command`, passing SIGTERM and SIGUSR1 on to it, and wait for its end."""
     process = subprocess.Popen(command)
     passed_on = (signal.SIGTERM, signal.SIGUSR1)

@@ -7,12 +7,13 @@ disappoint. Every message names a key (or flag, or limit) and a value that would
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch.cost import Cost, batch_bytes
+from finetune.config import FinetuneConfig
+from launch.cost import Cost
 from launch.hardware import UTILIZATION, Gpu
 from launch.machine import GIB, Machine
 from pretrain.config import Plan, PretrainConfig
@@ -20,6 +21,7 @@ from pretrain.configlib import ConfigError
 from pretrain.data.dataset import Dataset
 from pretrain.engine.folder import check_same_run
 
+RunConfig = PretrainConfig | FinetuneConfig
 FILES_OF_A_RANK = 128  # libraries, sockets, logs
 CHECKPOINT_MINUTES = 60  # more work than this between checkpoints is a lot to lose
 
@@ -81,14 +83,38 @@ def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, place: Pla
         )
 
 
-def run_folder(config: PretrainConfig, dataset: Dataset) -> Iterator[Finding]:
-    """The folder can be written to, and is this run's or nobody's."""
+def task_facts(config: FinetuneConfig, plan: Plan, validation: int, place: Place) -> Iterator[Finding]:
+    """Batch, steps and epochs; images of data.val against ranks."""
+    batch = config.optim.global_batch_size
+    epochs = plan.total_steps * batch / plan.num_samples
+    yield Finding(
+        "fact",
+        f"batch    {batch} = {place.nodes} nodes x {place.ranks_per_node} ranks x {plan.micro_batch} images x "
+        f"{config.engine.accumulation_steps} accumulation; peak lr {plan.lr:.4g}",
+    )
+    yield Finding(
+        "fact",
+        f"steps    {plan.total_steps}, {plan.warmup_steps} of warm-up; {epochs:.4g} epochs of {plan.num_samples} "
+        f"images, measured on {validation}",
+    )
+    size = config.evaluate.batch_size
+    if math.ceil(validation / size) < place.ranks:
+        fits = max(1, validation // place.ranks)
+        yield Finding(
+            "warning",
+            f"evaluate.batch_size: {validation} images in batches of {size} are fewer batches than {place.ranks} "
+            f"ranks; evaluate.batch_size={fits} gives each something to do",
+        )
+
+
+def run_folder(
+    config: RunConfig, fingerprints: Mapping[str, str], *, free: Callable[[], Sequence[str]]
+) -> Iterator[Finding]:
+    """The folder can be written to, and is this run's or nobody's. free: keys that may change (asked for if needed)."""
     folder = Path(config.run_dir)
     if (folder / "config.yaml").exists():
-        from pretrain.run import FREE_KEYS
-
         try:
-            check_same_run(folder, config, {"data.shards": dataset.fingerprint}, free=FREE_KEYS)
+            check_same_run(folder, config, fingerprints, free=free())
         except ConfigError as error:
             yield Finding("error", f"run_dir: {error}")
     try:
@@ -109,26 +135,23 @@ def sources(config: PretrainConfig) -> Iterator[Finding]:
             yield Finding("error", f"init.{key}: {path} is not there; `fovea release RUN OUT` writes a release")
 
 
-def loading(config: PretrainConfig, plan: Plan, place: Place, machine: Machine) -> Iterator[Finding]:
-    """Data workers against cores, shared memory and open files of one node."""
+def workers(config: RunConfig, plan: Plan, place: Place, machine: Machine) -> Iterator[Finding]:
+    """Data workers against the cores of a node and the samples there are; open files of a rank."""
     data, ranks = config.data, place.ranks_per_node
-    workers = ranks * data.num_workers
-    if workers > machine.cpus:
+    if ranks * data.num_workers > machine.cpus:
         fits = max(1, machine.cpus // ranks)
         yield Finding(
             "warning",
             f"data.num_workers: {ranks} ranks x {data.num_workers} workers on {machine.cpus} cores; {fits} fits, or "
             f"ask for more with --cpus-per-task {data.num_workers}",
         )
-    one = batch_bytes(config, plan.micro_batch)
-    needed = workers * data.prefetch * one
-    if data.num_workers and needed > machine.shm:
-        fits = int(machine.shm / (workers * one))
-        way = f"data.prefetch={fits}" if fits else f"data.num_workers={max(0, int(machine.shm / (ranks * one)))}"
+    batches = plan.steps_per_epoch * config.engine.accumulation_steps
+    if data.num_workers > batches:
         yield Finding(
-            "error" if not fits or needed > 2 * machine.shm else "warning",
-            f"data.prefetch: {workers} workers x {data.prefetch} batches of {_size(one)} need "
-            f"{_size(needed)} of /dev/shm, {_size(machine.shm)} are free; {way} fits, or mount it larger",
+            "warning",
+            f"data.num_workers: {data.num_workers}, but {plan.num_samples} samples are {batches} batches of "
+            f"{plan.micro_batch} an epoch for each of {place.ranks} ranks; data.num_workers={batches} gives each "
+            "worker one, or fewer ranks",
         )
     # A batch in flight is an open file for each of its tensors.
     files = FILES_OF_A_RANK + data.num_workers * data.prefetch * 8
@@ -138,6 +161,23 @@ def loading(config: PretrainConfig, plan: Plan, place: Place, machine: Machine) 
             "error",
             f"ulimit -n: {machine.open_files} open files, a rank needs about {files}; give the job "
             f"--environment 'ulimit -n {enough}'",
+        )
+
+
+def shared_memory(config: RunConfig, one: int, place: Place, machine: Machine) -> Iterator[Finding]:
+    """What the workers of a node have ready against its /dev/shm. one: bytes of a micro-batch."""
+    data, ranks = config.data, place.ranks_per_node
+    count = ranks * data.num_workers
+    needed = count * data.prefetch * one
+    if needed > machine.shm:
+        fits = int(machine.shm / (count * one))
+        way = f"data.prefetch={fits}" if fits else f"data.num_workers={max(0, int(machine.shm / (ranks * one)))}"
+        if not fits:
+            way += " data.prefetch=1"
+        yield Finding(
+            "error" if not fits or needed > 2 * machine.shm else "warning",
+            f"data.prefetch: {count} workers x {data.prefetch} batches of {_size(one)} need "
+            f"{_size(needed)} of /dev/shm, {_size(machine.shm)} are free; {way} fits, or mount it larger",
         )
 
 
@@ -183,29 +223,36 @@ def _bytes(config: PretrainConfig, cost: Cost, images: int, stage: int, ranks: i
     return found.total(images=images, optimizer=config.optim.name, zero_stage=stage, world_size=ranks)
 
 
-def disk(config: PretrainConfig, plan: Plan, cost: Cost, machine: Machine) -> Iterator[Finding]:
-    """The checkpoints that are kept, one being written, and the release."""
+def disk(config: RunConfig, plan: Plan, size: float, machine: Machine) -> Iterator[Finding]:
+    """The checkpoints that are kept, and one being written, against the file system of run_dir. size: bytes of one."""
     checkpoint = config.checkpoint
     every = checkpoint.milestone_every_steps
     milestones = plan.total_steps // every if every else 0
     count = checkpoint.keep + milestones + 2  # one being written, one to go back to
-    needed = count * cost.checkpoint
-    yield Finding("fact", f"disk     {count} checkpoints of {_size(cost.checkpoint)}, {_size(machine.disk)} free")
+    needed = count * size
+    yield Finding("fact", f"disk     {count} checkpoints of {_size(size)}, {_size(machine.disk)} free")
     if needed > machine.disk:
-        fits = int(machine.disk / cost.checkpoint) - 2
-        way = f"checkpoint.keep={min(checkpoint.keep, fits)}" if fits >= 1 else "a run_dir on a larger disk"
-        if milestones and fits >= 1:
-            way += f" checkpoint.milestone_every_steps={math.ceil(plan.total_steps / max(1, fits - 1))}"
+        fits = int(machine.disk / size) - 2
+        way = _fewer(checkpoint.keep, fits, plan.total_steps if milestones else 0) if fits >= 1 else ""
+        way = f"{way} fits" if way else "choose a run_dir on a larger disk"
         yield Finding(
             "error",
             f"checkpoint.keep: {count} checkpoints need {_size(needed)}, {_size(machine.disk)} are free "
-            f"under {config.run_dir}; {way} fits",
+            f"under {config.run_dir}; {way}",
         )
 
 
-def duration(
-    config: PretrainConfig, plan: Plan, place: Place, images_per_second: float, source: str
-) -> Iterator[Finding]:
+def _fewer(keep: int, fits: int, total_steps: int) -> str:
+    """Settings by which at most `fits` checkpoints are kept. total_steps: 0 without milestones."""
+    keep = min(keep, max(1, fits - 1) if total_steps else fits)
+    way = f"checkpoint.keep={keep}"
+    if not total_steps:
+        return way
+    every = math.ceil(total_steps / (fits - keep)) if fits > keep else "null"
+    return f"{way} checkpoint.milestone_every_steps={every}"
+
+
+def duration(config: RunConfig, plan: Plan, place: Place, images_per_second: float, source: str) -> Iterator[Finding]:
     """Wall time against the limit, and the work between two checkpoints.
 
     Args:
@@ -232,6 +279,17 @@ def duration(
             "error",
             f"--time: {_time(place.limit)} with --margin {place.margin:.0f} leaves no room for two steps of "
             f"{step:.1f} s; --time {math.ceil((place.margin + 100 * step) / 60)} (minutes) does",
+        )
+
+
+def waiting(config: RunConfig, share: float) -> Iterator[Finding]:
+    """The share of its time that a run waits for data."""
+    if share > 0.2:
+        more = max(2 * config.data.num_workers, 1)
+        yield Finding(
+            "warning",
+            f"data.num_workers: with {config.data.num_workers} a step waits {share:.0%} of its time for data; try "
+            f"data.num_workers={more}",
         )
 
 

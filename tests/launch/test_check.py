@@ -69,6 +69,21 @@ PLANTED = {
         {"shm": 1_000_000},
     ),
     "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), [], {"open_files": 64}),
+    "shared memory that not one batch each fits in": Planted(
+        ("data.prefetch: 8 workers", "data.num_workers=4 data.prefetch=1 fits"),
+        ["data.num_workers=8"],
+        {"shm": 200_000},
+    ),
+    "milestones that fill the disk": Planted(
+        ("checkpoint.keep: 36 checkpoints", "checkpoint.keep=10 checkpoint.milestone_every_steps=8 fits"),
+        ["checkpoint.milestone_every_steps=1"],
+        {"disk": 16_000_000},
+    ),
+    "more workers than there are samples for": Planted(
+        ("data.num_workers: 16, but 960 samples are 2 batches of 384 an epoch for each of 1 ranks", "num_workers=2"),
+        ["data.num_workers=16", "optim.global_batch_size=384"],
+        level="warning",
+    ),
     "more workers than cores": Planted(
         ("data.num_workers: 4 ranks x 8 workers on 16 cores; 4 fits", "--cpus-per-task 8"),
         ["data.num_workers=8", "--gpus-per-node", "4"],
@@ -89,6 +104,45 @@ PLANTED = {
     "clipping of another objective": Planted(
         ("optim.clip_mode: per_module", "use global or per_tensor"), ["optim.clip_grad=1", "optim.clip_mode=per_module"]
     ),
+}
+
+
+TASK = """
+run_dir: {folder}/task
+task: {{name: classification}}
+model: {{timm: vit_tiny_patch16_224, random: true, img_size: 32}}
+data:
+  train: {{images: samples/grocery/train}}
+  val: {{images: samples/grocery/val}}
+  num_workers: 1
+optim: {{lr: 1e-3, global_batch_size: 32, total_steps: 24}}
+"""
+PLANTED_IN_A_TASK = {
+    "no disk for the checkpoints": Planted(
+        ("checkpoint.keep: 5 checkpoints", "are free under", "checkpoint.keep=1 fits"), [], {"disk": 220_000_000}
+    ),
+    "no room for the workers' batches": Planted(
+        ("data.prefetch: 4 workers x 4 batches of", "of /dev/shm", "data.prefetch=1 fits"),
+        ["data.num_workers=4"],
+        {"shm": 500_000},
+    ),
+    "more workers than there are samples for": Planted(
+        ("data.num_workers: 8, but 640 samples are 2 batches of 320", "data.num_workers=2"),
+        ["data.num_workers=8", "optim.global_batch_size=320", "data.train.limit=640"],
+        level="warning",
+    ),
+    "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), [], {"open_files": 64}),
+    "fewer batches of validation than ranks": Planted(
+        ("evaluate.batch_size: ", "fewer batches than 16 ranks", "evaluate.batch_size="),
+        ["--gpus-per-node", "16", "evaluate.batch_size=64"],
+        level="warning",
+    ),
+    "a release that is not there": Planted(
+        ("model.release: /no/release is not there",),
+        ["model.timm=null", "model.release=/no/release"],
+    ),
+    "a batch that does not divide": Planted(("optim.global_batch_size: 32", "nearest: 33"), ["--nodes", "3"]),
+    "a folder that cannot be": Planted(("run_dir: /proc/run cannot be written",), ["run_dir=/proc/run"]),
 }
 
 
@@ -133,6 +187,46 @@ def test_a_planted_mistake_is_found_and_the_way_out_named(
     assert status == (2 if planted.level == "error" else 0), said
     assert f"{planted.level}: " in found
     assert all(part in found for part in planted.said), found
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_A_TASK)
+def test_a_mistake_planted_in_a_task_is_found_and_the_way_out_named(
+    name: str, tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    planted = PLANTED_IN_A_TASK[name]
+    monkeypatch.chdir(ROOT)
+    machine(**planted.machine)
+    config = tmp_path / "task.yaml"
+    config.write_text(TASK.format(folder=tmp_path))
+    quick = [] if {"shm", "disk"} & set(planted.machine) else ["--quick"]
+    status = main(["--program", "finetune", str(config), *planted.arguments, *quick])
+    said = capsys.readouterr()
+    found = said.err if planted.level == "error" else said.out
+    assert status == (2 if planted.level == "error" else 0), said
+    assert f"{planted.level}: " in found and all(part in found for part in planted.said), found
+
+
+@pytest.mark.parametrize("program", ["pretrain", "finetune"])
+def test_a_few_real_steps_predict_the_time_and_leave_nothing(
+    program: str, tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    config = write_config(tmp_path, "mae")
+    if program == "finetune":
+        config.write_text(TASK.format(folder=tmp_path))
+    flags = ["--program", program, "--probe-steps", "4", "--time", "1:00:00", "--nodes", "2", "--quick"]
+    assert main([str(config), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "(measured: 4 steps of 1 of the 2 ranks here" in said and "1 jobs of 60 min" in said
+    assert not list(tmp_path.glob(".trial-*")) and not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_a_trial_that_fails_says_what_the_run_said(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):
+    config = write_config(tmp_path, "mae")
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    given = [f"init.checkpoint={tmp_path}/weights.pth", "--probe-steps", "2", "--quick"]
+    assert main([str(config), *given]) == 2
+    assert "error: --probe-steps: the run ended with status 2 after 0 steps" in capsys.readouterr().err
 
 
 def test_a_sound_run_is_described_without_a_warning(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):
