@@ -1,7 +1,11 @@
-"""`fovea` with steps made longer by SLOW_SECONDS: something can happen to the run, and its numbers stay the same."""
+"""`fovea` with steps made longer by SLOW_SECONDS: something can happen to the run, and its numbers stay the same.
+
+HANG_AT: a rank and a batch, "1:6": in the first attempt this rank holds the GIL there for ever.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -18,7 +22,11 @@ def main() -> int:
         batches = Feed.__iter__
 
         def slowly(self: Feed) -> Iterator[Any]:
-            for batch in batches(self):
+            rank, _, at = os.environ.get("HANG_AT", ":").partition(":")
+            hangs = rank == os.environ.get("RANK") and "SLURM_RESTART_COUNT" not in os.environ
+            for index, batch in enumerate(batches(self)):
+                if hangs and index == int(at):
+                    ctypes.PyDLL(None).sleep(10_000)  # PyDLL calls C with the GIL held
                 time.sleep(float(os.environ["SLOW_SECONDS"]))
                 yield batch
 
