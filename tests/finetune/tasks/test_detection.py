@@ -167,6 +167,24 @@ def test_squares_are_learnt():
     assert after["mask_ap50"] > 0.6
 
 
+@pytest.mark.parametrize(("head", "steps"), [("detr", 100), ("eomt", 60)])
+def test_queries_learn_squares_by_heart_and_find_them_in_the_original_images(head: str, steps: int):
+    task, examples = task_of(head, scale=[1.0, 1.0], hflip=0.0), Squares(3)
+    task.total_steps = steps
+    batches = train_batches(task, examples, 2)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+    task.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        task(batches[step], step)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+    scores = evaluated(task, examples).values
+    assert scores["box_ap50"] > 0.7
+    assert scores["box_ap"] > 0.4
+    assert head == "detr" or scores["mask_ap50"] > 0.9
+
+
 def test_the_same_batch_and_seed_give_the_same_loss_bit_for_bit():
     task = task_of("mask_rcnn").train()
     batches = train_batches(task, Squares(4), 4)
