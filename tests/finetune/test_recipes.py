@@ -7,14 +7,15 @@ import pytest
 from finetune.config import FinetuneConfig
 from pretrain.configlib import load_config
 
-RECIPES = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text())
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_opens_with_the_command_that_runs_it(recipe: Path):
     load_config(FinetuneConfig, recipe)
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-    assert any(f"finetune configs/finetune/{recipe.name}" in line for line in head)
+    assert any(f"finetune configs/{recipe.relative_to(CONFIGS)}" in line for line in head)
 
 
 @pytest.mark.parametrize(("name", "lr"), [
