@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.attempts import newest_step
 from launch.hostfile import read_hostfile
 from launch.hosts import main
 from tests.launch.sshd import HOSTS, Sshd, lacking, launch, start
@@ -42,9 +43,9 @@ def variables(**more: str) -> list[str]:
     return [part for name, value in lines.items() for part in ("--environment", f"export {name}={shlex.quote(value)}")]
 
 
-def test_a_killed_rank_is_replaced_and_the_run_ends_as_undisturbed(tmp_path: Path, sshd: Sshd, hostfile: Path):
+def test_a_killed_rank_is_replaced_without_a_trace_and_a_stop_is_final(tmp_path: Path, sshd: Sshd, hostfile: Path):
     config, run = write_config(tmp_path, "mae"), tmp_path / "run"
-    overrides = ["optim.total_steps=60", "optim.warmup_steps=0"]
+    overrides = ["optim.total_steps=100000", "optim.warmup_steps=0"]
     fake = ["--python", PYTHON, *variables(FAKE_STEP_SECONDS="0.1")]
     process = launch(sshd, hostfile, config, *overrides, *fake)
     try:
@@ -57,15 +58,13 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_undisturbed(tmp_path: Pat
         assert "127.0.0.2: its ranks ended with status 247; the others are ended" in said, said
         assert "127.0.0.2: pretrain rank 1 on 127.0.0.2 starts at step 10" in said, said
         assert not sshd.ranks(), "nothing is left on the hosts"
-        process = launch(sshd, hostfile, config, *overrides, *fake)
-        said, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 0, said
     weights = ""
-    for step in range(1, 61):
+    for step in range(1, newest_step(run) + 1):
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
-    assert (run / "checkpoints" / "step-00000060" / "weights").read_text() == weights
+    assert newest_step(run) == reached(run) >= 15, "saved where it stopped"
+    assert (run / "checkpoints" / f"step-{reached(run):08d}" / "weights").read_text() == weights
 
 
 def test_ranks_end_with_their_launcher(tmp_path: Path, sshd: Sshd, hostfile: Path):
