@@ -40,8 +40,8 @@ class SignalMask:
 class Slow:
     def __getitem__(self, index: int) -> int:
         time.sleep(0.05)
-        print(os.getpid(), flush=True)
-        return os.getpid()
+        (Path(os.environ["WORKERS"]) / str(os.getpid())).touch()
+        return index
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -122,12 +122,13 @@ def started(tmp_path: Path, source: str) -> tuple[subprocess.Popen, set[int]]:
     """A run in a process of its own, and its two workers, which are at work."""
     script = tmp_path / "run.py"
     script.write_text(source)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
-    assert run.stdout is not None
-    workers: set[int] = set()
-    while len(workers) < 2:
-        workers.add(int(run.stdout.readline()))
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "WORKERS": str(folder)}
+    run = subprocess.Popen([sys.executable, str(script)], env=environment)
+    while len(workers := {int(path.name) for path in folder.iterdir()}) < 2:
+        assert run.poll() is None
+        time.sleep(0.02)
     return run, workers
 
 
@@ -142,7 +143,7 @@ def test_workers_of_a_killed_run_are_gone_within_seconds(tmp_path):
 
 def test_a_run_that_ends_in_the_middle_of_the_stream_ends_with_its_workers(tmp_path):
     source = PARENT.replace("    for item in run_in", "    items = run_in").replace(
-        ":\n        pass", "\n    next(items), next(items), next(items)"
+        ":\n        pass", "\n    [next(items) for _ in range(20)]"
     )
     run, workers = started(tmp_path, source)
     with run:
