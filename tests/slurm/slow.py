@@ -26,7 +26,8 @@ def main() -> int:
             hangs = rank == os.environ.get("RANK") and "SLURM_RESTART_COUNT" not in os.environ
             for index, batch in enumerate(batches(self)):
                 if hangs and index == int(at):
-                    ctypes.PyDLL(None).sleep(10_000)  # PyDLL calls C with the GIL held
+                    # PyDLL calls C with the GIL held; a read, unlike a sleep, goes on after a signal.
+                    ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
                 time.sleep(float(os.environ["SLOW_SECONDS"]))
                 yield batch
 
