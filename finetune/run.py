@@ -28,7 +28,7 @@ from pretrain.engine import preempt
 from pretrain.engine.build import engine_of
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.folder import check_same_run, write_records
-from pretrain.engine.log import RunLog
+from pretrain.engine.log import open_log
 from pretrain.engine.loop import every, fit
 from pretrain.engine.nonfinite import NonFiniteSteps
 from pretrain.engine.pace import Pace
@@ -88,11 +88,7 @@ class Run:
     ):
         self.config, self.train_set, self.val_set, self.steps, self.world = config, train, val, steps, world
         self.folder, self.first = Path(config.run_dir), world.rank == 0
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
-            keep_last=config.checkpoint.keep,
-            milestone_every=config.checkpoint.milestone_every_steps or 0,
-        )
+        self.checkpoints = Checkpoints.of_run(self.folder, config.checkpoint)
         self.checkpoints.clean()
         found = self.checkpoints.find_latest()
         self.fingerprints = {"data.train": train.fingerprint, "data.val": val.fingerprint}
@@ -110,7 +106,14 @@ class Run:
         self.start_step = self.engine.step_count
         if self.first:
             self._write_records()
-        self.log = self._open_log(stack)
+        self.log = open_log(
+            self.folder,
+            config.log,
+            rank=world.rank,
+            start_step=self.start_step,
+            total_steps=steps.total_steps,
+            stack=stack,
+        )
         for line in [*greeting, *self._findings(_FINDINGS_SAID)]:
             self.say(line)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
@@ -193,18 +196,6 @@ class Run:
                 found.append(f"{name}: {kinds}; all of them are in findings.jsonl (data.strict=true stops over them)")
                 found += [f"  {line}" for line in examples.findings.lines(limit)]
         return found
-
-    def _open_log(self, stack: ExitStack) -> RunLog | None:
-        if not self.first:
-            return None
-        log = RunLog(
-            self.folder,
-            start_step=self.start_step,
-            total_steps=self.steps.total_steps,
-            tensorboard=self.config.log.tensorboard,
-        )
-        stack.callback(log.close)
-        return log
 
     def _log(self, step: int, result: StepResult) -> None:
         if result.skipped and not result.overflow and self.first:

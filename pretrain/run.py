@@ -20,7 +20,7 @@ from pretrain.engine import preempt
 from pretrain.engine.build import engine_of
 from pretrain.engine.checkpoint import Checkpoints, Found
 from pretrain.engine.folder import check_same_run, write_records
-from pretrain.engine.log import RunLog
+from pretrain.engine.log import open_log
 from pretrain.engine.loop import every, fit
 from pretrain.engine.pace import Pace
 from pretrain.engine.session import session
@@ -61,11 +61,7 @@ class Run:
         self.config, self.dataset, self.steps, self.world = config, dataset, steps, world
         self.folder = Path(config.run_dir)
         self.first = world.rank == 0
-        self.checkpoints = Checkpoints(
-            self.folder / "checkpoints",
-            keep_last=config.checkpoint.keep,
-            milestone_every=config.checkpoint.milestone_every_steps or 0,
-        )
+        self.checkpoints = Checkpoints.of_run(self.folder, config.checkpoint)
         self.checkpoints.clean()
         self.passed_over = PassedOver(self.folder)
         rewound = self.passed_over.complete()
@@ -95,7 +91,14 @@ class Run:
         if rewound is not None:
             greeting.append(f"rewound from step {rewound.at} to step {rewound.to}")
         self.start_step = self.engine.step_count
-        self.log = self._open_log(stack)
+        self.log = open_log(
+            self.folder,
+            config.log,
+            rank=world.rank,
+            start_step=self.start_step,
+            total_steps=steps.total_steps,
+            stack=stack,
+        )
         for line in greeting:
             self.say(line)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
@@ -182,18 +185,6 @@ class Run:
         if found is None:
             return None
         return found.step if found.about.get("healthy", True) else newest_healthy(self.folder)
-
-    def _open_log(self, stack: ExitStack) -> RunLog | None:
-        if not self.first:
-            return None
-        log = RunLog(
-            self.folder,
-            start_step=self.start_step,
-            total_steps=self.steps.total_steps,
-            tensorboard=self.config.log.tensorboard,
-        )
-        stack.callback(log.close)
-        return log
 
     def _log(self, step: int, result: StepResult) -> None:
         if result.skipped:

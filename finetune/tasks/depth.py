@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 
 from finetune.backbones.opened import Opened
-from finetune.data.dense_transforms import DenseTrain
 from finetune.data.examples import Example, Examples
 from finetune.heads.dense_parts import resize
 from finetune.heads.depth_bins import DepthBins, gradient_loss, silog
@@ -35,20 +34,7 @@ class Depth(PixelTask):
         return super().noises | ({"head_dropout": (self.head.noise,)} if self.head.noise else {})
 
     def train_transform(self) -> PixelTrain:
-        config = self.config
-        return PixelTrain(
-            DenseTrain(
-                crop=config.window,
-                resize=config.resize,
-                scale=config.scale,
-                hflip=config.hflip,
-                photometric=config.photometric,
-                cat_max_ratio=1.0,
-                void=0,
-                fill=self.fill(),
-                scale_values=True,
-            )
-        )
+        return self.crops(void=0, scale_values=True)
 
     def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         truth, config = batch["target"].float(), self.config

@@ -73,6 +73,22 @@ class PixelTask(Task):
         """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
         return tuple(round(value * 255) for value in self.mean.flatten().tolist())
 
+    def crops(self, *, void: float, cat_max_ratio: float = 1.0, scale_values: bool = False) -> PixelTrain:
+        """The training transform of the section; the arguments are those of `DenseTrain`."""
+        config = self.config
+        transform = DenseTrain(
+            crop=config.window,
+            resize=config.resize,
+            scale=config.scale,
+            hflip=config.hflip,
+            photometric=config.photometric,
+            cat_max_ratio=cat_max_ratio,
+            void=void,
+            fill=self.fill(),
+            scale_values=scale_values,
+        )
+        return PixelTrain(transform)
+
     def eval_transform(self) -> PixelEval:
         return PixelEval(DenseEval(self.config.resize))
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from finetune.backbones.opened import Opened
-from finetune.data.dense_transforms import DenseTrain
 from finetune.data.examples import Example, Examples
 from finetune.data.label_maps import VOID
 from finetune.metrics.confusion import SegmentationMetric
@@ -42,19 +41,7 @@ class Segmentation(PixelTask):
         return super().noises | self.head.noises
 
     def train_transform(self) -> PixelTrain:
-        config = self.config
-        return PixelTrain(
-            DenseTrain(
-                crop=config.window,
-                resize=config.resize,
-                scale=config.scale,
-                hflip=config.hflip,
-                photometric=config.photometric,
-                cat_max_ratio=config.cat_max_ratio,
-                void=VOID,
-                fill=self.fill(),
-            )
-        )
+        return self.crops(void=VOID, cat_max_ratio=self.config.cat_max_ratio)
 
     def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         images, target = self.normalize(batch["image"]), batch["target"].long()

@@ -12,6 +12,7 @@ from typing import Any
 from pretrain import distributed
 from pretrain.engine import commit
 from pretrain.engine.commit import CheckpointError, DamagedError, Manifest, Receipt
+from pretrain.engine.config import CheckpointConfig
 from pretrain.engine.trainable import Engine
 
 
@@ -44,6 +45,12 @@ class Checkpoints:
             raise ValueError(f"keep_last {keep_last}: keep at least 1 checkpoint")
         self.root, self._keep_last, self._milestone_every = root, keep_last, milestone_every
         self.protected: int | None = None
+
+    @classmethod
+    def of_run(cls, run_dir: Path, config: CheckpointConfig) -> Checkpoints:
+        """Those of the run in `run_dir`, kept as its configuration says."""
+        milestones = config.milestone_every_steps or 0
+        return cls(run_dir / "checkpoints", keep_last=config.keep, milestone_every=milestones)
 
     def clean(self) -> list[str]:
         """Remove what a killed run left half-written; the names. Call it at start, under the run's lease."""

@@ -7,7 +7,9 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from rich.console import Console
@@ -16,6 +18,9 @@ from rich.text import Text
 from torch import Tensor
 
 from pretrain.record import read_rows
+
+if TYPE_CHECKING:
+    from pretrain.engine.config import LogConfig
 
 METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
 
@@ -116,6 +121,17 @@ class RunLog:
         start_step, start_time = self._start
         done = max(1, step - start_step)
         return (time.monotonic() - start_time) / done * (self.total_steps - step)
+
+
+def open_log(
+    run_dir: Path, config: LogConfig, *, rank: int, start_step: int, total_steps: int, stack: ExitStack
+) -> RunLog | None:
+    """The log of a run on rank 0, closed with `stack`; None on the others."""
+    if rank:
+        return None
+    log = RunLog(run_dir, start_step=start_step, total_steps=total_steps, tensorboard=config.tensorboard)
+    stack.callback(log.close)
+    return log
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_left: float) -> str:
