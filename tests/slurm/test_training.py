@@ -83,7 +83,9 @@ def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
     assert_as(undisturbed, run)
 
 
-def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(cluster: Cluster, tmp_path: Path):
+def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(
+    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
+):
     run = RealRun(tmp_path, step_seconds=0.1)
     run.faults["HANG_AT"] = "1:6"
     run.overrides += ["engine.watch.step_seconds=10"]
@@ -94,6 +96,7 @@ def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(cluster: Cl
     assert "hang: rank 1 on n2 is behind: it waits for its data of step 7" in run.log
     stacks = {path.name: path.read_text() for path in run.run_dir.glob("hangs/*/rank-*.txt")}
     assert "in slowly" in stacks["rank-1.txt"] and "in train_step" in stacks["rank-0.txt"]
+    assert_as(undisturbed, run)
 
 
 def test_a_run_longer_than_its_time_limit_has_bitwise_the_same_weights(
