@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from finetune.config import FinetuneConfig
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: done. 85: stopped on request and saved. 1: it cannot go on. 2: wrong input. 3: no checkpoint."""
     parser = argparse.ArgumentParser(prog="fovea finetune", description=__doc__)
     parser.add_argument("config", help="a YAML file, for instance configs/finetune/grocery_small.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
     parser.add_argument("--check", action="store_true", help="say what would run, and stop")
     parser.add_argument("--evaluate", action="store_true", help="measure what the run has learnt so far, and stop")
     parser.add_argument("--strict", action="store_true", help="stop over wrong annotations (data.strict=true)")
@@ -71,6 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if chosen.check:
         print(describe(checked))
+        key, value = checked.config.model.source
+        if key != "timm" and not Path(value).exists():
+            print(f"model.{key}: {value} is not there", file=sys.stderr)
+            return 2
         return 0
     from finetune.run import measure, run
 

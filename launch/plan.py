@@ -181,7 +181,7 @@ def _time(seconds: float) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fovea launch plan", description=__doc__)
     parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpu", required=True, metavar="NAME", help="h200, h100, a100, ...")
     parser.add_argument("--gpus-per-node", type=int, default=8)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
@@ -20,19 +21,26 @@ def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[Pret
         ConfigError, ValueError: the configuration or the data set cannot run; the message names every problem.
     """
     config = load_config(PretrainConfig, path, overrides)
-    dataset = Dataset.open(config.data.shards, config.data.index)
+    dataset = _open(path, "data.shards", config.data.shards, config.data.index)
     for key in ("train_shards", "val_shards") if config.probe else ():
-        labelled = Dataset.open(getattr(config.probe, key))
+        labelled = _open(path, f"probe.{key}", getattr(config.probe, key))
         if "cls" not in labelled.extensions:
             raise ConfigError(path, [f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"])
     return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
+
+
+def _open(path: str, key: str, shards: str | list[str], index: str | None = None) -> Dataset:
+    try:
+        return Dataset.open(shards, index)
+    except ValueError as error:
+        raise ConfigError(path, [f"{key}: {line}" for line in str(error).splitlines()]) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: done. 85: stopped on request and saved. 2: wrong input. 3: no whole checkpoint."""
     parser = argparse.ArgumentParser(prog="fovea pretrain", description=__doc__)
     parser.add_argument("config", help="a YAML file, for instance configs/debug/mae.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance optim.epochs=100")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
     parser.add_argument("--check", action="store_true", help="say what would run, and stop")
     chosen = parser.parse_intermixed_args(arguments)
     try:
@@ -43,10 +51,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if chosen.check:
         print(describe(config, steps))
-        return 0
+        return _report_missing(config)
     from pretrain.run import run
 
     return run(config, dataset, steps)
+
+
+def _report_missing(config: PretrainConfig) -> int:
+    """Say which weights the run would start from are not there; the exit status of a check."""
+    if config.init is None or (Path(config.run_dir) / "checkpoints").exists():
+        return 0
+    key, place = config.init.source
+    if Path(place).exists():
+        return 0
+    print(f"init.{key}: {place} is not there", file=sys.stderr)
+    return 2
 
 
 def describe(config: PretrainConfig, steps: Plan) -> str:

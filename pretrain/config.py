@@ -19,6 +19,7 @@ from pretrain.objectives.configs import ObjectiveConfig
 from pretrain.probes.config import DoctorConfig, ProbeConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INIT_SOURCES = ("release", "official", "checkpoint")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -52,10 +53,15 @@ class InitConfig(Config):
     def _exactly_one(self) -> InitConfig:
         if self.checkpoint is not None and self.fresh_heads:
             raise ValueError("fresh_heads: a checkpoint is taken whole; start from the run's release instead")
-        given = [key for key in ("release", "official", "checkpoint") if getattr(self, key) is not None]
+        given = [key for key in INIT_SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
         return self
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Which of the sources, and where it is."""
+        return next((key, value) for key in INIT_SOURCES if (value := getattr(self, key)) is not None)
 
 
 class PretrainConfig(Config):

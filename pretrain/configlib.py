@@ -63,6 +63,8 @@ def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, An
     """The nested mapping of a YAML file with the overrides applied, not yet validated."""
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise ConfigError(str(path), ["is a folder; give one of the YAML files in it"])
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
         raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
     try:
@@ -127,8 +129,8 @@ def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list
     location = tuple(part for part in location if part not in _tags(model) or part in _keys_at(values, location))
     key = ".".join(str(part) for part in location) or "config"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _valid_names(model, detail["loc"]), n=1, cutoff=0.5)
-        return [f"{key}: unknown key" + (f" (did you mean {near[0]}?)" if near else "")]
+        near = _nearest_keys(model, detail["loc"])
+        return [f"{key}: unknown key" + (f" (did you mean {' or '.join(near)}?)" if near else "")]
     if kind == "union_tag_invalid":
         expected = [tag.strip().strip("'") for tag in detail["ctx"]["expected_tags"].split(",")]
         near = difflib.get_close_matches(str(detail["ctx"]["tag"]), expected, n=1, cutoff=0.4)
@@ -138,6 +140,10 @@ def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list
         return [f"{key}.name: missing; it chooses the {key}"]
     if kind == "missing":
         return [f"{key}: missing"]
+    if kind in ("model_type", "model_attributes_type"):
+        inside = list(dict.fromkeys(_valid_names(model, (*detail["loc"], ""))))
+        hint = f"did you mean {key}.name={detail['input']}?" if "name" in inside else f"its keys: {', '.join(inside)}"
+        return [f"{key}: is a section, got the value {detail['input']!r} ({hint})"]
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return [f"{key}: {line}" if location else line for line in message.splitlines()]
@@ -172,6 +178,24 @@ def _tags(model: type[Config]) -> set[str]:
             if len(sections) > 1 and "name" in section.model_fields:
                 tags |= set(get_args(section.model_fields["name"].annotation))
     return tags
+
+
+def _nearest_keys(model: type[Config], location: tuple[Any, ...]) -> list[str]:
+    """What an unknown key was meant to be: one like it beside it, the same one in other sections, one a bit like it."""
+    name, beside = str(location[-1]), _valid_names(model, location)
+    if near := difflib.get_close_matches(name, beside, n=1, cutoff=0.75):
+        return near
+    endings = ("." + name, "_" + name) if "_" in name else ("." + name,)  # batch_size, global_batch_size
+    elsewhere = sorted({path for path in _paths(model) if path.endswith(endings)})
+    return elsewhere[:3] or difflib.get_close_matches(name, beside, n=1, cutoff=0.5)
+
+
+def _paths(model: type[Config]) -> Iterator[str]:
+    """Every key of `model`, by its whole path."""
+    for name, field in model.model_fields.items():
+        yield name
+        for section in _sections(field.annotation):
+            yield from (f"{name}.{path}" for path in _paths(section))
 
 
 def _valid_names(model: type[Config], location: tuple[Any, ...]) -> list[str]:

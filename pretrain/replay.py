@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: not finite again. 1: finite this time. 2: wrong input."""
     parser = argparse.ArgumentParser(prog="fovea replay", description=__doc__)
     parser.add_argument("capture", type=Path, help="a folder RUN/captures/step-N")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance data.shards=/other/place")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for instance data.shards=/other/place"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_intermixed_args(arguments)
     try:

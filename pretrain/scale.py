@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`fovea scale`: print what changes and write the recipe. Exit status 2 for a wrong recipe or argument."""
     parser = argparse.ArgumentParser(prog="fovea scale", description="The same recipe on other hardware.")
     parser.add_argument("config", help="the recipe, a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="applied before scaling")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="applied before scaling")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--batch-per-gpu", type=int, required=True, help="images in one micro-batch of one GPU")
     parser.add_argument("--accumulation", type=int, help="micro-batches per step; default: to meet the recipe's batch")

@@ -34,6 +34,21 @@ class Drawing(Config):
     paint: Paint = Paint()
 
 
+class Wall(Config):
+    num_under_coats: int = 1
+
+
+class Studio(Config):
+    paint: Paint = Paint()
+    wall: Wall = Wall()
+
+
+def validate_problems(model: type[Config], values: dict[str, object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        validate(model, values, source="test")
+    return caught.value.problems
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "drawing.yaml"
     path.write_text(text)
@@ -66,6 +81,28 @@ def test_every_problem_is_reported_at_once_by_the_users_own_key(tmp_path: Path):
         "shape.sidelength: unknown key (did you mean side_length?)",
         "titel: unknown key (did you mean title?)",
         "title: missing",
+    ]
+
+
+def test_a_key_of_another_section_is_named_by_its_whole_path(tmp_path: Path):
+    path = write(tmp_path, "title: a\nshape: {name: circle}\ncoats: 2\nover_coats: 3\npaint: {under_coats: 4}\n")
+    nested = validate_problems(Studio, {"under_coats": 1, "wall": {"coats": 2}, "zip": 3})
+    assert sorted(problems(path)) == [
+        "coats: unknown key (did you mean paint.coats?)",
+        "over_coats: unknown key",
+        "paint.under_coats: unknown key (did you mean coats?)",
+    ]
+    assert sorted(nested) == [
+        "under_coats: unknown key (did you mean wall.num_under_coats?)",
+        "wall.coats: unknown key (did you mean paint.coats?)",
+        "zip: unknown key",
+    ]
+
+
+def test_a_value_in_the_place_of_a_section_names_what_is_in_it(tmp_path: Path):
+    assert problems(write(tmp_path, "title: a\nshape: circle\npaint: red\n")) == [
+        "shape: is a section, got the value 'circle' (did you mean shape.name=circle?)",
+        "paint: is a section, got the value 'red' (its keys: colour, coats)",
     ]
 
 
@@ -102,6 +139,10 @@ def test_a_bad_override_is_named(tmp_path: Path):
 def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
     write(tmp_path, "")
     assert problems(tmp_path / "drawng.yaml") == [f"no such file (did you mean {tmp_path / 'drawing.yaml'}?)"]
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path):
+    assert problems(tmp_path) == ["is a folder; give one of the YAML files in it"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: !!python/object/apply:os.system ['true']"])

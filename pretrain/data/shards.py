@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
 
+from pretrain.data.images import SUFFIXES
 from pretrain.data.opener import local_path
 
 MAX_SHARDS = 1_000_000
@@ -25,6 +27,8 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
     if not shards:
         raise ValueError("the list of shards is empty")
     missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing and missing == [str(spec)]:
+        raise ValueError(f"{missing[0]}: no such file or folder")
     if missing:
         more = f" (and {len(missing) - 5} more)" if len(missing) > 5 else ""
         raise ValueError(f"{len(missing)} of {len(shards)} shards not found: {', '.join(missing[:5])}{more}")
@@ -42,7 +46,7 @@ def _expand_one(item: str) -> list[str]:
     if path.is_dir():
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
         if not shards:
-            raise ValueError(f"no *.tar in folder {item}")
+            raise ValueError(f"no *.tar in folder {item}{_images_in(path)}")
         return shards
     if path.exists():
         return [item]
@@ -54,6 +58,14 @@ def _expand_one(item: str) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{item}: bad brace expression: {error}") from error
     return [shard for name in names for shard in _glob(name)]
+
+
+def _images_in(folder: Path) -> str:
+    """A hint, where it is a folder of photos."""
+    first = islice(folder.rglob("*"), 1000)
+    if not any(path.suffix.lower() in SUFFIXES for path in first):
+        return ""
+    return f"; it holds images, of which `fovea data write {folder} SHARDS` makes shards"
 
 
 def _choices(group: str) -> int:

@@ -53,11 +53,12 @@ class OptimConfig(Config):
     @model_validator(mode="after")
     def _one_of_each(self) -> OptimConfig:
         problems = []
-        for a, b in (("epochs", "total_steps"), ("lr", "blr")):
-            if (getattr(self, a) is None) == (getattr(self, b) is None):
-                problems.append(f"give exactly one of {a} and {b}")
-        if self.warmup_epochs is not None and self.warmup_steps is not None:
-            problems.append("give warmup_epochs or warmup_steps, not both")
+        for a, b in (("epochs", "total_steps"), ("lr", "blr"), ("warmup_epochs", "warmup_steps")):
+            missing = [getattr(self, key) is None for key in (a, b)]
+            if not any(missing):
+                problems.append(f"give one of {a} and {b}, not both; optim.{a}=null or optim.{b}=null takes it out")
+            if all(missing) and a != "warmup_epochs":
+                problems.append(f"give one of {a} and {b}, got neither")
         problems += self._schedule_problems()
         if problems:
             raise ValueError("\n".join(problems))

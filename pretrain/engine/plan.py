@@ -37,7 +37,11 @@ def plan_steps(
             f"{engine.accumulation_steps} accumulation steps; nearest: {near}"
         )
     if batch > num_samples:
-        problems.append(f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}")
+        fits = num_samples // share * share
+        problems.append(
+            f"optim.global_batch_size: {batch} images per step, but the data set has only {num_samples}"
+            + (f"; give {fits} or fewer" if fits else "")
+        )
     steps_per_epoch = max(1, num_samples // batch)
     total = optim.total_steps or max(1, round((optim.epochs or 0) * steps_per_epoch))
     warmup = (

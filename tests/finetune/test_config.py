@@ -66,10 +66,16 @@ def test_epochs_between_evaluations_become_steps(tmp_path: Path):
 
 
 def test_checking_says_what_would_run_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "backbone").mkdir()
     assert main([str(write_config(tmp_path, "run")), "--check", "model.random=true"]) == 0
     said = capsys.readouterr().out
     assert "train      80 images, 81 classes, 10 steps an epoch" in said and "val        21 images" in said
     assert "random weights (control)" in said and not (tmp_path / "run").exists()
+
+
+def test_checking_finds_that_the_weights_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(write_config(tmp_path, "run")), "--check", f"model.release={tmp_path}/none"]) == 2
+    assert f"model.release: {tmp_path}/none is not there" in capsys.readouterr().err
 
 
 def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
@@ -80,6 +86,7 @@ def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
     photo.write_bytes(b"")
     table.write_text("filename,label\na.jpg,x\nb.jpg,y\nc.jpg,x\n")
     (tmp_path / "c.jpg").write_bytes(b"")
+    (tmp_path / "backbone").mkdir()
     config = str(write_config(tmp_path, "run"))
     data = [f"data.{name}={{images: {table}, format: csv}}" for name in ("train", "val")]
     data.append("optim.global_batch_size=2")

@@ -25,6 +25,7 @@ def test_finetune_refuses_a_configuration_that_is_not_there(capsys: pytest.Captu
 
 def test_check_says_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["pretrain", "configs/debug/mae.yaml", "--check", "optim.global_batch_size=32"]) == 0
+    assert main(["pretrain", "configs/debug/mae.yaml", "--check", "init.official=none.pth"]) == 2
     said = capsys.readouterr().out
     assert "960 images, 30 steps an epoch" in said and "batch      32 = 1 processes x 32 x 1 accumulation" in said
 
