@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,30 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
     """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
 
     def body(world: World) -> int:
-        while True:
-            with suppress(RewindError), ExitStack() as parts:
-                return Run(config, dataset, steps, world, parts).train()
-            gc.collect()  # the weights of the run that ended; the next one starts as after a kill
+        with ExitStack() as whole:
+            # Opened by the first start and kept: a signal that comes while the run goes back is not lost.
+            watch = cache(lambda: whole.enter_context(closing(preempt.Watch(Path(config.run_dir), rank=world.rank))))
+            while True:
+                with suppress(RewindError), ExitStack() as parts:
+                    return Run(config, dataset, steps, world, parts, watch=watch).train()
+                gc.collect()  # the weights of the run that ended; the next one starts as after a kill
 
     return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError))
 
 
 class Run:
-    """The parts of one run on one rank."""
+    """The parts of one run on one rank. watch: opens the watch, which outlives them."""
 
-    def __init__(self, config: PretrainConfig, dataset: Dataset, steps: Plan, world: World, stack: ExitStack):
+    def __init__(
+        self,
+        config: PretrainConfig,
+        dataset: Dataset,
+        steps: Plan,
+        world: World,
+        stack: ExitStack,
+        *,
+        watch: Callable[[], preempt.Watch],
+    ):
         self.config, self.dataset, self.steps, self.world = config, dataset, steps, world
         self.folder = Path(config.run_dir)
         self.first = world.rank == 0
@@ -101,8 +115,7 @@ class Run:
         )
         for line in greeting:
             self.say(line)
-        self.watch = preempt.Watch(self.folder, rank=world.rank)
-        stack.callback(self.watch.close)
+        self.watch = watch()
         self.feed = Feed(
             config,
             steps,
@@ -139,8 +152,8 @@ class Run:
         distributed.barrier()
         if self.first:
             preempt.unmark(self.folder)
-        if self.start_step == 0:
-            self._probe(0)
+        if self._lacks_probe():
+            self._probe(self.start_step)
         trainable: Any = self.objective
         reached = fit(
             self.engine,
@@ -268,6 +281,14 @@ class Run:
         folder = self.checkpoints.save(self.engine, step, about)
         if self.log is not None and step < self.steps.total_steps:
             self.log.say(f"saved {folder}")
+
+    def _lacks_probe(self) -> bool:
+        """At the start, and where the run ended between a checkpoint and its probe."""
+        if self.config.probe is None or self.start_step == 0:
+            return self.config.probe is not None
+        due = every(self.start_step, self.config.probe.every_steps, self.steps.total_steps)
+        row = self.log.row(self.start_step) if self.log is not None and due else {}
+        return due and not distributed.broadcast_object(any(name.startswith("knn/") for name in row))
 
     def _probe(self, step: int) -> None:
         if self.probe is None:

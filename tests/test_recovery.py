@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pretrain import capture
+from pretrain import run as run_module
+from pretrain.engine.config import EngineConfig
+from pretrain.engine.preempt import EXIT_PREEMPTED, STOP
 from pretrain.passed_over import FILE
+from pretrain.recovery import RewindError
 from tests.planted import ONE_COLOUR, write_shards
 from tests.runs import finish, hashes, kill_all, losses, start, wait_until, write_config
 
@@ -96,3 +104,26 @@ def test_a_run_that_rewound_too_often_stops_and_says_so(tmp_path: Path, shards: 
     assert "no more rewinds after 0 (engine.max_rewinds)" in said
     (folder,) = captures(tmp_path / "run")
     assert [path.name for path in folder.iterdir()] == [capture.FILE]
+
+
+def test_a_signal_that_comes_while_the_run_goes_back_still_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    starts = []
+
+    class GoesBack:
+        def __init__(self, *_: Any, watch: Any):
+            starts.append(self)
+            self.watch = watch()
+
+        def train(self) -> int:
+            if len(starts) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)  # after the poll of the step that is taken back
+                raise RewindError
+            return EXIT_PREEMPTED if self.watch.poll() & STOP else 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run_module, "Run", GoesBack)
+    engine = EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}})
+    config: Any = SimpleNamespace(run_dir=str(tmp_path), engine=engine)
+    nothing: Any = None
+    assert run_module.run(config, nothing, nothing) == EXIT_PREEMPTED and len(starts) == 2
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -71,7 +71,7 @@ def fit(
             if saves:
                 heartbeat.mark("save", step)
                 save(step)
-            if result.requests & STOP:
+            if result.requests & STOP and step < total_steps:
                 break
             if every(step, probe_every, total_steps):
                 heartbeat.mark("probe", step)

@@ -61,6 +61,13 @@ def test_a_request_to_stop_saves_at_that_step_and_a_request_to_save_goes_on():
     assert called["save"] == [2, 5]
 
 
+def test_a_request_to_stop_in_the_last_step_ends_a_whole_run():
+    asked = iter([0, 0, 0, 0, STOP])
+    reached, called, _ = loop(total_steps=5, requests=lambda: next(asked))
+    assert reached == 5
+    assert called["probe"] == [5], "nobody would measure it later"
+
+
 def test_a_skipped_step_is_logged_and_leaves_teacher_and_centre():
     _, called, engine = loop(poison={17})
     assert called["after"] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
