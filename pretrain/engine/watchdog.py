@@ -104,6 +104,8 @@ class Watchdog:
         self.folder = Path(orders.run_dir) / "hangs" / orders.token
         self._asked_at: float | None = None
         self._next_look = 0.0
+        self._answers = 0  # that this node gave
+        self._heard: dict[str, tuple[int, float]] = {}  # by file: the newest answer's number, when it came
 
     def watch(self) -> None:
         """Until all ranks have left, or were ended."""
@@ -148,8 +150,16 @@ class Watchdog:
         if not silent and not self.folder.exists():
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / f"node-{self.orders.node}.json", {"silent": silent})
-        told = {path.name: bool(_read(path).get("silent")) for path in self.folder.glob("node-*.json")}
+        self._answers += 1
+        _write(self.folder / f"node-{self.orders.node}.json", {"silent": silent, "number": self._answers})
+        told, now = {}, time.monotonic()
+        for path in self.folder.glob("node-*.json"):
+            said = _read(path)
+            if self._heard.get(path.name, (0, 0.0))[0] != said["number"]:
+                self._heard[path.name] = (said["number"], now)
+            # An answer that is not renewed is of a node that has gone since.
+            if now - self._heard[path.name][1] <= self.orders.answer:
+                told[path.name] = bool(said["silent"])
         return {"nodes": told, "verdict": (self.folder / "verdict").exists()}
 
     def _end_run(self) -> None:

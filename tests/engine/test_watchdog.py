@@ -111,6 +111,14 @@ def test_a_node_that_does_not_answer_is_named(job: Job):
     assert "n2 does not answer" in job.report["hang"]
 
 
+def test_a_node_that_answered_once_and_has_gone_since_holds_nothing_up(job: Job):
+    job.hangs.mkdir(parents=True)
+    (job.hangs / "node-1.json").write_text(json.dumps({"silent": False, "number": 1}))
+    job.start("silent agree 8", "silent data 8", watched=1)
+    assert job.ranks[0].wait(30) == EXIT_HUNG
+    assert "n2 does not answer" in job.report["hang"]
+
+
 def test_a_stopped_process_shows_its_stacks_and_is_ended(job: Job):
     job.start("silent backward 3", step_seconds=2.0)
     os.kill(job.ranks[0].pid, signal.SIGSTOP)
