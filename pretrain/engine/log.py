@@ -50,7 +50,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record `values` at `step`; show the line when a loss is among them."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.engine.log import RunLog, progress_line
 
@@ -26,6 +28,19 @@ def test_a_resumed_run_drops_the_rows_it_will_write_again_and_a_row_cut_by_a_kil
     second.scalars(5, {"loss": 0.0})
     second.close()
     assert logged(tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("start_step", [0, 2])
+def test_events_of_steps_that_are_taken_again_are_dropped_from_tensorboard(tmp_path: Path, start_step: int):
+    """From step 0 too: a run killed before its first checkpoint, or one that goes back to its start."""
+    for begin, steps, value in ((0, range(6), 1.0), (start_step, range(start_step + 1, 5), 2.0)):
+        log = RunLog(tmp_path, start_step=begin, total_steps=10)
+        for step in steps:
+            log.scalars(step, {"loss": value})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    expected = [(step, 1.0 if step <= start_step else 2.0) for step in range(5)]
+    assert [(event.step, event.value) for event in events] == expected
 
 
 def test_the_progress_line_says_what_a_person_asks():
