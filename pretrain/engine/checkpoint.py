@@ -86,7 +86,7 @@ class Checkpoints:
         files = [receipt for written, _ in everyone for receipt in written]
         _, problem = self._on_rank_0(lambda: commit.seal(temp, final, step=step, files=files, about=about))
         self._raise_if(problem, final, temp)
-        self._prune(final)
+        self._prune(final, step)
         return final
 
     def _keep_or_replace(self, engine: Engine, step: int, about: Mapping[str, Any], final: Path) -> Path:
@@ -134,17 +134,23 @@ class Checkpoints:
         assert manifest is not None
         return manifest
 
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, newest: Path, step: int) -> None:
         # Old ones go only after the new one was read back.
         self.verify(newest)
-        if distributed.rank() == 0:
-            commit.point_latest(self.root, newest)
+
+        def make_room() -> None:
             commit.prune(
                 self.root,
+                newest=step,
                 keep_last=self._keep_last,
                 milestone_every=self._milestone_every,
                 protected=self.protected,
             )
+            commit.point_latest(self.root, newest)
+
+        _, problem = self._on_rank_0(make_room)
+        if problem:
+            raise CheckpointError(f"wrote {newest}, but could not tidy up {self.root} after it: {problem}")
 
     def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
         result, problem = None, None

@@ -167,7 +167,11 @@ def verify(folder: Path) -> Manifest:
 def checkpoints(root: Path) -> list[Path]:
     """Folders that look like checkpoints, newest first; none of them is verified."""
     found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(root: Path) -> Path:
@@ -196,16 +200,17 @@ def clean(root: Path) -> list[str]:
     return [path.name for path in left]
 
 
-def prune(root: Path, *, keep_last: int, milestone_every: int, protected: int | None = None) -> list[str]:
-    """Delete all but the newest `keep_last` and the steps that are multiples of `milestone_every` (0: no milestones).
+def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, protected: int | None = None) -> list[str]:
+    """Delete all but the last `keep_last` up to `newest` and the multiples of `milestone_every` (0: no milestones).
 
-    The `protected` step stays too.
+    The `protected` step stays too, and what is later than `newest`: damaged ones, which a run that fell back to an
+    earlier one writes again.
 
-    Call it only once the newest one is verified. A folder leaves by one rename: half of it never is a checkpoint.
+    Call it only once `newest` is verified. A folder leaves by one rename: half of it never is a checkpoint.
     """
     gone = []
-    for path in checkpoints(root)[keep_last:]:
-        step = int(path.name.removeprefix("step-"))
+    for path in [path for path in checkpoints(root) if _step(path) <= newest][keep_last:]:
+        step = _step(path)
         if (milestone_every and step % milestone_every == 0) or step == protected:
             continue
         _remove(path)
@@ -215,7 +220,7 @@ def prune(root: Path, *, keep_last: int, milestone_every: int, protected: int | 
 
 def remove_after(root: Path, step: int) -> list[str]:
     """Delete the checkpoints of later steps than `step`, newest first; the names."""
-    late = [path for path in checkpoints(root) if int(path.name.removeprefix("step-")) > step]
+    late = [path for path in checkpoints(root) if _step(path) > step]
     for path in late:
         _remove(path)
     return [path.name for path in late]

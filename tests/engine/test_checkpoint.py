@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from pretrain.distributed import World
+from pretrain.engine import commit
 from pretrain.engine.accelerate import AccelerateEngine
 from pretrain.engine.checkpoint import Checkpoints
 from pretrain.engine.commit import CheckpointError, DamagedError, checkpoints
@@ -88,6 +90,30 @@ def test_old_ones_stay_when_the_new_one_cannot_be_read_back(tmp_path, engine, mo
     found = saved.find_latest()
     assert found is not None
     assert found.step == 2
+
+
+def test_damaged_later_ones_do_not_push_out_what_is_saved_after_falling_back(tmp_path, engine):
+    saved = Checkpoints(tmp_path, keep_last=1, milestone_every=3)
+    saved.save(engine, 3, {})
+    _damage(saved.save(engine, 5, {}), "flip")
+    saved.save(engine, 4, {})
+    found = saved.find_latest()
+    assert found is not None and found.step == 4
+
+
+def test_a_disk_that_is_full_after_the_commit_is_said_on_every_rank_and_the_new_one_is_whole(
+    tmp_path, engine, monkeypatch
+):
+    saved = Checkpoints(tmp_path, keep_last=1)
+    saved.save(engine, 2, {})
+
+    def full(root: Path, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commit, "point_latest", full)
+    with pytest.raises(CheckpointError, match=r"wrote .*step-00000004, but could not .*No space left"):
+        saved.save(engine, 4, {})
+    assert [commit.verify(path).step for path in checkpoints(tmp_path)] == [4], "room was made first"
 
 
 @pytest.mark.parametrize("limit", [1000, 3000, 5000])

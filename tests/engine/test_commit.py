@@ -31,8 +31,8 @@ def save(root, step):
     files = [commit.write_file(temp / name, name.encode() * 40 + bytes([step])) for name in ("model", "optim")]
     commit.seal(temp, commit.step_folder(root, step), step=step, files=files, about={"cursor": step})
     commit.verify(commit.step_folder(root, step))
+    commit.prune(root, newest=step, keep_last=1, milestone_every=0)
     commit.point_latest(root, commit.step_folder(root, step))
-    commit.prune(root, keep_last=1, milestone_every=0)
 
 def die_at(point, half):
     count = 0
@@ -166,7 +166,7 @@ def test_another_format_is_not_called_damage(tmp_path, monkeypatch):
 def test_prune_keeps_the_newest_and_the_milestones(tmp_path):
     for step in range(1, 9):
         _save(tmp_path, step)
-    gone = commit.prune(tmp_path, keep_last=2, milestone_every=3)
+    gone = commit.prune(tmp_path, newest=8, keep_last=2, milestone_every=3)
     assert [path.name for path in commit.checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (8, 7, 6, 3)]
     assert len(gone) == 4
     assert not list(tmp_path.glob(".trash*"))
@@ -175,7 +175,8 @@ def test_prune_keeps_the_newest_and_the_milestones(tmp_path):
 def test_the_step_to_rewind_to_outlives_newer_ones_and_a_rewind_takes_back_the_rest(tmp_path):
     for step in range(1, 6):
         (tmp_path / f"step-{step:08d}").mkdir()
-    assert commit.prune(tmp_path, keep_last=1, milestone_every=0, protected=2) == [f"step-{s:08d}" for s in (4, 3, 1)]
+    gone = commit.prune(tmp_path, newest=5, keep_last=1, milestone_every=0, protected=2)
+    assert gone == [f"step-{step:08d}" for step in (4, 3, 1)]
     assert commit.remove_after(tmp_path, 2) == ["step-00000005"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
