@@ -30,9 +30,9 @@ class LossScaler:
             self.scale = max(1.0, self.scale / 2.0)
 
     def state(self) -> dict[str, float]:
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        return {"enabled": self.enabled, "scale": self.scale, "good_steps": self.good_steps}
 
     def restore(self, state: dict[str, float]) -> None:
         """A state saved in fp32 or bf16 has no scale worth keeping."""
-        if self.enabled and state["scale"] > 1.0:
+        if self.enabled and state.get("enabled", state["scale"] > 1.0):
             self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

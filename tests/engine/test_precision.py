@@ -67,6 +67,16 @@ def test_the_scale_grows_after_good_steps_and_survives_a_checkpoint():
     assert other.scale == 1.0
 
 
+def test_a_scale_at_its_floor_survives_a_checkpoint_and_that_of_fp32_does_not():
+    floor = LossScaler(enabled=True, scale=2.0)
+    floor.overflow()
+    again, fresh = LossScaler(enabled=True), LossScaler(enabled=True)
+    again.restore(floor.state())
+    assert again.scale == 1.0 and again.at_floor
+    fresh.restore(LossScaler(enabled=False).state())
+    assert fresh.scale == 65536.0
+
+
 def test_random_numbers_depend_on_seed_step_micro_batch_and_rank_alone():
     class Noisy(Plain):
         def forward(self, batch, step):
