@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -41,7 +42,8 @@ class Lease:
             raise RunInUseError(message) from None
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(owner).encode(), 0)
+        with suppress(OSError):  # for people; on a full disk the run itself has more to say
+            os.pwrite(self._fd, json.dumps(owner).encode(), 0)
 
     def release(self) -> None:
         """The file stays: removing it would let two processes lock two files of one name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pretrain.engine.replicas import ReplicasDifferError
 from pretrain.engine.watching import watched
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def session(
@@ -34,7 +36,7 @@ def session(
     """What `body` returns, computed by all processes of the run together, while rank 0 holds the folder.
 
     An error that is foreseen is printed instead of raised: wrong input is status 2, no whole checkpoint 3, and a run
-    that cannot go on 1 (`failures`, beside losses that are not finite).
+    that cannot go on 1 (`failures`, beside losses that are not finite and a disk that takes no more).
     """
     if engine.deterministic and engine.device != "cpu" and torch.cuda.is_available():
         _repeat_bitwise()
@@ -58,6 +60,12 @@ def session(
         return _fail(error, EXIT_FAILED)
     except (NonFiniteError, *failures) as error:
         return _fail(error, EXIT_FAILED)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = error.filename or f"a file of {run_dir}"
+        message = f"{where}: {error.strerror}; once it can be written again, the same command goes on"
+        return _fail(message, EXIT_FAILED)
 
 
 def _repeat_bitwise() -> None:
@@ -82,6 +90,6 @@ def _hold_lease(folder: Path, stack: ExitStack) -> None:
         raise RunInUseError(problem)
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     print(error, file=sys.stderr, flush=True)
     return status
