@@ -11,6 +11,7 @@ from typing import Any
 from pretrain.config import PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
 from pretrain.engine.commit import CheckpointError, newest_whole, read_manifest
+from pretrain.record import read_rows
 
 
 def from_run(run_dir: Path, out: Path) -> str:
@@ -65,8 +66,7 @@ def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, fl
         "linear": f"linear top-1, logistic regression, L2 chosen on a fifth of train, {config.probe.val_shards}",
     }
     scores: dict[str, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        row = json.loads(line)
+    for row in read_rows(path):
         for name, value in row.items() if row["step"] <= step else ():
             probe, _, kind = name.partition("/")
             if probe in protocols and kind != "pixels":
