@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain import distributed
+from pretrain import distributed, heartbeat
 from pretrain.objectives.base import Objective
 
 MOST_CULPRITS = 8
@@ -69,6 +69,7 @@ def evaluate(
         with torch.no_grad():
             for name, buffer in objective.named_buffers():
                 buffer.copy_(buffers[name])
+    heartbeat.alive()
     norms = {name: gradient.norm() for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
     finite = torch.stack(list(norms.values())).isfinite().tolist()
     return Outcome(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pretrain import heartbeat
 from pretrain.culprits import MOST_CULPRITS, evaluate, find_culprits, rows_of
 from tests.objectives.tiny import batch, objective
 
@@ -32,6 +33,18 @@ def test_a_meeting_of_rows_or_most_of_them_is_nobodys_fault():
     assert find_culprits(lambda rows: True, 8) is None
     # Row 1 breaks any batch alone; but without it the batch is broken still.
     assert find_culprits(lambda rows: 1 in rows or len(set(rows)) > 4, 8) is None
+
+
+def test_the_search_is_no_hang_to_the_watchdog():
+    """It may take longer than a step; each part of the batch that was computed is a sign of life."""
+    of = objective("mae").train()
+    heart = heartbeat.begin()
+    try:
+        beats = heart._beats
+        evaluate(of, batch(of), 0, seed=1, precision="fp32")
+        assert heart._beats > beats
+    finally:
+        heartbeat.end()
 
 
 @pytest.mark.parametrize("name", ["mae", "dino"])
