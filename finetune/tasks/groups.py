@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from pretrain.models import param_groups
 from pretrain.models.layer_decay import layer_decay as by_layer
+
+_CLASSIFIER = "a classifier"  # no name that a parameter has
 
 
 def task_groups(
@@ -24,17 +26,18 @@ def task_groups(
 
     Args:
         prefix: of the backbone's names, with the dot. no_decay: names without weight decay, beside biases and vectors.
-        layer_decay: layer i of d has the learning rate times layer_decay^(d + 1 - i); of a model without blocks the
-            layers are those that timm gives it.
+        layer_decay: layer i of d has the learning rate times layer_decay^(d + 1 - i); of a hierarchical model of timm's
+            the layers are those that timm gives it.
         head_lr_scale: of everything outside the backbone.
     """
     trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
     groups = param_groups.split(task, no_decay_names=no_decay & trained)
     inner = prefix + backbone.blocks_prefix
-    if layer_decay < 1 and any(name.startswith(f"{inner}blocks.") for name in trained):
-        groups = by_layer(groups, decay=layer_decay, depth=backbone.depth, prefix=inner)
-    elif layer_decay < 1 and any(name.startswith(prefix) for name in trained):
-        groups = _by_layer_of_timm(groups, backbone, prefix=inner, decay=layer_decay)
+    if layer_decay < 1 and any(name.startswith(prefix) for name in trained):
+        if "layers" in backbone.provides:
+            groups = by_layer(groups, decay=layer_decay, depth=backbone.depth, prefix=inner)
+        else:
+            groups = _by_layer_of_timm(groups, backbone, prefix=inner, decay=layer_decay)
     if head_lr_scale == 1:
         return groups
 
@@ -47,15 +50,17 @@ def task_groups(
 
 
 def _by_layer_of_timm(groups: param_groups.Groups, backbone: Any, *, prefix: str, decay: float) -> param_groups.Groups:
-    """Layers as timm counts them (stem, each block of each stage, what comes after)."""
+    """Layers as timm counts them: stem, each block of each stage; a classifier, and what timm has beside it, do not
+    decay."""
+    names = [name for name, _ in backbone.model.named_parameters()]
     matcher = backbone.model.group_matcher(coarse=False)
-    layers: dict[str, Any] = dict(group_parameters(backbone.model, matcher, reverse=True))
-    last = max(layers.values())
+    # What no rule of timm's names is its last layer, as its classifier is, which this model lacks.
+    layers: Any = group_with_matcher(((name, name) for name in [*names, _CLASSIFIER]), matcher, reverse=True)
 
     def change(source: dict[str, Any], layer: int | None) -> dict[str, Any]:
         if layer is None:
             return {}
-        scale = source["lr_scale"] * decay ** (last + 1 - layer)
+        scale = source["lr_scale"] * decay ** (layers[_CLASSIFIER] - layer)
         return {"name": f"{source['name']}_layer{layer}", "lr_scale": scale}
 
     def place(name: str) -> int | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 
 from finetune.backbones.opened import Opened
 from finetune.config import FinetuneOptim
@@ -39,14 +41,28 @@ def test_layers_decay_towards_the_input_and_the_head_has_its_own_rate():
     assert found["backbone.pos_embed"] == found["backbone.cls_token"] == (0.125, 0.0)
 
 
-def test_layers_of_a_hierarchical_backbone_are_those_of_timm():
-    backbone = TimmBackbone("test_convnext", (64, 64))
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_convnext", {}),
+        ("resnet10t", {}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}),
+        ("hiera_tiny_224", {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}),
+        ("xcit_nano_12_p8_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    ],
+)
+def test_layers_of_a_hierarchical_backbone_are_those_of_timm(name: str, arguments: dict[str, Any]):
+    backbone = TimmBackbone(name, (224, 224), **arguments)
     made = Brightness(None, Opened(backbone, (0.5,) * 3, (0.5,) * 3, ""), Classes(("dark", "bright")))
     made.prepare(FinetuneOptim(**OPTIM, layer_decay=0.5))
-    found = scales(made)
-    stem = next(scale for name, (scale, _) in found.items() if name.startswith("backbone.model.stem."))
-    last = [scale for name, (scale, _) in found.items() if name.startswith("backbone.model.stages.3.")]
-    assert 0 < stem < min(last) <= max(last) < 1 and found["head.weight"][0] == 1.0
+    found = {name: scale for name, (scale, _) in scales(made).items()}
+    theirs = timm.create_model(name, num_classes=2, **arguments)
+    groups = param_groups_layer_decay(theirs, layer_decay=0.5)
+    expected = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    for parameter, tensor in theirs.named_parameters():
+        if parameter in dict(backbone.model.named_parameters()):
+            assert found[f"backbone.model.{parameter}"] == pytest.approx(expected[id(tensor)]), parameter
+    assert found["head.weight"] == 1.0
 
 
 def test_a_frozen_backbone_is_in_no_group():
