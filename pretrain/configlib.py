@@ -160,19 +160,19 @@ def _keys_at(values: Any, location: tuple[Any, ...]) -> set[Any]:
     return keys
 
 
-def _sections(annotation: Any) -> Iterator[type[Config]]:
+def sections_in(annotation: Any) -> Iterator[type[Config]]:
     """The Config classes inside an annotation: itself, a union, an Optional, an Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         yield annotation
     for argument in get_args(annotation):
-        yield from _sections(argument)
+        yield from sections_in(argument)
 
 
 def _tags(model: type[Config]) -> set[str]:
     """Every `name` literal of the tagged unions below `model`."""
     tags: set[str] = set()
     for field in model.model_fields.values():
-        sections = list(_sections(field.annotation))
+        sections = list(sections_in(field.annotation))
         for section in sections:
             tags |= _tags(section)
             if len(sections) > 1 and "name" in section.model_fields:
@@ -194,7 +194,7 @@ def _paths(model: type[Config]) -> Iterator[str]:
     """Every key of `model`, by its whole path."""
     for name, field in model.model_fields.items():
         yield name
-        for section in _sections(field.annotation):
+        for section in sections_in(field.annotation):
             yield from (f"{name}.{path}" for path in _paths(section))
 
 
@@ -203,7 +203,7 @@ def _valid_names(model: type[Config], location: tuple[Any, ...]) -> list[str]:
     sections: list[type[Config]] = [model]
     for part in location[:-1]:
         below = [s for section in sections if part in section.model_fields
-                 for s in _sections(section.model_fields[part].annotation)]  # fmt: skip
+                 for s in sections_in(section.model_fields[part].annotation)]  # fmt: skip
         tagged = [
             s for s in sections if "name" in s.model_fields and part in get_args(s.model_fields["name"].annotation)
         ]

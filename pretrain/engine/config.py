@@ -21,8 +21,8 @@ class OptimConfig(Config):
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
-    epochs: float | None = Field(None, gt=0)
-    total_steps: Positive | None = None
+    epochs: float | None = Field(None, gt=0, description="passes over the data, or total_steps")
+    total_steps: Positive | None = Field(None, description="optimizer steps, or epochs")
     lr: float | None = Field(None, gt=0, description="peak learning rate, as it is")
     blr: float | None = Field(None, gt=0, description="base learning rate: lr follows from it by blr_rule")
     blr_rule: Literal["linear", "sqrt"] = Field("linear", description="lr = blr * (global_batch_size / blr_batch), or")
@@ -45,7 +45,7 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
     trust_coefficient: float = Field(0.001, gt=0, description="of lars")
-    clip_grad: float | None = Field(None, gt=0)
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; default: not clipped")
     clip_mode: Literal["global", "per_tensor", "per_module"] = Field(
         "global", description="per_tensor: each tensor alone (DINO); per_module: backbone and heads apart (DINOv2)"
     )
@@ -104,7 +104,7 @@ class WatchConfig(Config):
     )
     start_seconds: float = Field(3600, gt=0, description="before the first step is done, and after the last")
     step_seconds: float = Field(600, gt=0, description="within a part of a step: data, forward, backward, update")
-    save_seconds: float = Field(1800, gt=0)
+    save_seconds: float = Field(1800, gt=0, description="of a save")
     probe_seconds: float = Field(3600, gt=0, description="of a probe or an evaluation, between two of its batches")
     replicas_every_steps: int = Field(
         500, ge=0, description="are the weights of all ranks equal? also before each save; 0: not asked"
@@ -116,9 +116,9 @@ class EngineConfig(Config):
 
     name: Literal["accelerate", "deepspeed"] = "accelerate"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulation_steps: Positive = 1
-    compile: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of forward and backward; weights are fp32")
+    accumulation_steps: Positive = Field(1, description="micro-batches of a step")
+    compile: bool = Field(False, description="torch.compile")
     deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
     max_nonfinite_steps: Positive = Field(3, description="without finite loss or gradient: skipped; so many: rewind")
     nonfinite_window: Positive = Field(100, description="steps within which max_nonfinite_steps are counted")
@@ -142,7 +142,7 @@ class EngineConfig(Config):
 class CheckpointConfig(Config):
     """When the run is saved. A checkpoint resumes this run; a release carries the weights elsewhere."""
 
-    every_steps: Positive = 1000
+    every_steps: Positive = Field(1000, description="between saves; also at the end and when asked to stop")
     keep: Positive = Field(3, description="newest checkpoints kept")
     milestone_every_steps: Positive | None = Field(None, description="every so many steps one is kept for ever")
 
