@@ -75,7 +75,7 @@ class PlainDense(nn.Module):
         self.backbone = backbone
         self.embed_dim, self.depth, self.patch_size = backbone.embed_dim, backbone.depth, backbone.patch_size
         self.num_prefix_tokens = backbone.num_prefix_tokens
-        self.indices = _blocks("indices", (self.depth - 1,) if indices is None else indices, self.depth)
+        self.indices = ascending("indices", (self.depth - 1,) if indices is None else indices, self.depth)
         if window is not None and window < 1:
             raise ValueError(f"window {window}: expected at least 1 token")
         if window is None and global_blocks is not None:
@@ -84,7 +84,7 @@ class PlainDense(nn.Module):
         self.global_blocks = tuple(range(self.depth))
         if window is not None:
             given = four_blocks(self.depth) if global_blocks is None else global_blocks
-            self.global_blocks = _blocks("global_blocks", given, self.depth)
+            self.global_blocks = ascending("global_blocks", given, self.depth)
         self.rel_pos = rel_pos
         if rel_pos:
             for index, block in enumerate(backbone.blocks):
@@ -248,7 +248,12 @@ def with_mask(bias: Tensor, hidden: Tensor) -> Tensor:
     return bias.masked_fill(hidden, -torch.inf)
 
 
-def _blocks(what: str, indices: Sequence[int], depth: int) -> tuple[int, ...]:
+def ascending(what: str, indices: Sequence[int], depth: int) -> tuple[int, ...]:
+    """`indices` of blocks as a tuple.
+
+    Raises:
+        ValueError: they do not ascend within the `depth`, or there are none; `what` is what they are called.
+    """
     if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
         raise ValueError(f"{what} must ascend within 0 to {depth - 1}, got {list(indices)}")
     return tuple(indices)

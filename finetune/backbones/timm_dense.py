@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from finetune.backbones import windows
-from finetune.backbones.plain import four_blocks, with_mask
+from finetune.backbones.plain import ascending, four_blocks, with_mask
 from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.timm_backbone import TimmBackbone
 
@@ -61,9 +61,7 @@ class TimmDense(nn.Module):
         if indices is None:
             indices = [i for i, (_, stride) in enumerate(info) if stride >= FINEST]
             indices = indices if self.hierarchical else indices[-1:]
-        if list(indices) != sorted(set(indices)) or not indices or not 0 <= indices[0] <= indices[-1] < len(info):
-            raise ValueError(f"indices must ascend within 0 to {len(info) - 1}, got {list(indices)}")
-        self.indices = tuple(indices)
+        self.indices = ascending("indices", indices, len(info))
         self.channels = [info[index][0] for index in indices]
         self.strides = [info[index][1] for index in indices]
         self.patch_size = info[-1][1]
@@ -76,7 +74,8 @@ class TimmDense(nn.Module):
         if window is not None:
             if not isinstance(model, VisionTransformer) or backbone.family.name != "ViT":
                 raise ValueError(f"window {window}: timm/{backbone.name} is no plain ViT whose blocks take windows")
-            self.global_blocks = four_blocks(self.depth) if global_blocks is None else tuple(global_blocks)
+            given = four_blocks(self.depth) if global_blocks is None else global_blocks
+            self.global_blocks = ascending("global_blocks", given, self.depth)
         elif global_blocks is not None:
             raise ValueError("global_blocks without a window: every block is global already; give window too")
         self._freeze_unused()

@@ -32,7 +32,8 @@ class DepthBins(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         weights = logits.float().relu() + 0.1  # linear normalization: DINOv2's
         weights = weights / weights.sum(dim=1, keepdim=True)
-        return torch.einsum("bkhw,k->bhw", weights, self.centres)[:, None]
+        with torch.autocast(logits.device.type, enabled=False):  # bf16 tells metres apart to 1 in 256
+            return torch.einsum("bkhw,k->bhw", weights, self.centres)[:, None]
 
 
 def silog(predicted: Tensor, truth: Tensor, known: Tensor, *, variance_focus: float) -> Tensor:

@@ -30,7 +30,7 @@ from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.models import param_groups
-from pretrain.models.sync_batch_norm import BatchStatistics
+from pretrain.models.sync_batch_norm import BatchStatistics, synchronized
 
 _TOP = 5
 
@@ -52,7 +52,7 @@ class Classification(Task):
         super().__init__(config, opened, classes)
         if len(classes) < 2:
             raise ValueError(f"data.train: {len(classes)} class; a classifier needs at least 2")
-        self.backbone = opened.backbone
+        self.backbone = synchronized(opened.backbone)
         self.head = self._head(len(classes))
         self._free()
         augment = config.augment

@@ -28,7 +28,9 @@ class Detection(Task):
 
     def __init__(self, config: DetectionConfig, opened: Opened, classes: Classes):
         super().__init__(config, opened, classes)
-        norm = config.final_norm or not isinstance(config.head, RCNNHead)
+        # ViTDet's pyramid reads a plain backbone without its norm; Swin's and ConvNeXt's have one for each stage.
+        plain = "layers" in opened.backbone.provides
+        norm = config.final_norm or not plain or not isinstance(config.head, RCNNHead)
         self.dense = dense(
             opened.backbone,
             window=config.window,

@@ -82,6 +82,8 @@ def test_an_image_size_that_the_model_refuses_is_named_with_the_way_out():
 def test_what_a_model_cannot_do_is_refused():
     with pytest.raises(ValueError, match="no plain ViT whose blocks take windows"):
         dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), window=7)
+    with pytest.raises(ValueError, match=r"global_blocks must ascend within 0 to 2, got \[2, 5, 8, 11\]"):
+        dense(TimmBackbone("vit_tiny_patch16_224", (32, 32), **TINY_VIT), window=2, global_blocks=(2, 5, 8, 11))
     with pytest.raises(ValueError, match="decomposed positions are of our own ViT"):
         dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), rel_pos=True)
     with pytest.raises(ValueError, match="indices must ascend within 0 to 3"):

@@ -16,6 +16,7 @@ from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
 from pretrain.configlib import ConfigError, validate
+from pretrain.models.sync_batch_norm import SyncBatchNorm
 from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
@@ -87,6 +88,14 @@ def test_networks_without_blocks_are_fine_tuned_and_probed_by_their_own_pooling(
         task(TimmBackbone(name, (64, 64)), pool="token")
     with pytest.raises(ValueError, match="the backbone has 0 blocks"):
         task(TimmBackbone(name, (64, 64)), train="partial")
+
+
+def test_batch_norms_of_a_network_that_is_fine_tuned_are_those_of_all_ranks():
+    made = task(TimmBackbone("resnet10t", (64, 64)))
+    norms = [module for module in made.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, SyncBatchNorm) for norm in norms)
+    names = {name.removeprefix("backbone.") for name in made.state_dict() if name.startswith("backbone.")}
+    assert names == set(TimmBackbone("resnet10t", (64, 64)).state_dict())
 
 
 def test_token_pooling_reads_the_class_token_and_mean_pooling_the_patches_before_the_norm():

@@ -11,6 +11,7 @@ import torch
 from finetune.backbones.opened import Opened
 from finetune.data.batches import EvalBatches, TrainBatches
 from finetune.data.examples import Example, Findings
+from finetune.heads.depth_bins import DepthBins
 from finetune.predictions import Classes
 from finetune.tasks.configs.depth import DepthConfig
 from finetune.tasks.depth import Depth
@@ -76,6 +77,13 @@ def test_both_heads_learn_planted_depth(head: dict, spacing: str):
     assert "windows of 64 x 64 px every 32, 32, and mirrored" in scores.protocol
     picture = task.picture(Walls()[0], found[0])
     assert picture.ndim == 3 and picture.dtype == np.uint8
+
+
+def test_metres_are_not_rounded_under_autocast():
+    bins, logits = DepthBins(64, min_depth=1.0, max_depth=80.0, spacing="uniform"), torch.randn(1, 64, 8, 8)
+    expected = bins(logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bins(logits).equal(expected)
 
 
 def test_the_section_names_what_cannot_work():

@@ -18,6 +18,7 @@ from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
 from finetune.tasks.detection import Detection
 from pretrain.configlib import ConfigError, validate
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
 RCNN = {
@@ -120,6 +121,18 @@ def test_every_head_trains_all_its_parameters_and_predicts(head: str):
         assert (np.diff(each.scores) <= 0).all()
         assert (each.masks is not None) == task.config.with_masks
         assert all(list(mask["size"]) == [30, 50] for mask in each.masks or [])
+
+
+def test_stages_of_a_hierarchical_backbone_get_a_norm_each_before_the_pyramid_of_an_r_cnn():
+    backbone = TimmBackbone("test_convnext", (64, 64))
+    head = {**HEADS["faster_rcnn"], "anchors": [12, 24, 48, 96, 192]}
+    config = validate(DetectionConfig, {"name": "detection", "head": head, "size": 64}, source="test")
+    task = Detection(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a ConvNeXt"), CLASSES).train()
+    with torch.no_grad():
+        for level in task.dense(torch.randn(1, 3, 64, 64) * 20):
+            torch.testing.assert_close(level.std(1, correction=0), torch.ones(level[:, 0].shape), atol=0.05, rtol=0)
+    task(train_batches(task, Squares(2), 2)[0], 0)["loss"].backward()
+    assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
 
 
 @pytest.mark.parametrize("head", ["mask_rcnn", "detr", "eomt"])
