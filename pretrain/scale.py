@@ -4,7 +4,8 @@ With k = new global batch / old one, and every duration kept in samples:
 
     learning rate       times k (Goyal et al. 2017) or sqrt(k) (Krizhevsky 2014; DINOv2), as the recipe's own `blr_rule`
     averages            momentum m -> m^k: the average forgets as many samples as before (Busbridge et al. 2023)
-    steps               warm-up, length and intervals given in steps: divided by k; those given in epochs stay
+    steps               warm-up, length and intervals given in steps: divided by k; those given in epochs stay, and
+                        checkpoints do not come later than before: their interval is what a kill costs
 
 No torch here; the memory on the new GPUs is `pretrain.memory`'s.
 """
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.config import PretrainConfig
-from pretrain.configlib import ConfigError, read_values, validate, write_values
+from pretrain.configlib import Config, ConfigError, read_values, validate, write_values
 
 Rule = Literal["linear", "sqrt", "none"]
 FAR = 4.0  # a factor beyond which the rules of the learning rate are known to fail for some recipes
@@ -115,14 +118,17 @@ def _averages(config: PretrainConfig, k: float) -> Iterator[Change]:
 
 
 def _durations(config: PretrainConfig, k: float) -> Iterator[Change]:
-    keys = [("optim", "total_steps"), ("optim", "warmup_steps")]
-    keys += [("checkpoint", "every_steps"), ("checkpoint", "milestone_every_steps"), ("log", "pictures_every_steps")]
-    keys += [("probe", "every_steps")] if config.probe else []
-    keys += [("objective", key) for key in type(config.objective).model_fields if key.endswith("_steps")]
-    for section, key in keys:
-        old = getattr(getattr(config, section), key)
-        if isinstance(old, int) and old > 0:
-            yield Change(f"{section}.{key}", old, max(1, round(old / k)), "as many samples as before")
+    keys = ["optim.total_steps", "optim.warmup_steps", "checkpoint.every_steps", "checkpoint.milestone_every_steps"]
+    keys += ["log.pictures_every_steps", *(["probe.every_steps"] if config.probe else [])]
+    for name, value in config.objective:
+        if isinstance(value, Config):
+            keys += [f"objective.{name}.{key}" for key in type(value).model_fields if key.endswith("_steps")]
+        elif name.endswith("_steps"):
+            keys.append(f"objective.{name}")
+    for key in keys:
+        old = attrgetter(key)(config)
+        if isinstance(old, int) and old > 0 and not (key == "checkpoint.every_steps" and k < 1):
+            yield Change(key, old, max(1, round(old / k)), "as many samples as before")
 
 
 def _untested(config: PretrainConfig, k: float, rule: Rule) -> list[str]:
@@ -143,10 +149,13 @@ def _untested(config: PretrainConfig, k: float, rule: Rule) -> list[str]:
 
 
 def _applied(values: dict[str, Any], changes: list[Change]) -> dict[str, Any]:
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    result = deepcopy(values)
     for change in changes:
-        section, _, key = change.key.partition(".")
-        result.setdefault(section, {})[key] = change.new
+        *path, key = change.key.split(".")
+        section = result
+        for part in path:
+            section = section.setdefault(part, {})
+        section[key] = change.new
     return result
 
 
@@ -181,7 +190,11 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(chosen.out or source.with_name(f"{source.stem}_{chosen.gpus}x{chosen.batch_per_gpu}.yaml"))
     notes = [f"{source.name} for {chosen.gpus} GPUs x {chosen.batch_per_gpu} images, by `fovea scale`"]
     notes += [str(change) for change in scaled.changes] + [f"untested: {line}" for line in scaled.untested]
-    write_values(out, scaled.values, notes=notes)
+    try:
+        write_values(out, scaled.values, notes=notes)
+    except OSError as error:
+        print(f"--out {out}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     print("\n".join([*notes[1:], f"wrote {out}"]))
     if not chosen.no_memory:
         from pretrain.memory import describe

@@ -44,6 +44,20 @@ def test_samples_seen_and_the_memory_of_the_average_stay(gpus: int, batch: int, 
     assert new.objective.momentum_teacher == pytest.approx(0.996**k)  # type: ignore[union-attr]
 
 
+def test_steps_inside_a_part_of_the_objective_are_scaled_too_and_a_checkpoint_never_comes_later():
+    recipe = next(path for path in RECIPES if path.stem == "dinov2_vit_large_gram_highres")
+    values = read_values(recipe) | {"checkpoint": {"every_steps": 500}}
+    batch = values["optim"]["global_batch_size"]
+    smaller, larger = (
+        scale(values, gpus=1, batch_per_gpu=size, accumulation=1).values for size in (batch // 4, batch * 4)
+    )
+    refresh = values["objective"]["gram"]["refresh_steps"]
+    assert smaller["objective"]["gram"]["refresh_steps"] == refresh * 4
+    assert larger["objective"]["gram"]["refresh_steps"] == refresh // 4
+    assert smaller["checkpoint"]["every_steps"] == 500 and larger["checkpoint"]["every_steps"] == 125
+    assert values["objective"]["gram"]["refresh_steps"] == refresh, "the recipe itself is left alone"
+
+
 def test_scaling_there_and_back_gives_the_recipe_again():
     there = scale(DINO, gpus=8, batch_per_gpu=128, accumulation=1).values
     back = config_of(scale(there, gpus=8, batch_per_gpu=64, accumulation=1).values)
@@ -100,6 +114,8 @@ def test_a_wrong_count_and_a_wrong_recipe_end_with_two(tmp_path: Path, capsys):
     assert "gpus must be at least 1, got 0" in capsys.readouterr().err
     assert main([str(path), "objective.momentum_teacherr=0.9", "--gpus", "1", "--batch-per-gpu", "8"]) == 2
     assert "did you mean momentum_teacher" in capsys.readouterr().err
+    assert main([str(path), "--gpus", "1", "--batch-per-gpu", "8", "--out", f"{tmp_path}/none/x.yaml"]) == 2
+    assert "none/x.yaml: cannot be written: No such file or directory" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         scale({"run_dir": "x"}, gpus=1, batch_per_gpu=1)
 
