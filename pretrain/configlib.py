@@ -7,7 +7,7 @@ reported before torch is imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -40,7 +40,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            continue  # an unfilled {{placeholder}}, say: refused below
         if key in seen:
             raise ConfigError(str(node.start_mark.name), [f"{key}: given twice (line {key_node.start_mark.line + 1})"])
         seen.add(key)
@@ -69,8 +73,12 @@ def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, An
         raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day that does not exist, no UTF-8
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"expected a mapping of sections, got {type(values).__name__}"])
     problems = [problem for override in overrides if (problem := _apply(values, override))]
@@ -108,7 +116,7 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
         return f"{override}: expected key.sub=value"
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return f"{override}: value is not valid YAML: {' '.join(str(error).split())}"
     node = values
     for part in parts[:-1]:

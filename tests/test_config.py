@@ -106,6 +106,23 @@ def test_keys_of_deepspeed_that_are_ours_are_refused_by_name():
         load("debug/mae", "engine.deepspeed={train_batch_size: 4, zero_optimization: {stage: 2}}")
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("deepspeed={zero_optimization: 2}", "engine.deepspeed: zero_optimization: is a section, got the value 2"),
+        ("deepspeed={zero_optimization: {offload_optimizer: cpu}}", "got the value 'cpu' (device: cpu)"),
+        ("deepspeed={zero_optimization: {offload_param: {device: cpu}}}", "offload the optimizer only"),
+        ("deepspeed={zero_optimization: {zenflow: {}, round_robin_gradients: true}}", "round_robin_gradients: not"),
+        ("deepspeed=zero2.json", "engine.deepspeed: Input should be a valid dictionary, got 'zero2.json'"),
+        ("compile=true", "engine: compile: not possible with zero_stage 3"),
+    ],
+)
+def test_what_the_deepspeed_engine_cannot_do_is_found_before_it_starts(override: str, problem: str):
+    with pytest.raises(ConfigError) as caught:
+        load("debug/mae", "engine.name=deepspeed", "engine.zero_stage=3", f"engine.{override}")
+    assert len(caught.value.problems) == 1 and problem in caught.value.problems[0]
+
+
 def test_colours_need_rgb():
     with pytest.raises(ConfigError) as caught:
         load("debug/dino", "model.in_chans=1", "data.mean=[0.5]", "data.std=[0.2]")

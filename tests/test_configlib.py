@@ -145,9 +145,32 @@ def test_a_folder_is_no_configuration(tmp_path: Path):
     assert problems(tmp_path) == ["is a folder; give one of the YAML files in it"]
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: !!python/object/apply:os.system ['true']"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "- a\n- b\n", "a: !!python/object/apply:os.system ['true']"),
+        *("title: {{name}}", "[1, 2]: a", "title: 2024-99-99", f"title: {'[' * 2000}", f"title: {'9' * 5000}"),
+    ],
+    ids=lambda text: text[:20],
+)
 def test_what_is_not_a_plain_mapping_is_refused(tmp_path: Path, text: str):
     assert len(problems(write(tmp_path, text))) == 1
+
+
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path):
+    path = write(tmp_path, "title: a\nshape: {name: circle}\n")
+    found = problems(path, "title={{name}}", "title=2024-99-99", "paint.coats=[")
+    assert [problem.partition(": ")[0] for problem in found] == ["title={{name}}", "title=2024-99-99", "paint.coats=["]
+
+
+def test_a_mapping_may_be_merged_into_another_and_overridden(tmp_path: Path):
+    text = "title: a\nshape: {name: circle}\npaint: {<<: {colour: blue, coats: 2}, coats: 3}"
+    drawing = load_config(Drawing, write(tmp_path, text))
+    assert drawing.paint == Paint(colour="blue", coats=3)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_the_configuration():
+    assert problems(Path("/proc/self/mem")) == ["cannot be read: Input/output error"]
 
 
 @given(st.text(st.characters(categories=["Ll"]), min_size=1, max_size=12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -130,13 +131,37 @@ class EngineConfig(Config):
 
     @field_validator("deepspeed")
     @classmethod
-    def _not_ours(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        owned = sorted(OWNED_DEEPSPEED_KEYS & set(raw))
-        if "stage" in (raw.get("zero_optimization") or {}):
-            owned.append("zero_optimization.stage")
-        if owned:
-            raise ValueError(f"{', '.join(owned)}: set by optim and engine of this file; remove from engine.deepspeed")
+    def _can_be_passed_on(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        if problems := deepspeed_problems(raw):
+            raise ValueError("\n".join(problems))
         return raw
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EngineConfig:
+        if self.compile and self.name == "deepspeed" and self.zero_stage == 3:
+            raise ValueError("compile: not possible with zero_stage 3; use zero_stage 0, 1 or 2, or compile=false")
+        return self
+
+
+def deepspeed_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Of raw DeepSpeed keys: those that are ours, and what the engine cannot follow."""
+    zero = raw.get("zero_optimization")
+    zero = {} if zero is None else zero
+    if not isinstance(zero, Mapping):
+        return [f"zero_optimization: is a section, got the value {zero!r}"]
+    found = []
+    if owned := sorted(OWNED_DEEPSPEED_KEYS & set(raw)) + ["zero_optimization.stage"] * ("stage" in zero):
+        found.append(f"{', '.join(owned)}: set by optim and engine of this file; remove from engine.deepspeed")
+    if "offload_param" in zero:
+        found.append("zero_optimization.offload_param: not supported; offload the optimizer only")
+    offload = zero.get("offload_optimizer")
+    offload = {} if offload is None else offload
+    if not isinstance(offload, Mapping):
+        found.append(f"zero_optimization.offload_optimizer: is a section, got the value {offload!r} (device: cpu)")
+    elif offload.get("device", "none") not in ("none", "cpu") or offload.get("ratio", 1.0) != 1.0:
+        found.append("zero_optimization.offload_optimizer: works with device cpu and ratio 1 only")
+    unsupported = [key for key in ("round_robin_gradients", "zenflow") if zero.get(key)]
+    return found + [f"zero_optimization.{key}: not supported; remove it" for key in unsupported]
 
 
 class CheckpointConfig(Config):

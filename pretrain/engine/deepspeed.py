@@ -19,22 +19,12 @@ from torch import Tensor, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.distributed import World
+from pretrain.engine.config import deepspeed_problems
 from pretrain.engine.fragments import Fragment
 from pretrain.engine.optim import OptimSettings, build_optimizer
 from pretrain.engine.step import Autocast, StepEngine
 from pretrain.engine.trainable import Batch, EngineSettings, Trainable
 
-_OWNED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "fp16",
-    "bf16",
-    "torch_autocast",
-)
 _INTERNALS = {
     0: (),
     1: (
@@ -213,24 +203,13 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     Raises:
         ValueError: a raw key is ours, or names what the engine cannot do.
     """
-    raw = dict(settings.deepspeed)
-    zero = dict(raw.pop("zero_optimization", {}))
-    owned = [key for key in _OWNED if key in raw] + ["zero_optimization.stage"] * ("stage" in zero)
-    if owned:
-        raise ValueError(f"engine.deepspeed: {', '.join(owned)} follow from the other settings; remove them")
+    if problems := deepspeed_problems(settings.deepspeed):
+        raise ValueError("\n".join(f"engine.deepspeed: {problem}" for problem in problems))
     if settings.zero_stage not in _INTERNALS:
         raise ValueError(f"zero_stage {settings.zero_stage}: expected 0, 1, 2 or 3")
-    offload = zero.get("offload_optimizer") or {}
-    if "offload_param" in zero:
-        raise ValueError(
-            "engine.deepspeed: zero_optimization.offload_param is not supported; offload the optimizer only"
-        )
-    if offload.get("device", "none") not in ("none", "cpu") or offload.get("ratio", 1.0) != 1.0:
-        raise ValueError("engine.deepspeed: zero_optimization.offload_optimizer works with device cpu and ratio 1 only")
-    for key in ("round_robin_gradients", "zenflow"):
-        if zero.get(key):
-            raise ValueError(f"engine.deepspeed: zero_optimization.{key} is not supported")
-    if settings.zero_stage in (1, 2) and not offload:
+    raw = dict(settings.deepspeed)
+    zero = dict(raw.pop("zero_optimization", None) or {})
+    if settings.zero_stage in (1, 2) and not zero.get("offload_optimizer"):
         zero.setdefault("compute_grad_norm", False)  # ours is taken before
     return {
         "steps_per_print": 2**31,
