@@ -91,7 +91,7 @@ class LabelledFiles:
     ) -> None:
         self.files, self.names, self.labels = files, tuple(names), labels
         self.classes, self.findings = classes, findings
-        self.fingerprint = _digest(files.fingerprint, "\n".join(self.names).encode(), labels, classes)
+        self.fingerprint = _digest(files.fingerprint(names), "\n".join(self.names).encode(), labels, classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -201,8 +201,8 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
 def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> LabelledFiles:
     """Columns `filename` (relative to the csv's folder) and `label`: a class's number, or else its name."""
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     lacking = [column for column in ("filename", "label") if not rows or column not in rows[0]]
     if lacking:
@@ -232,9 +232,9 @@ def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> Lab
 
 
 def _of_texts(texts: Sequence[str]) -> Classes:
-    """Classes of a csv that no file names: sorted names, or numbers where all are."""
+    """Classes of a csv that no file names: sorted names, or numbers where all are (007 is a name)."""
     distinct = {text for text in texts if text}
-    if all(text.isdigit() for text in distinct):
+    if all(text.isdecimal() and text == str(int(text)) for text in distinct):
         numbers = sorted(int(text) for text in distinct)
         return Classes([str(number) for number in numbers], numbers)
     return Classes(sorted(distinct))
@@ -267,7 +267,8 @@ def _labels(numbers: np.ndarray, classes: Classes) -> np.ndarray:
 def _need_some(count: int, where: Any, findings: Findings) -> None:
     if not count:
         why = "\n  ".join(["", *findings.lines(10)])
-        raise ValueError(f"{where}: no image with a label{why}")
+        formats = "(class folders, a .csv of filename and label, or shards with .cls members)"
+        raise ValueError(f"{where}: no image with a label {formats}{why}")
 
 
 def _digest(content: str, places: bytes, labels: np.ndarray, classes: Classes) -> str:

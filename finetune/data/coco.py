@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.coco_json import CocoFile, Entry, read_coco
-from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.examples import BadExample, Example, Findings, check_size
 from finetune.data.files import Files
 from finetune.data.instance_table import InstanceTable
 from finetune.data.instances import no_instances
@@ -75,16 +75,11 @@ class CocoExamples:
             image = decode_image(self.files.read(name), 3)
         except (DecodeError, OSError) as error:
             raise BadExample(self.files.path(name), str(error)) from error
-        height, width = self.table.sizes[index].tolist()
-        if image.shape[:2] != (height, width):
-            have = f"{image.shape[1]} x {image.shape[0]}"
-            raise BadExample(
-                self.files.path(name), f"the image has {have} pixels, its annotations are of {width} x {height}"
-            )
+        check_size(self.files.path(name), image, tuple(self.table.sizes[index].tolist()), "annotations")
         return Example(self.ids[index], name, image, self.table[index])
 
     def _digest(self) -> str:
-        total = hashlib.sha256(self.files.fingerprint.encode())
+        total = hashlib.sha256(self.files.fingerprint(self.names).encode())
         for part in (self.ids, self.names, list(self.classes), list(self.classes.category_ids)):
             total.update(repr(part).encode())
         total.update(self.table.digest())
@@ -92,25 +87,19 @@ class CocoExamples:
 
 
 def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Findings) -> list[tuple[Entry, str]]:
-    """The entries whose image is there, with its name: the whole name, else the last part of it, else without suffix.
-
-    A part of a name counts only where it is of one file alone.
-    """
+    """The entries whose image is there, with the name of it in `files`."""
     images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    lookups = [
-        {name: name for name in images},
-        _unique((PurePosixPath(name).name, name) for name in images),
-        _unique((PurePosixPath(name).stem, name) for name in images),
-    ]
+    by_stem: dict[str, list[PurePosixPath]] = {}
+    for name in images:
+        by_stem.setdefault(PurePosixPath(name).stem, []).append(PurePosixPath(name))
     found: list[tuple[Entry, str]] = []
     for entry in entries:
         wanted = PurePosixPath(entry.file_name)
-        keys = (str(wanted), wanted.name, wanted.stem)
-        name = next((names[key] for names, key in zip(lookups, keys, strict=True) if key in names), None)
+        name = _nearest(wanted, by_stem.get(wanted.stem, ()))
         if name is None:
             findings.add("missing image", str(path), entry.id, f"{entry.file_name} is not among the images")
         else:
-            found.append((entry, name))
+            found.append((entry, str(name)))
     if entries and not found:
         some = ", ".join(images[:3]) or "no image"
         raise ValueError(f"{path}: none of its {len(entries)} images is there: it names {entries[0].file_name}, "
@@ -122,16 +111,27 @@ def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Finding
     return found
 
 
-def _unique(pairs: Any) -> dict[str, str]:
-    """Keys that name one file alone."""
-    grouped: dict[str, list[str]] = {}
-    for key, name in pairs:
-        grouped.setdefault(key, []).append(name)
-    return {key: names[0] for key, names in grouped.items() if len(names) == 1}
+def _nearest(wanted: PurePosixPath, alike: Sequence[PurePosixPath]) -> PurePosixPath | None:
+    """Of files of one stem the one that is meant: of the whole name, else of the last part of it, else without suffix.
+
+    Folders may be left out on either side; a file in another folder is another image. None: there is not just one.
+    """
+    same = [file for file in alike if _ends_alike(file.parent.parts, wanted.parent.parts)]
+    for some in ([f for f in same if f == wanted], [f for f in same if f.name == wanted.name], same):
+        if len(some) == 1:
+            return some[0]
+    return None
+
+
+def _ends_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """Whether one of two paths ends with the other."""
+    shorter = min(len(a), len(b))
+    return a[len(a) - shorter :] == b[len(b) - shorter :]
 
 
 def _why(findings: Findings) -> str:
     if not len(findings):
         return ""
     counts = ", ".join(f"{count} x {kind}" for kind, count in findings.counts().items())
-    return f"; found wrong: {counts}; the first: {findings.lines(1)[0]}"
+    boxes = "; boxes alone are learnt by task.head.name=faster_rcnn or detr" if "bad mask" in findings.counts() else ""
+    return f"; found wrong: {counts}; the first: {findings.lines(1)[0]}{boxes}"

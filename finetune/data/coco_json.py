@@ -55,7 +55,7 @@ def read_coco(path: Path, *, masks: bool, findings: Findings, like: Classes | No
     Raises:
         ValueError: it is no COCO file, it has no category, ids repeat, or its categories are not among `like`.
     """
-    data = _load(path)
+    data = load(path)
     classes = _classes(path, data["categories"])
     if like is not None:
         classes = _same_classes(path, classes, like)
@@ -81,7 +81,12 @@ class _Object:
     mask: rle.Rle | None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """A COCO file as it is, of instances or panoptic.
+
+    Raises:
+        ValueError: it cannot be read, is no JSON, or lacks one of the lists.
+    """
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -93,7 +98,7 @@ def _load(path: Path) -> dict[str, Any]:
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):
             have = ", ".join(list(data)[:10])
-            raise ValueError(f"{path}: no list named {key!r}; a COCO file of instances has one (this has: {have})")
+            raise ValueError(f"{path}: no list named {key!r}; a COCO file has one (this has: {have})")
     return data
 
 
@@ -128,7 +133,7 @@ def _entries(path: Path, rows: Sequence[Any], findings: Findings) -> list[Entry]
     for place, row in enumerate(rows):
         try:
             entry = Entry(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             findings.add("bad image entry", str(path), place, f"images[{place}] has no usable {error}")
             continue
         if not isinstance(entry.id, int | str) or entry.height < 1 or entry.width < 1:
@@ -148,8 +153,8 @@ def _by_image(
     found: dict[int | str, list[dict[str, Any]]] = {}
     ids: set[Any] = set()
     for place, row in enumerate(rows):
-        if not isinstance(row, dict) or type(row.get("id")) is not int:
-            findings.add("bad annotation", str(path), place, f"annotations[{place}] has no integer id")
+        if not isinstance(row, dict) or type(row.get("id")) is not int or abs(row["id"]) >= 2**63:
+            findings.add("bad annotation", str(path), place, f"annotations[{place}] has no integer id of 64 bits")
         elif row["id"] in ids:
             findings.add("repeated annotation id", str(path), row["id"], f"annotations[{place}] repeats it")
         elif not isinstance(image := row.get("image_id"), Hashable) or image not in known:
@@ -168,9 +173,10 @@ def _object(
     def refuse(kind: str, reason: str) -> None:
         findings.add(kind, str(path), row["id"], f"in image {entry.id} ({entry.file_name}): {reason}")
 
-    label = labels.get(row.get("category_id"))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    category = row.get("category_id")
+    label = labels.get(category) if isinstance(category, Hashable) else None  # pyright: ignore[reportArgumentType]
     if label is None:
-        return refuse("class out of range", f"category_id {row.get('category_id')!r} is not among the categories")
+        return refuse("class out of range", f"category_id {category!r} is not among the categories")
     size, mask = (entry.height, entry.width), None
     if masks:
         try:

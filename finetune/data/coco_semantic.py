@@ -6,8 +6,7 @@ Lin et al. 2014; Kirillov et al. 2019 ("Panoptic Segmentation"); https://cocodat
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from finetune.data import coco, rle
-from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.coco_json import load
+from finetune.data.examples import BadExample, Example, Findings, check_size
 from finetune.data.files import Files
 from finetune.data.instances import Instances
 from finetune.data.label_maps import VOID, decode_segment_ids
-from finetune.data.mask_pairs import NO_MAP, Pair, read_image, split_container
+from finetune.data.mask_pairs import NO_MAP, Pair, fingerprint, read_image, split_container
 from finetune.predictions import Classes
 
 
@@ -96,7 +96,7 @@ class PanopticMaps:
     """Images with the segments of their PNG as class maps; unlabelled pixels and crowds are void."""
 
     def __init__(self, path: Path, images: Files, images_prefix: str, targets: Files, prefix: str) -> None:
-        data = _load(path)
+        data = load(path)
         self.images, self.targets, self.findings = images, targets, Findings()
         try:
             pairs = sorted((int(row["id"]), str(row["name"])) for row in data["categories"])
@@ -107,19 +107,28 @@ class PanopticMaps:
         labels = {number: label for label, number in enumerate(self.classes.category_ids)}
         self.rows: list[_Row] = []
         here, there = set(images.names), set(targets.names)
+        annotated: set[Any] = set()
         for row in data["annotations"]:
-            found = self._row(path, row, names, labels, (images_prefix, here), (prefix, there))
-            if found is not None:
-                self.rows.append(found)
+            number: Any = row.get("image_id") if isinstance(row, dict) else None
+            if not isinstance(number, Hashable) or number not in names:
+                text = "annotation of an image that is not listed"
+                self.findings.add("unknown image", str(path), str(number), text)
+            elif number in annotated:
+                self.findings.add("repeated annotation", str(path), str(number), f"{names[number]} has one before")
+            else:
+                annotated.add(number)
+                found = self._row(path, row, names[number], labels, (images_prefix, here), (prefix, there))
+                self.rows += [found] if found is not None else []
         if not self.rows:
-            raise ValueError(f"{path}: no image has a panoptic PNG in {targets.where} and its file in {images.where}")
-        annotated = {row.get("image_id") for row in data["annotations"]}
+            why = "".join(f"\n  {line}" for line in self.findings.lines(3))
+            raise ValueError(
+                f"{path}: no image has segments, a PNG in {targets.where} and a file in {images.where}{why}"
+            )
         for number, name in names.items():
             if number not in annotated:
                 self.findings.add(NO_MAP, str(path), number, f"{name} has no annotation; left out")
-        digest = hashlib.sha256(f"{images.fingerprint} {targets.fingerprint}".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-        self.fingerprint = digest.hexdigest()
+        of_files = fingerprint([row.pair for row in self.rows], images, targets)
+        self.fingerprint = hashlib.sha256(of_files.encode() + path.read_bytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,9 +141,7 @@ class PanopticMaps:
             ids = decode_segment_ids(data)
         except ValueError as error:
             raise BadExample(where, str(error)) from error
-        if ids.shape != image.shape[:2]:
-            sizes = f"{ids.shape[1]} x {ids.shape[0]} pixels, its image {image.shape[1]} x {image.shape[0]}"
-            raise BadExample(where, f"the map has {sizes}")
+        check_size(where, image, ids.shape, "map")
         present, places = np.unique(ids, return_inverse=True)
         unknown = [int(segment) for segment in present if segment and int(segment) not in row.segments]
         if unknown:
@@ -145,45 +152,33 @@ class PanopticMaps:
     def _row(
         self,
         path: Path,
-        row: Any,
-        names: Mapping[Any, str],
+        row: dict[str, Any],
+        name: str,
         labels: Mapping[int, int],
         images: tuple[str, set[str]],
         targets: tuple[str, set[str]],
     ) -> _Row | None:
-        """One annotation, or None after adding what is wrong with it."""
-        number: Any = row.get("image_id") if isinstance(row, dict) else None
-        if number not in names:
-            return self.findings.add(
-                "unknown image", str(path), str(number), "annotation of an image that is not listed"
-            )
-        image = _there(images, names[number])
-        target = _there(targets, str(row.get("file_name")))
+        """The annotation of the image `name`, or None after adding what is wrong with it."""
+        number = row["image_id"]
+        image, target = _there(images, name), _there(targets, str(row.get("file_name")))
         if image is None:
-            return self.findings.add("missing image", str(path), number, f"{names[number]} is not among the images")
+            return self.findings.add("missing image", str(path), number, f"{name} is not among the images")
         if target is None:
             return self.findings.add(
                 NO_MAP, str(path), number, f"{row.get('file_name')} is not in {self.targets.where}"
             )
         segments: dict[int, int] = {}
-        for segment in row.get("segments_info", ()):
-            category = segment.get("category_id")
-            if category not in labels:
-                text = f"segment {segment.get('id')} of category {category}, which is not listed: void"
-                self.findings.add("class out of range", str(path), number, text)
-            segments[segment["id"]] = VOID if segment.get("iscrowd") else labels.get(category, VOID)
+        try:
+            for segment in row["segments_info"]:
+                identity, category = int(segment["id"]), segment["category_id"]
+                if category not in labels:
+                    text = f"segment {identity} of category {category}, which is not listed: void"
+                    self.findings.add("class out of range", str(path), number, text)
+                segments[identity] = VOID if segment.get("iscrowd") else labels.get(category, VOID)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            text = f"its segments_info is no list of id and category_id: {error!r}"
+            return self.findings.add("bad annotation", str(path), number, text)
         return _Row(Pair(str(number), image, target), segments)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as COCO json: {error}") from error
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(data.get(key), list)]
-    if missing:
-        raise ValueError(f"{path}: no list named {', '.join(missing)}; a COCO panoptic file has one")
-    return data
 
 
 def _there(place: tuple[str, set[str]], name: str) -> str | None:

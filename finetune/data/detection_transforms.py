@@ -60,7 +60,8 @@ class View:
             )
         )
         upper, lower = (
-            mask[row][:, left[0]] * (1 - columns) + mask[row][:, left[1]] * columns for row in (top[0], top[1])
+            mask[np.ix_(row, left[0])] * (1 - columns) + mask[np.ix_(row, left[1])] * columns
+            for row in (top[0], top[1])
         )
         result = np.zeros(self.canvas, dtype=np.uint8)
         result[y1:y2, x1:x2] = upper * (1 - rows[:, None]) + lower * rows[:, None] >= 0.5
@@ -179,10 +180,11 @@ def _targets(truth: Instances, mirror: Mirror, view: View, masks: bool) -> dict[
 def _masks(truth: Instances, mirror: Mirror, view: View) -> np.ndarray:
     """uint8 [n, H, W] on the canvas."""
     assert truth.masks is not None, "masks were asked for when the annotations were opened"
-    whole = mirror.masks(rle.decode(truth.masks, view.original))
     around = view.boxes(mirror.boxes(rle.boxes(truth.masks)))  # a mask may reach a little over its annotated box
-    shown = [view.mask(mask, box) for mask, box in zip(whole, around, strict=True)]
-    return np.stack(shown) if shown else np.zeros((0, *view.canvas), dtype=np.uint8)
+    shown = np.zeros((len(truth), *view.canvas), dtype=np.uint8)
+    for place, (mask, box) in enumerate(zip(truth.masks, around, strict=True)):  # never all of them at the full size
+        shown[place] = view.mask(mirror.masks(rle.decode_one(mask)[None])[0], box)
+    return shown
 
 
 def _valid(crowds: Instances, mirror: Mirror, view: View, masks: bool) -> Tensor:

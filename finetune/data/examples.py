@@ -45,6 +45,15 @@ class BadExample(ValueError):  # noqa: N818
         return type(self), (self.name, self.reason)
 
 
+def check_size(name: str, image: np.ndarray, size: tuple[int, ...], what: str) -> None:
+    """BadExample unless `what` of an image, its map or its annotations, is of the (height, width) of `image`."""
+    height, width = image.shape[:2]
+    if size == (height, width):
+        return
+    turned = "; an EXIF orientation is not applied, save the image upright" if size == (width, height) else ""
+    raise BadExample(name, f"the image has {width} x {height} pixels, its {what} {size[1]} x {size[0]}{turned}")
+
+
 class Examples(Protocol):
     """A set of examples. Opens files when they are first read; pickles small, for it is sent to every worker.
 

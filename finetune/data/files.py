@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import google_crc32c
@@ -45,12 +45,11 @@ class Files:
     Attributes:
         where: as it was given, for messages.
         names: sorted; relative to the folder, or those in the tars: key and extension in a shard.
-        fingerprint: sha256 of names and sizes, and of the contents where they are known (tars, shards).
     """
 
-    def __init__(self, where: str, containers: Sequence[Path], table: _Table, *, fingerprint: str, folder: Path | None):
-        self.where, self.names, self.fingerprint = where, table.names, fingerprint
-        self._containers, self._table, self._folder = tuple(containers), table, folder
+    def __init__(self, where: str, containers: Sequence[Path], table: _Table, *, content: str, folder: Path | None):
+        self.where, self.names = where, table.names
+        self._containers, self._table, self._content, self._folder = tuple(containers), table, content, folder
         self._rows: dict[str, int] | None = None
         self._descriptors: dict[int, int] = {}
 
@@ -85,6 +84,22 @@ class Files:
         """Bytes of a file. KeyError: there is no such file."""
         return int(self._table.length[self._index()[name]])
 
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """sha256 hex of these files: of a folder's their names and sizes, of tars and shards all that is in them.
+
+        What else is in a folder, and may grow while a run learns from these, does not count.
+
+        Raises:
+            ValueError: a name that is not UTF-8.
+        """
+        digest = hashlib.sha256(self._content.encode())
+        for name in names:
+            try:
+                digest.update(f"{name}\0{self.size(name)}\n".encode())
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{self.where}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from error
+        return digest.hexdigest()
+
     def path(self, name: str) -> str:
         """Of a file, for messages: "folder/name", or "shard.tar/name"."""
         row = self._index()[name]
@@ -108,7 +123,10 @@ class Files:
         of, length = int(self._table.of[row]), int(self._table.length[row])
         if of not in self._descriptors:
             self._descriptors[of] = open_shard(str(self._containers[of]))
-        data = os.pread(self._descriptors[of], length, int(self._table.offset[row]))
+        try:
+            data = os.pread(self._descriptors[of], length, int(self._table.offset[row]))
+        except OSError as error:
+            raise BadExample(self.path(name), f"cannot be read: {error.strerror}") from error
         if len(data) != length or google_crc32c.value(data) != int(self._table.crc[row]):
             raise BadExample(self.path(name), "not the bytes that were indexed (crc32c)")
         return data
@@ -132,14 +150,16 @@ class Files:
 
 
 def _open_folder(where: str, folder: Path) -> Files:
-    members: list[Member] = [
-        (Path(entry.path).relative_to(folder).as_posix(), 0, entry.stat().st_size, -1)
-        for entry in walk(folder)
-        if entry.is_file()
-    ]
-    table = _table(where, [members])
-    lines = (f"{name}\0{size}\n" for name, size in zip(table.names, table.length.tolist(), strict=True))
-    return Files(where, [folder], table, fingerprint=_digest(lines), folder=folder)
+    try:
+        members: list[Member] = [
+            (Path(entry.path).relative_to(folder).as_posix(), 0, entry.stat().st_size, -1)
+            for entry in walk(folder)
+            if entry.is_file()
+        ]
+    except OSError as error:
+        why = f"{error.filename}: cannot be read: {error.strerror}"
+        raise ValueError(f"{why}; make it readable, or give a folder without it instead of {folder}") from error
+    return Files(where, [folder], _table(where, [members]), content="", folder=folder)
 
 
 def _open_tars(where: str, tars: Sequence[str]) -> Files:
@@ -148,11 +168,11 @@ def _open_tars(where: str, tars: Sequence[str]) -> Files:
         opened = Dataset.open(tars)
         paths = [Path(path) for path in opened.paths]
         members = [list(_of_index(opened.sidecar(shard))) for shard in range(len(paths))]
-        fingerprint = opened.fingerprint
+        content = opened.fingerprint
     else:
         walked = [_walk(path) for path in paths]
-        members, fingerprint = [found for found, _ in walked], _digest(sorted(sha for _, sha in walked))
-    return Files(where, paths, _table(where, members), fingerprint=fingerprint, folder=None)
+        members, content = [found for found, _ in walked], " ".join(sorted(sha for _, sha in walked))
+    return Files(where, paths, _table(where, members), content=content, folder=None)
 
 
 def _of_index(sidecar: Path) -> Iterator[Member]:
@@ -161,16 +181,17 @@ def _of_index(sidecar: Path) -> Iterator[Member]:
         key = index.key(sample)
         for row in range(index.first[sample], index.first[sample + 1]):
             extension = index.extensions[index.extension[row]]
-            yield f"{key}.{extension}", int(index.offset[row]), int(index.length[row]), int(index.crc32c[row])
+            yield _plain(f"{key}.{extension}"), int(index.offset[row]), int(index.length[row]), int(index.crc32c[row])
 
 
 def _walk(path: Path) -> tuple[list[Member], str]:
-    """Its regular files, found in one pass over it, and its sha256."""
+    """Its regular files but for hidden ones (macOS adds ._a.jpg), found in one pass over it, and its sha256."""
     descriptor = open_shard(str(path))
     try:
         walker = Walker(descriptor, str(path))
-        members = [(member.name, member.offset, member.length, member.crc32c) for member in walker]
-        return members, walker.sha256.hex()
+        members = [(_plain(member.name), member.offset, member.length, member.crc32c) for member in walker]
+        shown = [member for member in members if not any(part[:1] == "." for part in member[0].split("/"))]
+        return shown, walker.sha256.hex()
     finally:
         os.close(descriptor)
 
@@ -186,8 +207,6 @@ def _table(where: str, members: Sequence[Sequence[Member]]) -> _Table:
     return _Table(tuple(names), *(np.array(column, dtype=np.int64) for column in (of, offset, length, crc)))
 
 
-def _digest(lines: Iterator[str] | Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+def _plain(name: str) -> str:
+    """a/b of ./a/b, as `tar cf set.tar .` writes it."""
+    return str(PurePosixPath(name)) if name.startswith("./") or "//" in name or "/./" in name else name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.examples import BadExample, Example, Findings, check_size
 from finetune.data.files import Files
 from finetune.predictions import Classes
 from pretrain.data.decode import DecodeError, decode_image
@@ -53,10 +53,8 @@ class Pairs:
     ) -> None:
         self.images, self.targets, self.pairs, self.decode = images, targets, tuple(pairs), decode
         self.classes, self.findings = classes, findings
-        digest = hashlib.sha256(f"{images.fingerprint} {targets.fingerprint} {settings}".encode())
-        for pair in self.pairs:
-            digest.update(f"\n{pair.image}\n{pair.target}".encode())
-        self.fingerprint = digest.hexdigest()
+        of_files = fingerprint(self.pairs, images, targets)
+        self.fingerprint = hashlib.sha256(f"{of_files} {settings}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -69,10 +67,14 @@ class Pairs:
             target = self.decode(data)
         except ValueError as error:
             raise BadExample(self.targets.path(pair.target), str(error)) from error
-        if target.shape != image.shape[:2]:
-            sizes = f"{target.shape[1]} x {target.shape[0]} pixels, its image {image.shape[1]} x {image.shape[0]}"
-            raise BadExample(self.targets.path(pair.target), f"the map has {sizes}")
+        check_size(self.targets.path(pair.target), image, target.shape, "map")
         return Example(pair.id, self.images.path(pair.image), image, target)
+
+
+def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
+    """sha256 hex of the files of all pairs, in their order."""
+    sides = (images.fingerprint(pair.image for pair in pairs), targets.fingerprint(pair.target for pair in pairs))
+    return hashlib.sha256(" ".join(sides).encode()).hexdigest()
 
 
 def read_image(files: Files, name: str) -> np.ndarray:

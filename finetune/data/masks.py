@@ -11,6 +11,7 @@ coco_panoptic  json and folder or tar of segment PNGs
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,11 @@ from finetune.data.class_names import FILE, read_classes
 from finetune.data.coco_semantic import open_instances, open_panoptic
 from finetune.data.examples import Examples, Findings
 from finetune.data.files import Files
-from finetune.data.label_maps import Labels, decode_ids
+from finetune.data.label_maps import VOID, Labels, decode_ids
 from finetune.data.mask_pairs import Pairs, match, split_container, stem_below
 from finetune.predictions import Classes
 
+LOOKED_AT = 16  # masks, when a set is opened
 _PNG = frozenset({".png"})
 
 
@@ -42,6 +44,8 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     """
     form = _format(source) if source.format == "auto" else source.format
     found = _FORMATS[form](section, source, classes)
+    if len(found.classes) > VOID:
+        raise ValueError(f"{source.images}: {len(found.classes)} classes; labels of at most {VOID} are kept in a byte")
     if classes is not None and (tuple(found.classes), found.classes.category_ids) != (
         tuple(classes),
         classes.category_ids,
@@ -76,7 +80,25 @@ def _open_masks(section: Any, source: Any, classes: Classes | None) -> Pairs:
     assert known is not None
     findings = Findings()
     pairs = match(images, targets, stem_below(prefix), stem_below(masks_prefix, suffixes=_PNG), findings)
-    return _pairs(section, images, targets, pairs, known, findings)
+    found = _pairs(section, images, targets, pairs, known, findings)
+    _look_for_both_classes(found, source.masks)
+    return found
+
+
+def _look_for_both_classes(found: Pairs, where: str) -> None:
+    """A finding where masks of two classes hold one of them and void alone: ids of 0 and 255, and 255 is void."""
+    if len(found.classes) != 2:
+        return
+    met: set[int] = set()
+    for place in np.linspace(0, len(found) - 1, min(LOOKED_AT, len(found))).astype(int).tolist():
+        with contextlib.suppress(ValueError):  # what cannot be read is named when it is
+            met |= set(np.unique(found.decode(found.targets.read(found.pairs[place].target))).tolist())
+    if VOID in met and len(met) == 2:
+        (label,) = met - {VOID}
+        missing = f"{found.classes[1 - label]!r} (id {found.classes.category_ids[1 - label]})"
+        text = f"no pixel of {missing} in {min(LOOKED_AT, len(found))} masks, only {found.classes[label]!r} and void"
+        way_out = "if 255 is its id, say so in the classes and set task.void_ids=[]"
+        found.findings.add("class never seen", where, missing, f"{text}; {way_out}")
 
 
 def _open_ade20k(section: Any, source: Any, classes: Classes | None) -> Pairs:

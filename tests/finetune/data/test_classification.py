@@ -88,6 +88,28 @@ def test_a_csv_without_its_columns_is_refused(folders: Path):
         opened(folders / "labels.csv")
 
 
+def test_labels_that_are_not_plain_numbers_are_names(folders: Path):
+    for texts, names in ((("01", "10"), ["01", "10"]), (("2", "10"), ["2", "10"]), (("²", "1"), ["1", "²"])):
+        (folders / "labels.csv").write_text(f"filename,label\ncat/a.png,{texts[0]}\ndog/c.png,{texts[1]}\n")
+        examples = opened(folders / "labels.csv")
+        assert list(examples.classes) == names and not examples.findings
+        assert [names[label] for label in examples.labels] == list(texts)
+
+
+def test_a_quote_that_is_never_closed_swallows_no_lines(folders: Path):
+    (folders / "labels.csv").write_text('filename,label\ncat/a.png,"6 inch\ndog/c.png,dog\n')
+    with pytest.raises(ValueError, match=r"labels\.csv: cannot be read: unexpected end of data"):
+        opened(folders / "labels.csv")
+
+
+def test_a_run_beside_the_csv_does_not_change_the_fingerprint(folders: Path):
+    (folders / "labels.csv").write_text("filename,label\ncat/a.png,cat\n")
+    before = opened(folders / "labels.csv").fingerprint
+    (folders / "runs").mkdir()
+    (folders / "runs" / "log.txt").write_text("started")
+    assert opened(folders / "labels.csv").fingerprint == before
+
+
 def test_what_belongs_to_no_class_is_listed_and_left_out(folders: Path):
     picture(folders / "stray.png", 0)
     (folders / "empty").mkdir()
@@ -126,7 +148,7 @@ def test_a_label_that_is_no_class_or_no_number_is_listed_with_its_sample(tmp_pat
 
 
 def test_no_labelled_image_at_all_is_an_error_that_says_why(folders: Path):
-    with pytest.raises(ValueError, match=r"no image with a label\n.*folder cat is not one of"):
+    with pytest.raises(ValueError, match=r"no image with a label .*\.csv of filename.*\n.*folder cat is not one of"):
         opened(folders, trained=Classes(["horse", "cow"]))
 
 

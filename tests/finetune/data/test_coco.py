@@ -104,6 +104,7 @@ def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
         ("bad box", {"bbox": "2 3 8 6"}),
         ("class out of range", {"category_id": 3}),
         ("class out of range", {"category_id": None}),
+        ("class out of range", {"category_id": [0]}),
         ("unknown image", {"image_id": 8}),
         ("unknown image", {"image_id": [7]}),
         ("bad mask", {"segmentation": {"size": [HEIGHT + 1, WIDTH], "counts": [0, (HEIGHT + 1) * WIDTH]}}),
@@ -112,10 +113,12 @@ def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
         ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3]]}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3, None, 4]]}),
+        ("bad mask", {"segmentation": [[2, 3, 1e9, 3, 1e9, 9]]}),
         ("bad mask", {"segmentation": []}),
         ("mask outside its box", {"bbox": [14, 10, 8, 6]}),
         ("repeated annotation id", {"id": 1}),
         ("bad annotation", {"id": "two"}),
+        ("bad annotation", {"id": 2**63}),
     ],
 )
 def test_what_is_wrong_is_named_and_left_out(tmp_path: Path, kind: str, wrong: dict[str, Any]):
@@ -143,7 +146,7 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):
     examples = opened(tmp_path, [without], BOXES)
     assert examples[0].target.masks is None
     assert not kinds(examples)
-    with pytest.raises(ValueError, match=r"no object that can be used.*1 x bad mask"):
+    with pytest.raises(ValueError, match=r"no object that can be used.*1 x bad mask.*task\.head\.name=faster_rcnn"):
         opened(tmp_path, [without], MASKS)
 
 
@@ -184,8 +187,31 @@ def test_missing_images_are_named_and_none_at_all_is_an_error(tmp_path: Path):
 def test_an_image_of_another_size_than_annotated_is_a_bad_example(tmp_path: Path):
     source = write(tmp_path, [annotation(1)])
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(BadExample, match="25 x 16 pixels, its annotations are of 24 x 16"):
+    with pytest.raises(BadExample, match=r"25 x 16 pixels, its annotations 24 x 16$"):
         open_examples(MASKS, source)[0]
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(BadExample, match="16 x 24 pixels, its annotations 24 x 16; an EXIF orientation is not applied"):
+        open_examples(MASKS, source)[0]
+
+
+def named(tmp_path: Path, file_name: str, *files: str) -> list[str]:
+    """The file that an annotation file means, of those that there are."""
+    for name in files:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / name)
+    image = {"id": 7, "file_name": file_name, "width": WIDTH, "height": HEIGHT}
+    return opened(tmp_path, [annotation(1)], images=[image]).names
+
+
+def test_folders_of_a_name_may_be_left_out_on_either_side(tmp_path: Path):
+    assert named(tmp_path, "data/train/x.png", "train/x.png", "val/x.png") == ["train/x.png"]
+    assert named(tmp_path, "y.jpg", "deep/y.png") == ["deep/y.png"]
+    assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
+
+
+def test_an_image_of_another_folder_is_another_image_though_frames_are_numbered_alike(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"it names cam1/0007\.png, the images are .*cam0/0007\.png"):
+        named(tmp_path, "cam1/0007.png", "cam0/0007.png")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +268,16 @@ def test_shards_are_read_by_key_and_survive_the_way_to_a_worker():
     assert np.abs(rle.boxes(first.target.masks) - first.target.boxes).max() <= 1
     assert np.array_equal(rle.areas(first.target.masks), first.target.areas)
     assert len(pickle.dumps(examples)) < 200 * len(copy.table.boxes)
+
+
+def test_what_else_is_in_the_folder_does_not_change_the_fingerprint(tmp_path: Path):
+    first = opened(tmp_path, [annotation(1)]).fingerprint
+    (tmp_path / "images" / "runs").mkdir()
+    (tmp_path / "images" / "runs" / "log.txt").write_text("a run in the same folder")
+    assert opened(tmp_path, [annotation(1)]).fingerprint == first
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 9, 7)).save(tmp_path / "images" / "a.png", pnginfo=None, compress_level=0)
+    assert open_examples(MASKS, Source(images=str(tmp_path / "images"), annotations=str(tmp_path / "train.json"))
+                         ).fingerprint != first  # fmt: skip
 
 
 def test_the_fingerprint_is_of_the_annotations_too(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -47,10 +48,31 @@ def test_a_folder_a_tar_and_shards_hold_the_same_files(tmp_path: Path, kind: str
 
 def test_the_fingerprint_is_of_what_is_there_not_of_where(tmp_path: Path):
     one, two = folder_of(tmp_path / "one"), folder_of(tmp_path / "two")
-    before = Files.open(one).fingerprint
-    assert before == Files.open(two).fingerprint
+    before = Files.open(one).fingerprint(CONTENT)
+    assert before == Files.open(two).fingerprint(CONTENT)
     (two / "b.jpg").write_bytes(b"longer")
-    assert before != Files.open(two).fingerprint
+    assert before != Files.open(two).fingerprint(CONTENT)
+    assert Files.open(one).fingerprint(["a/x.png"]) == Files.open(two).fingerprint(["a/x.png"])
+    tars = [Files.open(tar_of(tmp_path / name)) for name in ("t", "u")]
+    assert tars[0].fingerprint(CONTENT) == tars[1].fingerprint(CONTENT)
+    (tmp_path / "u" / "set.tar").write_bytes(tar_bytes([*CONTENT.items(), ("more.jpg", b"more")]))
+    assert tars[0].fingerprint(CONTENT) != Files.open(tmp_path / "u" / "set.tar").fingerprint(CONTENT)
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"image")
+    files = Files.open(tmp_path)
+    with pytest.raises(ValueError, match=r"b'caf\\xe9.jpg' is not UTF-8; rename it"):
+        files.fingerprint(files.names)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "lost+found"))
+
+    monkeypatch.setattr("finetune.data.files.walk", refuse)
+    with pytest.raises(ValueError, match=r"lost\+found: cannot be read: Permission denied; make it readable"):
+        Files.open(tmp_path)
 
 
 def test_a_tar_that_changed_under_the_run_is_noticed(tmp_path: Path):
@@ -59,6 +81,13 @@ def test_a_tar_that_changed_under_the_run_is_noticed(tmp_path: Path):
     path.write_bytes(path.read_bytes().replace(b"image", b"IMAGE"))
     with pytest.raises(BadExample, match="crc32c"):
         files.read("a/x.jpg")
+
+
+def test_a_tar_of_the_folder_it_was_made_in_holds_what_the_folder_holds(tmp_path: Path):
+    members = [(f"./{name}", data) for name, data in CONTENT.items()]
+    (tmp_path / "set.tar").write_bytes(tar_bytes([*members, ("./a/._x.jpg", b"of macOS"), ("./.git/b.jpg", b"")]))
+    files = Files.open(tmp_path / "set.tar")
+    assert {name: files.read(name) for name in files} == CONTENT
 
 
 def test_one_name_in_two_tars_is_refused(tmp_path: Path):

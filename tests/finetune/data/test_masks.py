@@ -84,7 +84,7 @@ def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
     ("mask", "reason"),
     [
         (ids(0, 7), r"1\.png: ids that are neither a class nor void: 7 \(24 pixels\)"),
-        (ids(0, size=(5, 8)), r"1\.png: the map has 8 x 5 pixels, its image 8 x 6"),
+        (ids(0, size=(5, 8)), r"1\.png: the image has 8 x 6 pixels, its map 8 x 5"),
         (photo(), r"1\.png: a mask of mode RGB"),
         (b"\x89PNG broken", r"1\.png"),
     ],
@@ -94,6 +94,17 @@ def test_a_mask_that_cannot_be_trusted_is_a_bad_example_named(tmp_path: Path, ma
     found = opened(images=tmp_path / "i", masks=tmp_path / "m")
     with pytest.raises(BadExample, match=reason):
         found[0]
+
+
+def test_masks_of_0_and_255_are_named_because_255_is_void(tmp_path: Path):
+    write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0, 255), "classes.json": json.dumps(["sky", "road"])})
+    found = opened(images=tmp_path / "i", masks=tmp_path / "m").findings
+    assert found.counts() == {"class never seen": 1}
+    assert "no pixel of 'road' (id 1) in 1 masks, only 'sky' and void; if 255 is its id" in found.lines()[0]
+    known = {"classes": [{"id": 0, "name": "sky"}, {"id": 255, "name": "road"}]}
+    write(tmp_path, {"classes.json": json.dumps(known), "m/1.png": ids(0, 255)})
+    said = opened(SegmentationConfig(void_ids=()), images=tmp_path / "i", masks=tmp_path / "m")
+    assert not len(said.findings) and np.unique(said[0].target).tolist() == [0, 1]
 
 
 def test_ade20k_is_found_by_its_folders_and_its_0_is_void(tmp_path: Path):
@@ -183,6 +194,39 @@ def test_instances_are_painted_with_the_smaller_on_top_and_crowds_void(tmp_path:
         SegmentationConfig(), Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
     )
     assert without.classes == ("cell", "dot") and without[0].target[1, 1] == 1
+
+
+def test_more_classes_than_a_byte_can_tell_apart_are_refused(tmp_path: Path):
+    entry = {"id": 1, "file_name": "1.png", "height": 6, "width": 8}
+    categories = [{"id": i, "name": f"c{i}"} for i in range(256)]
+    square = {"id": 1, "image_id": 1, "category_id": 255, "bbox": [1, 1, 4, 4], "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    file = {"images": [entry], "categories": categories, "annotations": [square]}
+    write(tmp_path, {"i/1.png": photo(), "a.json": json.dumps(file)})
+    with pytest.raises(ValueError, match="256 classes; labels of at most 255"):
+        opened(images=tmp_path / "i", annotations=tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"segments_info": None}, "bad annotation"),
+        ({"segments_info": [{"category_id": 3}]}, "bad annotation"),
+        ({"segments_info": [{"id": 5, "category_id": [3]}]}, "bad annotation"),
+        ({"image_id": [4]}, "unknown image"),
+        ({"image_id": 4}, "repeated annotation"),
+        ("row", "unknown image"),
+    ],
+)
+def test_a_panoptic_annotation_that_cannot_be_read_is_named(tmp_path: Path, wrong: Any, kind: str):
+    right = {"image_id": 4, "file_name": "4.png", "segments_info": [{"id": 5, "category_id": 3}]}
+    file = {
+        "images": [{"id": 4, "file_name": "4.jpg"}, {"id": 5, "file_name": "5.jpg"}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "grass"}],
+        "annotations": [right, wrong if isinstance(wrong, str) else right | {"image_id": 5} | wrong],
+    }
+    write(tmp_path, {f"i/{name}.jpg": photo() for name in (4, 5)} | {"p/4.png": photo(), "p.json": json.dumps(file)})
+    found = opened(images=tmp_path / "i", masks=tmp_path / "p", annotations=tmp_path / "p.json")
+    assert len(found) == 1 and found.findings.counts()[kind] == 1
 
 
 def test_a_validation_set_of_other_classes_is_refused(tmp_path: Path):
