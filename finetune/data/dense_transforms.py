@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 CROP_TRIES = 10
 BRIGHTNESS = 32.0  # of 255, added
 SPREAD = (0.5, 1.5)  # of contrast and saturation
-HUE = 0.05  # of a turn; 18 of OpenCV's 360 / 2
+HUE = 0.1  # of a turn: 18 of the 180 that OpenCV gives a turn in bytes
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,15 @@ def test_colour_changes_stay_in_range_and_happen():
     assert 10 <= sum(not c.equal(pixels) for c in changed) < 20
 
 
+def test_hue_turns_by_up_to_a_tenth_as_18_of_opencvs_180_do():
+    import colorsys
+
+    red = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None, None]
+    hues = [colorsys.rgb_to_hsv(*photometric(red, np.random.default_rng(i)).flatten().tolist())[0] for i in range(400)]
+    turned = [(hue + 0.5) % 1 - 0.5 for hue in hues]
+    assert 0.09 < max(turned) < 0.115 and -0.115 < min(turned) < -0.09
+
+
 @given(st.floats(0, 1.5), st.integers(0, 100))
 def test_saturation_keeps_hue_and_value_as_hsv_does(factor: float, seed: int):
     import colorsys
