@@ -12,6 +12,7 @@ from pretrain.configlib import Config
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 SOURCES = ("release", "official", "timm", "huggingface")
 
 
@@ -27,8 +28,8 @@ class ModelSource(Config):
     img_size: Size | None = Field(None, description="position tables are resampled to it; default: as in the source")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
-    mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: the source's")
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    mean: tuple[Share, Share, Share] | None = Field(None, description="of [0, 1] pixels; default: the source's")
+    std: tuple[Fraction, Fraction, Fraction] | None = None
     args: dict[str, Any] = Field({}, description="what the source does not say: num_heads, norm_eps, pos_embed, ...")
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
 def is_task(folder: Path | str) -> bool:
     """Whether the folder is a release of a fine-tuned task, not that of a backbone alone."""
     record = Path(folder) / RECORD
-    return record.is_file() and "task" in json.loads(record.read_text(encoding="utf-8"))
+    return record.is_file() and "task" in _record(record)
 
 
 def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
@@ -99,19 +100,33 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
     path = Path(path)
     folder = path / "release" if (path / "release" / RECORD).is_file() else path
     if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = _record(folder / RECORD)
         if "task" not in record:
             raise ValueError(f"{folder}: a release of a backbone alone; `fovea finetune` trains a task on it")
         task = _untrained(folder, record)
-        return _with(task, task.imported(load_file(folder / WEIGHTS)), folder), record
+        return _with(task, task.imported(_state(folder / WEIGHTS)), folder), record
     if not (path / TASK).is_file():
         raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
-    record = json.loads((path / TASK).read_text(encoding="utf-8"))
+    record = _record(path / TASK)
     checkpoint = newest_whole(path / "checkpoints")
-    state = load_file(checkpoint / MODEL_FILE)
+    state = _state(checkpoint / MODEL_FILE)
     averaged = {name.removeprefix(_AVERAGE): tensor for name, tensor in state.items() if name.startswith(_AVERAGE)}
     record["metrics"] = {"step": read_manifest(checkpoint).step}
     return _with(_untrained(path, record), averaged or state, checkpoint), record
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: missing, damaged or cut short, copy it again: {error}") from error
 
 
 def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:

@@ -39,7 +39,8 @@ from pretrain.record import git_commit, versions, write_json, write_text
 
 # What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.
 FREE_KEYS = (
-    *("run_dir", "engine", "checkpoint", "log", "evaluate", "data.num_workers", "data.prefetch"),
+    *("run_dir", "engine", "checkpoint", "log", "evaluate"),
+    *("data.num_workers", "data.prefetch", "data.strict", "data.max_bad_fraction"),
     *(f"data.{name}.{key}" for name in ("train", "val") for key in ("images", "annotations", "masks", "depth")),
     *("model.activation_checkpointing",),
 )
@@ -132,7 +133,8 @@ class Run:
         distributed.barrier()
         if self.first:
             preempt.unmark(self.folder)
-        if every(self.start_step, self.evaluate_every, 0) and self.start_step and not self._is_evaluated():
+        middle = 0 < self.start_step < total
+        if middle and every(self.start_step, self.evaluate_every, total) and not self._is_evaluated():
             self._measure(self.start_step)  # the run was killed between its checkpoint and its evaluation
         trainable: Any = self.task
         reached = fit(

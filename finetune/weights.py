@@ -60,7 +60,7 @@ def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> Open
         return _open(model, kind, value, in_chans=in_chans, seed=seed)
     except ConfigError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"model.{kind}={value}", str(error).splitlines()) from error
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from finetune.__main__ import check, main
 from finetune.config import FinetuneConfig, ModelSource, Source
+from finetune.run import FREE_KEYS
 from pretrain.configlib import ConfigError, load_config
+from pretrain.engine.folder import check_same_run, write_records
 from tests.finetune.runs import write_config
 from tests.runs import SHARDS
 
@@ -29,6 +31,8 @@ def problems(tmp_path: Path, *overrides: str) -> str:
             "model: give exactly one of release, official, timm, huggingface, got release, official",
         ),
         ("model.weights=x.pth", "model: weights: are those of a timm model"),
+        ("model.mean=[123.7,116.3,103.5]", "model.mean.0: Input should be less than or equal to 1"),
+        ("model.std=[0.5]", "model.std.1: "),
         ("data.train.fraction=0.5", "data.train: give one of fraction, per_class and limit, got fraction, limit"),
         ("data.train.masks=x", "data.train.masks: given, but task classification does not read it; remove it"),
         ("data.val.format=yolo", "data.val.format: yolo is not read by classification; one of"),
@@ -48,6 +52,21 @@ def test_what_cannot_run_is_named_with_the_way_out(tmp_path: Path, override: str
 def test_every_mistake_is_told_at_once(tmp_path: Path):
     said = problems(tmp_path, "optim.warmup_step=3", "model.imgsize=3", "seed=-1")
     assert said.count("\n") == 3
+
+
+def test_a_limit_on_what_is_bad_may_change_when_a_run_goes_on_and_what_is_learnt_may_not(tmp_path: Path):
+    config = load_config(FinetuneConfig, write_config(tmp_path, "run"), [])
+    sets = {f"data.{name}": {"fingerprint": "0", "num_samples": 80} for name in ("train", "val")}
+    (tmp_path / "run").mkdir()
+    write_records(tmp_path / "run", config, sets, world_size=1, device="cpu")
+
+    def goes_on(*changes: str) -> None:
+        changed = load_config(FinetuneConfig, write_config(tmp_path, "run"), changes)
+        check_same_run(tmp_path / "run", changed, dict.fromkeys(sets, "0"), free=FREE_KEYS)
+
+    goes_on("data.max_bad_fraction=0.2", "data.strict=true", "evaluate.batch_size=1")
+    with pytest.raises(ConfigError, match=r"data\.train\.subset_seed: the run was started with 0, now 1"):
+        goes_on("data.train.subset_seed=1")
 
 
 def test_a_timm_model_needs_weights_or_is_a_control():

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.config import ModelSource
+from finetune.release import open_task
+from finetune.release import write_release as write_task
 from finetune.weights import open_source
 from pretrain.configlib import ConfigError
 from pretrain.models.release import write_release
 from pretrain.models.vit import ViT
+from tests.finetune.small_tasks import small_task
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,17 @@ def test_a_source_that_is_none_is_named(source: dict, message: str):
     with pytest.raises(ConfigError) as error:
         open_source(ModelSource(**source))
     assert message in str(error.value)
+
+
+def test_a_damaged_release_of_a_task_is_named(tmp_path: Path):
+    folder = write_task(tmp_path / "release", small_task("classification"), {})
+    assert open_task(folder)[1]["classes"] == ["cat", "dog", "cow"]
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"model\.safetensors: missing, damaged or cut short"):
+        open_task(folder)
+    (folder / "fovea.json").write_text('{"task"')
+    with pytest.raises(ValueError, match=r"fovea\.json: cannot be read"):
+        open_task(folder)
 
 
 def test_weights_of_another_architecture_are_listed_by_name(release: tuple[Path, ViT]):
