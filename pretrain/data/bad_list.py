@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,14 @@ class BadList:
         self._path, self._say = run_dir / f"bad_samples.rank{rank}.jsonl", say
 
     def known(self) -> set[tuple[str, str]]:
-        """(shard, key) of the samples listed by earlier starts; a last line cut short by a kill is left out."""
+        """(shard, key) of the samples listed by earlier starts; a last line cut short by a kill is cut off the file."""
         if not self._path.exists():
             return set()
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:  # or the next record would stand on the same line
+            os.truncate(self._path, len(whole))
+        records = [json.loads(line) for line in whole.splitlines()]
         return {(record["shard"], record["key"]) for record in records}
 
     def add(self, record: BadRecord) -> None:
