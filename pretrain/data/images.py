@@ -1,6 +1,7 @@
 """May this file become a sample? Its header is believed for the size only; then it is decoded once, whole.
 
-Bytes are kept as they are unless a resize is asked for: gray, CMYK, 16-bit and 1x1 images are good samples.
+Bytes are kept as they are unless a resize is asked for: gray, CMYK, 16-bit and 1x1 images are good samples. What
+training could not decode (decode.py) is refused.
 """
 
 from __future__ import annotations
@@ -9,14 +10,23 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 16_384
+from pretrain.data.decode import MAX_PIXELS, MAX_SIDE, DecodeError, decode_image
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".npy"})
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _NPY = b"\x93NUMPY"
 _ORIENTATION = 0x0112
+_UPRIGHT = {  # by EXIF orientation. ImageOps.exif_transpose fails where the other tags are damaged
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(ValueError):
@@ -38,6 +48,8 @@ def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]
         return _prepare_image(data, size, quality)
     except UnreadableImageError:
         raise
+    except DecodeError as error:
+        raise UnreadableImageError(f"cannot be decoded: {error}") from error
     except (
         Exception
     ) as error:  # a decoder leaks anything on hostile bytes: OSError, struct.error, IndexError, zlib.error
@@ -82,13 +94,18 @@ def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, by
     image = open_image(data)
     assert image.format is not None
     extension = _EXTENSIONS[image.format]
-    image.load()
-    if size is None or (min(image.size) <= size and image.getexif().get(_ORIENTATION, 1) == 1):
+    turn = None if size is None else _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    if extension == "jpg":  # PIL takes damaged pixels without a word
+        pixels = decode_image(data, 1 if image.mode == "L" else 3)
+        image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+    else:
+        image.load()
+    if size is None or (min(image.size) <= size and turn is None):
         return extension, data
-    image = _resize(ImageOps.exif_transpose(image), size)
+    image = _resize(image if turn is None else image.transpose(turn), size)
     out = io.BytesIO()
     if extension == "jpg":
-        image.convert("RGB" if image.mode not in ("L", "RGB") else image.mode).save(out, "JPEG", quality=quality)
+        image.save(out, "JPEG", quality=quality)
     elif extension == "webp":
         image.save(out, "WEBP", quality=quality)
     else:
@@ -111,12 +128,16 @@ def _resize(image: Image.Image, size: int) -> Image.Image:
 def _prepare_array(data: bytes, size: int | None) -> bytes:
     array = open_array(data)
     if size is None or min(array.shape[:2]) <= size:
-        return data
+        return data if array.flags.c_contiguous else _saved(array)  # Fortran order is not read for training
     target = _target(array.shape[1], array.shape[0], size)
     channels = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
     resized = [np.asarray(Image.fromarray(c).resize(target, Image.Resampling.LANCZOS)) for c in channels]
+    return _saved(np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:]))
+
+
+def _saved(array: np.ndarray) -> bytes:
     out = io.BytesIO()
-    np.save(out, np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:]))
+    np.save(out, np.ascontiguousarray(array))
     return out.getvalue()
 
 

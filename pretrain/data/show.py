@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pretrain.data.dataset import Dataset
+from pretrain.data.decode import DecodeError, decode_image
 from pretrain.data.images import UnreadableImageError, open_array, open_image
 from pretrain.data.reader import BadSample, Reader
 from pretrain.data.sources import read_classes
@@ -158,13 +159,11 @@ def decode(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
             array = open_array(sample[extension])
             array = array.reshape(*array.shape[:2], -1)
             return f"npy {array.shape[2]}", array
-        image = open_image(sample[extension])
-        if image.mode in ("I", "I;16", "I;16B"):
-            gray = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8)
-            return image.mode, np.repeat(gray[..., None], 3, axis=2)
-        return image.mode, np.asarray(image.convert("RGB"))
+        return open_image(sample[extension]).mode, decode_image(sample[extension], 3)
     except UnreadableImageError:
         raise
+    except DecodeError as error:
+        raise UnreadableImageError(f"cannot be decoded: {error}") from error
     except Exception as error:  # a decoder leaks anything on hostile bytes
         raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 

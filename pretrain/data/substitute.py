@@ -86,5 +86,6 @@ class BadSamples:
             example = f"; the last: {last['shard']}/{last['key']}: {last['reason']}" if last else ""
             raise TooManyBadSamplesError(
                 f"{self.num_bad} of {reads} reads were bad samples, more than max_bad_fraction={self.max_bad_fraction}"
-                f"{example}. Check the shards with `fovea data verify`, or raise the limit if the loss is acceptable."
+                f"{example}. Check the shards (`fovea data verify` finds bytes that changed since they were indexed, "
+                "`fovea data show` images that never were readable), or raise the limit if the loss is acceptable."
             )

@@ -85,10 +85,26 @@ def test_a_single_pixel_is_an_image():
         assert decode_image(encoded(np.full((1, 1, 3), 200, np.uint8), image_format), 3).shape == (1, 1, 3)
 
 
-def test_stray_bytes_between_segments_do_no_harm():
+def harmless(data: bytes) -> dict[str, bytes]:
+    """The JPEG with what decoders warn of though every pixel is right."""
+    scan, frame = data.index(b"\xff\xda"), data.index(b"JFIF\0")
+    parameters = scan + 5 + 2 * data[scan + 4]
+    return {
+        "stray bytes at the end": data[:-2] + b"\0\0\0" + data[-2:],
+        "stray bytes before the scan": data[:scan] + b"\0\0\0" + data[scan:],
+        "a JFIF version to come": data[: frame + 5] + b"\x02" + data[frame + 6 :],
+        "parameters of a progressive scan": data[: parameters + 1] + b"\0" + data[parameters + 2 :],
+    }
+
+
+@pytest.mark.parametrize("kind", harmless(encoded(picture(), "JPEG")))
+def test_what_harms_no_pixel_of_a_jpeg_is_no_damage_and_hides_none(kind):
     data = encoded(picture(), "JPEG", quality=90)
-    stray = data[:2] + data[2:-2] + b"\x00\x00\x00" + data[-2:]
-    assert (decode_image(stray, 3) == decode_image(data, 3)).all()
+    odd = harmless(data)[kind]
+    assert (decode_image(odd, 3) == decode_image(data, 3)).all()
+    if "end" not in kind:
+        with pytest.raises(DecodeError):
+            decode_image(odd[: len(odd) * 3 // 4], 3)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +161,20 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(kind, data):
     assert image.dtype == np.uint8
     assert image.ndim == 3
     assert image.shape[2] == 3
+
+
+def test_a_png_whose_palette_comes_behind_its_pixels_is_damaged():
+    data = encoded(picture(), "PNG", mode="P", transparency=3)
+    palette, pixels = data.index(b"PLTE") - 4, data.index(b"IDAT") - 4
+    with pytest.raises(DecodeError, match="damaged image"):
+        decode_image(data[:palette] + data[pixels:-12] + data[palette:pixels] + data[-12:], 3)
+
+
+@pytest.mark.parametrize("kind", [b"()", b"('|u1',)", b"-" * 5000 + b"1"])
+def test_an_npy_header_of_odd_python_is_no_array(kind):
+    text = b"{'descr': " + kind + b", 'fortran_order': False, 'shape': (2, 2, 3)}"
+    with pytest.raises(DecodeError, match=r"not a \.npy array"):
+        decode_npy(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(12), 3)
 
 
 def test_npy_holds_any_number_of_channels():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain.data.decode import decode_npy
 from pretrain.data.images import UnreadableImageError, prepare
 
 from .tars import image_bytes, png_header_only, saved
@@ -52,6 +53,27 @@ def test_a_rotated_photo_is_upright_after_a_resize_and_untouched_without():
     assert prepare(file.getvalue(), size=None, quality=90)[1] == file.getvalue()
     for size, expected in ((30, (30, 45)), (500, (60, 90))):
         assert Image.open(io.BytesIO(prepare(file.getvalue(), size=size, quality=90)[1])).size == expected
+
+
+def test_a_rotated_photo_whose_other_tags_are_wrong_is_upright_too():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Canon"
+    file = io.BytesIO()
+    Image.new("RGB", (90, 60)).save(file, "JPEG", exif=exif)
+    wrong = file.getvalue().replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02")  # the maker as the picture's width
+    assert wrong != file.getvalue()
+    assert Image.open(io.BytesIO(prepare(wrong, size=30, quality=90)[1])).size == (30, 45)
+
+
+@pytest.mark.parametrize("size", [None, 20])
+def test_what_training_could_not_decode_does_not_become_a_sample(size):
+    data = image_bytes(0, size=(90, 60))
+    damaged = data[: len(data) // 3] + b"\xff\xd5" + data[len(data) // 3 + 2 :]
+    Image.open(io.BytesIO(damaged)).load()  # PIL says nothing
+    with pytest.raises(UnreadableImageError, match="cannot be decoded: JPEG: Corrupt"):
+        prepare(damaged, size=size, quality=90)
+    array = np.asfortranarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    assert (decode_npy(prepare(saved(array), size=None, quality=90)[1], 3) == array).all()
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_allocated():

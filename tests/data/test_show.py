@@ -8,6 +8,7 @@ from PIL import Image
 
 from pretrain.data.__main__ import main
 from pretrain.data.dataset import Dataset
+from pretrain.data.images import UnreadableImageError
 from pretrain.data.index import build_index
 from pretrain.data.show import decode, examine, save_sheet
 
@@ -80,6 +81,14 @@ def test_a_sample_with_a_wrong_checksum_is_counted_as_unreadable(tmp_path):
     dataset = make_dataset(tmp_path, shards=1)
     flip(tmp_path / "train-000000.tar", 600)
     assert examine(dataset).unreadable == [("000000", "crc32c mismatch")]
+
+
+def test_what_training_cannot_decode_is_unreadable_here_too():
+    data = bytearray(image_bytes(0, size=(90, 60)))
+    data[len(data) // 3 : len(data) // 3 + 2] = b"\xff\xd5"
+    Image.open(io.BytesIO(data)).load()  # PIL says nothing
+    with pytest.raises(UnreadableImageError, match="Corrupt JPEG data"):
+        decode({"jpg": bytes(data)})
 
 
 def test_the_seed_chooses_the_samples(tmp_path):
