@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 where `verify` found damage, 2 for a mistake of the user's."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:

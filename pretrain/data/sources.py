@@ -100,31 +100,42 @@ def _images(folder: Path) -> tuple[list[str], Counter[str]]:
 def _read_csv(path: Path, labels: str) -> tuple[list[str], list[str | int | None], dict[int, str]]:
     """File names, a label each (an id, a class name, or None), and id -> name where the CSV gives both."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-        path_column = next((columns[name] for name in _PATH_COLUMNS if name in columns), None)
-        if path_column is None:
-            raise ValueError(f"{path}: no column named {' or '.join(_PATH_COLUMNS)}; it has: {', '.join(columns)}")
-        label_column = columns.get("label") if labels == "auto" else None
-        class_column = columns.get("class_name", columns.get("class")) if labels == "auto" else None
-        names: list[str] = []
-        raw: list[str | int | None] = []
-        classes: dict[int, str] = {}
-        for row in reader:
-            name = (row[path_column] or "").strip()
-            if not name:
-                raise ValueError(f"{path}, line {reader.line_num}: no file name")
-            names.append(name)
-            label = (row[label_column] or "").strip() if label_column else None
-            class_name = (row[class_column] or "").strip() if class_column else None
-            if "" in (label, class_name):
-                raise ValueError(f"{path}, line {reader.line_num}: {name} has no label; --labels none ignores them all")
-            number = int(label) if label is not None and re.fullmatch(r"\d{1,9}", label) else None
-            raw.append(number if number is not None else class_name or label)
-            if number is not None and class_name and classes.setdefault(number, class_name) != class_name:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: label {number} is {classes[number]!r} and {class_name!r}"
-                )
+        reader = csv.DictReader(file, strict=True)
+        try:
+            return _parse_csv(path, reader, labels)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 after line {reader.line_num}; save the list as UTF-8") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: {error}; is a quote left open?") from error
+
+
+def _parse_csv(
+    path: Path, reader: csv.DictReader[str], labels: str
+) -> tuple[list[str], list[str | int | None], dict[int, str]]:
+    columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+    path_column = next((columns[name] for name in _PATH_COLUMNS if name in columns), None)
+    if path_column is None:
+        raise ValueError(f"{path}: no column named {' or '.join(_PATH_COLUMNS)}; it has: {', '.join(columns)}")
+    label_column = columns.get("label") if labels == "auto" else None
+    class_column = columns.get("class_name", columns.get("class")) if labels == "auto" else None
+    names: list[str] = []
+    raw: list[str | int | None] = []
+    classes: dict[int, str] = {}
+    for row in reader:
+        name = (row[path_column] or "").strip()
+        if not name:
+            raise ValueError(f"{path}, line {reader.line_num}: no file name")
+        names.append(name)
+        label = (row[label_column] or "").strip() if label_column else None
+        class_name = (row[class_column] or "").strip() if class_column else None
+        if "" in (label, class_name):
+            raise ValueError(f"{path}, line {reader.line_num}: {name} has no label; --labels none ignores them all")
+        number = int(label) if label is not None and re.fullmatch(r"\d{1,9}", label) else None
+        raw.append(number if number is not None else class_name or label)
+        if number is not None and class_name and classes.setdefault(number, class_name) != class_name:
+            raise ValueError(
+                f"{path}, line {reader.line_num}: label {number} is {classes[number]!r} and {class_name!r}"
+            )
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{path}: {twice} is listed more than once")

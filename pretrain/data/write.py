@@ -28,7 +28,7 @@ from pretrain.data.sidecar import sidecar_path, write_sidecar
 from pretrain.data.sources import Source, Sources, classes_json, find_sources, read_classes
 
 _STATE = ".write"  # arguments and receipts, one small file a shard; what makes a rerun a continuation
-_VERSION = 1  # of the plan: raised when the same files and arguments would give other shards
+_VERSION = 2  # of the plan: raised when the same files and arguments would give other shards
 _PROBED = 64
 _MAX_FILE = 1 << 30
 
@@ -97,10 +97,13 @@ def write(
     sources = find_sources(source, labels=settings.labels, classes=read_classes(given) if given else None)
     state = out / _STATE
     state.mkdir(parents=True, exist_ok=True)
-    with _only_writer(state):
-        _claim(out, settings, sources)
-        if sources.classes and any(file.label is not None for file in sources.files):
-            write_whole(out / "classes.json", classes_json(sources.classes))
+    with _only_writer(state, settings.name):
+        with _shared(state):
+            labelled = sources.classes and any(file.label is not None for file in sources.files)
+            classes_of_all = _with_those_of(out / "classes.json", sources.classes) if labelled else {}
+            _claim(out, settings, sources)
+            if classes_of_all:
+                write_whole(out / "classes.json", classes_json(classes_of_all))
         plan = _plan(sources, settings)
         planned(len(plan), len(sources.files))
         jobs: list[tuple[str, list[Source]]] = []
@@ -118,13 +121,15 @@ def write(
         for (shard, _), receipt in run_parallel(job, jobs, workers=workers):
             receipts[shard] = receipt
             done(receipt)
-        _write_skipped(out)
         ordered = [receipts[shard] for shard in sorted(receipts)]
         samples = sum(receipt.samples for receipt in ordered)
+        with _shared(state):
+            _write_skipped(out)
         if not samples:
             raise ValueError(f"{source}: none of {len(sources.files)} images can be read; see {out / 'skipped.txt'}")
         shards = [str(out / receipt.shard) for receipt in ordered]
-        build_index(shards, workers=workers)
+        with _shared(state):
+            build_index(shards, workers=workers)
     return Written(
         shards=shards,
         samples=samples,
@@ -138,13 +143,36 @@ def write(
 
 
 @contextmanager
-def _only_writer(state: Path) -> Iterator[None]:
-    with (state / "lock").open("w") as lock:
+def _only_writer(state: Path, name: str) -> Iterator[None]:
+    with (state / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{state.parent}: another fovea data write is at work in this folder") from None
+            raise ValueError(
+                f"{state.parent}: another fovea data write --name {name} is at work in this folder"
+            ) from None
         yield
+
+
+@contextmanager
+def _shared(state: Path) -> Iterator[None]:
+    """While one writer changes the files that those of other names have in common with it, they wait."""
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _with_those_of(path: Path, classes: Mapping[int, str]) -> dict[int, str]:
+    """`classes` and those of the folder, by which its other shards are labelled. ValueError where they contradict."""
+    kept = read_classes(path) if path.exists() else {}
+    ids = {name: i for i, name in kept.items()}
+    for i, name in classes.items():
+        if (kept[i] != name) if i in kept else (name in ids):
+            there = f"id {i} is {kept[i]!r}" if i in kept else f"{name!r} has id {ids[name]}"
+            raise ValueError(
+                f"{path}: {there} there, and now {name!r} has id {i}; give --classes {path}, or choose another folder"
+            )
+    return kept | dict(classes)
 
 
 def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
@@ -173,9 +201,11 @@ def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
         raise ValueError(f"{out} already holds {shards[0].name}, not written by this command; choose another folder")
     else:
         write_whole(path, json.dumps(ours, indent=1).encode())
+    ours_or_shared = re.compile(rf"\.({settings.name}(-\d+\.tar)?|classes|skipped|dataset)(\.\w+)?\.\d+\.tmp")
     for folder in (out, out / _STATE):
-        for left_by_a_kill in folder.glob(".*.tmp"):
-            left_by_a_kill.unlink()
+        for temp in folder.glob(".*.tmp"):
+            if ours_or_shared.fullmatch(temp.name):  # left by a kill
+                temp.unlink()
 
 
 def _plan(sources: Sources, settings: WriteSettings) -> list[list[Source]]:

@@ -70,7 +70,7 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
     bad = {
         "empty.jpg": (b"", "empty file"),
         "text.jpg": (b"hello", "not a JPEG"),
-        "cut.jpg": (whole[: len(whole) // 2], "truncated"),
+        "cut.jpg": (whole[: len(whole) // 2], "Premature end"),
         "bomb.png": (png_header_only(13_300, 13_300), "too large: 13300 x 13300"),
         "wide.png": (png_header_only(20_000, 10), "too large: 20000 x 10"),
         "huge.png": (png_header_only(60_000, 60_000), "too large"),
@@ -157,6 +157,25 @@ def test_a_validation_set_takes_the_ids_of_the_training_set(folder, tmp_path, ca
     assert "not in the given classes: fox" in capsys.readouterr().err
 
 
+def test_classes_that_contradict_those_of_the_folder_are_refused(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    val = make_folder(tmp_path / "val", classes=("cat", "eel"), count=2)
+    assert run(folder, out) == 0
+    before = (out / "classes.json").read_bytes()
+    for classes, message in (
+        ({0: "eel", 1: "cat"}, "id 0 is 'cat' there, and now 'eel' has id 0"),
+        ({0: "cat", 7: "eel"}, "'eel' has id 2 there, and now 'eel' has id 7"),
+    ):
+        entries = [{"id": i, "name": name} for i, name in classes.items()]
+        (tmp_path / "other.json").write_text(json.dumps({"classes": entries}))
+        assert run(val, out, "--name", "val", "--classes", tmp_path / "other.json") == 2
+        error = capsys.readouterr().err
+        assert f"{message}; give --classes {out}/classes.json" in error
+        assert (out / "classes.json").read_bytes() == before
+    assert run(val, out, "--name", "val", "--classes", out / "classes.json") == 0
+    assert (out / "classes.json").read_bytes() == before
+
+
 def write_csv(path: Path, rows: list[dict]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -189,6 +208,8 @@ def test_a_csv_keeps_integer_labels_and_numbers_names(folder, tmp_path):
         ("filename,label\nx.jpg,1\ny.jpg,cat\n", "some labels are integers"),
         ("filename,label,class_name\nx.jpg,1,a\ny.jpg,1,b\n", "label 1 is 'a' and 'b'"),
         ("filename\n", "no image found"),
+        ('filename\n"x.jpg\ny.jpg\n', "after line 1: unexpected end of data; is a quote left open?"),
+        ('filename\n"x.jpg\n' + "y.jpg\n" * 30_000, "field larger than field limit (131072); is a quote left open?"),
         ("filename\nx.jpg\n", "none of 1 images can be read"),
     ],
 )
@@ -196,6 +217,18 @@ def test_a_bad_csv_is_refused_by_line(tmp_path, capsys, text, message):
     (tmp_path / "list.csv").write_text(text)
     assert run(tmp_path / "list.csv", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_csv_that_is_not_utf_8_is_named(tmp_path, capsys):
+    (tmp_path / "list.csv").write_bytes("filename\né.jpg\n".encode("latin-1"))
+    assert run(tmp_path / "list.csv", tmp_path / "out") == 2
+    assert f"{tmp_path}/list.csv: not UTF-8" in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_no_text_can_be_told(folder, tmp_path, capsys):
+    Path(os.fsdecode(bytes(folder / "cat") + b"/caf\xe9.jpg")).write_bytes(b"bad")
+    assert run(folder, tmp_path / "out") == 0
+    assert "skipped cat/caf\\udce9.jpg: not a JPEG" in capsys.readouterr().out
 
 
 def test_nothing_to_write_is_an_error(tmp_path, capsys):

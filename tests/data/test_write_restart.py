@@ -11,7 +11,7 @@ import pytest
 
 from pretrain.data.__main__ import main
 from pretrain.data.dataset import Dataset
-from pretrain.data.write import WriteSettings, write
+from pretrain.data.write import WriteSettings, _only_writer, write
 
 from .tars import image_bytes, make_folder, samples_of
 
@@ -56,6 +56,20 @@ def test_shards_of_someone_else_are_not_written_over(folder, tmp_path, capsys):
     assert "already holds train-000000.tar" in capsys.readouterr().err
     assert (tmp_path / "out" / "train-000000.tar").read_bytes() == b"precious"
     assert run(folder, tmp_path / "out", "--name", "mine") == 0
+
+
+def test_writers_of_two_names_share_a_folder_and_those_of_one_do_not(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / ".write").mkdir(parents=True)
+    for name in (".a-000000.tar.7.tmp", ".a-b-000000.tar.7.tmp", ".b-000000.tar.idx.7.tmp"):
+        (out / name).touch()
+    with _only_writer(out / ".write", "a"):
+        assert run(folder, out, "--name", "a") == 2
+        assert "another fovea data write --name a is at work" in capsys.readouterr().err
+        assert run(folder, out, "--name", "b") == 0
+        assert sorted(path.name for path in out.glob(".*.tmp")) == [".a-000000.tar.7.tmp", ".a-b-000000.tar.7.tmp"]
+    assert run(folder, out, "--name", "a") == 0
+    assert Dataset.open(out).num_samples == 48
 
 
 def test_workers_do_not_change_a_byte(folder, tmp_path):
