@@ -41,8 +41,8 @@ class Reader:
     def read(self, shard: int, sample: int, *, only: Collection[str] | None = None) -> dict[str, Any]:
         """Sample `sample` of shard `shard`: `__key__`, `__url__`, and bytes by extension (those in `only`, if given).
 
-        BadSample when the bytes are not those that were indexed; ValueError when the shard or its index is missing or
-        was replaced; IndexError when there is no such sample.
+        BadSample when the bytes cannot be read or are not those that were indexed; ValueError when the shard or its
+        index is missing or was replaced; IndexError when there is no such sample.
         """
         fd, index = self._shard(shard)
         if not 0 <= sample < len(index):
@@ -53,7 +53,11 @@ class Reader:
             if only is not None and extension not in only:
                 continue
             length = int(index.length[member])
-            data = _read_at(fd, length, int(index.offset[member]))
+            try:
+                data = _read_at(fd, length, int(index.offset[member]))
+            except OSError as error:
+                reason = f"cannot be read: {error.strerror}"
+                raise BadSample(self.dataset.names[shard], result["__key__"], extension, reason) from error
             if len(data) != length:
                 reason = f"the shard ends inside it: {len(data)} of {length} bytes"
                 raise BadSample(self.dataset.names[shard], result["__key__"], extension, reason)

@@ -76,7 +76,12 @@ def _verify(job: tuple[str, Row | None], *, folder: Path | None) -> Report:
     damages: list[Damage] = []
     if row is not None and (row.bytes, row.sha256, row.count) != (index.shard_bytes, index.sha256, len(index)):
         damages.append(Damage(str(path), "", "", f"not of the {row.name} in {CATALOG}; run fovea data index --force"))
-    fd = open_shard(shard)
+    try:
+        fd = open_shard(shard)
+    except ValueError as error:
+        return Report(
+            len(index), index.shard_bytes, [*damages, Damage(shard, "", "", str(error).removeprefix(f"{shard}: "))]
+        )
     try:
         damages += _compare(fd, shard, index)
     except OSError as error:

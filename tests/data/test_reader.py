@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -63,6 +64,17 @@ def test_a_shard_cut_while_it_is_open_is_a_bad_sample(tmp_path):
     reader.read(0, 0)
     os.truncate(dataset.paths[0], 700)
     with pytest.raises(BadSample, match=r"train-000000\.tar: sample 000000, member jpg: the shard ends inside it"):
+        reader.read(0, 0)
+
+
+def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path, monkeypatch):
+    reader = Reader(make_dataset(tmp_path))
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(BadSample, match=r"000000\.tar: sample 000000, member jpg: cannot be read: Input/output error"):
         reader.read(0, 0)
 
 

@@ -65,6 +65,16 @@ def test_a_truncated_shard_says_where_and_how_much_is_lost(tmp_path):
     ]
 
 
+def test_a_shard_that_cannot_be_opened_does_not_hide_the_others(tmp_path):
+    shards = make_shards(tmp_path)
+    Path(shards[0]).unlink()
+    flip(Path(shards[2]), 600)
+    assert [str(damage) for damage in damages(shards)] == [
+        f"{shards[0]}: cannot open shard: No such file or directory",
+        f"{shards[2]}, sample 000008, member jpg: crc32c mismatch",
+    ]
+
+
 def test_bytes_added_at_the_end_are_caught(tmp_path):
     (shard,) = make_shards(tmp_path, shards=1)
     with Path(shard).open("ab") as file:
