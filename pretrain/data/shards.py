@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Sequence
@@ -43,12 +44,13 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
 
 def _expand_one(item: str) -> list[str]:
     path = local_path(item)
-    if path.is_dir():
+    there = _is_there(path)
+    if there and path.is_dir():
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
         if not shards:
             raise ValueError(f"no *.tar in folder {item}{_images_in(path)}")
         return shards
-    if path.exists():
+    if there:
         return [item]
     # counted first: braceexpand builds a range whole before it yields
     if math.prod(_choices(group) for group in re.findall(r"{([^{}]*)}", item)) > MAX_SHARDS:
@@ -68,6 +70,15 @@ def _images_in(folder: Path) -> str:
     return f"; it holds images, of which `fovea data write {folder} SHARDS` makes shards"
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a list in braces may be longer than any file's name
+            return False
+        raise
+
+
 def _choices(group: str) -> int:
     bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?", group)
     return abs(int(bounds[2]) - int(bounds[1])) + 1 if bounds else group.count(",") + 1
@@ -76,7 +87,7 @@ def _choices(group: str) -> int:
 def _glob(name: str) -> list[str]:
     path = local_path(name)
     magic = next((i for i, part in enumerate(path.parts) if any(c in part for c in "*?[")), None)
-    if magic is None or path.exists():
+    if magic is None or _is_there(path):
         return [name]
     found = sorted(str(match) for match in Path(*path.parts[:magic]).glob(str(Path(*path.parts[magic:]))))
     if not found:

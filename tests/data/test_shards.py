@@ -35,6 +35,13 @@ def test_brace_ranges_globs_folders_and_lists_name_the_same_shards(folder):
     ]
 
 
+def test_a_list_in_braces_may_be_longer_than_a_file_name(tmp_path):
+    listed = [f"shard-{i:06d}-of-000020" for i in range(20)]
+    for name in listed:
+        (tmp_path / f"{name}.tar").touch()
+    assert names(expand(f"{tmp_path}/{{{','.join(listed)}}}.tar")) == [f"{name}.tar" for name in listed]
+
+
 def test_a_name_that_looks_like_a_pattern_but_exists_is_itself(tmp_path):
     odd = tmp_path / "a-{1..3}[x].tar"
     odd.touch()
