@@ -2,15 +2,8 @@ from pretrain.data.bad_list import BadList
 from pretrain.data.substitute import BadRecord
 
 
-def record(key: str) -> dict:
-    return {
-        "position": 1,
-        "shard": "s.tar",
-        "key": key,
-        "reason": "empty",
-        "substitute": "s.tar/x",
-        "passed_over": False,
-    }
+def record(key: str) -> BadRecord:
+    return BadRecord(position=1, shard="s.tar", key=key, reason="empty", substitute="s.tar/x", passed_over=False)
 
 
 def test_a_list_that_a_kill_cut_goes_on_and_can_be_read_again(tmp_path):
