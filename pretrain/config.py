@@ -41,7 +41,7 @@ class InitConfig(Config):
 
     release: str | None = Field(None, description="folder written by `fovea release`")
     official: str | None = Field(None, description="file of an official code, timm or Hugging Face: docs/weights.md")
-    checkpoint: str | None = Field(None, description="checkpoint folder of another run: everything but its position")
+    checkpoint: str | None = Field(None, description="folder of a checkpoint, averages and heads too; optimizer anew")
     fresh_heads: bool = Field(
         False, description="take the backbone only, even if the source has this objective's heads"
     )
