@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
     parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to ask about")
     parser.add_argument("--k", type=_positive, nargs="+", default=[20], help="neighbours (default 20; DINO: 10 20 100)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of the neighbours' votes (default 0.07)")
+    parser.add_argument("--temperature", type=_above_0, default=0.07, help="of the neighbours' votes (default 0.07)")
     parser.add_argument("--no-linear", action="store_true", help="neighbours only")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained network (default 0)")
     parser.add_argument("--resize", type=_positive, help="shorter side before the centre crop; default: 256/224 of it")
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset-seed", type=int, default=0, help="chooses them (default 0)")
     parser.add_argument("--batch-size", type=_positive, default=256)
     parser.add_argument("--workers", type=int, default=0, help="reading processes (default 0)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser
 
@@ -158,6 +158,21 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not there: {str(error).splitlines()[0]}") from None
+    return text
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def vote(bank: np.ndarray, bank_labels: np.ndarray, query: np.ndarray, k: int, t
     return max(votes, key=lambda label: votes[label])
 
 
-@given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([0.07, 0.5]))
+@given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([0.005, 0.07, 0.5]))
 @settings(max_examples=30, deadline=None)
 def test_the_accuracy_is_that_of_the_vote_written_with_loops(seed: int, k: int, temperature: float):
     random = np.random.default_rng(seed)
@@ -41,3 +41,10 @@ def test_the_length_of_a_feature_does_not_matter():
 def test_an_empty_side_is_a_clear_error():
     with pytest.raises(ValueError, match="bank has 0, queries 3"):
         knn_accuracies(torch.zeros(0, 2), torch.zeros(0).long(), torch.ones(3, 2), torch.zeros(3).long(), ks=(1,))
+
+
+@pytest.mark.parametrize("strange", [-1, 10**12])
+def test_a_label_may_be_any_integer(strange: int):
+    features, labels = torch.eye(4).repeat(3, 1), torch.tensor([0, strange, 7, 2]).repeat(3)
+    assert knn_accuracies(features, labels, features, labels, ks=(1, 3)) == {1: 1.0, 3: 1.0}
+    assert knn_accuracies(features, labels, features[:1], torch.tensor([5]), ks=(1,)) == {1: 0.0}, "nobody has it"
