@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
+from pretrain.engine.folder import last_start, read_data
 from pretrain.probes.doctor import Doctor, Verdict
 from pretrain.probes.history import Facts
 from pretrain.probes.rules import RULES
@@ -42,10 +43,8 @@ def examine(run_dir: Path) -> tuple[list[Verdict], int]:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
     config = load_config(PretrainConfig, run_dir / "config.yaml")
-    data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
-    starts = (run_dir / "environment.jsonl").read_text(encoding="utf-8").splitlines()
-    world_size = json.loads(starts[-1])["world_size"] if starts else 1
-    steps = plan(config, num_samples=data["num_samples"], world_size=world_size)
+    num_samples, world_size = read_data(run_dir)["num_samples"], last_start(run_dir)["world_size"]
+    steps = plan(config, num_samples=num_samples, world_size=world_size)
     doctor = Doctor(facts_of(config, steps), off=config.doctor.off if config.doctor else ())
     rows = read_rows(run_dir / "metrics.jsonl")
     verdicts = [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.configlib import ConfigError, load_config
 from pretrain.engine.commit import CheckpointError, newest_whole, read_manifest
+from pretrain.engine.folder import last_start, read_data
 from pretrain.record import read_rows
 
 
@@ -24,7 +23,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
     config = load_config(PretrainConfig, run_dir / "config.yaml")
-    data = json.loads((run_dir / "data.json").read_text(encoding="utf-8"))
+    data, start = read_data(run_dir), last_start(run_dir)
     checkpoint = newest_whole(run_dir / "checkpoints")
     from safetensors.torch import load_file
 
@@ -40,7 +39,8 @@ def from_run(run_dir: Path, out: Path) -> str:
         "recipe": config.model_dump(mode="json"),
         "data": {"fingerprint": data["fingerprint"], "images": data["num_samples"]},
         "metrics": {"step": step, **_last_metrics(run_dir / "metrics.jsonl", step, config)},
-        **_environment(run_dir / "environment.jsonl"),
+        "commit": start["commit"],
+        "versions": start["versions"],
     }
     write_release(
         out,
@@ -72,12 +72,6 @@ def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, fl
             if probe in protocols and kind != "pixels":
                 scores[f"{kind} {protocols[probe]}"] = value
     return scores
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    """Commit and versions of the run's last start."""
-    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return {"commit": last["commit"], "versions": last["versions"]}
 
 
 def main(arguments: list[str] | None = None) -> int:

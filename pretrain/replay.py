@@ -71,7 +71,9 @@ def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
         return load_file(folder / captured.weights), f"weights of that step: {captured.weights}, {size}"
     if captured.checkpoint is None:
         raise ValueError(f"{folder}: holds no weights, and there was no checkpoint before; set engine.capture_weights")
-    source, age = Path(captured.checkpoint["folder"]), captured.step - captured.checkpoint["step"]
+    # By its place in the run: the run may have been moved since, or be asked about from another folder.
+    source = folder.resolve().parent.parent / "checkpoints" / Path(captured.checkpoint["folder"]).name
+    age = captured.step - captured.checkpoint["step"]
     if not (source / "model.safetensors").exists():
         raise ValueError(f"{folder}: holds no weights, and {source} is gone; set engine.capture_weights")
     note = f"weights of {source}" + (f", {age} steps older: it may not break again" if age else "")

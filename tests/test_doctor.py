@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def test_the_page_shows_the_rules_as_they_are():
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "release"])
+def test_a_run_copied_without_its_records_is_refused_by_the_name_of_what_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+):
+    shutil.copy(ROOT / "configs" / "debug" / "mae.yaml", tmp_path / "config.yaml")
+    words = [command, str(tmp_path)] + ([str(tmp_path / "out")] if command == "release" else [])
+    assert main(words) == 2
+    assert "data.json" in capsys.readouterr().err
+    (tmp_path / "data.json").write_text('{"fingerprint": "f", "num_samples": 960}')
+    (tmp_path / "environment.jsonl").write_text('{"world_si')
+    assert main(words) == 2
+    assert "environment.jsonl: missing or empty" in capsys.readouterr().err
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones(tmp_path: Path):

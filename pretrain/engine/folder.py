@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def check_same_run(
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not any(key == name or key.startswith(name + ".") for name in free)
     ]
-    started_on = _fingerprints(json.loads((folder / "data.json").read_text(encoding="utf-8")), fingerprints)
+    started_on = _fingerprints(read_data(folder), fingerprints)
     problems += [
         f"{key}: other data (fingerprint {fingerprint[:12]}, the run has {started_on[key][:12]})"
         for key, fingerprint in fingerprints.items()
@@ -72,6 +73,23 @@ def write_records(folder: Path, config: Config, data: Mapping[str, Any], *, worl
     }
     with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """The run's data.json. Raises ConfigError when it is missing or damaged."""
+    try:
+        return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(folder), [f"data.json: {error}; it says what data the run is of, copy it too"]) from error
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    """The last line of the run's environment.jsonl that is whole. Raises ConfigError when there is none."""
+    path = folder / "environment.jsonl"
+    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        with suppress(json.JSONDecodeError):
+            return json.loads(line)
+    raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it says how the run was started"])
 
 
 def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
