@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.backbones.opened import Opened
 from finetune.config import ModelSource
+from finetune.heads.lora import merged_state
 from finetune.release import is_task, open_task
 from pretrain.configlib import ConfigError
 from pretrain.models.importers import Weights, load_official, load_strict
@@ -117,10 +118,15 @@ def _of_release(model: ModelSource) -> _Found:
 
 
 def _of_task(path: str) -> _Found:
-    """The backbone of a fine-tuned task: intermediate fine-tuning."""
+    """The backbone of a fine-tuned task, low-rank updates merged, a detector's relative positions left out."""
     task, record = open_task(path)
     backbone = task.bare_backbone
-    weights = Weights("task", backbone.state_dict(), {}, grid=backbone.grid_size)
+    with torch.device("meta"):
+        own = backbone_of(record["model"]).state_dict().keys()
+    state = merged_state(backbone)
+    left_out = tuple(name for name in state if name not in own and name.endswith(("rel_pos_h", "rel_pos_w")))
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    weights = Weights("task", kept, {}, grid=backbone.grid_size, left_out=left_out)
     kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
     mean, std = tuple(record["mean"]), tuple(record["std"])
     return _Found(record["model"], weights, f"{record['task']['name']} release {path}", mean, std, record=kept)

@@ -136,6 +136,25 @@ def test_a_source_that_is_none_is_named(source: dict, message: str):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [
+        ("classification", {"train": "lora", "lora": {"layers": ["qkv", "fc1"]}}),
+        ("detection", {"head": {"name": "faster_rcnn", "channels": 16, "box_dim": 16}, "size": 32, "window": 2,
+                       "rel_pos": True}),
+    ],
+)  # fmt: skip
+def test_the_backbone_of_a_fine_tuned_task_is_taken_whatever_was_added_to_it(
+    tmp_path: Path, name: str, section: dict[str, object]
+):
+    task = small_task(name, **section)
+    opened = open_source(ModelSource(release=str(write_task(tmp_path / "release", task, {}))))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(opened.backbone.eval()(images), task.bare_backbone.eval()(images), atol=1e-5)
+    left_out = "".join(line for line in opened.report_lines if line.startswith("left out"))
+    assert ("rel_pos_h" in left_out) == (name == "detection")
+
+
 def test_a_damaged_release_of_a_task_is_named(tmp_path: Path):
     folder = write_task(tmp_path / "release", small_task("classification"), {})
     assert open_task(folder)[1]["classes"] == ["cat", "dog", "cow"]
