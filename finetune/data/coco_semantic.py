@@ -80,6 +80,8 @@ def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> 
     Raises:
         ValueError: it is no panoptic file, or none of its images is there.
     """
+    if source.annotations is None:
+        raise ValueError(f"{source.images}: format coco_panoptic needs `annotations`, a COCO json")
     path = Path(source.annotations)
     where = source.masks or str(path.with_suffix(""))
     (place, prefix), (images_place, images_prefix) = split_container(where), split_container(source.images)

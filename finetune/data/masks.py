@@ -43,6 +43,10 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
         ValueError: the source is none of the formats, no image has a map, or its classes are others.
     """
     form = _format(source) if source.format == "auto" else source.format
+    unread = [key for key in ("masks", "annotations", "classes") if getattr(source, key) and key not in _READS[form]]
+    if unread:
+        what = f"{', '.join(unread)} given, which format {form} does not read"
+        raise ValueError(f"{source.images}: {what}; remove it, or set `format`")
     found = _FORMATS[form](section, source, classes)
     if len(found.classes) > VOID:
         raise ValueError(f"{source.images}: {len(found.classes)} classes; labels of at most {VOID} are kept in a byte")
@@ -152,6 +156,15 @@ _FORMATS: dict[str, Callable[[Any, Any, Classes | None], Any]] = {
     "voc": _open_voc,
     "coco": open_instances,
     "coco_panoptic": open_panoptic,
+}
+# The keys of a source, beside images, that each format reads.
+_READS = {
+    "masks": ("masks", "classes"),
+    "ade20k": ("classes",),
+    "cityscapes": (),
+    "voc": ("classes",),
+    "coco": ("annotations",),
+    "coco_panoptic": ("annotations", "masks"),
 }
 
 

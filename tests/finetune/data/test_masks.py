@@ -238,6 +238,15 @@ def test_a_validation_set_of_other_classes_is_refused(tmp_path: Path):
         masks.open_examples(SegmentationConfig(), source, classes=train.classes)
 
 
+def test_what_a_format_does_not_read_is_refused(tmp_path: Path):
+    write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0), "a.json": json.dumps({"annotations": [{}]})})
+    places = {"images": tmp_path / "i", "masks": tmp_path / "m"}
+    with pytest.raises(ValueError, match="masks given, which format coco does not read; remove it"):
+        opened(**places, annotations=tmp_path / "a.json")
+    with pytest.raises(ValueError, match="format coco_panoptic needs `annotations`"):
+        opened(**places, format="coco_panoptic")
+
+
 def test_what_has_no_masks_says_what_to_give(tmp_path: Path):
     write(tmp_path, {"i/1.jpg": photo(), "m/2.png": ids(0), "classes.json": json.dumps(["a", "b"])})
     with pytest.raises(ValueError, match="where are the class maps"):
