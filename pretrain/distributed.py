@@ -29,6 +29,10 @@ _RENDEZVOUS_SECONDS = 300.0
 _acts_alone = False
 
 
+class RendezvousError(RuntimeError):
+    """The processes of a run do not find each other."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all."""
@@ -53,6 +57,7 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
 
     Raises:
         ValueError: the environment contradicts itself, or there is no such device.
+        RendezvousError: the other processes were not met in time.
     """
     launch = read_launch(os.environ)
     local_rank = launch.local_rank if launch else 0
@@ -78,15 +83,23 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port),
     )
-    store = TCPStore(
-        launch.master_addr,
-        launch.master_port,
-        launch.world_size,
-        is_master=launch.rank == 0 and not launch.agent_store,
-        timeout=timedelta(seconds=_RENDEZVOUS_SECONDS),
-        wait_for_workers=False,
-    )
-    incarnation = _agree_on_incarnation(store, launch.rank, launch.world_size)
+    listens = launch.rank == 0 and not launch.agent_store
+    try:
+        store = TCPStore(
+            launch.master_addr,
+            launch.master_port,
+            launch.world_size,
+            is_master=listens,
+            timeout=timedelta(seconds=_RENDEZVOUS_SECONDS),
+            wait_for_workers=False,
+        )
+        incarnation = _agree_on_incarnation(store, launch.rank, launch.world_size)
+    except dist.DistError as error:
+        advice = "is the port free, and this host its owner" if listens else "is rank 0 running there"
+        raise RendezvousError(
+            f"rank {launch.rank} at MASTER_ADDR={launch.master_addr} MASTER_PORT={launch.master_port}: "
+            f"{str(error).splitlines()[0]} ({advice}?)"
+        ) from error
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         store=PrefixStore(f"fovea/{incarnation}", store),
@@ -135,7 +148,7 @@ def _read(store: Store, key: str) -> str:
 
 def _wait(pause: float, deadline: float, what: str) -> float:
     if time.monotonic() > deadline:
-        raise RuntimeError(f"rendezvous: {what} after {_RENDEZVOUS_SECONDS:.0f} s; did every rank start?")
+        raise RendezvousError(f"rendezvous: {what} after {_RENDEZVOUS_SECONDS:.0f} s; did every rank start?")
     time.sleep(pause)
     return min(pause * 2, 0.2)
 

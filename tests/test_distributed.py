@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 from torch.distributed import HashStore
 
 from pretrain import distributed
-from pretrain.distributed import _agree_on_incarnation
+from pretrain.distributed import RendezvousError, _agree_on_incarnation
 from pretrain.ranks import Launch, first_host, job_port, read_launch
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +198,18 @@ def test_alone_every_collective_is_a_no_op():
     assert distributed.agree(True)
     assert not distributed.agree(False)
     distributed.barrier()
+
+
+def test_a_port_that_is_taken_is_named_with_the_variables_that_choose_it(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        with pytest.raises(RendezvousError, match=rf"MASTER_PORT={port}: .*address already in use \(is the port free"):
+            distributed.setup("cpu")
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

@@ -13,7 +13,7 @@ import torch
 
 from pretrain import distributed
 from pretrain.configlib import ConfigError
-from pretrain.distributed import World
+from pretrain.distributed import RendezvousError, World
 from pretrain.engine.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.faults import add_fault
@@ -44,6 +44,8 @@ def session(
         world = distributed.setup(engine.device)
     except ValueError as error:
         return _fail(error, EXIT_CONFIG)
+    except RendezvousError as error:
+        return _fail(error, EXIT_FAILED)
     try:
         with ExitStack() as stack:
             stack.callback(distributed.close)
