@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.data.dataset import Dataset
-from pretrain.data.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, DecodeError, decode_sample
+from pretrain.data.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_PIXELS, DecodeError, decode_sample
 from pretrain.data.reader import BadSample, Reader
 from pretrain.data.workers import run_in_workers
 
@@ -83,10 +84,12 @@ class _Geometry:
     interpolation: str
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """uint8 [H, W, C] to [C, h, w]."""
+        """uint8 [H, W, C] to [C, h, w]. DecodeError for an image so narrow that resizing would take all memory."""
         height, width = image.shape[:2]
         shorter = min(height, width)
         new = (self.resize * height // shorter, self.resize * width // shorter)
+        if math.prod(new) > MAX_PIXELS:
+            raise DecodeError(f"too long: {width} x {height} pixels would be resized to {new[1]} x {new[0]}")
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         pixels = F.interpolate(pixels, size=new, mode=self.interpolation, antialias=True)[0]
         top, left = (round((a - b) / 2) for a, b in zip(new, self.size, strict=True))

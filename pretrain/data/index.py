@@ -161,7 +161,10 @@ def _group(walk: Iterable[Member], shard: str) -> tuple[list[Member], list[str],
         if not keys or key != keys[-1]:
             if key in seen:
                 raise TarError(
-                    shard, member.name, "its sample's members are not together (interleaved, or a key used twice)"
+                    shard,
+                    member.name,
+                    "its sample's members are not together (interleaved, or a key used twice); pack it again by name, "
+                    "as tar --sort=name does",
                 )
             seen.add(key)
             here = set()

@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pretrain.data.dataset import Dataset
-from pretrain.data.decode import DecodeError, decode_image
+from pretrain.data.decode import IMAGE_EXTENSIONS, DecodeError, decode_image
 from pretrain.data.images import UnreadableImageError, open_array, open_image
 from pretrain.data.reader import BadSample, Reader
 from pretrain.data.sources import read_classes
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 _PIXELS = 50_000  # per image, enough for mean and std
 _CELL, _TEXT, _COLUMNS = 160, 30, 8
 

@@ -64,6 +64,13 @@ def test_bad_images_are_left_out_and_listed(tmp_path):
         assert "not a JPEG" in loader.bad[0][2]
 
 
+def test_an_image_that_would_take_all_memory_is_left_out(tmp_path):
+    members = [("a.png", encoded(np.zeros((1, 16_000, 3), np.uint8), "PNG")), ("a.cls", b"0")]
+    loader = EvalImages(one_shard(tmp_path, members), (56, 56), batch_size=2, resize=64, **ZERO_ONE)
+    assert list(loader) == []
+    assert loader.bad == [("a.tar", "a", "too long: 16000 x 1 pixels would be resized to 1024000 x 64")]
+
+
 def test_workers_and_ranks_change_nothing(tmp_path):
     dataset = make_dataset(tmp_path, shards=2, samples=7)
     alone = list(EvalImages(dataset, (16, 16), batch_size=3, **ZERO_ONE))
