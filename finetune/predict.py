@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +24,14 @@ import numpy as np
 
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
-from pretrain.data.decode import DecodeError, decode_image
+from pretrain.data.decode import DecodeError, decode_image, decode_npy
 from pretrain.data.images import SUFFIXES
+from pretrain.engine.commit import CheckpointError
 from pretrain.record import write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from finetune.tasks.base import Task
 
 MILLIMETRES = 1000.0
@@ -54,12 +59,16 @@ def main(arguments: list[str] | None = None) -> int:
         from finetune.release import open_task
 
         task, record = open_task(chosen.task)
-    except ValueError as error:
+        out, where = Path(chosen.out), _device(chosen.device)
+        out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, CheckpointError) as error:
         print(f"fovea predict: {error}", file=sys.stderr)
         return 2
-    out = Path(chosen.out)
+    except OSError as error:
+        print(f"fovea predict: --out {chosen.out}: not a folder to write to: {error}", file=sys.stderr)
+        return 2
     failed = predict(
-        task, files, out, ids=ids, batch_size=chosen.batch_size, device=chosen.device, pictures=not chosen.no_pictures
+        task, files, out, ids=ids, batch_size=chosen.batch_size, device=where, pictures=not chosen.no_pictures
     )
     for path, reason in failed:
         print(f"{path}: {reason}; passed over", file=sys.stderr)
@@ -68,13 +77,28 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if done else 1
 
 
+def _device(name: str) -> torch.device:
+    """
+    Raises:
+        ValueError: there is none of this name.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or auto") from error
+
+
 def find_images(given: Sequence[str]) -> list[Path]:
     """The image files that the arguments name, each once, folders in order of their paths.
 
     Raises:
         ValueError: an argument names nothing, or there is no image at all.
     """
-    found: dict[Path, Path] = {}  # by where it is: a file given twice is one image
+    found: dict[Path, Path] = {}  # a file given twice is one image; two links to one file are two, of two names
     for argument in given:
         path = Path(argument)
         if path.is_dir():
@@ -89,7 +113,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
             if not inside:
                 raise ValueError(f"{argument}: no such file, folder or pattern")
         for file in inside:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(_place(file), file)
     return list(found.values())
 
 
@@ -106,6 +130,8 @@ def read_ids(path: Path) -> dict[str, int]:
         raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
     if len(ids) < len(rows):
         raise ValueError(f"{path}: {len(rows) - len(ids)} file names are given to more than one image")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError(f"{path}: {len(ids) - len(set(ids.values()))} ids are given to more than one image")
     return ids
 
 
@@ -116,7 +142,7 @@ def predict(
     *,
     ids: dict[str, int] | None = None,
     batch_size: int = 8,
-    device: str = "auto",
+    device: torch.device | str = "cpu",
     pictures: bool = True,
 ) -> list[tuple[Path, str]]:
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded, or have no id in `ids`."""
@@ -124,21 +150,20 @@ def predict(
 
     from finetune.data.batches import move
 
-    where = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
-    task = task.to(where).eval()
+    task = task.to(device).eval()
     transform, failed = task.eval_transform(), []
     names = _names(files)
     rows: list[Any] = []
     images: list[dict[str, Any]] = []
-    out.mkdir(parents=True, exist_ok=True)
-    if ids is None and task.config.name == "detection":  # COCO's ids are numbers
-        ids = {name: number for number, name in enumerate(names, start=1)}
-    for examples in _batches(files, names, batch_size, ids, failed):
+    given: list[str | int | None] = list(names)
+    if ids is not None:
+        given = _chosen_ids(files, list(names), ids)
+    elif task.config.name == "detection":  # COCO's ids are numbers
+        given = list(range(1, len(names) + 1))
+    for examples in _batches(files, names, batch_size, given, failed):
         batch = task.collate([transform(example) for example in examples])
         with torch.no_grad():
-            predictions = task.predict(move(batch, where))
+            predictions = task.predict(move(batch, device))
         for example, prediction in zip(examples, predictions, strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
@@ -158,20 +183,24 @@ def predict(
 
 
 def _batches(
-    files: Sequence[Path], names: dict[str, str], size: int, ids: dict[str, int] | None, failed: list[tuple[Path, str]]
+    files: Sequence[Path],
+    names: dict[str, str],
+    size: int,
+    ids: Sequence[str | int | None],
+    failed: list[tuple[Path, str]],
 ) -> Iterator[list[Example]]:
     waiting: list[Example] = []
-    for path, name in zip(files, names, strict=True):
-        given = name if ids is None else ids.get(name, ids.get(path.name))
-        if given is None:
-            failed.append((path, "no image of this name in --ids"))
+    for path, name, id in zip(files, names, ids, strict=True):
+        if id is None:
+            failed.append((path, "no image of this name in --ids, or several files of it"))
             continue
         try:
-            image = decode_image(path.read_bytes(), 3)
+            data = path.read_bytes()
+            image = decode_npy(data, 3) if path.suffix.lower() == ".npy" else decode_image(data, 3)
         except (OSError, DecodeError) as error:
             failed.append((path, str(error)))
             continue
-        waiting.append(Example(given, name, image, None))
+        waiting.append(Example(id, name, image, None))
         if len(waiting) == size:
             yield waiting
             waiting = []
@@ -179,21 +208,41 @@ def _batches(
         yield waiting
 
 
+def _chosen_ids(files: Sequence[Path], names: Sequence[str], ids: dict[str, int]) -> list[str | int | None]:
+    """The id of each file: of its whole name, else of the last part of it, where no other file has that id."""
+    last = Counter(path.name for path, name in zip(files, names, strict=True) if name not in ids)
+    taken = {ids[name] for name in names if name in ids}
+
+    def of(path: Path, name: str) -> int | None:
+        id = ids.get(name, ids.get(path.name))
+        return None if name not in ids and (last[path.name] > 1 or id in taken) else id
+
+    return [of(path, name) for path, name in zip(files, names, strict=True)]
+
+
 def _names(files: Sequence[Path]) -> dict[str, str]:
     """What an image is called -> its picture's path: as the file, from the folder that holds them all."""
-    parents = [file.resolve().parent for file in files]
+    parents = [_place(file).parent for file in files]
     top = parents[0]
     while any(top != parent and top not in parent.parents for parent in parents):
         top = top.parent
     names: dict[str, str] = {}
     taken: set[str] = set()
     for file in files:
-        name = (file.resolve().relative_to(top)).as_posix()
+        name = _place(file).relative_to(top).as_posix()
         # a.jpg and a.png are two images: the second keeps its suffix in the name of its picture
-        stem = name.rpartition(".")[0] if name.rpartition(".")[0] not in taken else name.replace(".", "_")
+        stem = name.rpartition(".")[0]
+        stem = name.replace(".", "_") if stem in taken else stem
+        while stem in taken:
+            stem += "_"
         taken.add(stem)
         names[name] = f"{stem}.png"
     return names
+
+
+def _place(path: Path) -> Path:
+    """Where it is, whatever it may link to: its name is what it is called there."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _categories(classes: Classes) -> list[dict[str, Any]]:

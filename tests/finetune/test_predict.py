@@ -82,7 +82,7 @@ def test_ids_are_those_of_the_annotation_file_and_others_are_passed_over(
     (tmp_path / "val.json").write_text(json.dumps({"images": rows}))
     out = run(small_task("detection", size=64, head=QUERIES), tmp_path, photos, "--ids", tmp_path / "val.json")
     assert {row["id"] for row in json.loads((out / "images.json").read_text())["images"]} == {42, 7}
-    assert "a.jpg: no image of this name in --ids; passed over" in capsys.readouterr().err
+    assert "a.jpg: no image of this name in --ids, or several files of it; passed over" in capsys.readouterr().err
 
 
 def test_a_class_map_is_a_png_of_class_numbers_in_the_image_s_size(photos: Path, tmp_path: Path):
@@ -138,8 +138,63 @@ def test_files_folders_and_patterns_name_each_image_once(photos: Path):
     assert [path.relative_to(photos).as_posix() for path in found] == ["a.jpg", "b.png", "deep/a.jpg"]
 
 
+def test_a_link_is_an_image_by_its_own_name(photos: Path, tmp_path: Path):
+    (tmp_path / "blobs").mkdir()
+    (photos / "a.jpg").rename(tmp_path / "blobs" / "6f1d")
+    for name in ("a.jpg", "again.jpg"):
+        (photos / name).symlink_to(tmp_path / "blobs" / "6f1d")
+    out = run(small_task("classification"), tmp_path, photos)
+    assert [row["id"] for row in predictions(out)] == ["a.jpg", "again.jpg", "b.png", "deep/a.jpg"]
+
+
+def test_an_id_is_never_given_to_two_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ids, task = tmp_path / "val.json", small_task("detection", size=64, head=QUERIES)
+    for number, (known, expected) in enumerate([("a.jpg", ["a.jpg"]), ("deep/a.jpg", ["deep/a.jpg"])]):
+        ids.write_text(json.dumps({"images": [{"id": 7, "file_name": known}, {"id": 8, "file_name": "b.png"}]}))
+        out = run(task, tmp_path / str(number), photos, "--ids", ids)
+        rows = json.loads((out / "images.json").read_text())["images"]
+        assert [row["file_name"] for row in rows] == sorted([*expected, "b.png"])
+        assert "a.jpg: no image of this name in --ids, or several files of it; passed over" in capsys.readouterr().err
+    (photos / "a.jpg").unlink()
+    ids.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.jpg"}]}))
+    out = run(task, tmp_path / "2", photos, "--ids", ids)  # the last part of a name is enough where one file has it
+    assert [row["id"] for row in json.loads((out / "images.json").read_text())["images"]] == [7]
+
+
+def test_arrays_are_images_as_in_training(photos: Path, tmp_path: Path):
+    np.save(photos / "c.npy", np.zeros((40, 50, 3), np.uint8))
+    out = run(small_task("classification"), tmp_path, photos / "c.npy", photos / "b.png")
+    assert [row["id"] for row in predictions(out)] == ["c.npy", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(["--device", "gpu"], "--device gpu: "), (["--out", "photos/b.png"], "not a folder to write to")],
+)
+def test_a_device_or_folder_that_is_none_is_said(
+    wrong: list[str], said: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    release = write_release(tmp_path / "release", small_task("classification"), {})
+    assert main([str(release), str(photos), "--out", "out", *wrong]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_predict_with(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "task.json").write_text("{}")
+    assert main([str(tmp_path / "run"), str(photos), "--out", str(tmp_path / "out")]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+
+
 def test_two_images_of_one_file_name_have_no_id(tmp_path: Path):
     path = tmp_path / "val.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}))
-    with pytest.raises(ValueError, match="more than one image"):
+    with pytest.raises(ValueError, match="1 file names are given to more than one image"):
+        read_ids(path)
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}))
+    with pytest.raises(ValueError, match="1 ids are given to more than one image"):
         read_ids(path)
