@@ -22,6 +22,7 @@ from finetune.config import FinetuneConfig, Source
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
 from pretrain.configlib import ConfigError, read_values, validate
+from pretrain.engine.commit import CheckpointError
 from pretrain.record import versions, write_json
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NotEqualError as error:
         print(f"fovea export: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, CheckpointError) as error:
         print(f"fovea export: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -129,9 +130,12 @@ def export(
 
     def checked(name: str, write: Callable[[Path], None], run: Callable[[Path], Any]) -> None:
         path = out / name
-        write(path)
         try:
+            write(path)
             found = graphs.compare(graph, run(path), graphs.cases(graph, size))
+        except graphs.NotExportableError:
+            path.unlink(missing_ok=True)
+            raise
         except (ValueError, RuntimeError) as error:
             path.unlink(missing_ok=True)
             raise NotEqualError(f"{name} was removed: {error}") from error
@@ -154,11 +158,12 @@ def export(
 
     checked("model.pt2", lambda path: torch.export.save(program, path), run_program)
     if onnx:
-        checked("model.onnx", lambda path: graphs.write_onnx(program, path, graph.outputs), session)
+        checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), session)
+    write_json(out / "export.json", facts)
     if val is not None:
         quantize(out / "model.onnx", out / "model.int8.onnx")
         facts["int8"] = _measure(task, graph, out, val, None if free else size, batch_size, say)
-    write_json(out / "export.json", facts)
+        write_json(out / "export.json", facts)
     return facts
 
 
@@ -166,14 +171,17 @@ def _measure(
     task: Task, graph: Graph, out: Path, val: Examples, fixed: Size | None, batch_size: int, say: Say
 ) -> dict[str, Any]:
     """The validation numbers of model.onnx and model.int8.onnx."""
+    import torch
+
     from finetune.evaluate import evaluate
     from finetune.quantize import session, with_graph
-    from pretrain import distributed
+    from pretrain.distributed import World
 
+    alone = World(0, 1, 0, torch.device("cpu"))
     found: dict[str, Any] = {}
     for name in ("model.onnx", "model.int8.onnx"):
         model = with_graph(task, session(out / name), patch=graph.patch, fixed=fixed)
-        scores = evaluate(model, val, world=distributed.setup("cpu"), batch_size=batch_size).scores
+        scores = evaluate(model, val, world=alone, batch_size=batch_size).scores
         found[name] = {key: float(value) for key, value in scores.values.items()}
         found["protocol"] = scores.protocol
         say(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.values.items()))

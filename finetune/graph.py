@@ -26,6 +26,7 @@ from finetune.heads.dense_parts import resize
 from finetune.heads.eomt import EoMT
 from finetune.tasks.base import Task
 from pretrain.models import pos_embed
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
 MAX_BATCH = 1024
@@ -76,7 +77,11 @@ class Checked:
 
 
 def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
-    """The graph by torch.export: any batch, and any image size in whole patches unless it is fixed to `size`."""
+    """The graph by torch.export: any batch, and any image size in whole patches unless it is fixed to `size`.
+
+    Raises:
+        NotExportableError: torch cannot trace the network.
+    """
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     example = size
     if graph.fixed is None:
@@ -85,7 +90,7 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
         # Sides that differ from each other and from all that is constant, lest they be taken for it.
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
     images = torch.rand(2, _channels(graph), *example)
-    with torch.no_grad(), _resampling(graph.task, graph.fixed is None), _quiet():
+    with _refusing(graph, "torch.export"), torch.no_grad(), _resampling(graph.task, graph.fixed is None), _quiet():
         return torch.export.export(
             graph,
             (images,),
@@ -95,11 +100,15 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
         )
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str]) -> None:
-    """The program as ONNX; weights of 1.8 GB and more are a file of their own beside it."""
+def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) -> None:
+    """The program of the graph as ONNX; weights of 1.8 GB and more are a file of their own beside it.
+
+    Raises:
+        NotExportableError: torch has no ONNX for a part of the network.
+    """
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) > _EMBEDDED
-    with _quiet():
-        made = torch.onnx.export(program, dynamo=True, output_names=list(outputs), verbose=False)
+    with _refusing(graph, "ONNX"), _quiet():
+        made = torch.onnx.export(program, dynamo=True, output_names=list(graph.outputs), verbose=False)
         assert made is not None
         made.save(path, external_data=large)
 
@@ -235,6 +244,23 @@ def _resampling(task: Task, free: bool) -> Iterator[None]:
         yield
     finally:
         del vit.position_table
+
+
+@contextlib.contextmanager
+def _refusing(graph: Graph, what: str) -> Iterator[None]:
+    """An exporter's own error as one about the task: its network and the reason, at the end of the chain of causes."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        backbone = graph.task.bare_backbone
+        name = f"timm/{backbone.name}" if isinstance(backbone, TimmBackbone) else type(backbone).__name__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise NotExportableError(
+            f"{what} cannot hold {graph.task.config.name} on {name} with this version of torch: {reason}"
+        ) from error
 
 
 @contextlib.contextmanager

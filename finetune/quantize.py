@@ -20,7 +20,11 @@ from finetune.tasks.base import Task
 
 
 def quantize(path: Path, out: Path) -> None:
-    """The ONNX file `path` with int8 weights in its matrix products, written to `out`."""
+    """The ONNX file `path` with int8 weights in its matrix products, written to `out`.
+
+    Raises:
+        ValueError: it has none, as a network of convolutions.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -28,6 +32,9 @@ def quantize(path: Path, out: Path) -> None:
     # Shapes that the exporter noted hinder the quantizer's own inference of them.
     del model.graph.value_info[:]
     quantize_dynamic(model, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], per_channel=True)
+    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(out).graph.initializer):
+        out.unlink()
+        raise ValueError(f"{path.name} has no matrix product with weights: int8 changes nothing; leave --int8 out")
 
 
 def session(path: Path) -> Callable[[Tensor], list[Tensor]]:

@@ -47,5 +47,5 @@ class AttentiveHead(nn.Module):
     def attend(self, patches: Tensor) -> Tensor:
         """[b, N, D] -> [b, D]."""
         k, v = self.kv(self.norm(patches)).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q = self.query.unflatten(2, (self.num_heads, -1)).transpose(1, 2).expand(len(patches), -1, -1, -1)
+        q = self.query.unflatten(2, (self.num_heads, -1)).transpose(1, 2).expand(patches.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(dim=1)

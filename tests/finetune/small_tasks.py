@@ -23,11 +23,19 @@ class _Section(Config):
     task: TaskConfig = Field(discriminator="name")
 
 
-def small_task(name: str, *, classes: Classes | None = None, vit: dict[str, Any] | None = None, **section: Any) -> Task:
-    """A task on a ViT of 2 blocks, 32 wide, for images of 32 pixels in patches of 8; `vit` and `section` add keys."""
+def small_task(
+    name: str,
+    *,
+    classes: Classes | None = None,
+    vit: dict[str, Any] | None = None,
+    backbone: Any = None,
+    **section: Any,
+) -> Task:
+    """A task on a ViT of 2 blocks, 32 wide, for images of 32 pixels in patches of 8, or on `backbone`; `vit` and
+    `section` add keys."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "pos_embed": "learned"}
-    backbone = ViT((32, 32), 8, **{**arguments, **(vit or {})})
+    backbone = backbone or ViT((32, 32), 8, **{**arguments, **(vit or {})})
     opened = Opened(backbone, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "a small ViT")
     config = validate(_Section, {"task": {"name": name, **section}}, source="test").task
     task = task_class(name)(config, opened, Classes(CLASSES) if classes is None else classes)

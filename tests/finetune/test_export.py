@@ -15,14 +15,17 @@ from torch import Tensor
 from finetune import graph as graphs
 from finetune.export import NotEqualError, export, main, val_source
 from finetune.graph import Graph, NotExportableError
-from finetune.quantize import with_graph
+from finetune.heads.eomt import EoMT
+from finetune.quantize import quantize, session, with_graph
 from finetune.release import write_release
 from finetune.tasks.base import Task
+from pretrain.models.timm_backbone import TimmBackbone
 from tests.finetune.small_tasks import CLASSES, small_task
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+EOMT: dict[str, Any] = {"head": {"name": "eomt", "num_queries": 4, "num_blocks": 1}, "size": 64}
 RCNN = {"name": "faster_rcnn", "channels": 16, "box_convs": 1, "box_dim": 16}
 
 
@@ -139,6 +142,91 @@ def test_a_dense_graph_takes_any_batch_and_size():
     module = graphs.trace(graph, (32, 32)).module()
     checked = graphs.compare(graph, lambda pixels: [module(pixels)], graphs.cases(graph, (32, 32)))
     assert {one.size for one in checked} == {(32, 32), (40, 40), (48, 24)}
+
+
+TIMM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ViT": ("vit_tiny_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, {"name": "detection", **EOMT}),
+    "BEiT": ("beit_base_patch16_224", {"embed_dim": 32, "depth": 2, "num_heads": 2}, {"name": "classification"}),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4},
+        {"name": "segmentation", "head": {"name": "linear"}, "crop": 64},
+    ),
+    "ConvNeXt": ("test_convnext", {}, {"name": "depth", "crop": 64}),
+}
+
+
+@pytest.mark.parametrize("family", TIMM)
+def test_a_network_of_timms_is_a_graph_of_one_size_and_any_batch(family: str):
+    name, arguments, section = TIMM[family]
+    graph = finished(small_task(**section, backbone=TimmBackbone(name, (64, 64), **arguments)))
+    assert graph.fixed == "TimmBackbone is made for one size"
+    checked = compared_as_traced(graph, (64, 64))
+    assert [one.batch for one in checked] == [1, 2, 5]
+
+
+def test_an_attentive_probe_is_a_graph_of_any_batch():
+    assert compared_as_traced(Graph(small_task("classification", train="attentive")), (32, 32))
+
+
+def compared_as_traced(graph: Graph, size: tuple[int, int]) -> list[graphs.Checked]:
+    module = graphs.trace(graph, size).module()
+
+    def run(pixels: Tensor) -> tuple[Tensor, ...]:
+        found = module(pixels)
+        return found if isinstance(found, tuple) else (found,)
+
+    return graphs.compare(graph, run, graphs.cases(graph, size))
+
+
+def finished(task: Task) -> Graph:
+    """As at the end of a run, when no attention is masked any more."""
+    for module in task.modules():
+        if isinstance(module, EoMT):
+            module.mask_probability.zero_()
+    return Graph(task)
+
+
+def test_masks_of_eomt_are_an_onnx_graph_of_any_batch_and_size(tmp_path: Path):
+    graph = finished(small_task("detection", vit={"depth": 1}, **{**EOMT, "size": 32}))
+    graphs.write_onnx(graph, graphs.trace(graph, (32, 32)), tmp_path / "model.onnx")
+    assert graph.fixed is None and graph.outputs == ("masks", "logits")
+    graphs.compare(graph, session(tmp_path / "model.onnx"), graphs.cases(graph, (32, 32)))
+
+
+def test_attention_that_is_still_masked_is_no_graph():
+    with pytest.raises(NotExportableError, match=r"still masks its attention \(100%.*at the end of its run"):
+        Graph(small_task("detection", **{**EOMT, "size": 32}))
+
+
+def test_what_an_exporter_cannot_do_is_said_by_the_name_of_the_network(
+    classified: tuple[Task, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise TypeError("no ONNX of aten::something\nwith pages of hints")
+        except TypeError as error:
+            raise RuntimeError("step 3 of 3") from error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    assert main([str(classified[1].parent / "release"), str(tmp_path), "--onnx"]) == 2
+    assert "ONNX cannot hold classification on ViT with this version of torch: no ONNX of aten::something\n" in (
+        capsys.readouterr().err
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt2"}
+
+
+def test_int8_of_a_network_without_matrix_products_is_refused(tmp_path: Path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in "xy"]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 1, 1], [2.0])
+    made = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight])
+    onnx.save(helper.make_model(made), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"model.onnx has no matrix product with weights.*leave --int8 out"):
+        quantize(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    assert not (tmp_path / "model.int8.onnx").exists()
 
 
 def test_a_detector_of_proposals_is_refused_by_name_with_what_can_be_exported():
