@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,7 @@ def outline(mask: np.ndarray, *, width: int = 1) -> np.ndarray:
 
 def write_on(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, background: RGB, *, size: int = 12):
     """A label on its own background, kept within the picture; `place` is its lower left corner."""
+    text = drawable(text)
     left, top, right, bottom = font(size).getbbox(text)
     width, height = right - left + 6, bottom - top + 4
     canvas: Any = draw.im
@@ -113,8 +115,14 @@ def write_on(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, b
     draw.text((x + 3 - left, y + 2 - top), text, fill=ink_on(background), font=font(size))
 
 
+def drawable(text: str) -> str:
+    """`text` with a sign in place of control characters, and of bytes in a file's name that are no UTF-8."""
+    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text)
+
+
 def shortened(text: str, width: float, *, size: int = 13, bold: bool = False) -> str:
-    """`text`, cut with an ellipsis to `width` pixels."""
+    """`text`, cut with an ellipsis to `width` pixels; see `drawable`."""
+    text = drawable(text)
     if font(size, bold=bold).getlength(text) <= width:
         return text
     while text and font(size, bold=bold).getlength(text + "…") > width:

@@ -126,4 +126,6 @@ def _hex(tint: canvas.RGB) -> str:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= 26 else name[:25] + "…"
+    """A name for a figure, where "$" is a dollar and a name in a legend may begin with "_"."""
+    name = canvas.drawable(name if len(name) <= 26 else name[:25] + "…").replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name

@@ -39,7 +39,7 @@ def write_report(folder: Path, page: Page) -> Path:
     for kind, drawn in (("worst", page.worst), ("best", page.best)):
         for place, one in enumerate(drawn, start=1):
             Image.fromarray(one.picture).save(new / f"{kind}-{place:02d}-{_file_name(one.name)}.png")
-    (new / PAGE).write_text(render(page), encoding="utf-8")
+    (new / PAGE).write_text(render(page), encoding="utf-8", errors="replace")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return folder / PAGE
@@ -61,4 +61,6 @@ def board_pictures(page: Page) -> Mapping[str, Tensor]:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip("_.")[-80:] or "image"
+    """Of at most 80 bytes."""
+    kept = re.sub(r"[^\w.-]+", "_", name).strip("_.")
+    return kept.encode("utf-8")[-80:].decode("utf-8", errors="ignore").strip("_.") or "image"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetune.backbones.plain import PlainDense
 from finetune.data import rle
+from finetune.heads import mask_instances
 from finetune.heads.eomt import EoMT, masked_share
 from finetune.heads.mask_instances import instances
 from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
@@ -133,6 +134,22 @@ def test_instances_are_returned_in_the_original_image():
     assert all(mask["size"] == [100, 200] for mask in found.masks)
     nothing = instances(masks[:, :1], classes[:, :1], canvas=(64, 64), contents=[(32, 32)], sizes=[(10, 10)])[0]
     assert nothing.boxes.shape == (0, 4) and nothing.masks == []
+
+
+def test_masks_are_brought_to_a_large_image_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    masks, classes = torch.randn(1, 7, 8, 8), torch.randn(1, 7, 3)
+    frame: Any = {"canvas": (32, 32), "contents": [(32, 24)], "sizes": [(40, 30)]}
+    (expected,) = instances(masks, classes, **frame)
+    made: list[int] = []
+    encode = rle.encode
+    monkeypatch.setattr(mask_instances, "PIXELS_AT_ONCE", 2 * 40 * 30 + 1)
+    monkeypatch.setattr(rle, "encode", lambda some: (made.append(len(some)), encode(some))[1])
+    (found,) = instances(masks, classes, **frame)
+    assert max(made) == 2 and sum(made) == 7
+    assert found.masks == expected.masks
+    for name in ("boxes", "labels", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def _scene(objects: list[tuple[int, int, int, int, int]]) -> tuple[Tensor, dict[str, Tensor]]:

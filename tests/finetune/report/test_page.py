@@ -112,6 +112,20 @@ def test_a_report_is_replaced_whole_and_holds_each_picture(tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.filterwarnings("error:No artists", "ignore:Glyph")
+@pytest.mark.parametrize(
+    "name",
+    ["$_{a$", "_background_", "caf\udce9", "two\nlines", "\x07", "\U00020000" * 90],
+    ids=["formula", "hidden label", "no UTF-8", "lines", "control", "long"],
+)
+def test_classes_and_files_of_any_name_have_a_page(name: str, tmp_path: Path):
+    drawn = [Drawn(f"val/{name}.jpg", 0.5, np.zeros((20, 30, 3), np.uint8))]
+    series = {"box, IoU 0.50": {name: {"recall": np.linspace(0, 1, 3), "precision": np.ones(3)}}}
+    found = Scores({"top1": 0.5}, "4 images", [{"name": name, "top1": 0.5}], np.ones((2, 2), int), series)
+    path = write_report(tmp_path / "report", Page("a run", "of it", found, (name, "other"), worst=drawn))
+    assert "By class" in path.read_text(encoding="utf-8") and len(list(path.parent.glob("worst-01-*.png"))) == 1
+
+
 def test_tensorboard_gets_every_picture_and_figure():
     shown = board_pictures(page())
     assert list(shown) == ["worst/01", "worst/02", "best/01", "confusion", "box, IoU 0.50"]

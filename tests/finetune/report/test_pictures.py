@@ -150,6 +150,19 @@ def test_a_wrong_class_is_marked_and_the_truth_shown_wherever_it_ranks():
     )
 
 
+ODD_NAMES = ("$_{a$", "_background_", "caf\udce9", "two\nlines", "<b>", "\x07", "")
+
+
+def test_classes_and_files_of_any_name_are_drawn():
+    picture = classification_picture(GRAY, 0, np.linspace(0.4, 0.0, len(ODD_NAMES)), ODD_NAMES)
+    assert picture.shape[1] > GRAY.shape[1]
+    for name in ODD_NAMES:
+        truth, found = instances([[10, 10, 60, 60]], [1]), detected([[10, 10, 60, 60]], [1], [0.9])
+        assert detection_picture(GRAY, truth, found, (name, "other"), caption=name).dtype == np.uint8
+        values = np.zeros(GRAY.shape[:2], np.uint8)
+        assert segmentation_picture(GRAY, values, values, (name, "other"), caption=name).dtype == np.uint8
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (40, 30), (2000, 1500)])
 def test_images_of_any_size_are_drawn(size: tuple[int, int]):
     image = np.zeros((*size, 3), np.uint8)
