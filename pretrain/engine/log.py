@@ -40,7 +40,7 @@ class RunLog:
         self.console = Console(stderr=True, highlight=False)
         self.total_steps = total_steps
         self._run_dir = run_dir
-        self._start = (start_step, time.monotonic())
+        self._first_shown: tuple[int, float] | None = None  # step and time: before lies the start, which comes once
         for name in (METRICS, ALARMS):
             _keep_rows_up_to(run_dir / name, start_step)
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
@@ -117,10 +117,14 @@ class RunLog:
             self._live.start()
         self._live.update(Text(line), refresh=True)
 
-    def _seconds_left(self, step: int) -> float:
-        start_step, start_time = self._start
-        done = max(1, step - start_step)
-        return (time.monotonic() - start_time) / done * (self.total_steps - step)
+    def _seconds_left(self, step: int) -> float | None:
+        """By the pace since the first line; None on that one, where there is none yet."""
+        if self._first_shown is None:
+            self._first_shown = (step, time.monotonic())
+        first_step, first_time = self._first_shown
+        if step <= first_step:
+            return None
+        return (time.monotonic() - first_time) / (step - first_step) * (self.total_steps - step)
 
 
 def open_log(
@@ -134,7 +138,7 @@ def open_log(
     return log
 
 
-def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_left: float) -> str:
+def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_left: float | None) -> str:
     """`step 120/500  loss 0.8123  lr 1.2e-03  412 img/s  data 3%  left 0:04:10`."""
     parts = [f"step {step}/{total_steps}", f"loss {values['loss']:.4f}"]
     if "lr" in values:
@@ -143,8 +147,9 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, s
         parts.append(f"{values['images_per_second']:.0f} img/s")
     if "data_wait" in values:
         parts.append(f"data {values['data_wait']:.0%}")
-    minutes, seconds = divmod(round(seconds_left), 60)
-    parts.append(f"left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}")
+    if seconds_left is not None:
+        minutes, seconds = divmod(round(seconds_left), 60)
+        parts.append(f"left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}")
     return "  ".join(parts)
 
 

@@ -49,6 +49,17 @@ def test_the_progress_line_says_what_a_person_asks():
     assert line == "step 120/500  loss 0.8123  lr 1.20e-03  412 img/s  data 3%  left 1:02:05"
 
 
+def test_the_time_left_is_by_the_steps_and_not_by_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    times = iter([100.0, 102.0, 104.0])  # the first step came 100 s after the start, then one every 0.2 s
+    log = RunLog(tmp_path, start_step=0, total_steps=100, tensorboard=False)
+    monkeypatch.setattr("pretrain.engine.log.time.monotonic", lambda: next(times))
+    for step in (1, 11, 21):
+        log.scalars(step, {"loss": 1.0})
+    log.close()
+    shown = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition("  left ")[2] for line in shown] == ["", "0:00:18", "0:00:16"]
+
+
 def test_pictures_are_left_as_png_too(tmp_path: Path):
     log = RunLog(tmp_path, start_step=0, total_steps=1, tensorboard=False)
     image = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
