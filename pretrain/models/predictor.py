@@ -29,6 +29,7 @@ class JEPAPredictor(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"objective.predictor_embed_dim: {embed_dim} is not a multiple of the {num_heads} heads")
+        self.grid_size = grid_size
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         table = positions.sincos_2d(embed_dim, grid_size, cls_row=False).float()[None]

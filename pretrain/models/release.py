@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from pretrain.models import families
 from pretrain.models.importers import State, Weights
+from pretrain.models.importers.files import read_safetensors
 from pretrain.models.release_card import card
 from pretrain.models.timm_release import TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.timm_release import config as timm_config
@@ -115,24 +117,35 @@ def read_release(folder: Path | str) -> Release:
     """Open a release; the weights are in our names and layout.
 
     Raises:
-        ValueError: the folder is no release, is incomplete, or is of a newer format.
+        ValueError: the folder is no release, is incomplete or damaged, or is of a newer format.
     """
     folder = Path(folder)
     lacking = [name for name in (RECORD, WEIGHTS, HEADS) if not (folder / name).is_file()]
     if lacking:
         raise ValueError(f"{folder}: not a release, it has no {', '.join(lacking)}; `fovea release RUN OUT` writes one")
-    record = json.loads((folder / RECORD).read_text())
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{folder}: release format {record.get('format')}; this version reads {FORMAT}")
+    record = _read_record(folder / RECORD)
     model = {"class": "vit", **record["model"], "img_size": tuple(record["model"]["img_size"])}
-    patch = model.get("patch_size") if model["class"] != "timm" else None
+    patch = families.timm_stride(model["name"], model) if model["class"] == "timm" else model.get("patch_size")
     grid = None if patch is None else (model["img_size"][0] // patch, model["img_size"][1] // patch)
-    backbone = load_file(folder / WEIGHTS)
+    backbone = read_safetensors(folder / WEIGHTS)
     if (folder / TIMM).is_file():
         backbone = from_timm(backbone, record.get("timm", "vit"), model)
-    return Release(
-        record["objective"], backbone, load_file(folder / HEADS), grid=grid, model=model, record=record
-    )  # fmt: skip
+    heads = read_safetensors(folder / HEADS)
+    return Release(record["objective"], backbone, heads, grid=grid, model=model, record=record)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); copy the release again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise ValueError(f"{path.parent}: release format {found}; this version reads {FORMAT}")
+    lacking = [key for key in ("objective", "model", "mean", "std") if key not in record]
+    if lacking or "img_size" not in record["model"]:
+        raise ValueError(f"{path}: says nothing of {', '.join(lacking) or 'model.img_size'}; copy the release again")
+    return record
 
 
 def _backbone_class(model: Mapping[str, Any]) -> type[Any]:

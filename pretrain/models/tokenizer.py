@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.configlib import ConfigError
@@ -18,6 +17,7 @@ from pretrain.models.dalle import STRIDE, DalleEncoder
 from pretrain.models.dvae import Codes, ConvEncoder
 from pretrain.models.frozen import Fingerprint, Frozen, digest_of
 from pretrain.models.importers import load_strict
+from pretrain.models.importers.files import read_safetensors
 from pretrain.models.importers.safe_pickle import read_tensors
 from pretrain.models.quantizer import nearest
 from pretrain.models.release import Release, read_release
@@ -226,7 +226,7 @@ def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file; of a training checkpoint those of its model."""
-    state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
     for part in ("model.", "state_dict."):
         if any(name.startswith(part) for name in state):
             return _below(state, part)

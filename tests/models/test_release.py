@@ -10,7 +10,9 @@ import torch
 
 from pretrain.models.dvae import ConvEncoder
 from pretrain.models.ema import EMA
+from pretrain.models.importers import load_strict
 from pretrain.models.release import read_release, write_release
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
 RECORD = {
@@ -202,3 +204,38 @@ def test_a_release_of_a_backbone_of_a_later_version_is_refused(tmp_path: Path):
     (out / "fovea.json").write_text(json.dumps(facts | {"model": facts["model"] | {"class": "mamba"}}))
     with pytest.raises(ValueError, match="a release of backbone 'mamba'; this version has vit, timm, conv_encoder"):
         read_release(out).build()
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "problem"),
+    [
+        ("model.safetensors", 0.5, r"model\.safetensors: not a readable safetensors file"),
+        ("heads.safetensors", 0.1, r"heads\.safetensors: not a readable safetensors file"),
+        ("fovea.json", 0.5, r"fovea\.json: damaged .*; copy the release again"),
+    ],
+)
+def test_a_release_that_was_copied_in_part_is_named(tmp_path: Path, file: str, keep: float, problem: str):
+    out = write(tmp_path / "release", perturbed(arguments()))
+    content = (out / file).read_bytes()
+    (out / file).write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=problem):
+        read_release(out)
+
+
+def test_a_record_that_says_too_little_is_named(tmp_path: Path):
+    out = write(tmp_path / "release", perturbed(arguments()))
+    (out / "fovea.json").write_text('{"format": 1, "model": {"img_size": [32, 32]}}')
+    with pytest.raises(ValueError, match=r"fovea\.json: says nothing of objective, mean, std"):
+        read_release(out)
+    (out / "fovea.json").write_text("[]")
+    with pytest.raises(ValueError, match="release format None; this version reads 1"):
+        read_release(out)
+
+
+def test_a_release_of_a_timm_vit_tells_the_grid_of_its_positions(tmp_path: Path):
+    small = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+    out = write(tmp_path / "release", TimmBackbone("vit_tiny_patch16_224", (16, 64), **small))
+    released = read_release(out)
+    square = TimmBackbone("vit_tiny_patch16_224", (32, 32), **small)
+    report = load_strict(square, released.backbone, grid=released.grid)
+    assert report.resized == ["model.pos_embed 2x8 -> 4x4"]

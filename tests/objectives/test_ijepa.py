@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.masks import MultiBlockMask
 from pretrain.data.view import View
+from pretrain.models.importers import load_strict
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import IJEPAConfig
@@ -48,6 +49,13 @@ def test_only_the_context_reaches_the_predictions_and_all_of_the_image_the_targe
     changed = repaint(images, others(keep[:, 0]), 3.0)
     assert torch.equal(of.predict(changed, keep, blocks)[1], of.predict(images, keep, blocks)[1])
     assert not torch.allclose(of.targets(changed, blocks), of.targets(images, blocks))
+
+
+def test_a_run_on_larger_pictures_takes_the_predictor_with_its_positions_resized():
+    of = ijepa()
+    larger = IJEPA(of.config, ViT((64, 64), 8, 3, 16, 2, 2, 2.0, class_token=False), Horizon(8, 2))
+    report = load_strict(larger, of.state_dict(), grid=(6, 6))
+    assert "predictor.pos_embed 6x6 -> 8x8" in report.resized and not report.missing
 
 
 def test_target_blocks_are_predicted_one_by_one():

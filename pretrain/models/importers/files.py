@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ STAND_INS = [
 # Where trainers put the weights, and what wrappers put before or between names.
 CONTAINERS = ("model", "state_dict", "module")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"})
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 NOT_WEIGHTS = ("optimizer", "optim", "opt", "scaler", "lr_scheduler", "scheduler", "fp16_scaler", "loss_scaler")
 
 
@@ -69,6 +71,18 @@ def read_state(path: Path) -> State:
     return state
 
 
+def read_safetensors(path: Path) -> State:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {_short(error)}") from error
+
+
 def clean(name: str) -> str:
     """The name without what wrappers add: parts anywhere, "module" at the start or after the key of a model."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
@@ -90,20 +104,39 @@ def _add(state: State, prefix: str, content: Mapping[Any, Any], path: Path) -> N
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; give the file in it that holds the weights")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path))
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:300]
+        raise ValueError(_refusal(path, str(error))) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(
-            f"{path}: refused, it holds more than tensors and plain values; nothing in it was executed ({reason})"
+            f"{path}: not a readable checkpoint, damaged or cut off: {type(error).__name__}: {_short(error)}"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
     return {str(key): value for key, value in content.items()}
+
+
+def _refusal(path: Path, message: str) -> str:
+    """What torch's reader of tensors and plain values stopped at; its advice to execute the file is left out."""
+    cause = " ".join(message.partition("WeightsUnpickler error:")[2].split())
+    if found := _FOREIGN.search(cause):
+        return (
+            f"{path}: refused, it holds a {found[1]}, which is no tensor and no plain value; nothing in it was "
+            "executed. Save the state_dict alone where it was made"
+        )
+    cause = cause.partition(" Check the documentation")[0] or _short(message)
+    return f"{path}: not a checkpoint of tensors and plain values; nothing in it was executed ({cause[:300]})"
+
+
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:300]

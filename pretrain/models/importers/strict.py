@@ -40,7 +40,7 @@ def load_strict(
     resized, problems = [], []
     for name in own.keys() & fitted.keys():
         value, wanted = fitted[name], own[name]
-        new = _grid_of(module, name)
+        new = _grid_of(module, name, wanted)
         if value.shape == wanted.shape and (grid is None or new is None or new == grid):
             continue
         if new is None or value.ndim != wanted.ndim or value.shape[-1] != wanted.shape[-1]:
@@ -82,7 +82,7 @@ def _square(is_square: bool, side: int, name: str) -> Grid:
     return side, side
 
 
-def _grid_of(module: nn.Module, name: str) -> Grid | None:
+def _grid_of(module: nn.Module, name: str, table: Tensor) -> Grid | None:
     """The grid of the position table `name`: that of the nearest module around it that has one; None: no such table."""
     path, _, leaf = name.rpartition(".")
     if leaf not in ("pos_embed", TABLE):
@@ -90,7 +90,10 @@ def _grid_of(module: nn.Module, name: str) -> Grid | None:
     while True:
         owner = module.get_submodule(path)
         grid = getattr(owner, "grid_size", None)
-        if grid is not None or not path:
-            # Tables of windows, as Swin has them, are not of a grid of patches.
-            return grid if leaf != TABLE or hasattr(owner, "rel_pos_kind") else None
-        path = path.rpartition(".")[0]
+        if grid is None and path:
+            path = path.rpartition(".")[0]
+            continue
+        if leaf == TABLE:  # tables of windows, as Swin has them, are not of a grid of patches
+            return grid if hasattr(owner, "rel_pos_kind") else None
+        # Nor are those of a finer grid, as Hiera has them.
+        return grid if grid is not None and table.shape[1] - math.prod(grid) in (0, 1) else None

@@ -163,6 +163,20 @@ def test_as_many_positions_in_another_arrangement_are_resized_too():
     assert not torch.allclose(target.pos_embed, source.pos_embed)
 
 
+def test_the_square_table_of_a_file_is_resized_for_as_many_patches_in_another_arrangement(tmp_path: Path):
+    square, wide = (ViT(size, 8, 3, 24, 1, 3, pos_embed="learned") for size in ((32, 32), (16, 64)))
+    weights = load_official(saved(tmp_path / "square.pth", square.state_dict()))
+    assert load_strict(wide, weights.backbone, grid=weights.grid).resized == ["pos_embed 4x4 -> 2x8"]
+
+
+def test_a_table_of_a_finer_grid_than_that_of_the_patches_is_taken_as_it_is():
+    stem = torch.nn.Module()
+    stem.grid_size, stem.pos_embed = (2, 2), torch.nn.Parameter(torch.randn(1, 64, 8))  # as Hiera's
+    assert not load_strict(stem, {"pos_embed": torch.zeros(1, 64, 8)}, grid=(8, 8)).resized
+    with pytest.raises(ValueError, match=r"pos_embed: \[1, 16, 8\] in the file, \[1, 64, 8\] in the model"):
+        load_strict(stem, {"pos_embed": torch.zeros(1, 16, 8)}, grid=(4, 4))
+
+
 def test_every_name_that_does_not_fit_is_listed_and_nothing_is_loaded():
     vit = ViT((16, 16), 8, 3, 24, 1, 3)
     before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
@@ -220,3 +234,35 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str):
 def test_an_unknown_checkpoint_is_refused(tmp_path: Path, content: object):
     with pytest.raises(ValueError, match=r"odd\.pth: "):
         load_official(saved(tmp_path / "odd.pth", content))
+
+
+def test_a_refused_class_is_named_and_nobody_is_told_to_execute_the_file(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"refused, it holds a torch\.nn\.modules\.linear\.Linear, .*Save the state_dict"
+    ) as told:
+        load_official(saved(tmp_path / "module.pth", torch.nn.Linear(2, 2)))
+    assert "weights_only" not in str(told.value)
+    page = tmp_path / "page.pth"
+    page.write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"page\.pth: not a checkpoint of tensors .*\(Unsupported operand 60\)"):
+        load_official(page)
+    with pytest.raises(ValueError, match="a folder; give the file in it"):
+        load_official(tmp_path)
+
+
+def test_a_file_of_an_old_torch_that_was_cut_off_anywhere_is_named(tmp_path: Path):
+    path = tmp_path / "old.pth"
+    torch.save({"model": {"cls_token": torch.ones(1, 1, 4)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"old\.pth: "):
+            load_official(path)
+
+
+def test_the_averages_that_trainers_save_beside_the_weights_are_left_out_by_name(tmp_path: Path):
+    state = ViT((32, 32), 8, 3, 24, 1, 3, pos_embed="learned").state_dict()
+    content = {"state_dict": state, "state_dict_ema": dict(state), "epoch": 3, "arch": "vit", "metric": 70.0}
+    weights = load_official(saved(tmp_path / "model_best.pth.tar", content))
+    assert weights.backbone.keys() == state.keys()
+    assert set(weights.left_out) == {f"state_dict_ema.{name}" for name in state}
