@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +12,8 @@ from pretrain.models import families
 from pretrain.models.sizes import SIZES
 
 Positive = Annotated[int, Field(gt=0)]
+_OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
+_OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
 class ModelConfig(Config):
@@ -161,26 +163,23 @@ class ModelConfig(Config):
 
     def _conv_problems(self) -> list[str]:
         patch = self.patch_size
+        found = self._foreign((*_OF_OUR_VIT, *_OF_A_TRANSFORMER, "drop_path_rate", "activation_checkpointing", "args"))
+        if self.class_token:
+            found.append(f"model.class_token: true, but {self.name} has none; leave it out")
         if patch < 2 or patch & (patch - 1):
-            return [f"model.patch_size: {patch}, but {self.name} halves the picture; give a power of two above 1"]
-        return []
+            found.append(f"model.patch_size: {patch}, but {self.name} halves the picture; give a power of two above 1")
+        return found
 
     def _timm_problems(self) -> list[str]:
-        ours = (
-            "class_token",
-            "num_registers",
-            "pos_embed",
-            "rel_pos_bias",
-            "qkv_bias",
-            "layer_scale",
-            "ffn",
-            "norm_eps",
-        )
+        return self._foreign((*_OF_OUR_VIT, "num_heads", "mlp_ratio"), "set what timm calls it in model.args")
+
+    def _foreign(self, keys: Iterable[str], way_out: str = "") -> list[str]:
+        """Settings that this backbone does not have, and that were changed nonetheless."""
+        way_out = f"leave it out, or {way_out}" if way_out else "leave it out"
         return [
-            f"model.{key}: {getattr(self, key)!r} is a setting of our own ViT, not of {self.name}; leave it out, or "
-            "set what timm calls it in model.args"
-            for key in ours
-            if key != "class_token" and getattr(self, key) != type(self).model_fields[key].default
+            f"model.{key}: {getattr(self, key)!r} is no setting of {self.name}; {way_out}"
+            for key in keys
+            if getattr(self, key) != type(self).model_fields[key].default
         ]
 
 

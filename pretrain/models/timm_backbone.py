@@ -71,6 +71,11 @@ class TimmBackbone(nn.Module):
         self.depth = len(self.model.blocks) if "layers" in self.provides else 1
         if "layers" in self.provides:
             block = self.model.blocks[0]
+            if not hasattr(block, "attn"):
+                raise ValueError(
+                    f"timm/{name}: its {type(block).__name__} has no attention and MLP one after the other; choose a "
+                    "plain vision transformer"
+                )
             self.num_heads = block.attn.num_heads
             fc1 = getattr(block.mlp, "fc1", None)
             self.mlp_ratio = fc1.out_features / self.embed_dim if fc1 is not None else 4.0

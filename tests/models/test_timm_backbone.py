@@ -187,10 +187,20 @@ def test_models_that_are_not_there_are_named(model: dict, problem: str):
         ModelConfig.model_validate(model)
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_base_patch16_xp_224"])
+def test_blocks_of_attention_and_mlp_at_once_are_refused_by_name(name: str):
+    with pytest.raises(ValueError, match=rf"timm/{name}: its Parallel\w+Block has no attention and MLP one after"):
+        ModelConfig.model_validate({"name": f"timm/{name}"})
+
+
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        ({"name": "timm/convnext_atto", "pos_embed": "rope"}, "model.pos_embed: 'rope' is a setting of our own ViT"),
+        ({"name": "timm/convnext_atto", "pos_embed": "rope"}, "model.pos_embed: 'rope' is no setting of timm/"),
+        ({"name": "timm/vit_tiny_patch16_224", "num_heads": 6}, "model.num_heads: 6 is no setting of timm/vit_tiny"),
+        ({"name": "conv_encoder", "depth": 3}, "model.depth: 3 is no setting of conv_encoder; leave it out"),
+        ({"name": "conv_encoder", "drop_path_rate": 0.1}, "model.drop_path_rate: 0.1 is no setting of conv_encoder"),
+        ({"name": "conv_encoder", "class_token": True}, "model.class_token: true, but conv_encoder has none"),
         ({"name": "vit_tiny", "args": {"depths": [1]}}, "model.args: are for models of timm's, and vit_tiny is ours"),
         ({"name": "conv_encoder", "patch_size": 12, "img_size": 24}, "model.patch_size: 12, but conv_encoder halves"),
         ({"name": "vit_tiny", "pos_embed": "rope", "num_heads": 32}, "32 heads of 192 have 6"),
