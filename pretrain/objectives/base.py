@@ -13,6 +13,7 @@ from pretrain import distributed
 from pretrain.models import param_groups
 from pretrain.models.ema import EMA
 from pretrain.models.importers import MatchReport, Weights, load_strict
+from pretrain.models.sync_batch_norm import BatchStatistics
 from pretrain.models.vit import ViT
 
 
@@ -35,11 +36,24 @@ class Objective(nn.Module):
         config: its section of the configuration.
         head_prefixes: names of the state dict that a backbone alone leaves at their initial values.
         renewed_prefixes: names that `begin` sets, so that no release has them and an earlier run need not.
+
+    Running statistics of batch norms, which a forward pass moves, are put back when the step is skipped: a subclass
+    that overrides `after_step` or `discard_pending` calls that of its base.
     """
 
     config: Any
     head_prefixes: tuple[str, ...] = ()
     renewed_prefixes: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._statistics: BatchStatistics | None = None
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if self.training:
+            self._statistics = self._statistics or BatchStatistics(self)
+            self._statistics.remember()
+        return super().__call__(*given, **named)
 
     @property
     def backbone(self) -> ViT:
@@ -59,9 +73,13 @@ class Objective(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Once per optimizer step, on every rank, with `step` already counting it: averages, queues."""
+        if self._statistics is not None:
+            self._statistics.keep()
 
     def discard_pending(self) -> None:
         """Forget what the forward passes of a skipped step left for `after_step`."""
+        if self._statistics is not None:
+            self._statistics.restore()
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups as `pretrain.models.param_groups.split` describes them."""
@@ -118,7 +136,7 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     divided; this one does not. Zero when nothing was counted anywhere.
     """
     counts = torch.as_tensor(count, dtype=torch.float32, device=total.device).detach().clone()
-    everywhere = distributed.all_reduce_sum(counts).clamp(min=torch.finfo(torch.float32).tiny)
+    everywhere = distributed.all_reduce_sum(counts).clamp(min=1.0)
     return total * (distributed.world_size() / everywhere)
 
 

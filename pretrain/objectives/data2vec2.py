@@ -118,6 +118,7 @@ class Data2Vec2(Objective):
         return config.ema_start + (config.ema_end - config.ema_start) * step / config.ema_anneal_steps
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class DINO(SelfDistillation):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        student = Branch(backbone, synchronized(head))
+        student = synchronized(Branch(backbone, head))
         self.student = student
         self.teacher: EMA[Branch] = EMA(student)
         self.teacher.average.backbone.set_drop_path(0.0)
@@ -119,6 +119,7 @@ class DINO(SelfDistillation):
         self._pending.move(self.center, self.config.center_momentum)
 
     def discard_pending(self) -> None:
+        super().discard_pending()
         self._pending.discard()
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pretrain.models.ema import EMA
 from pretrain.models.heads import IBOTHead
 from pretrain.models.patch_loss import mask_weights, patch_loss
 from pretrain.models.prototype_loss import prototype_loss
+from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.ibot import IBOTConfig
@@ -68,7 +69,7 @@ class IBOT(SelfDistillation):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        self.student = Branch(backbone, head)
+        self.student = synchronized(Branch(backbone, head))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         teacher = Branch(backbone, head.for_teacher(shared=config.shared_head_teacher))
         self.teacher: EMA[Branch] = EMA(teacher, follows=self.student)
@@ -156,6 +157,7 @@ class IBOT(SelfDistillation):
         self._pending_patches.move(self.patch_center, self.config.patch_center_momentum)
 
     def discard_pending(self) -> None:
+        super().discard_pending()
         self._pending.discard()
         self._pending_patches.discard()
 

@@ -88,6 +88,7 @@ class IJEPA(Objective):
         return start + (end - start) * min(step / (self.horizon.total_steps * self.config.ema_length), 1.0)
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step - 1))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from pretrain.models import param_groups, pictures
 from pretrain.models.contrastive import contrastive_loss
 from pretrain.models.ema import EMA
 from pretrain.models.mlp_heads import mlp_head
-from pretrain.models.sync_batch_norm import BatchStatistics, synchronized
+from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
@@ -40,7 +40,7 @@ class MoCoV3(Objective):
     """Batch: "views" [b, 2, C, H, W], with drop path its uniforms "drop_path" [b, 2, depth, 2].
 
     State: `base` and `predictor` (parameters), `momentum_encoder` (buffers), running statistics of the batch norms,
-    which training does not read: those of a skipped step are undone.
+    which training does not read.
 
     The official code moves the momentum encoder inside the forward pass, before the keys. Here a forward pass changes
     no weights: `begin` and `after_step` move it to where the next step's keys need it, with the next step's momentum.
@@ -65,7 +65,6 @@ class MoCoV3(Objective):
         self.predictor = synchronized(predictor) if config.sync_bn else predictor
         self.momentum_encoder: EMA[Encoder] = EMA(self.base)
         self.momentum_encoder.average.backbone.set_drop_path(0.0)
-        self._statistics = BatchStatistics(self)
 
     @property
     def backbone(self) -> ViT:
@@ -78,8 +77,6 @@ class MoCoV3(Objective):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         first, second = self.views(batch)
         drops = batch["drop_path"].unbind(1) if "drop_path" in batch else (None, None)
-        if self.training:
-            self._statistics.remember()
         features, first_query = self._query(first, drops[0])
         _, second_query = self._query(second, drops[1])
         key_features, first_key = self.momentum_encoder(first)
@@ -115,11 +112,8 @@ class MoCoV3(Objective):
         self.move_momentum_encoder(0)
 
     def after_step(self, step: int) -> None:
-        self._statistics.keep()
+        super().after_step(step)
         self.move_momentum_encoder(step)
-
-    def discard_pending(self) -> None:
-        self._statistics.restore()
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Everything decays, as in the official code; LARS leaves vectors out by itself."""

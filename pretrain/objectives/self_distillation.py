@@ -48,6 +48,7 @@ class SelfDistillation(Objective):
         return cosine(step, first, last, self.horizon.total_steps)
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.teacher.update(self.student, self.momentum(step - 1))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:

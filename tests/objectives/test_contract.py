@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
+from pretrain import distributed
 from pretrain.engine.optim import trainable_groups
 from pretrain.models.release import read_release, write_release
 from pretrain.objectives import OBJECTIVES, build
+from pretrain.objectives.base import mean_over_ranks
 
 from .tiny import HORIZON, Shape, backbone, batch, objective, part
 
@@ -148,3 +150,10 @@ def test_the_table_does_not_import_torch():
 def test_an_unknown_objective_is_named():
     with pytest.raises(ValueError, match="unknown objective 'maee'; one of mae, dino"):
         build("maee")
+
+
+@pytest.mark.parametrize("world", [1, 4, 64])
+def test_a_mean_over_ranks_that_count_nothing_is_zero(world: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda counts: counts)
+    assert mean_over_ranks(torch.zeros(()), torch.tensor(0)) == 0

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.data.view import Noise, View
 from pretrain.models.ema import EMA
+from pretrain.models.sync_batch_norm import SyncBatchNorm
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.objectives.configs import DINOConfig
+from pretrain.objectives.dino import DINO
 
-from .tiny import Shape, batch, objective, part
+from .tiny import HORIZON, SMALL, Shape, batch, objective, part
 
 
 def test_the_teacher_starts_as_the_student_and_is_never_trained():
@@ -160,3 +165,32 @@ def test_colour_changes_of_other_than_rgb_are_named_and_can_be_set_off():
 )
 def test_impossible_settings_are_named_before_training(config: dict, shape: Shape, problem: str):
     assert any(problem in found for found in DINOConfig(**config).problems(shape))
+
+
+def resnet() -> DINO:
+    torch.manual_seed(0)
+    backbone: Any = TimmBackbone("resnet10t", (32, 32), 3)
+    return DINO(DINOConfig(**SMALL["dino"] | {"drop_path_rate": 0.0}), backbone, HORIZON)
+
+
+def test_batch_norms_of_a_cnn_see_the_images_of_all_ranks():
+    norms = [module for module in resnet().modules() if isinstance(module, _BatchNorm)]
+    assert norms and all(isinstance(norm, SyncBatchNorm) for norm in norms)
+
+
+def test_an_image_that_is_not_finite_leaves_no_trace_in_the_batch_norms_of_a_skipped_step():
+    of = resnet()
+    given = batch(of, Shape(size=(32, 32)))
+    of(given, 0)
+    of.after_step(1)
+    before = {name: value.clone() for name, value in of.state_dict().items()}
+    broken = given | {"global": given["global"].clone().index_fill_(0, torch.tensor([1]), float("nan"))}
+    assert not of(broken, 1)["loss"].isfinite()
+    of.discard_pending()
+    assert all(torch.equal(value, before[name]) for name, value in of.state_dict().items())
+    of(given, 1)
+    of.after_step(2)
+    of.discard_pending()  # what was kept stays
+    assert not torch.equal(
+        of.state_dict()["student.backbone.model.bn1.running_mean"], before["student.backbone.model.bn1.running_mean"]
+    )
