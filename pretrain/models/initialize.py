@@ -42,7 +42,7 @@ def initialize_vit(vit: ViT) -> None:
         if vit.rel_pos_kind != "none":
             nn.init.trunc_normal_(projection.weight, std=0.02, a=-bound, b=bound)
             nn.init.zeros_(projection.bias)  # pyright: ignore[reportArgumentType]
-            _divide_outputs(vit)
+            divide_outputs(vit)
         for token in (vit.pos_embed, vit.cls_token):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02, a=-bound, b=bound)
@@ -62,16 +62,17 @@ def initialize_linears(module: nn.Module, how: Literal["xavier", "trunc_normal"]
                 nn.init.zeros_(layer.bias)
 
 
+def divide_outputs(vit: ViT) -> None:
+    """What block i adds starts smaller by sqrt(2 i), as in BEiT."""
+    for i, block in enumerate(cast(Any, vit.blocks), start=1):
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.data.div_(math.sqrt(2.0 * i))
+
+
 def _fill_sincos(vit: ViT, *, rows_first: bool = False) -> None:
     assert vit.pos_embed is not None
     table = positions.sincos_2d(vit.embed_dim, vit.grid_size, cls_row=vit.class_token, rows_first=rows_first)
     vit.pos_embed.data.copy_(table[None])
-
-
-def _divide_outputs(vit: ViT) -> None:
-    for i, block in enumerate(cast(Any, vit.blocks), start=1):
-        for layer in (block.attn.proj, block.mlp.fc2):
-            layer.weight.data.div_(math.sqrt(2.0 * i))
 
 
 def _initialize_moco(vit: ViT) -> None:

@@ -31,10 +31,10 @@ def last_layers(backbone: Any, images: Tensor, count: int, features: Features) -
         layers = backbone.layers(images, indices)
     else:
         layers: list[Tensor] = []
-        hooks = [
-            backbone.blocks[i].ls2.register_forward_hook(lambda _module, _given, branch: layers.append(branch))
-            for i in indices
-        ]
+        blocks = backbone.get_submodule(f"{backbone.blocks_prefix}blocks")
+        # What is added leaves by ls2; in BEiT's and EVA's blocks of timm, which scale it by hand, by drop_path2.
+        ends = [blocks[i].ls2 if hasattr(blocks[i], "ls2") else blocks[i].drop_path2 for i in indices]
+        hooks = [end.register_forward_hook(lambda _module, _given, branch: layers.append(branch)) for end in ends]
         try:
             backbone.layers(images, indices[-1:])
         finally:

@@ -34,6 +34,12 @@ def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all:
     return [g for g in groups if g["params"]]
 
 
+def tokens_and_positions(module: nn.Module) -> set[str]:
+    """Names of the trained class tokens and position tables, which BEiT and its kin keep from decaying."""
+    ends = ("cls_token", "pos_embed")  # "absolute_pos_embed" too, of Swin
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad and name.endswith(ends)}
+
+
 def group(name: str, *, weight_decay_scale: float = 1.0, frozen_steps: int = 0) -> dict[str, Any]:
     """An empty group."""
     return {

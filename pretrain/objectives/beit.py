@@ -74,8 +74,7 @@ class BEiT(Objective):
     def param_groups(self) -> list[dict[str, Any]]:
         """Everything of two dimensions or more decays, relative positions and the mask token too; class token and
         absolute positions do not."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return param_groups.split(self, no_decay_names=trained & {"encoder.cls_token", "encoder.pos_embed"})
+        return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
         record = self.fingerprint.state_dict() if self.fingerprint is not None else {}

@@ -107,8 +107,7 @@ class BEiT2(Objective):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """As BEiT's."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return param_groups.split(self, no_decay_names=trained & {"encoder.cls_token", "encoder.pos_embed"})
+        return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
         record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
@@ -159,8 +158,7 @@ def _condenser(backbone: ViT, config: BEiT2Config, index: int) -> Block:
         ffn=backbone.ffn,
         norm_eps=backbone.norm_eps,
     )
-    initialize_linears(block, "trunc_normal", bound=0.02)
-    place = config.early_layers + index
+    place = config.early_layers + index  # its linear layers start as torch's, unlike the encoder's: as officially
     for layer in (block.attn.proj, cast(Any, block.mlp).fc2):
         layer.weight.data.div_(math.sqrt(2.0 * (place + 1)))
     rate = cast(Any, backbone.blocks[-1]).drop_rate

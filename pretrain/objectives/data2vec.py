@@ -82,12 +82,12 @@ class Data2Vec(Objective):
         return config.ema_start + (config.ema_end - config.ema_start) * step / ramp
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step - 1))
 
     def param_groups(self) -> list[dict[str, Any]]:
-        spared = ("encoder.cls_token", "encoder.pos_embed")
-        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return param_groups.split(self, no_decay_names=names & set(spared))
+        """Class token and absolute positions do not decay."""
+        return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
         return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)

@@ -24,6 +24,7 @@ from pretrain.models.patch_loss import PatchLoss, mask_weights, patch_loss
 from pretrain.models.patches import grid_of
 from pretrain.models.prototype_loss import PrototypeLoss, prototype_loss
 from pretrain.models.sinkhorn import sinkhorn_center
+from pretrain.models.sync_batch_norm import synchronized
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.dinov2 import DINOv2Config
@@ -88,9 +89,11 @@ class DINOv2(SelfDistillation):
                 bottleneck_dim=config.patch_bottleneck_dim,
                 norm_last_layer=config.norm_last_layer,
             )
+        if isinstance(backbone, ViT) and backbone.cls_token is not None:
+            nn.init.normal_(backbone.cls_token, std=1e-6)  # as the registers; DINO's starts at 0.02
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
-        self.student = Branch(backbone, dino_head, ibot_head)
+        self.student = synchronized(Branch(backbone, dino_head, ibot_head))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         self.teacher: EMA[Branch] = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
@@ -214,6 +217,7 @@ class DINOv2(SelfDistillation):
             self.gram_teacher.become(self.backbone)
 
     def discard_pending(self) -> None:
+        super().discard_pending()
         self._pending.discard()
         self._pending_patches.discard()
 

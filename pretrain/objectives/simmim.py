@@ -34,7 +34,8 @@ class SimMIM(Objective):
         self.config = config
         self.encoder = backbone
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        bound = 0.02 if isinstance(backbone, ViT) else 2.0  # as officially
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound)
         self.decoder = nn.Linear(backbone.embed_dim, backbone.in_chans * backbone.patch_size**2)
 
     @property
@@ -84,10 +85,9 @@ class SimMIM(Objective):
     def param_groups(self) -> list[dict[str, Any]]:
         """Beside biases and 1-D parameters, class token and positions do not decay, nor does the mask token of a
         hierarchical backbone; that of a ViT does (official code)."""
-        ends = ("cls_token", "pos_embed", "absolute_pos_embed")
-        names = [name for name, _ in self.named_parameters() if name.endswith(ends)]
+        names = param_groups.tokens_and_positions(self)
         if not isinstance(self.encoder, ViT):
-            names.append("mask_token")
+            names.add("mask_token")
         return param_groups.split(self, no_decay_names=names)
 
     def heads_state(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pretrain.models import param_groups, token_pictures
 from pretrain.models.feature_teacher import FeatureTeacher, open_teacher
 from pretrain.models.frozen import Fingerprint
+from pretrain.models.initialize import divide_outputs
 from pretrain.models.quantizer import Quantized, Quantizer
 from pretrain.models.vit import ViT
 from pretrain.models.vqkd import code_features, cosine_loss, task_layer
@@ -65,6 +66,9 @@ class VQKD(Objective):
             qkv_bias="no_key",
         )
         self.decode_task_layer = task_layer(config.decoder_embed_dim, teacher.embed_dim)
+        for network in (backbone, self.decoder):
+            if isinstance(network, ViT) and network.pos_kind == "learned" and network.rel_pos_kind == "none":
+                divide_outputs(network)  # BEiT's blocks with positions of their own
 
     @property
     def backbone(self) -> Any:
@@ -97,16 +101,16 @@ class VQKD(Objective):
         return self.decode_task_layer(self.decoder(grid_map)[:, self.decoder.num_prefix_tokens :])
 
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.quantize.update()
 
     def discard_pending(self) -> None:
+        super().discard_pending()
         self.quantize.discard()
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Class tokens and positions do not decay."""
-        names = {f"{part}.{name}" for part in ("encoder", "decoder") for name in ("cls_token", "pos_embed")}
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return param_groups.split(self, no_decay_names=trained & names)
+        return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
         record = self.fingerprint.state_dict() if self.fingerprint is not None else {}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.data.masks import BlockMask
-from pretrain.data.view import Noise
+from pretrain.data.view import Noise, View
 from pretrain.models.vit import ViT
 from pretrain.objectives.beit2 import BEiT2
 from pretrain.objectives.configs import BEiT2Config
@@ -69,6 +69,16 @@ def test_a_head_of_its_own_is_possible(shared: bool):
     assert all(parameter.grad is not None for parameter in of.parameters() if parameter.requires_grad)
 
 
+def test_the_blocks_of_the_head_start_as_officially_as_torchs_own_and_the_encoders_narrower():
+    torch.manual_seed(0)
+    of = BEiT2(objective("beit2").config, ViT((24, 32), 8, 3, 64, 4, 2, **OFFICIAL), HORIZON)
+    (head, _), encoder = of.cls_pt_layers, of.encoder.blocks[1]
+    widths = {name: getattr(block.attn, name).weight.std().item() for block in (head,) for name in ("qkv", "proj")}
+    assert widths["qkv"] == pytest.approx(1 / (3 * 64) ** 0.5, rel=0.05)  # uniform up to 1 / sqrt(64)
+    assert widths["proj"] == pytest.approx(widths["qkv"] / (2 * 2) ** 0.5, rel=0.05)  # the second block of its way
+    assert encoder.attn.qkv.weight.abs().max() <= 0.02
+
+
 def test_the_early_patches_can_be_the_last_ones():
     of = objective("beit2", early_layers=2)
     assert of(batch(of), 0)["loss"].isfinite()
@@ -92,7 +102,7 @@ def test_drop_path_goes_on_in_the_blocks_of_the_head():
 def test_masks_have_the_exact_count_and_the_tokenizer_sees_the_models_size():
     config = BEiT2Config(tokenizer="vqkd.pth")
     _, picture, mask, drop_path = config.views(BASE)
-    assert picture.size == (224, 224)  # type: ignore[union-attr]
+    assert picture == View("tokenizer_image", (224, 224), same_as="image", interpolation="bicubic", normalize=False)
     assert mask == BlockMask("mask", (14, 14), num_masked=75, min_per_block=16, max_per_block=None, exact=True)
     assert drop_path == Noise("drop_path", (14, 2)) and config.problems(BASE) == []
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from pretrain.data.masks import BlockMask
 from pretrain.data.view import ColorJitter, View
+from pretrain.models.latent_targets import last_layers
+from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2VecConfig
@@ -124,6 +126,13 @@ def test_class_token_and_positions_do_not_decay_but_mask_token_and_relative_posi
     assert decays["mask_token"] == decays["encoder.rel_pos_bias.relative_position_bias_table"] == 1
 
 
+def test_class_token_and_positions_of_a_timm_backbone_do_not_decay_either():
+    vit = TimmBackbone("vit_tiny_patch16_224", (24, 32), embed_dim=16, depth=3, num_heads=2, patch_size=8)
+    of = Data2Vec(data2vec().config, vit, Horizon(8, 2))  # pyright: ignore[reportArgumentType]
+    decays = {name: group["weight_decay_scale"] for group in of.param_groups() for name in group["names"]}
+    assert decays["encoder.model.cls_token"] == decays["encoder.model.pos_embed"] == 0
+
+
 def test_drop_path_is_the_students_alone():
     of = data2vec(drop_path_rate=0.5).train()
     sample = batch(of, SHAPE)
@@ -149,6 +158,16 @@ def test_more_layers_than_blocks_are_refused():
     of = data2vec()
     with pytest.raises(ValueError, match="4 layers are to be averaged, but the backbone has 3"):
         data2vec(num_target_layers=4).targets(batch(of, SHAPE)["image"][:, 0])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+def test_the_feed_forward_branch_of_a_block_of_timms_is_what_its_last_step_adds(name: str):
+    torch.manual_seed(0)
+    backbone: Any = TimmBackbone(name, (32, 32), embed_dim=24, depth=2, num_heads=2, init_values=0.5)
+    images, before = torch.randn(2, 3, 32, 32), []
+    backbone.eval().model.blocks[-1].norm2.register_forward_hook(lambda _, given, __: before.append(given[0][:, 1:]))
+    (branch,), (after,) = (last_layers(backbone, images, 1, features) for features in ("ffn", "block"))
+    torch.testing.assert_close(before[0] + branch, after)
 
 
 def test_views_are_those_of_the_authors():

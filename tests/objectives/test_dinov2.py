@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from pretrain.data.view import View, stacks
 from pretrain.models.koleo import koleo_loss
 from pretrain.models.release import read_release, write_release
+from pretrain.models.vit import ViT
 from pretrain.objectives.configs import DINOv2Config
+from pretrain.objectives.dinov2 import DINOv2
 from pretrain.objectives.self_distillation import crop_after_crop
 from tests.engine.ranks import launch
 
 from .distill_ranks import IMAGES, outcome, share_of_a_batch
-from .tiny import Shape, batch, objective, part
+from .tiny import HORIZON, Shape, batch, objective, part
 
 
 def hide(of, share: float = 0.4, **changes) -> dict:
@@ -278,6 +280,14 @@ def test_the_gram_teacher_is_in_the_checkpoint_as_fp32_buffers():
 )
 def test_impossible_settings_are_named_before_training(config: dict, problem: str):
     assert any(problem in found for found in DINOv2Config(**config).problems(Shape()))
+
+
+def test_the_class_token_starts_near_nothing_in_student_and_teacher_unlike_dinos():
+    vit = ViT((24, 32), 8, 3, 16, 2, 2, 2.0, pos_embed="learned")
+    assert vit.cls_token is not None and vit.cls_token.std() > 0.01
+    of = DINOv2(objective("dinov2").config, vit, HORIZON)
+    assert 0 < of.student.backbone.cls_token.abs().max() < 1e-5
+    assert torch.equal(of.teacher.average.backbone.cls_token, of.student.backbone.cls_token)
 
 
 def test_the_defaults_have_no_problem():

@@ -157,6 +157,7 @@ def test_views_are_those_of_the_paper():
     assert (first.name, second.name, first.scale, first.hflip) == ("views", "views", (0.08, 1.0), 0.5)
     assert (first.blur.prob, second.blur.prob, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
     assert (first.grayscale, second.grayscale) == (0.2, 0.2)
+    assert first.interpolation == second.interpolation == "bilinear"  # torchvision's default
     assert first.jitter == second.jitter and first.jitter and first.jitter.prob == 0.8
     assert drop_path == Noise("drop_path", (2, 12, 2))
 

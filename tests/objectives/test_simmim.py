@@ -106,6 +106,14 @@ def test_what_does_not_decay_depends_on_the_backbone_as_in_the_official_code():
     assert "mask_token" in exempt(on_timm(SWIN, 8))
 
 
+def test_the_mask_token_starts_wider_before_a_swin_as_in_the_official_code():
+    assert objective("simmim").mask_token.abs().max() <= 0.02
+    torch.manual_seed(0)
+    swin = TimmBackbone(SWIN, (64, 64), 3, **SMALL[SWIN] | {"embed_dim": 96})
+    token = build("simmim")(SimMIMConfig(mask_cell=8), swin, HORIZON).mask_token  # pyright: ignore[reportArgumentType]
+    assert 0.015 < token.std() < 0.025 and token.abs().max() > 0.03
+
+
 def test_the_picture_keeps_what_was_visible_and_grays_what_was_not():
     of, shape = objective("simmim", Shape(size=(16, 16)), mask_ratio=0.5), Shape(size=(16, 16))
     given = batch(of, shape, images=1) | {"mask_noise": torch.tensor([[0.1, 0.9, 0.2, 0.8]])}
@@ -132,6 +140,7 @@ def test_noise_of_another_grid_is_named():
 def test_views_are_those_of_the_paper():
     image, noise, drop_path = SimMIMConfig().views(Shape(size=(224, 224), num_blocks=12, drop_path_rate=0.1))
     assert isinstance(image, View) and (image.scale, image.hflip, image.size) == ((0.67, 1.0), 0.5, (224, 224))
+    assert image.interpolation == "bilinear"  # torchvision's default
     assert noise == Noise("mask_noise", (49,)) and drop_path == Noise("drop_path", (12, 2))
 
 

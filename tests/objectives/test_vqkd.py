@@ -8,10 +8,12 @@ from pretrain.configlib import ConfigError
 from pretrain.data.view import Noise, View
 from pretrain.models.release import read_release, write_release
 from pretrain.models.tokenizer import from_release
+from pretrain.models.vit import ViT
 from pretrain.objectives.configs import VQKDConfig
+from pretrain.objectives.vqkd import VQKD
 
 from .released import reads, vit_release
-from .tiny import Shape, batch, objective, part
+from .tiny import HORIZON, Shape, batch, objective, part
 
 BASE = Shape(size=(224, 224), patch_size=16, num_blocks=12)
 
@@ -86,6 +88,16 @@ def test_positions_and_class_tokens_do_not_decay():
     decays = {name for group in of.param_groups() for name in group["names"] if group["weight_decay_scale"]}
     assert "decoder.pos_embed" not in decays and "encoder.cls_token" not in decays and "decoder.cls_token" not in decays
     assert "encode_task_layer.0.weight" in decays
+
+
+def test_both_transformers_start_as_beits_whose_outputs_are_smaller_the_later():
+    torch.manual_seed(0)
+    vit = ViT((24, 32), 8, 3, 64, 4, 2, pos_embed="learned", qkv_bias="no_key")
+    of = VQKD(objective("vqkd", decoder_depth=2, decoder_embed_dim=64).config, vit, HORIZON)
+    for network in (of.encoder, of.decoder):
+        for i, block in enumerate(network.blocks, start=1):
+            assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / (2 * i) ** 0.5, rel=0.05)
+            assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_its_release_is_a_tokenizer_with_the_codes_of_the_objective(tmp_path):

@@ -13,5 +13,6 @@ class BEiTConfig(VisualTokensSection):
     name: Literal["beit"] = "beit"
 
     needs: ClassVar[frozenset[str]] = frozenset({"patches", "mask"})
+    tokenizer_interpolation: ClassVar[Literal["bicubic", "lanczos"]] = "lanczos"
     exact_masks: ClassVar[bool] = False
     file_stride: ClassVar[int | None] = 8  # of DALL-E's encoder

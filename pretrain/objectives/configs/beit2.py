@@ -22,6 +22,7 @@ class BEiT2Config(VisualTokensSection):
     shared_lm_head: bool = Field(True, description="one norm and one head for both predictions")
 
     needs: ClassVar[frozenset[str]] = frozenset({"patches", "class_token", "mask", "layers", "own_blocks"})
+    tokenizer_interpolation: ClassVar[Literal["bicubic", "lanczos"]] = "bicubic"
     exact_masks: ClassVar[bool] = True
     file_stride: ClassVar[int | None] = None
 

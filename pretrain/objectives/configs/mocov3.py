@@ -53,6 +53,7 @@ class MoCoV3Config(ObjectiveSection):
         """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
         colour = {
             "scale": self.crop_scale,
+            "interpolation": "bilinear",
             "hflip": self.hflip,
             "jitter": ColorJitter(*self.color_jitter, prob=self.color_jitter_prob) if self.color_jitter_prob else None,
             "grayscale": self.grayscale_prob,

@@ -35,7 +35,7 @@ class SimMIMConfig(ObjectiveSection):
 
     def views(self, model: ModelShape) -> list[View | Noise]:
         """One crop, one number per cell whose rank decides what is masked, and the numbers of the drop path."""
-        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip)
+        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear")
         noises = [Noise("mask_noise", (max(1, self.num_cells(model.size)),))]
         if model.drop_path_rate:
             noises.append(Noise("drop_path", (model.num_blocks, 2)))

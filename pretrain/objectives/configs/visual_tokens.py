@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,7 @@ class VisualTokensSection(ObjectiveSection):
         (0.4, 0.4, 0.4, 0.0), description="brightness, contrast, saturation, hue; the last two need RGB"
     )
 
+    tokenizer_interpolation: ClassVar[Literal["bicubic", "lanczos"]]
     exact_masks: ClassVar[bool]
     file_stride: ClassVar[int | None]  # pixels per token of a tokenizer file; None: those of the model
 
@@ -67,7 +68,7 @@ class VisualTokensSection(ObjectiveSection):
                 "tokenizer_image",
                 self.picture_size(patch_grid(model), model.patch_size),
                 same_as="image",
-                interpolation="lanczos",
+                interpolation=self.tokenizer_interpolation,
                 normalize=False,
             ),
             mask,
