@@ -121,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     if command is None:
         print(f"fovea: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return command(arguments[1:])
+    try:
+        return command(arguments[1:])
+    except KeyboardInterrupt:  # a run that has begun takes it as a wish to save and stop
+        print("fovea: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

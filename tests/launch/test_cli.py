@@ -18,6 +18,17 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys: pytest.Captur
     assert "unknown command 'pretrian'; one of data, pretrain" in capsys.readouterr().err
 
 
+def test_an_interruption_before_anything_runs_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "probe", interrupted)
+    assert main(["probe"]) == 130
+    assert capsys.readouterr().err == "fovea: interrupted\n"
+
+
 def test_finetune_refuses_a_configuration_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     assert main(["finetune", "x.yaml"]) == 2
     assert "x.yaml: 1 problem\n  no such file" in capsys.readouterr().err
