@@ -43,7 +43,7 @@ class Watch:
     @property
     def reason(self) -> str:
         """For the log of this rank."""
-        return signal.Signals(self._signal).name if self._signal is not None else "file"
+        return signal.Signals(self._signal).name if self._signal is not None else "the file stop, or another rank"
 
     def close(self) -> None:
         """Give the signals back to who had them."""
