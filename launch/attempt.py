@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import Book, Verdict, blame, decide, describe_lost, outcome
+from launch.attempts import Book, Verdict, blame, cancel_mark, decide, describe_lost, outcome
 from launch.programs import PROGRAMS, check_program
 from pretrain.configlib import ConfigError
 from pretrain.engine.faults import read_faults
@@ -72,7 +72,8 @@ def _end(chosen: argparse.Namespace) -> int:
     node, said = blame(log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else "")
     lost = set(chosen.nodes) & set(chosen.down)
     how = outcome(run_dir, status=chosen.status, asked=chosen.asked, lost=lost)
-    if chosen.asked == "overdue":
+    why = chosen.asked.partition(" ")[0]
+    if why == "overdue":
         node, said = None, "did not stop in time"
     if how == "lost":
         node, said = describe_lost(lost)
@@ -80,7 +81,7 @@ def _end(chosen: argparse.Namespace) -> int:
         # The run itself knows better than srun, which saw all its ranks end at once.
         node, said = (faults[-1].hosts[0] if len(faults[-1].hosts) == 1 else None), faults[-1].text
     elif how != "failed":
-        node, said = None, {"signal": "asked by SLURM", "limit": "near the time limit"}.get(chosen.asked, "")
+        node, said = None, {"signal": "asked by SLURM", "limit": "near the time limit"}.get(why, "")
     attempts = _book(run_dir).end(how, node=node, detail=said or f"exit status {chosen.status}" * (how == "failed"))
     verdict = decide(attempts, spare=_spare(chosen))
     if verdict.action == "requeue" and _is_cancelled(run_dir):
@@ -107,11 +108,11 @@ def _attempt() -> dict[str, Any]:
 
 
 def _is_cancelled(run_dir: Path) -> bool:
-    return (run_dir / "slurm" / "cancel").exists()
+    return cancel_mark(run_dir, os.environ["SLURM_JOB_ID"]).exists()
 
 
 def _spare(chosen: argparse.Namespace) -> int:
-    return max(0, len(set(chosen.partition_nodes) - set(chosen.excluded)) - len(set(chosen.nodes)))
+    return len({*chosen.partition_nodes} - {*chosen.excluded} - {*chosen.down} - {*chosen.nodes})
 
 
 def _nodes(text: str) -> list[str]:

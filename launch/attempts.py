@@ -160,6 +160,11 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
         file.write("\n" * bool(torn) + json.dumps(row) + "\n")
 
 
+def cancel_mark(run_dir: Path, job: str) -> Path:
+    """The file that says that this job of the run is not to go on."""
+    return run_dir / "slurm" / f"{job}.cancelled"
+
+
 def newest_step(run_dir: Path) -> int:
     """Step of the newest sealed checkpoint; 0 when there is none."""
     for folder in checkpoints(run_dir / "checkpoints"):
@@ -172,16 +177,18 @@ def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ())
     """How the ranks ended, by the markers they left: their exit status gets lost in launchers.
 
     Args:
-        status: of srun. asked: why the batch script asked them to stop: "signal" (preemption, or the limit is near),
-            "limit" (the batch script's own clock), "overdue" (they did not stop in time and were killed), "term" (SLURM
-            ends the job, and knows what comes next) or "" (it did not ask). lost: nodes of the attempt that are down.
+        status: of srun. asked: why the batch script asked them to stop: "signal" (preemption), "limit" (the time limit
+            is near), "overdue" (they did not stop in time and were killed) or "" (it did not ask); and "term" behind
+            that when SLURM then ended the job, and knows what comes next. lost: nodes of the attempt that are down.
     """
     if status == 0 and (run_dir / "DONE").exists():
         return "done"
-    if asked == "term":
+    why = asked.removesuffix("term").strip()
+    saved = (run_dir / "PREEMPTED").exists() and why != "overdue"
+    if asked.endswith("term") and not (saved and why == "signal"):
         return "lost" if list(lost) else "ended"
-    if (run_dir / "PREEMPTED").exists() and asked != "overdue":
-        return {"signal": "preempted", "limit": "time limit"}.get(asked, "stopped")  # pyright: ignore[reportReturnType]
+    if saved:
+        return {"signal": "preempted", "limit": "time limit"}.get(why, "stopped")  # pyright: ignore[reportReturnType]
     return "failed"
 
 

@@ -16,15 +16,18 @@ from launch.cost import batch_bytes, count
 from launch.hardware import find_gpu
 from launch.machine import GIB, Machine
 from launch.preflight import Finding, Place
-from launch.programs import PROGRAMS
+from launch.programs import PROGRAMS, device_of
 from launch.trial import run_steps
 from pretrain.config import Plan, PretrainConfig
 from pretrain.configlib import ConfigError
 from pretrain.record import read_rows
 
+# On nodes: srun says 2 itself, of a node where it finds no program to start.
+EXIT_IMPOSSIBLE = 78
+
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0: nothing forbids it (warnings may be printed). 2: it cannot run, and why."""
+    """Exit status 0: nothing forbids it (warnings may be printed). 2, on nodes 78: it cannot run, and why."""
     parser = _parser()
     chosen = parser.parse_intermixed_args(arguments)
     if chosen.on_nodes and chosen.probe_steps:
@@ -45,12 +48,7 @@ def _on_nodes(chosen: argparse.Namespace, status: int) -> int:
     """Every rank takes part, also when rank 0 has found enough: the others would wait for it."""
     from launch.nodecheck import check_nodes
 
-    return max(status, check_nodes(device=_device(chosen.overrides)))
-
-
-def _device(overrides: list[str]) -> str:
-    given = [text.partition("=")[2] for text in overrides if text.startswith("engine.device=")]
-    return given[-1] if given else "auto"
+    return max(EXIT_IMPOSSIBLE if status else 0, check_nodes(device=device_of(chosen.config, chosen.overrides)))
 
 
 def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
@@ -65,7 +63,7 @@ def _pretrain(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
     from pretrain.__main__ import check
 
     config, dataset, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
-    machine = Machine.here(Path(config.run_dir))
+    machine = _machine(chosen, config)
     if place.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
         place = replace(place, gpu_memory=float(machine.gpu_memory))
     yield from preflight.batch_facts(config, plan, dataset, place)
@@ -88,7 +86,7 @@ def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
     from finetune.__main__ import check
 
     config, train, val, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
-    machine = Machine.here(Path(config.run_dir))
+    machine = _machine(chosen, config)
     yield from preflight.task_facts(config, plan, len(val), place)
     yield from preflight.run_folder(
         config, {"data.train": train.fingerprint, "data.val": val.fingerprint}, free=_free_keys_of_a_task
@@ -173,6 +171,14 @@ def _place(chosen: argparse.Namespace) -> Place:
             raise ValueError(f"{flag} {value}: at least 1; on CPUs, --gpus-per-node is the number of ranks")
     memory = gpu.memory * GIB * 0.98 if gpu else None
     return Place(nodes, ranks, memory, gpu, limit=_seconds(chosen.time), margin=chosen.margin)
+
+
+def _machine(chosen: argparse.Namespace, config: PretrainConfig | FinetuneConfig) -> Machine:
+    """This one; of a job, the cores that all its ranks have here, of which this rank may have a share."""
+    machine = Machine.here(Path(config.run_dir))
+    if chosen.on_nodes and "SLURM_CPUS_ON_NODE" in os.environ:
+        return replace(machine, cpus=int(os.environ["SLURM_CPUS_ON_NODE"]))
+    return machine
 
 
 def _seconds(text: str) -> float:

@@ -10,7 +10,6 @@ import argparse
 import base64
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +19,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from launch.hostfile import Host, HostsError, Ssh, look, read_hostfile
-from launch.programs import PROGRAMS, check_program
-from launch.restarts import EXIT_PREEMPTED, keep_running, say
+from launch.programs import PROGRAMS, check_program, device_of
+from launch.restarts import EXIT_PREEMPTED, Wish, keep_running, say
 from pretrain.configlib import ConfigError
 
 # Variables of this shell that the ranks get too; others by --environment.
@@ -55,12 +54,11 @@ def main(arguments: list[str]) -> int:
         return 2
     ssh = Ssh(chosen.python, Path.cwd(), chosen.ssh_port, chosen.ssh_option, chosen.environment)
     master = chosen.master_addr or hosts[0].name.rpartition("@")[2]
-    on_gpus = "engine.device=cpu" not in run
-    (run_dir / "stop").unlink(missing_ok=True)
+    on_gpus = device_of(run[0], run[1:]) != "cpu"
 
-    def attempt() -> int:
+    def attempt(wish: Wish) -> int:
         port = look(hosts, ssh, run_dir, master=master, on_gpus=on_gpus)
-        return Ranks(hosts, ssh, run_dir, [word, *run], address=(master, port)).run()
+        return Ranks(hosts, ssh, [word, *run], address=(master, port)).run(wish)
 
     try:
         return keep_running(run_dir, attempt, max_restarts=chosen.max_restarts)
@@ -76,25 +74,19 @@ class Ranks:
 
     hosts: Sequence[Host]
     ssh: Ssh
-    run_dir: Path
     program: Sequence[str]
     address: tuple[str, int]
-    _asked: int = field(default=0, init=False)
     _running: dict[str, subprocess.Popen[str]] = field(default_factory=dict, init=False)
 
-    def run(self) -> int:
+    def run(self, wish: Wish) -> int:
         """Start them and wait for their end; 0, or the first status that is not."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        wish.end = self._let_go
         try:
             for index, host in enumerate(self.hosts):
                 self._running[host.name] = self._start(index, host)
             return self._wait()
         finally:
-            for process in self._running.values():
-                _let_go(process)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self._let_go()
 
     def _start(self, index: int, host: Host) -> subprocess.Popen[str]:
         world = {host.name: list(range(host.slots)) for host in self.hosts}
@@ -141,26 +133,14 @@ class Ranks:
             elif status and not failed:
                 failed = status
                 say(f"{name}: its ranks ended with status {status}; the others are ended")
-                for process in self._running.values():
-                    _let_go(process)
+                self._let_go()
         return failed or preempted
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        """The first asks the run to save and stop; the second ends its processes (which still save if they can)."""
-        del number, frame
-        self._asked += 1
-        if self._asked == 1:
-            say("asked to stop: the run saves at the end of its step; once more does not wait for it")
-            (self.run_dir / "stop").touch()
-            return
+    def _let_go(self) -> None:
+        """Close their standard input: each host ends the ranks that are left, which save if they can."""
         for process in self._running.values():
-            _let_go(process)
-
-
-def _let_go(process: subprocess.Popen[str]) -> None:
-    """Close its standard input: its host ends the ranks that are left."""
-    if process.stdin is not None and not process.stdin.closed:
-        process.stdin.close()
+            if process.stdin is not None and not process.stdin.closed:
+                process.stdin.close()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch import scheduler
-from launch.attempts import add_row, newest_step, read_book
+from launch.attempts import add_row, cancel_mark, newest_step, read_book
+from launch.scheduler import JobState, SchedulerError
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ def submit(
         )
     folder = run_dir / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cancel").unlink(missing_ok=True)
     draft = folder / ".new.sbatch"
     draft.write_text(script, encoding="utf-8")
     job = scheduler.submit(draft, arguments, options=options)
@@ -83,7 +84,10 @@ def status(run_dir: Path) -> str:
     row = _last_row(run_dir / "metrics.jsonl")
     loss = f", loss {row['loss']:.4g}" if "loss" in row else ""
     lines.append(f"step  {int(row.get('step', 0))}{loss}; newest checkpoint {newest_step(run_dir)} {' '.join(marks)}")
-    states = scheduler.states(jobs_of(run_dir))
+    try:
+        states = scheduler.states(jobs_of(run_dir))
+    except SchedulerError as error:
+        states = {job: JobState(job, "UNKNOWN", f"{error}") for job in jobs_of(run_dir)}
     attempts = read_book(run_dir / "slurm" / "attempts.jsonl")
     for job, state in states.items():
         where = f" on {state.nodes}" if state.nodes else ""
@@ -93,7 +97,8 @@ def status(run_dir: Path) -> str:
         ended = {row["restart"]: row for row in attempts if row["job"] == job and row["event"] == "end"}
         for restart, begin in begun.items():
             end = ended.get(restart)
-            how = f"{end['time']} {end['outcome']} at step {end['step']} {end['detail']}" if end else "goes on"
+            how = "goes on" if state.is_active and restart == max(begun) else "no word of its end"
+            how = f"{end['time']} {end['outcome']} at step {end['step']} {end['detail']}" if end else how
             nodes = ",".join(begin["nodes"])
             lines.append(f"  {restart}   {begin['time']} from step {begin['step']} on {nodes}; {how}".rstrip())
     return "\n".join(lines)
@@ -108,9 +113,9 @@ def cancel(run_dir: Path, *, now: bool) -> str:
     active = [state for state in scheduler.states(jobs_of(run_dir)).values() if state.is_active]
     if not active:
         raise ValueError(f"{run_dir}: no job of this run is waiting or running")
-    (run_dir / "slurm" / "cancel").touch()  # a requeued attempt ends where it begins
     said = []
     for state in active:
+        cancel_mark(run_dir, state.job).touch()  # a requeued attempt ends where it begins
         if now or state.state != "RUNNING":
             scheduler.cancel(state.job)
             said.append(f"job {state.job} cancelled")
@@ -129,12 +134,17 @@ def follow(
     """
     seen: dict[Path, int] = {}
     for path in _logs(run_dir, rank):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        kept = text.splitlines(keepends=True)[-lines:] if lines else []
+        data = path.read_bytes()
+        kept = data.decode(errors="replace").splitlines(keepends=True)[-lines:] if lines else []
         write(f"==> {path.relative_to(run_dir)}\n" + "".join(kept))
-        seen[path] = path.stat().st_size
+        seen[path] = len(data)
+    active, next_look = True, 0.0
     while keep_on:
-        active = any(state.is_active for state in scheduler.states(jobs_of(run_dir)[-1:]).values())
+        if time.monotonic() >= next_look:
+            # A controller that does not answer now has not ended the job.
+            with suppress(SchedulerError):
+                active = any(state.is_active for state in scheduler.states(jobs_of(run_dir)[-1:]).values())
+            next_look = time.monotonic() + 5 * poll_seconds
         for path in _logs(run_dir, rank):
             with path.open("rb") as file:
                 file.seek(seen.get(path, 0))

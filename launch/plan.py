@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from dataclasses import dataclass
 
@@ -182,20 +183,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fovea launch plan", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--nodes", type=_count, required=True)
     parser.add_argument("--gpu", required=True, metavar="NAME", help="h200, h100, a100, ...")
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--cores-per-node", type=int, default=96, help="that decode (default 96)")
-    parser.add_argument("--network", type=float, default=400.0, help="GB/s from one node (default 400: 8 x 400 Gb/s)")
+    parser.add_argument("--gpus-per-node", type=_count, default=8)
+    parser.add_argument("--cores-per-node", type=_count, default=96, help="that decode (default 96)")
+    parser.add_argument("--network", type=_amount, default=400.0, help="GB/s from one node (default 400: 8 x 400 Gb/s)")
     parser.add_argument(
-        "--storage", type=float, default=20.0, help="GB/s of the file system, all together (default 20)"
+        "--storage", type=_amount, default=20.0, help="GB/s of the file system, all together (default 20)"
     )
-    parser.add_argument("--utilization", type=float, default=UTILIZATION, help="share of the GPU's peak (default 0.35)")
-    parser.add_argument("--failures-per-gpu-day", type=float, default=FAILURES_PER_GPU_DAY)
-    parser.add_argument("--restart", type=float, default=300.0, help="seconds from a failure to the next step")
-    parser.add_argument("--images", type=int, help="size of the data set, where it is not on this machine")
-    parser.add_argument("--image-kb", type=float, default=110.0, help="mean size of one of them (default 110)")
+    parser.add_argument(
+        "--utilization", type=_amount, default=UTILIZATION, help="share of the GPU's peak (default 0.35)"
+    )
+    parser.add_argument("--failures-per-gpu-day", type=_amount, default=FAILURES_PER_GPU_DAY)
+    parser.add_argument("--restart", type=_amount, default=300.0, help="seconds from a failure to the next step")
+    parser.add_argument("--images", type=_count, help="size of the data set, where it is not on this machine")
+    parser.add_argument("--image-kb", type=_amount, default=110.0, help="mean size of one of them (default 110)")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    if not re.fullmatch(r"[\d.]+(e-?\d+)?", text) or not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return float(text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from pretrain.configlib import ConfigError, read_values
 
 
 def _pretrain(config: str, overrides: Sequence[str], world_size: int) -> Path:
@@ -28,3 +31,10 @@ def check_program(word: str, config: str, overrides: Sequence[str], *, world_siz
         ConfigError, ValueError: it cannot; the message names every problem.
     """
     return PROGRAMS[word](config, overrides, world_size).absolute()
+
+
+def device_of(config: str, overrides: Sequence[str]) -> str:
+    """`engine.device` of a configuration that need not be right: "auto" where it does not say."""
+    with suppress(ConfigError, AttributeError):
+        return (read_values(config, overrides).get("engine") or {}).get("device", "auto")
+    return "auto"

@@ -1,37 +1,81 @@
-"""A run's attempts on fixed machines, one after another until it is done or gets nowhere."""
+"""A run's attempts on fixed machines, one after another until it is done, gets nowhere or is asked to stop."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_PREEMPTED = 85
 
 
-def keep_running(run_dir: Path, attempt: Callable[[], int], *, max_restarts: int) -> int:
+class Wish:
+    """What a person wants of the run. asked: to stop. end: how its processes are ended at once; each attempt says."""
+
+    def __init__(self, run_dir: Path):
+        self.run_dir, self.asked = run_dir, False
+        self.end: Callable[[], object] = lambda: None
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The first asks the run to save and stop, for which it may take its time; another one ends it."""
+        del number, frame
+        if self.asked:
+            self.end()
+            return
+        self.asked = True
+        say("asked to stop: the run saves at the end of its step; once more does not wait for it")
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "stop").touch()
+        except OSError as error:
+            say(f"it cannot be asked ({error}) and is ended")
+            self.end()
+
+
+def keep_running(run_dir: Path, attempt: Callable[[Wish], int], *, max_restarts: int) -> int:
     """Call `attempt` (it starts the ranks and waits for them) until the run is done; its exit status.
 
-    A run that ended because it was asked to (marker PREEMPTED) is not started again: status 85. A run whose
-    process died is, from its newest checkpoint, at most `max_restarts` times and while it makes progress; then the
-    status is the attempt's.
+    A run that ended because it was asked to (marker PREEMPTED, or a signal here) is not started again: status 85 if it
+    has saved. A run whose process died is, from its newest checkpoint, at most `max_restarts` times and while it makes
+    progress; then the status is the attempt's.
     """
-    (run_dir / "PREEMPTED").unlink(missing_ok=True)
-    before = None
-    for left in range(max_restarts, -1, -1):
-        status = attempt()
-        if status == 0:
-            return 0
-        if (run_dir / "PREEMPTED").exists():
-            say(f"{run_dir} was asked to stop and saved; the same command goes on")
-            return EXIT_PREEMPTED
-        newest = _newest_checkpoint(run_dir)
-        if newest == before:
-            say(f"a process ended with status {status}, again without a new checkpoint; not started again")
-            return status
-        before = newest
-        say(f"a process ended with status {status}; {left} restarts left")
+    for left_before in ("PREEMPTED", "stop"):
+        (run_dir / left_before).unlink(missing_ok=True)
+    before, status = None, 0
+    with _listening(Wish(run_dir)) as wish:
+        for left in range(max_restarts, -1, -1):
+            status = attempt(wish)
+            if status == 0:
+                return 0
+            if (run_dir / "PREEMPTED").exists():
+                say(f"{run_dir} was asked to stop and saved; the same command goes on")
+                return EXIT_PREEMPTED
+            if wish.asked:
+                say(f"{run_dir} ended before it saved; the same command goes on from its newest checkpoint")
+                return status
+            newest = _newest_checkpoint(run_dir)
+            if newest == before:
+                say(f"a process ended with status {status}, again without a new checkpoint; not started again")
+                return status
+            before = newest
+            say(f"a process ended with status {status}; {left} restarts left")
     return status
+
+
+@contextmanager
+def _listening(wish: Wish) -> Iterator[Wish]:
+    """Signals go to `wish`, but for those that whoever started us has switched off (nohup)."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, wish.on_signal)
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(message: str) -> None:

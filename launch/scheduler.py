@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SECONDS = 60
+_ENDED = (
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"),
+    *("DEADLINE", "REVOKED", "UNKNOWN"),
+)
 
 
 class SchedulerError(RuntimeError):
@@ -25,12 +28,10 @@ class JobState:
     reason: str = ""
     nodes: str = ""
     restarts: int = 0
-    start: str = ""
-    end: str = ""
 
     @property
     def is_active(self) -> bool:
-        return self.state.split("+")[0] in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED")
+        return self.state not in _ENDED
 
 
 def submit(script: Path, arguments: Sequence[str], *, options: Sequence[str] = ()) -> str:
@@ -49,60 +50,39 @@ def cancel(job: str) -> None:
 
 def log_of(job: str) -> Path | None:
     """The file of a job's standard output; None once SLURM has forgotten the job."""
-    try:
-        found = re.search(r"StdOut=(\S+)", _run(["scontrol", "show", "job", "-o", job]))
-    except SchedulerError:
-        return None
-    return Path(found[1]) if found else None
+    found = re.search(r" StdOut=(.*?)(?: \w+=|\s*$)", _show(job))
+    return Path(found[1].replace("%%", "%")) if found else None
 
 
 def states(jobs: Sequence[str]) -> dict[str, JobState]:
-    """The state of each job: of squeue what it lists, of scontrol what ended not long ago."""
-    listed = {row.job: row for row in _queue()} if jobs else {}
-    return {job: listed.get(job) or _shown(job) for job in jobs}
+    """The state of each job. Each is asked for by itself, which costs a busy controller less than its whole queue."""
+    return {job: _state(job) for job in jobs}
 
 
-def _queue() -> list[JobState]:
-    try:
-        rows = json.loads(_run(["squeue", "--json", "--all"]))["jobs"]
-    except (SchedulerError, ValueError, KeyError):
-        return []  # older than 21.08, or built without JSON: scontrol knows as much of one job
-    return [_queued(row) for row in rows]
-
-
-def _queued(row: dict) -> JobState:
-    state = row["job_state"]
-    return JobState(
-        job=str(row["job_id"]),
-        state=state if isinstance(state, str) else "+".join(state),  # a list since 23.11
-        reason=str(row.get("state_reason") or ""),
-        nodes=str(row.get("nodes") or ""),
-        restarts=_count(row.get("restart_cnt")),
-    )
-
-
-def _count(value: object) -> int:
-    """A number, or since 23.02 {"set": ..., "number": ...}."""
-    found = value.get("number", 0) if isinstance(value, dict) else value
-    return found if isinstance(found, int) else 0
-
-
-def _shown(job: str) -> JobState:
-    try:
-        text = _run(["scontrol", "show", "job", "-o", job])
-    except SchedulerError:
-        return JobState(job, "UNKNOWN")
-    facts = dict(re.findall(r"(\w+)=(\S+)", text))
-    nodes = facts.get("NodeList", "")
+def _state(job: str) -> JobState:
+    facts = dict(re.findall(r"(\w+)=(\S+)", _show(job)))
+    nodes, reason = facts.get("NodeList", ""), facts.get("Reason", "")
     return JobState(
         job=job,
         state=facts.get("JobState", "UNKNOWN"),
-        reason=facts.get("Reason", "").replace("None", ""),
+        reason="" if reason == "None" else reason,
         nodes="" if nodes == "(null)" else nodes,
         restarts=int(facts.get("Restarts", "0")),
-        start=facts.get("StartTime", ""),
-        end=facts.get("EndTime", ""),
     )
+
+
+def _show(job: str) -> str:
+    """What SLURM knows of a job, in one line; "" once it has forgotten it.
+
+    Raises:
+        SchedulerError: it does not answer, which says nothing about the job.
+    """
+    try:
+        return _run(["scontrol", "show", "job", "-o", job])
+    except SchedulerError as error:
+        if "Invalid job id" in str(error):
+            return ""
+        raise
 
 
 def _run(command: Sequence[str], *, with_errors: bool = False) -> str:

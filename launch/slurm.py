@@ -8,10 +8,12 @@ status|logs|cancel|resume RUN_OR_JOB
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import chdir
 from pathlib import Path
 
 from launch import jobs, scheduler
@@ -43,12 +45,13 @@ def main(arguments: list[str]) -> int:
 def _submit(program: str, arguments: list[str]) -> int:
     parser = _parser(program, "submit a run; the job goes on by itself until it is done")
     parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     _add_job_options(parser)
+    parser.add_argument("--template", type=Path, help="your own copy of the batch script")
     chosen = parser.parse_intermixed_args(arguments)
-    script = _script(read_template(program, chosen.template), chosen, container=chosen.container)
+    script = _script(read_template(program, chosen.template), chosen, program)
     run_dir = check_program(program, chosen.config, chosen.overrides, world_size=_ranks(script))
-    script = _placed(script, run_dir)
+    script = _placed(script, chosen, run_dir, Path.cwd())
     return _send(chosen, run_dir, program, [chosen.config, *chosen.overrides], script)
 
 
@@ -62,8 +65,13 @@ def _resume(word: str, arguments: list[str]) -> int:
         raise ValueError(f"{run_dir}: its jobs were submitted by hand; submit the batch script again")
     last = before[-1]
     template = (run_dir / "slurm" / f"{last.job}.sbatch").read_text(encoding="utf-8")
-    script = _script(template, chosen, container=chosen.container)
-    check_program(last.program, last.arguments[0], last.arguments[1:], world_size=_ranks(script))
+    script = _script(template, chosen, last.program)
+    folder = Path(read_options(template)["chdir"])
+    if not folder.is_dir():
+        raise ValueError(f"{folder}, from where {last.job} was submitted, is gone; submit the run anew")
+    with chdir(folder):  # paths of the configuration may be relative to it
+        check_program(last.program, last.arguments[0], last.arguments[1:], world_size=_ranks(script))
+    script = _placed(script, chosen, run_dir, folder)
     return _send(chosen, run_dir, last.program, last.arguments, script)
 
 
@@ -98,9 +106,10 @@ def _would_start(script: str, arguments: Sequence[str]) -> str:
 def _pipeline(word: str, arguments: list[str]) -> int:
     parser = _parser(word, "pretrain, then finetune from its release as soon as it is there")
     parser.add_argument("config", help="of the pretraining")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the pretraining")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the pretraining")
     parser.add_argument("--finetune", action="append", required=True, metavar="'CONFIG key=value ...'")
     _add_job_options(parser)
+    parser.add_argument("--template", type=Path, help="your own copy of the batch script, for all stages")
     chosen = parser.parse_intermixed_args(arguments)
     stages = [("pretrain", chosen.config, chosen.overrides)]
     release = ""
@@ -109,11 +118,11 @@ def _pipeline(word: str, arguments: list[str]) -> int:
         config, *overrides = shlex.split(text)
         stages.append(("finetune", config, overrides))
     for program, config, overrides in stages:
-        script = _script(read_template(program), chosen, container=chosen.container)
+        script = _script(read_template(program, chosen.template), chosen, program)
         given = [*overrides, *([f"model.release={release}"] if release else [])]
         run_dir = check_program(program, config, given, world_size=_ranks(script))
         release = release or f"{run_dir}/release"
-        script = _placed(script, run_dir)
+        script = _placed(script, chosen, run_dir, Path.cwd())
         plans.append((program, run_dir, [config, *given], script))
     folders = [run_dir for _, run_dir, _, _ in plans]
     if len(set(folders)) < len(folders):
@@ -200,28 +209,25 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--mount", action="append", default=[], metavar="PATH", help="seen inside the container too")
     job.add_argument("--environment", action="append", default=[], metavar="LINE", help="of shell: module load cuda")
     job.add_argument("--no-preflight", action="store_true")
-    job.add_argument("--template", type=Path, help="your own copy of the batch script")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print exactly what would be submitted")
     how.add_argument("--test-only", action="store_true", help="have SLURM validate it, without submitting")
 
 
-def _script(template: str, chosen: argparse.Namespace, *, container: str | None) -> str:
+def _script(template: str, chosen: argparse.Namespace, program: str) -> str:
     """The batch script with what was chosen."""
     options: dict[str, str | None] = {}
     for name in SBATCH:
         if (value := getattr(chosen, name.replace("-", "_"))) is not None:
             options[name] = None if (name, value) == ("gpus-per-node", "0") else value
     if ranks := chosen.ranks_per_node or options.get("gpus-per-node"):
-        options["ntasks-per-node"] = ranks
+        options["ntasks-per-node"] = ranks.rpartition(":")[2]  # also of h200:8
     for option in chosen.sbatch:
         name, _, value = option.lstrip("-").partition("=")
         options[name] = value
-    settings: dict[str, str | Sequence[str]] = {}
-    if container or chosen.python or "run" not in chosen:
-        settings["PYTHON"] = [chosen.python or ("python" if container else sys.executable)]
-    if container:
-        settings |= _container(container, chosen.mount)
+    settings: dict[str, str | Sequence[str]] = {"PROGRAM": program}
+    if chosen.container or chosen.python or "run" not in chosen:
+        settings["PYTHON"] = [chosen.python or ("python" if chosen.container else sys.executable)]
     if chosen.margin is not None:
         options["signal"], settings["MARGIN"] = f"B:USR1@{chosen.margin}", str(chosen.margin)
     if chosen.launcher:
@@ -231,20 +237,31 @@ def _script(template: str, chosen: argparse.Namespace, *, container: str | None)
     return render(template, options=options, settings=settings, environment=chosen.environment)
 
 
-def _placed(script: str, run_dir: Path) -> str:
-    """Run from here, whatever folder the job is resumed from later; the job's log lies with the run."""
-    return render(script, options={"chdir": str(Path.cwd()), "output": f"{run_dir}/slurm/job-%j.log"}, settings={})
+def _placed(script: str, chosen: argparse.Namespace, run_dir: Path, folder: Path) -> str:
+    """To run from `folder`, wherever the job is resumed from later; the job's log lies with the run."""
+    log = f"{run_dir}/slurm/job-".replace("%", "%%") + "%j.log"
+    settings = _container(chosen.container, run_dir, folder, chosen.mount) if chosen.container else {}
+    return render(script, options={"chdir": str(folder), "output": log}, settings=settings)
 
 
-def _container(image: str, mounts: Sequence[str]) -> dict[str, Sequence[str]]:
+def _container(image: str, run_dir: Path, folder: Path, mounts: Sequence[str]) -> dict[str, Sequence[str]]:
     """Apptainer runs in front of each command; pyxis (enroot) takes options of srun."""
+    mounts = list(dict.fromkeys([str(folder), str(run_dir), *mounts]))
     if image.endswith(".sif"):
-        binds = ["--bind", ",".join(mounts)] if mounts else []
-        return {"CONTAINER": ["apptainer", "exec", "--nv", *binds, image]}
-    given = [f"--container-mounts={','.join(mounts)}"] if mounts else []
-    return {"SRUN": ["srun", f"--container-image={image}", *given]}
+        return {"CONTAINER": ["apptainer", "exec", "--nv", "--bind", ",".join(mounts), image]}
+    places = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+    return {
+        "SRUN": ["srun", f"--container-image={image}", f"--container-mounts={places}", f"--container-workdir={folder}"]
+    }
 
 
 def _ranks(script: str) -> int:
-    options = read_options(script)
-    return int(options["nodes"]) * int(options["ntasks-per-node"])
+    options, counts = read_options(script), []
+    for name in ("nodes", "ntasks-per-node"):
+        if not re.fullmatch("[1-9][0-9]*", options.get(name, "")):
+            raise ValueError(
+                f"--{name} {options.get(name, 'is not in the batch script')}: expected one number, as in "
+                f"#SBATCH --{name}=8 (--nodes N, and --gpus-per-node N or --ranks-per-node N, write it)"
+            )
+        counts.append(int(options[name]))
+    return counts[0] * counts[1]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _CHECKOUT = Path(__file__).parent.parent / "SLURM"
 _ENVIRONMENT = "# Modules and variables of your site:"
+_SPECIAL = r"[\s'\"\\#]"
 
 
 def folder() -> Path:
@@ -80,13 +81,17 @@ def render(
 
 def read_options(script: str) -> dict[str, str]:
     """The #SBATCH options of a script, without dashes; "" for one without value."""
-    return {name: value for name, value in re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", script, re.MULTILINE)}
+    lines = re.findall(r"^#SBATCH --([\w-]+)(?:[= ](.*))?$", script, re.MULTILINE)
+    return {name: "".join(shlex.split(value, comments=True)[:1]) for name, value in lines}
 
 
 def _option(name: str, value: str | None) -> list[str]:
     if value is None:
         return []
-    return [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"]
+    if not value:
+        return [f"#SBATCH --{name}"]
+    # sbatch takes such a line apart as a shell does.
+    return [f"#SBATCH --{name}={shlex.quote(value) if re.search(_SPECIAL, value) else value}"]
 
 
 def _shell(value: str | Sequence[str]) -> str:

@@ -67,6 +67,10 @@ def test_ranks_killed_on_one_node_are_tried_elsewhere_and_exceptions_are_not():
         ({"PREEMPTED"}, 85, "overdue", "failed"),
         (set(), 137, "signal", "failed"),
         ({"PREEMPTED"}, 143, "term", "ended"),
+        ({"PREEMPTED"}, 85, "signal term", "preempted"),
+        (set(), 143, "signal term", "ended"),
+        ({"PREEMPTED"}, 85, "limit term", "ended"),
+        (set(), 143, "overdue term", "ended"),
         (set(), 0, "", "failed"),
     ],
 )

@@ -240,6 +240,34 @@ def test_a_sound_run_is_described_without_a_warning(tmp_path: Path, machine: Any
     assert "ZeRO-3" in said.out and "1 jobs of 24.0 h" in said.out
 
 
+@pytest.mark.parametrize(("given", "status"), [([], 0), (["optim.warmup_step=3"], 78)])
+def test_on_nodes_the_configuration_s_device_is_measured_and_its_mistakes_have_a_status_of_their_own(
+    given: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    monkeypatch.setattr("launch.nodecheck.check_nodes", lambda *, device: asked.append(device) or 0)
+    config = write_config(tmp_path, "mae")
+    config.write_text(config.read_text() + "engine: {device: cpu}\n")
+    assert main([str(config), *given, "--on-nodes", "--quick"]) == status
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert main([str(config), *given, "--on-nodes", "--quick"]) == 0, "rank 0 has said it"
+    assert asked == ["cpu", "cpu"]
+
+
+def test_in_a_job_the_cores_of_all_its_ranks_count_not_those_that_this_rank_is_bound_to(
+    tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    machine(cpus=2)
+    monkeypatch.setattr("launch.nodecheck.check_nodes", lambda *, device: 0)
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    config = write_config(tmp_path, "mae")
+    assert main([str(config), "data.num_workers=2", "--on-nodes", "--quick"]) == 0
+    assert "cores" not in capsys.readouterr().out
+    assert main([str(config), "data.num_workers=3", "--on-nodes", "--quick"]) == 0
+    assert "4 ranks x 3 workers on 8 cores; 2 fits" in capsys.readouterr().out
+
+
 def test_every_recipe_s_operations_are_counted_as_on_paper():
     """MAE ViT-B: 57.2 GFLOP an image, three times the forward pass of a decoder that predicts masked patches only."""
     from launch.cost import count

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from launch.local import run_forwarding_signals
-from launch.restarts import keep_running
+from launch.restarts import Wish, keep_running
 from tests.runs import ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
 
 STEPS = 24
@@ -50,11 +49,11 @@ def test_a_killed_rank_is_replaced_and_the_final_weights_are_those_of_an_undistu
     assert losses(run) == losses(undisturbed), "every step once"
 
 
-def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[], int]:
+def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[Wish], int]:
     """One attempt after another: its status, the checkpoint it left ("" for none), the marker it left."""
     left = list(ends)
 
-    def attempt() -> int:
+    def attempt(wish: Wish) -> int:
         status, checkpoint, marker = left.pop(0)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         if checkpoint:
@@ -83,12 +82,65 @@ def test_a_run_is_started_again_while_it_makes_progress_and_is_wanted(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_launcher_reaches_the_run(number: signal.Signals):
-    waits = f"import signal; signal.sigwait([{number:d}]); raise SystemExit(85)"
-    blocks = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [{number:d}]); {waits}"
-    before = signal.getsignal(number)
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), number))
-    timer.start()
-    assert run_forwarding_signals([sys.executable, "-S", "-c", blocks]) == 85
-    assert signal.getsignal(number) == before
+# A run that hears of `stop` after half a second and then saves for another; with "deaf", never.
+SLOW_TO_SAVE = """
+import os, sys, time
+while sys.argv[2] == "deaf" or not os.path.exists(sys.argv[1] + "/stop"):
+    time.sleep(0.1)
+time.sleep(1)
+open(sys.argv[1] + "/PREEMPTED", "w").close()
+sys.exit(85)
+"""
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch.local import run_once
+from launch.restarts import keep_running
+run_dir = Path(sys.argv[1])
+print("ready", flush=True)
+sys.exit(keep_running(run_dir, lambda wish: run_once(sys.argv[2:], wish), max_restarts=3))
+"""
+
+
+def launch_slow_to_save(run_dir: Path, how: str, *prefix: str) -> subprocess.Popen[str]:
+    run = [sys.executable, "-S", "-c", SLOW_TO_SAVE, str(run_dir), how]
+    command = [*prefix, sys.executable, "-c", LAUNCHER, str(run_dir), *run]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    wait_until(lambda: bool(children(process.pid)), process)
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(tmp_path: Path, number: signal.Signals):
+    process = launch_slow_to_save(tmp_path / "run", "hears")
+    os.killpg(process.pid, number)  # as a terminal does
+    assert process.wait(20) == 85 and (tmp_path / "run" / "PREEMPTED").exists()
+
+
+def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path):
+    process = launch_slow_to_save(tmp_path / "run", "deaf")
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: (tmp_path / "run" / "stop").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM % 256 and "ended before it saved" in said
+    assert "restarts left" not in said
+
+
+def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path):
+    process = launch_slow_to_save(tmp_path / "run", "hears", "nohup")
+    os.killpg(process.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and not (tmp_path / "run" / "stop").exists()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 85
+
+
+def test_a_request_to_stop_that_nobody_heard_does_not_stop_the_next_run(tmp_path: Path):
+    (tmp_path / "stop").touch()
+    assert keep_running(tmp_path, attempts(tmp_path, (0, "", "DONE")), max_restarts=0) == 0
+    assert not (tmp_path / "stop").exists()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launch.hardware import GPUS
-from launch.plan import FAILURES_PER_GPU_DAY, IMAGES_PER_CORE, Cluster, Load, forecast
+from launch.plan import FAILURES_PER_GPU_DAY, IMAGES_PER_CORE, Cluster, Load, forecast, main
 
 CLUSTER = Cluster(
     nodes=4,
@@ -50,6 +50,13 @@ def test_the_interval_between_checkpoints_loses_least():
 def test_a_run_of_llama_s_size_fails_as_often_as_llama_did():
     cluster = replace(CLUSTER, nodes=2048, failures_per_gpu_day=FAILURES_PER_GPU_DAY)
     assert forecast(LOAD, cluster).mtbf / 3600 == pytest.approx(54 * 24 / 419)
+
+
+@pytest.mark.parametrize("flag", ["--nodes=0", "--gpus-per-node=2x", "--utilization=0", "--storage=-1", "--images=1e6"])
+def test_a_cluster_without_nodes_or_speed_is_refused_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        main(["config.yaml", "--nodes=2", "--gpu=h100", flag])
+    assert f"{flag.partition('=')[0]}: expected a" in capsys.readouterr().err
 
 
 def test_a_cluster_that_fails_faster_than_it_restarts_never_ends():

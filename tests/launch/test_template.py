@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.attempts import add_row
 from launch.slurm import main
 from launch.template import folder, read_options, read_template, render
 from tests.runs import ROOT, write_config
@@ -72,8 +73,19 @@ def test_every_batch_script_is_bash():
 @pytest.mark.parametrize(
     ("flags", "lines"),
     [
-        (["--container", "fovea.sif", "--mount", "/data"], ["CONTAINER=(apptainer exec --nv --bind /data fovea.sif)"]),
-        (["--container", "org/fovea:1"], ["SRUN=(srun --container-image=org/fovea:1)", "PYTHON=(python)"]),
+        (
+            ["--container", "fovea.sif", "--mount", "/data"],
+            ["CONTAINER=(apptainer exec --nv --bind {here},{run},/data fovea.sif)", "PYTHON=(python)"],
+        ),
+        (
+            ["--container", "org/fovea:1", "--mount", "/data", "--mount", "/a:/b"],
+            [
+                "SRUN=(srun --container-image=org/fovea:1 "
+                "--container-mounts={here}:{here},{run}:{run},/data:/data,/a:/b --container-workdir={here})"
+            ],
+        ),
+        (["--gpus-per-node", "h200:4"], ["#SBATCH --gpus-per-node=h200:4", "#SBATCH --ntasks-per-node=4"]),
+        (["--sbatch", "comment=two words"], ["#SBATCH --comment='two words'"]),
         (["--margin", "120"], ["MARGIN=120", "#SBATCH --signal=B:USR1@120"]),
         (["--launcher", "torchrun", "--no-preflight"], ["LAUNCHER=torchrun", "PREFLIGHT=no"]),
         (
@@ -88,9 +100,60 @@ def test_what_is_asked_for_stands_in_the_script(
     config = write_config(tmp_path, "mae")
     assert main(["pretrain", str(config), "--nodes", "2", "--gpus-per-node", "4", *flags, "--dry-run"]) == 0
     script = capsys.readouterr().out.splitlines()
-    assert set(lines) <= set(script)
+    assert {line.format(here=Path.cwd(), run=tmp_path / "run") for line in lines} <= set(script)
     assert {f"#SBATCH --chdir={Path.cwd()}", "#SBATCH --ntasks-per-node=4"} <= set(script)
     assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_a_run_folder_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config, name = write_config(tmp_path, "mae"), "it's 50%,#1"
+    assert main(["pretrain", str(config), f"run_dir={tmp_path}/{name}", "--ranks-per-node", "1", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert read_options(script)["output"] == f"{tmp_path}/it's 50%%,#1/slurm/job-%j.log", "as SLURM fills it in"
+
+
+def test_a_pipeline_takes_one_s_own_batch_script_for_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own, config, task = tmp_path / "own.sbatch", write_config(tmp_path, "mae"), tmp_path / "task.yaml"
+    own.write_text(read_template("pretrain").replace("#SBATCH --nodes=2", "#SBATCH --nodes 1 # mine"))
+    task.write_text(
+        f"run_dir: {tmp_path / 'task'}\ntask: {{name: classification}}\nmodel: {{release: later}}\n"
+        "data: {train: {images: samples/grocery/train}, val: {images: samples/grocery/val}}\n"
+        "optim: {lr: 1e-3, global_batch_size: 16, total_steps: 20}\n"
+    )
+    given = ["--finetune", str(task), "--template", str(own), "--ranks-per-node", "2", "--dry-run"]
+    assert main(["pipeline", str(config), *given]) == 0
+    script = capsys.readouterr().out.splitlines()
+    assert script.count("#SBATCH --nodes 1 # mine") == 2
+    assert [line for line in script if line.startswith("PROGRAM=")] == ["PROGRAM=pretrain", "PROGRAM=finetune"]
+
+
+def test_a_run_is_resumed_from_any_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    write_config(tmp_path, "mae")
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "run.yaml", "--ranks-per-node", "1", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    slurm = tmp_path / "run" / "slurm"
+    slurm.mkdir(parents=True)
+    (slurm / "7.sbatch").write_text(shown[shown.index("#!/bin/bash") :])
+    add_row(slurm / "jobs.jsonl", {"job": "7", "program": "pretrain", "arguments": ["run.yaml"], "time": ""})
+    monkeypatch.chdir("/")
+    assert main(["resume", str(tmp_path / "run"), "--nodes", "4", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert read_options(script)["chdir"] == str(tmp_path) and read_options(script)["nodes"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--nodes", "2-4"], "--nodes 2-4: expected one number"), ([], "--nodes is not in the batch")]
+)
+def test_a_job_without_a_number_of_ranks_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+):
+    own = tmp_path / "own.sbatch"
+    own.write_text(read_template("pretrain").replace("#SBATCH --nodes=2", "#SBATCH -N 2"))
+    assert main(["pretrain", str(write_config(tmp_path, "mae")), "--template", str(own), *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_wrong_configuration_is_refused_before_it_is_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

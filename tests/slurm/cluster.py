@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,19 @@ class Cluster:
         assert done.returncode == 0, f"cluster.sh {' '.join(words)}: status {done.returncode}"
         return ""
 
+    @contextmanager
+    def without(self, key: str) -> Iterator[None]:
+        """Inside, slurm.conf lacks this key."""
+        path = Path(os.environ["SLURM_CONF"])
+        before = path.read_text()
+        path.write_text(re.sub(rf"^{key}=", f"#{key}=", before, flags=re.MULTILINE))
+        run(["scontrol", "reconfigure"])
+        try:
+            yield
+        finally:
+            path.write_text(before)
+            run(["scontrol", "reconfigure"])
+
     def state(self, job: str) -> str:
         return scheduler.states([job])[job].state
 
@@ -42,9 +58,9 @@ class Cluster:
 class FakeRun:
     """A run folder with the configuration of a real run and, on the cluster, the trainer of the tests."""
 
-    def __init__(self, folder: Path, *, steps: int = 60, step_seconds: float = 0.1):
-        self.config = write_config(folder, "mae")
-        self.run_dir, self.steps = folder / "run", steps
+    def __init__(self, folder: Path, *, steps: int = 60, step_seconds: float = 0.1, name: str = "run"):
+        self.config = write_config(folder, "mae", name=name)
+        self.run_dir, self.steps = folder / name, steps
         self.overrides = [f"optim.total_steps={steps}", "optim.warmup_steps=0"]
         self.faults = {"FAKE_STEP_SECONDS": str(step_seconds)}  # read by trainer.py
 

@@ -91,6 +91,20 @@ def test_a_preempted_job_saves_is_requeued_and_ends_as_undisturbed(
     run.assert_weights_as_undisturbed()
 
 
+def test_a_job_whose_ranks_alone_are_told_of_preemption_is_requeued(
+    cluster: Cluster, tmp_path: Path, elsewhere: dict[str, FakeRun]
+):
+    run = FakeRun(tmp_path, steps=60)
+    with cluster.without("SlurmctldParameters"):  # as most clusters: SIGTERM to the ranks, and no --signal
+        job = run.submit("--sbatch", "nodelist=n1,n2")
+        wait_until(lambda: run.step >= 15, "15 steps")
+        occupy("n1,n2", 2)
+        wait_until(lambda: bool(run.outcomes), "the end of an attempt")
+    cluster.wait(job, "COMPLETED")
+    assert run.outcomes == ["preempted", "done"] and run.step == 60, "every step once"
+    run.assert_weights_as_undisturbed()
+
+
 def test_a_lost_node_is_survived_on_others(cluster: Cluster, tmp_path: Path, elsewhere: dict[str, FakeRun]):
     run = FakeRun(tmp_path, steps=80)
     job = run.submit("--sbatch", "exclude=n4")

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from launch import scheduler
+from launch.jobs import find_run
 from launch.slurm import main
 from launch.template import folder, read_template, render
 from pretrain.data.dataset import Dataset
@@ -55,6 +58,41 @@ def test_shards_indexed_by_an_array_of_jobs_are_one_data_set(cluster: Cluster, t
     gather = scheduler.submit(script, ["gather", str(shards)], options=after)
     cluster.wait(gather, "COMPLETED")
     assert Dataset.open(shards).fingerprint == Dataset.open(SHARDS / "train").fingerprint
+
+
+def test_lists_written_by_an_array_of_jobs_are_one_data_set(cluster: Cluster, tmp_path: Path):
+    lists, shards = tmp_path / "lists", tmp_path / "shards"
+    (tmp_path / "photos").mkdir()
+    lists.mkdir()
+    for number in range(9):
+        pixels = np.full((32, 32, 3), 28 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    for name, numbers in (("a", range(4)), ("b", range(4, 8)), ("c", [8])):
+        rows = [f"{tmp_path}/photos/{number}.png,{number % 2}" for number in numbers]
+        (lists / f"{name}.csv").write_text("\n".join(["filename,label", *rows]) + "\n")
+    script = tmp_path / "data.sbatch"
+    options = {"array": "0-1", "cpus-per-task": "1", "time": "5", "output": f"{tmp_path}/%A-%a.log"}
+    script.write_text(render(read_template("data"), options=options, settings={"PYTHON": [sys.executable]}))
+    given = ["write", str(lists), str(shards), "--size", "16"]
+    array = scheduler.submit(script, given, options=["--chdir", str(ROOT)])
+    after = ["--array=0", f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes", "--chdir", str(ROOT)]
+    cluster.wait(scheduler.submit(script, ["gather", str(shards)], options=after), "COMPLETED")
+    dataset = Dataset.open(shards)
+    assert dataset.num_samples == 9 and {name[0] for name in dataset.names} == {"a", "b", "c"}
+    for wrong in (["--array=1", "--chdir", str(ROOT)], ["--array=0,2", "--chdir", str(ROOT)]):
+        again = scheduler.submit(script, given, options=wrong)
+        cluster.wait(again, "FAILED")
+        assert "an array with gaps would leave out files" in (tmp_path / f"{again}-{wrong[0][-1]}.log").read_text()
+
+
+def test_a_run_folder_with_spaces_and_overrides_with_quotes_reach_the_ranks(cluster: Cluster, tmp_path: Path):
+    run = FakeRun(tmp_path, steps=5, name="it's a 50%t {run}")
+    run.overrides += ["objective={name: mae, mask_ratio: 0.5}", 'log.every_steps="1" # it\'s one']
+    job = run.submit(nodes=1)
+    cluster.wait(job, "COMPLETED")
+    run.assert_weights_as_undisturbed()
+    assert find_run(job) == run.run_dir and "done at step 5" in run.log
+    assert "starts at step 0" in (run.run_dir / "slurm" / f"{job}.0" / "rank-0.log").read_text()
 
 
 def test_test_only_asks_slurm_and_submits_nothing(cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
