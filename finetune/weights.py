@@ -126,6 +126,9 @@ def _of_task(path: str) -> _Found:
     state = merged_state(backbone)
     left_out = tuple(name for name in state if name not in own and name.endswith(("rel_pos_h", "rel_pos_w")))
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    norm = getattr(getattr(task, "head", None), "fc_norm", None)
+    if norm is not None:  # a classifier of the mean patch took the backbone's last norm over
+        kept |= {f"{backbone.blocks_prefix}norm.{name}": tensor for name, tensor in norm.state_dict().items()}
     weights = Weights("task", kept, {}, grid=backbone.grid_size, left_out=left_out)
     kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
     mean, std = tuple(record["mean"]), tuple(record["std"])

@@ -155,6 +155,15 @@ def test_the_backbone_of_a_fine_tuned_task_is_taken_whatever_was_added_to_it(
     assert ("rel_pos_h" in left_out) == (name == "detection")
 
 
+def test_the_norm_that_a_classifier_of_the_mean_patch_took_over_is_the_backbones_again(tmp_path: Path):
+    task = small_task("classification", pool="mean")
+    torch.nn.init.normal_(task.head.fc_norm.weight)  # pyright: ignore
+    opened = open_source(ModelSource(release=str(write_task(tmp_path / "release", task, {}))))
+    images = torch.randn(2, 3, 32, 32)
+    expected = task.head.fc_norm(task.bare_backbone(images))  # pyright: ignore
+    torch.testing.assert_close(opened.backbone.eval()(images), expected)
+
+
 def test_a_damaged_release_of_a_task_is_named(tmp_path: Path):
     folder = write_task(tmp_path / "release", small_task("classification"), {})
     assert open_task(folder)[1]["classes"] == ["cat", "dog", "cow"]

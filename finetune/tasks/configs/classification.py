@@ -113,6 +113,11 @@ class ClassificationConfig(TaskSection):
                 f"optim.global_batch_size: {optim.global_batch_size} in {accumulation} micro-batches leaves an image "
                 "without a partner for mixup or cutmix; make it even"
             )
+        if self.standardizes and optim.global_batch_size // accumulation == 1:
+            found.append(
+                "optim.global_batch_size: the batch norm before the classifier has no variance in a micro-batch of one "
+                "image; make it larger, or set task.batch_norm=false"
+            )
         if self.train in FROZEN and config.model.drop_path_rate:
             found.append(f"model.drop_path_rate: {config.model.drop_path_rate}, but with task.train={self.train} the "
                          "backbone stands still; set it to 0")  # fmt: skip

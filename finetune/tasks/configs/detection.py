@@ -68,8 +68,6 @@ class DetectionConfig(TaskSection):
             found.append(f"task.scale: {list(self.scale)} does not ascend; turn it round")
         if self.window is None and self.global_blocks is not None:
             found.append("task.global_blocks: given without task.window; every block is global already")
-        if self.window is None and self.rel_pos and self.head.name == "eomt":
-            found.append("task.rel_pos: head eomt adds queries that have no position; set it to false")
         if isinstance(self.head, RCNNHead):
             found += _rcnn_problems(self.head)
         return found

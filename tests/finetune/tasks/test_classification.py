@@ -242,6 +242,28 @@ def test_settings_that_do_not_go_together_are_all_named():
     assert all(any(problem.startswith(text) for problem in error.value.problems) for text in expected)
 
 
+def test_a_batch_norm_of_one_image_is_refused():
+    values = {
+        "run_dir": "r",
+        "model": {"release": "x"},
+        "data": {"train": {"images": "a"}, "val": {"images": "b"}},
+        "optim": {"lr": 1, "global_batch_size": 2, "total_steps": 1},
+        "engine": {"accumulation_steps": 2},
+    }
+    for section, refused in (
+        ({"name": "classification", "train": "linear"}, True),
+        ({"name": "classification", "train": "linear", "batch_norm": False}, False),
+        ({"name": "segmentation", "head": {"name": "upernet"}}, True),
+        ({"name": "segmentation", "head": {"name": "linear"}}, False),
+    ):
+        validate(FinetuneConfig, {**values, "task": section, "engine": {}}, source="t.yaml")
+        if not refused:
+            validate(FinetuneConfig, {**values, "task": section}, source="t.yaml")
+            continue
+        with pytest.raises(ConfigError, match=r"optim\.global_batch_size: the batch norm .* of one image"):
+            validate(FinetuneConfig, {**values, "task": section}, source="t.yaml")
+
+
 def test_a_resolved_configuration_is_a_valid_one():
     for section in KINDS.values():
         resolved = ClassificationConfig.model_validate(section).model_dump(mode="json")

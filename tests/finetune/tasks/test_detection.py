@@ -104,7 +104,7 @@ def predicted(task: Detection, examples: Squares) -> list[Any]:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_trains_all_its_parameters_and_predicts(head: str):
-    task, examples = task_of(head).train(), Squares(4)
+    task, examples = task_of(head, rel_pos=True).train(), Squares(4)
     losses = task(train_batches(task, examples, 4)[0], 0)
     assert losses["loss"].requires_grad
     assert not any(value.requires_grad for name, value in losses.items() if name != "loss")
