@@ -108,7 +108,9 @@ def read(folder: Path) -> Capture:
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no capture there ({FILE}: {error})") from None
+        inside = sorted(str(path) for path in (folder / "captures").glob("step-*"))
+        hint = f"; those of this run: {', '.join(inside)}" if inside else ""
+        raise ValueError(f"{folder}: no capture there ({FILE}: {error}){hint}") from None
     if values.get("format") != FORMAT:
         raise ValueError(f"{folder}: capture format {values.get('format')}, this program reads {FORMAT}")
     parts = [

@@ -52,7 +52,17 @@ def examine(run_dir: Path) -> tuple[list[Verdict], int]:
         for row in rows
         for verdict in doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
     ]
-    return verdicts, len(rows)
+    return [*_not_finite(run_dir), *verdicts], len(rows)
+
+
+def _not_finite(run_dir: Path) -> list[Verdict]:
+    """One verdict on all captured steps: their losses are in no row."""
+    captures = sorted((run_dir / "captures").glob("step-*"))
+    if not captures:
+        return []
+    step = int(captures[0].name.split("-")[1])
+    text = f"{len(captures)} captured steps had no finite loss or gradient; what broke it: fovea replay {captures[0]}"
+    return [Verdict(step, "not_finite", text)]
 
 
 def rules_table() -> str:

@@ -43,6 +43,23 @@ def test_a_run_copied_without_its_records_is_refused_by_the_name_of_what_lacks(
     assert "environment.jsonl: missing or empty" in capsys.readouterr().err
 
 
+def test_steps_that_were_not_finite_are_told_with_the_command_that_looks_into_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copy(ROOT / "configs" / "debug" / "mae.yaml", tmp_path / "config.yaml")
+    (tmp_path / "data.json").write_text('{"fingerprint": "f", "num_samples": 960}')
+    (tmp_path / "environment.jsonl").write_text('{"world_size": 1}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert main(["doctor", str(tmp_path)]) == 0
+    for name in ("step-00000009-rewind-1", "step-00000007"):
+        (tmp_path / "captures" / name).mkdir(parents=True)
+    assert main(["doctor", str(tmp_path)]) == 1
+    first = f"{tmp_path}/captures/step-00000007"
+    assert "step 7: not_finite: 2 captured steps had no finite loss" in capsys.readouterr().out
+    assert main(["replay", str(tmp_path)]) == 2
+    assert f"those of this run: {first}, " in capsys.readouterr().err
+
+
 def test_an_unknown_rule_is_refused_with_the_known_ones(tmp_path: Path):
     status, said = finish(write_config(tmp_path, "mae"), "doctor.off=[few_dimension]")
     assert status == 2 and "no rule few_dimension; the rules are learning_rate_too_high" in said
