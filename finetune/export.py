@@ -124,7 +124,10 @@ def export(
     size = _in_patches(_size_of(task) if size is None else size, graph.patch)
     free = graph.fixed is None
     say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: not a folder to write to: {error}") from error
     facts = _facts(task, graph, size, record)
     program = graphs.trace(graph, size)
 

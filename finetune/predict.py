@@ -39,7 +39,8 @@ _MAX_DEPTH = 65.535  # metres, of a 16-bit PNG of millimetres
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Predict. Exit status 2: nothing to predict, or no task there; 1: no image could be decoded."""
+    """Predict. Exit status 2: nothing to predict, or no task there; 1: no image could be decoded, or what
+    was predicted not written."""
     parser = argparse.ArgumentParser(
         prog="fovea predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,9 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"fovea predict: --out {chosen.out}: not a folder to write to: {error}", file=sys.stderr)
         return 2
-    failed = predict(
-        task, files, out, ids=ids, batch_size=chosen.batch_size, device=where, pictures=not chosen.no_pictures
-    )
+    try:
+        failed = predict(
+            task, files, out, ids=ids, batch_size=chosen.batch_size, device=where, pictures=not chosen.no_pictures
+        )
+    except OSError as error:
+        print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
+        return 1
     for path, reason in failed:
         print(f"{path}: {reason}; passed over", file=sys.stderr)
     done = len(files) - len(failed)
@@ -263,9 +268,7 @@ def _save_map(path: Path, prediction: Prediction) -> None:
 
         from finetune.report import canvas
 
-        if prediction.classes.max(initial=0) > 255:
-            return _save(path, prediction.classes.astype(np.uint16))
-        image = Image.fromarray(prediction.classes.astype(np.uint8))
+        image = Image.fromarray(prediction.classes)
         image.putpalette([value for index in range(256) for value in canvas.colour(index)])
         path.parent.mkdir(parents=True, exist_ok=True)
         return image.save(path)

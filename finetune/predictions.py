@@ -83,7 +83,7 @@ class Detected:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """classes: uint8 or int32 [H, W], an index into the task's classes for each pixel; 255: void."""
+    """classes: uint8 [H, W], an index into the task's classes for each pixel; 255: void."""
 
     classes: np.ndarray
 

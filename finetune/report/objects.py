@@ -113,13 +113,6 @@ def detection_picture(
     return canvas.panels(parts, legend=legend, caption=caption)
 
 
-def overlay_objects(image: np.ndarray, prediction: Detected, classes: Sequence[str], *, score_threshold: float = 0.5):
-    """The predictions drawn on the image at its own size, small images enlarged: uint8 [h, w, 3]."""
-    shown, scale = _at_least(prediction, score_threshold), max(1.0, canvas.view_scale(*image.shape[:2]))
-    tints = _tints(shown.labels, classes)
-    return draw_objects(image, shown.boxes, shown.masks, tints, _names(shown, classes), scale=scale, classes=classes)
-
-
 def draw_objects(
     image: np.ndarray,
     boxes: np.ndarray,

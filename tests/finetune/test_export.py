@@ -194,6 +194,12 @@ def test_masks_of_eomt_are_an_onnx_graph_of_any_batch_and_size(tmp_path: Path):
     graphs.compare(graph, session(tmp_path / "model.onnx"), graphs.cases(graph, (32, 32)))
 
 
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match="out: not a folder to write to"):
+        export(small_task("classification"), tmp_path / "out", record={})
+
+
 def test_attention_that_is_still_masked_is_no_graph():
     with pytest.raises(NotExportableError, match=r"still masks its attention \(100%.*at the end of its run"):
         Graph(small_task("detection", **{**EOMT, "size": 32}))

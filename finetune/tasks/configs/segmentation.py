@@ -28,8 +28,8 @@ class SegmentationConfig(PixelSection):
         found, images = super().problems(config), config.optim.global_batch_size // config.engine.accumulation_steps
         if self.head.name == "upernet" and images == 1:
             found.append(
-                "optim.global_batch_size: the batch norm of upernet's 1 x 1 map has no variance in a micro-batch of one "
-                "image; make it larger, or engine.accumulation_steps smaller"
+                "optim.global_batch_size: the batch norm of upernet's 1 x 1 map has no variance in a micro-batch of "
+                "one image; make it larger, or engine.accumulation_steps smaller"
             )
         if self.head.name == "eomt" and self.blocks is not None:
             found.append("task.blocks: eomt reads the last block; remove it")

@@ -13,7 +13,7 @@ from finetune.predictions import Detected
 from finetune.report import canvas
 from finetune.report.labels import classification_picture
 from finetune.report.maps import depth_picture, overlay_classes, segmentation_picture
-from finetune.report.objects import detection_picture, judge, overlay_objects
+from finetune.report.objects import detection_picture, judge
 
 GRAY = np.full((100, 120, 3), 128, np.uint8)
 CLASSES = ("cat", "dog")
@@ -104,12 +104,6 @@ def test_a_prediction_below_the_threshold_is_not_drawn_and_the_object_is_missed(
     panel = slice(32, 295)
     assert (drawn[panel] == canvas.RIGHT).all(-1).any() and not (hidden[panel] == canvas.RIGHT).all(-1).any()
     assert (hidden[panel] == canvas.MISSED).all(-1).any() and not (drawn[panel] == canvas.MISSED).all(-1).any()
-
-
-def test_an_overlay_has_the_size_of_its_image_unless_that_is_small():
-    nothing = detected([], [], [])
-    assert overlay_objects(np.zeros((700, 900, 3), np.uint8), nothing, CLASSES).shape == (700, 900, 3)
-    assert overlay_objects(np.zeros((64, 80, 3), np.uint8), nothing, CLASSES).shape == (256, 320, 3)
 
 
 def test_wrong_pixels_are_red_and_void_ones_are_not_judged():
