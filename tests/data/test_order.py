@@ -28,6 +28,14 @@ def test_positions_are_found_alike_one_by_one_and_together_in_any_order(counts, 
     assert one_by_one == list(together)
 
 
+def test_an_order_does_not_grow_with_the_run():
+    order = Order([5] * 12, 3, 2)
+    for position in range(0, 60 * 20, 7):
+        order.at(position)
+    assert len(order._epochs) <= 2
+    assert len(order._blocks) <= 4
+
+
 @given(shard_counts, st.integers(1, 13))
 def test_only_the_shards_of_one_block_are_near_at_a_time(counts, block_shards):
     order = Order(counts, 1, block_shards)

@@ -14,6 +14,7 @@ from webdataset.compat import WebDataset
 from pretrain.data.dataset import Dataset
 from pretrain.data.index import build_index
 from pretrain.data.reader import BadSample, Reader
+from pretrain.data.verify import verify_shards
 
 from .tars import flip, make_dataset, make_shards, tar_bytes
 
@@ -78,14 +79,31 @@ def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path, monkeypatc
         reader.read(0, 0)
 
 
+def test_a_file_system_that_gives_a_little_at_a_time_gives_all_of_it(tmp_path, monkeypatch):
+    expected = everything(Reader(make_dataset(tmp_path)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: pread(fd, min(length, 100), offset))
+    dataset = Dataset.open(build_and_list(tmp_path))
+    assert everything(Reader(dataset)) == expected
+    assert not [damage for report in verify_shards(list(dataset.paths)) for damage in report.damages]
+
+
+def build_and_list(folder: Path) -> list[str]:
+    shards = sorted(str(path) for path in folder.glob("*.tar"))
+    build_index(shards, force=True)
+    return shards
+
+
 def test_a_shard_replaced_or_removed_after_opening_the_data_set_stops_the_reader(tmp_path):
     dataset = make_dataset(tmp_path)
     Path(dataset.paths[0]).write_bytes(b"other")
     Path(dataset.paths[1]).unlink()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with pytest.raises(ValueError, match=r"train-000000\.tar has 5 bytes, its index says \d+"):
         Reader(dataset).read(0, 0)
     with pytest.raises(ValueError, match=r"train-000001\.tar: cannot open shard: No such file"):
         Reader(dataset).read(1, 0)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_sidecar_of_another_shard_is_refused(tmp_path):

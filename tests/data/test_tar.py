@@ -60,6 +60,15 @@ def test_folders_are_passed_over(tmp_path):
     assert [m.name for m in found] == ["a/1.jpg"]
 
 
+def test_headers_of_old_and_of_gnu_tar_are_read_as_they_are_meant(tmp_path):
+    folder = bytearray(tar_bytes([special("a/", tarfile.AREGTYPE)])[:512])
+    folder[257:265] = bytes(8)  # before POSIX a name that ends in a slash was a folder's
+    timed = bytearray(tar_bytes([("a/1.jpg", b"")], tar_format=tarfile.GNU_FORMAT)[:512])
+    timed[345:357] = b"14524770013\0"  # GNU tar keeps times of access where others keep the start of the name
+    found, _ = walk(checked(folder) + checked(timed) + b"\0" * 1024, tmp_path / "t.tar")
+    assert [m.name for m in found] == ["a/1.jpg"]
+
+
 def test_a_payload_longer_than_one_read_is_one_member(tmp_path):
     payload = os.urandom((4 << 20) * 2 + 77)
     found, _ = walk(tar_bytes([("big.npy", payload), ("z.cls", b"1")]), tmp_path / "t.tar")
@@ -97,20 +106,20 @@ def test_a_truncation_names_the_last_member(tmp_path):
         walk(tar_bytes(SAMPLES)[:1000], tmp_path / "t.tar")
 
 
+def pax_of(records: dict[str, str]) -> tarfile.TarInfo:
+    info = tarfile.TarInfo("a.jpg")
+    info.pax_headers = records
+    return info
+
+
 def nul_name() -> bytes:
     return tar_bytes([("a\0b.jpg", b"x")], tar_format=tarfile.GNU_FORMAT)
 
 
-def pax_nul_name() -> bytes:
-    info = tarfile.TarInfo("a.jpg")
-    info.pax_headers = {"path": "a\0b.jpg"}
-    return tar_bytes([info])
-
-
-def sparse() -> bytes:
-    info = tarfile.TarInfo("a.jpg")
-    info.pax_headers = {"GNU.sparse.major": "1"}
-    return tar_bytes([info])
+def full_folder() -> bytes:
+    block = bytearray(tar_bytes([special("a", tarfile.DIRTYPE)])[:512])
+    block[124:136] = b"00000001000\0"
+    return checked(block) + b"x" * 512 + b"\0" * 1024
 
 
 def global_path() -> bytes:
@@ -151,12 +160,12 @@ BAD = {
     "character device": (tar_bytes([GOOD, special("c.jpg", tarfile.CHRTYPE)]), "c.jpg"),
     "block device": (tar_bytes([GOOD, special("b.jpg", tarfile.BLKTYPE)]), "b.jpg"),
     "named pipe": (tar_bytes([GOOD, special("f.jpg", tarfile.FIFOTYPE)]), "f.jpg"),
-    "sparse file": (sparse(), "a.jpg"),
+    "sparse file": (tar_bytes([pax_of({"GNU.sparse.major": "1"})]), "a.jpg"),
     "unknown member type": (tar_bytes([GOOD, special("q.jpg", b"Q")]), "q.jpg"),
     r"has '\.\.' in its name": (tar_bytes([GOOD, ("a/../../x.jpg", b"x")]), "a/../../x.jpg"),
     "absolute name": (tar_bytes([GOOD, ("/etc/x.jpg", b"x")]), "/etc/x.jpg"),
     "NUL byte": (nul_name(), "a\\x00b.jpg"),
-    "has a NUL byte": (pax_nul_name(), "a\\x00b.jpg"),
+    "has a NUL byte": (tar_bytes([pax_of({"path": "a\0b.jpg"})]), "a\\x00b.jpg"),
     "concatenated": (tar_bytes([GOOD]) + tar_bytes([("second.jpg", b"y")]), "good.jpg"),
     "lone zero block": (tar_bytes([GOOD], trim=True)[:-1024] + b"\0" * 512 + tar_bytes([GOOD]), "good.jpg"),
     "global pax header sets path": (global_path(), ""),
@@ -165,6 +174,9 @@ BAD = {
     "extended header without a member": (orphan_extension(), ""),
     "compressed with gzip": (gzip.compress(os.urandom(2000)), ""),
     "not a tar": (b"<html>" + b"not found" * 200, ""),
+    "folder with 512 bytes of data": (full_folder(), "a"),
+    "malformed pax header": (tar_bytes([pax_of({"comment": "x"})]).replace(b" comment=x\n", b" comment=xy"), ""),
+    "pax size is not a number": (tar_bytes([pax_of({"size": "-1"})]), ""),
     "empty name": (tar_bytes([("", b"x")]), ""),
 }
 
@@ -186,6 +198,16 @@ def test_a_flipped_header_byte_is_refused(tmp_path, byte):
     data[1024 + byte] ^= 0x41
     with pytest.raises(TarError, match=r"good\.jpg: bad header checksum at byte 1024"):
         walk(bytes(data), tmp_path / "t.tar")
+
+
+def test_a_size_in_a_pax_header_is_that_of_its_member_alone(tmp_path):
+    pax = tar_bytes([pax_of({"size": "3", "comment": "more than the header can say"})], trim=True)[:-1024]
+    data = pax + b"abc".ljust(512, b"\0") + tar_bytes([("b.jpg", b"de")])
+    found, _ = walk(data, tmp_path / "t.tar")
+    assert [(m.name, m.length, m.crc32c) for m in found] == [
+        ("a.jpg", 3, google_crc32c.value(b"abc")),
+        ("b.jpg", 2, google_crc32c.value(b"de")),
+    ]
 
 
 def test_a_size_in_base_256_is_read(tmp_path):
