@@ -183,16 +183,17 @@ def test_bad_images_are_replaced_counted_and_listed_and_too_many_stop_the_run(tm
     status, said = finish(config, f"data.shards={shards}", "data.max_bad_fraction=0.5")
     assert status == 0, said
     bad = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.rank0.jsonl").read_text().splitlines()]
-    assert bad and {record["key"] for record in bad} <= {"bad0", "bad1", "bad2"}
+    assert bad and {record["key"] for record in bad} <= {f"bad{i}" for i in range(9)}
     status, said = finish(config, f"data.shards={shards}", f"run_dir={tmp_path / 'strict'}")
     assert status == 1 and "more than max_bad_fraction=0.01" in said and "Traceback" not in said
 
 
 def make_shards_with_bad_images(folder: Path, good: list[Path]) -> None:
-    """The good shards, and one of three samples that are no images, indexed."""
+    """The good shards, and one of nine samples that are no images, indexed."""
     folder.mkdir()
     for path in good:
         shutil.copy(path, folder)
-    broken = {"bad0.jpg": b"", "bad1.jpg": b"a text", "bad2.jpg": image_bytes(0)[:300]}
+    kinds = b"", b"a text", image_bytes(0)[:300]
+    broken = {f"bad{i}.jpg": kinds[i % 3] for i in range(9)}
     (folder / "zz-bad.tar").write_bytes(tar_bytes(broken.items()))
     build_index([str(path) for path in sorted(folder.glob("*.tar"))])

@@ -6,6 +6,7 @@ the position: the same on any rank of any world size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
@@ -47,8 +48,9 @@ def candidates(counts: np.ndarray, seed: int, position: int) -> Iterator[tuple[i
 class BadSamples:
     """Counts the bad samples that the batches of this rank report. What was passed over on purpose is listed only.
 
-    max_bad_fraction  of all reads, judged from `min_seen` samples on; a data set with nothing but bad samples stops
-                      sooner, in the worker that finds no substitute
+    max_bad_fraction  of all reads, judged from `min_seen` samples on, with three standard deviations for chance:
+                      each of many ranks judges its own share, from its first samples on. A data set with nothing but
+                      bad samples stops sooner, in the worker that finds no substitute
     record            called once for each new bad (shard, key), for instance to append a line to bad_samples.jsonl
     known             (shard, key) pairs recorded before, by an earlier attempt of the same run
     """
@@ -81,7 +83,8 @@ class BadSamples:
         bad = [record for record in bad if not record["passed_over"]]
         self.num_bad += len(bad)
         reads = self.num_seen + self.num_bad
-        if self.num_seen >= self._min_seen and self.num_bad > self.max_bad_fraction * reads:
+        allowed = self.max_bad_fraction * reads
+        if self.num_seen >= self._min_seen and self.num_bad > allowed + 3 * math.sqrt(allowed):
             last = bad[-1] if bad else None
             example = f"; the last: {last['shard']}/{last['key']}: {last['reason']}" if last else ""
             raise TooManyBadSamplesError(

@@ -318,6 +318,20 @@ def test_too_many_bad_samples_stop_the_run_with_an_example():
         BadSamples(0.0, min_seen=1).observe(8, [bad(0)])
 
 
+def test_chance_does_not_stop_a_rank_whose_samples_are_half_as_bad_as_allowed():
+    def stops(fraction: float, seed: int) -> bool:
+        counter = BadSamples(0.01)
+        try:
+            for number in np.random.default_rng(seed).binomial(64, fraction, size=100).tolist():
+                counter.observe(64, [bad(0)] * number)
+        except TooManyBadSamplesError:
+            return True
+        return False
+
+    assert sum(stops(0.005, seed) for seed in range(300)) <= 3
+    assert all(stops(0.03, seed) for seed in range(50))
+
+
 def test_a_loader_tells_the_counter_and_the_counter_stops_the_loader(odd):
     counter = BadSamples(0.5)
     batches = load(odd, bad_samples=counter, total_steps=3)
