@@ -15,8 +15,9 @@ from webdataset.compat import WebDataset
 from pretrain.data.__main__ import main
 from pretrain.data.catalog import Row, fingerprint, read_rows
 from pretrain.data.dataset import Dataset
-from pretrain.data.index import build_index, index_shard, split_name
+from pretrain.data.index import _group, build_index, index_shard, split_name
 from pretrain.data.sidecar import read_sidecar
+from pretrain.data.tar import Member, TarError
 
 from .tars import flip, make_shards, special, tar_bytes
 
@@ -150,6 +151,30 @@ def test_shards_that_are_indexed_already_are_not_read_again(tmp_path):
     assert read_rows(tmp_path) == first
     build_index(shards, force=True)
     assert Path(f"{shards[0]}.idx").stat().st_mtime_ns != stamps[shards[0]]
+
+
+def test_a_shard_that_was_made_anew_is_indexed_anew(tmp_path):
+    shards = make_shards(tmp_path)
+    before = Dataset.open(tmp_path)
+    write_tar(Path(shards[1]), [("new.jpg", b"1")])
+    with pytest.raises(ValueError, match=r"train-000001\.tar has 10240 bytes"):
+        Dataset.open(tmp_path)
+    build_index(shards)
+    after = Dataset.open(tmp_path)
+    assert after.counts.tolist() == [4, 1, 4]
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_folder_that_cannot_be_written_to_has_a_way_out_before_anything_is_read(tmp_path, monkeypatch):
+    shards = make_shards(tmp_path, shards=1)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be written to; put the index elsewhere with --out DIR"):
+        build_index(shards)
+
+
+def test_a_member_of_four_gigabytes_is_refused():
+    with pytest.raises(TarError, match=r"s\.tar: a\.npy: 4294967296 bytes; a member holds less than 4 GiB"):
+        _group([Member("a.npy", 512, 1 << 32, 0)], "s.tar")
 
 
 def test_workers_do_not_change_the_result(tmp_path):

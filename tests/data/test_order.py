@@ -29,7 +29,7 @@ def test_positions_are_found_alike_one_by_one_and_together_in_any_order(counts, 
 
 
 def test_an_order_does_not_grow_with_the_run():
-    order = Order([5] * 12, 3, 2)
+    order = Order(np.full(12, 5), 3, 2)
     for position in range(0, 60 * 20, 7):
         order.at(position)
     assert len(order._epochs) <= 2
