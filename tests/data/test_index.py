@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.compat import WebDataset
 
+from pretrain.data import sidecar
 from pretrain.data.__main__ import main
 from pretrain.data.catalog import Row, fingerprint, read_rows
 from pretrain.data.dataset import Dataset
@@ -214,6 +215,18 @@ def test_a_changed_dataset_json_is_named_damage(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=r"dataset\.json: "):
             Dataset.open(tmp_path)
+
+
+def test_an_index_of_another_version_is_refused_by_its_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(sidecar, "INDEX_VERSION", 7)
+    make_shards(tmp_path, shards=1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"index version 7, and this program reads 1; .*fovea data index --force"):
+        read_sidecar(tmp_path / "train-000000.tar.idx")
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
+    with pytest.raises(ValueError, match=r"dataset\.json: version 7, and this program reads 1"):
+        read_rows(tmp_path)
 
 
 def test_the_fingerprint_knows_content_and_not_order():
