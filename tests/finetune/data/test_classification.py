@@ -128,6 +128,11 @@ def test_the_classes_of_the_training_set_decide_the_labels_of_another(folders: P
     assert examples.labels.tolist() == [2, 2, 1]
 
 
+def test_a_set_that_names_fewer_classes_has_the_labels_of_the_training_set(folders: Path, tmp_path: Path):
+    (tmp_path / "classes.json").write_text(json.dumps({"1": "dog"}))
+    assert opened(folders, Classes(["cat", "dog"]), classes=str(tmp_path / "classes.json")).labels.tolist() == [0, 0, 1]
+
+
 def test_a_set_that_calls_a_class_otherwise_is_refused(folders: Path, tmp_path: Path):
     (tmp_path / "classes.json").write_text(json.dumps(["dog", "cat"]))
     with pytest.raises(ValueError, match="class 0 is dog here, but cat in the training set"):

@@ -24,6 +24,7 @@ from finetune.tasks.configs import DetectionConfig
 ROOT = Path(__file__).parents[3]
 WIDTH, HEIGHT = 24, 16
 SQUARE = {"segmentation": [[2, 3, 10, 3, 10, 9, 2, 9]], "bbox": [2, 3, 8, 6], "area": 48, "iscrowd": 0}
+WHOLE = rle.encode(np.ones((1, HEIGHT, WIDTH), dtype=np.uint8))[0]
 MASKS = DetectionConfig(head={"name": "mask_rcnn"})  # pyright: ignore[reportArgumentType]
 BOXES = DetectionConfig(head={"name": "faster_rcnn"})  # pyright: ignore[reportArgumentType]
 
@@ -108,11 +109,15 @@ def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
         ("unknown image", {"image_id": 8}),
         ("unknown image", {"image_id": [7]}),
         ("bad mask", {"segmentation": {"size": [HEIGHT + 1, WIDTH], "counts": [0, (HEIGHT + 1) * WIDTH]}}),
+        ("bad mask", {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [50, HEIGHT * WIDTH - 50]}}),
         ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 20]}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [50, HEIGHT * WIDTH, -50]}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": WHOLE["counts"] + "P"}}),
         ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "nonsense~"}}),
         ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3]]}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3, None, 4]]}),
+        ("bad mask", {"segmentation": [[2, 3, 10, 3, 10, 9], [2, 3, 10, 3, 10, float("nan")]]}),
         ("bad mask", {"segmentation": [[2, 3, 1e9, 3, 1e9, 9]]}),
         ("bad mask", {"segmentation": []}),
         ("mask outside its box", {"bbox": [14, 10, 8, 6]}),
@@ -138,6 +143,20 @@ def test_a_box_over_the_border_is_clipped_and_named_but_not_for_rounding(tmp_pat
     examples = opened(tmp_path, [over, rounding])
     assert kinds(examples) == {"box over the border": 1}
     assert examples[0].target.boxes.tolist() == [[20, 3, 24, 9], [20, 3, 24, 9]]
+
+
+def test_a_box_or_an_area_that_is_not_given_is_that_of_the_mask(tmp_path: Path):
+    without = [annotation(1, bbox=None), *(annotation(i, area=a) for i, a in enumerate((None, 0, "48"), 2))]
+    target = opened(tmp_path, [*without, annotation(5, area=7.5)])[0].target
+    assert target.boxes.tolist() == [[2, 3, 10, 9]] * 5
+    assert target.areas.tolist() == [48, 48, 48, 48, 7.5]
+
+
+def test_two_images_that_are_one_file_are_refused(tmp_path: Path):
+    size = {"width": WIDTH, "height": HEIGHT}
+    images = [{"id": 7, "file_name": "a.png", **size}, {"id": 9, "file_name": "old/a.png", **size}]
+    with pytest.raises(ValueError, match=r"the images \[7, 9\] are all a\.png"):
+        opened(tmp_path, [annotation(1)], images=images)
 
 
 def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):

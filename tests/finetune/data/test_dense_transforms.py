@@ -72,6 +72,26 @@ def test_nearest_pixels_ascend_within_the_side_and_are_all_pixels_when_nothing_i
         assert (places == np.arange(length)).all()
 
 
+def test_the_nearest_pixel_is_the_one_below_the_centre():
+    assert nearest(3, 2).tolist() == [0, 2] and nearest(2, 4).tolist() == [0, 0, 1, 1]
+
+
+def test_what_is_made_smaller_is_averaged():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::4] = 200
+    assert (DenseEval(16)(stripes)[:, 4:-4, 4:-4].int() - 50).abs().max() <= 3
+
+
+def test_void_and_a_class_alone_are_no_reason_to_take_a_crop():
+    target = np.full((100, 100), 255, np.uint8)  # void, but for a corner with a class, and one with two
+    target[:30, :30] = 3
+    target[70:, 70:], target[70:, 85:] = 4, 5
+    transform = replace(PLAIN, crop=(30, 30), cat_max_ratio=0.9)
+    seen = [transform(np.zeros((100, 100, 3), np.uint8), target, np.random.default_rng(s))[1] for s in range(150)]
+    two = np.mean([len(set(crop.unique().tolist()) - {255}) == 2 for crop in seen])
+    assert two > 0.45, "ten tries, each with a chance of 1 in 10 to see both"
+
+
 def test_a_crop_that_one_class_fills_is_drawn_again():
     target = np.zeros((100, 100), np.uint8)
     target[:, 80:] = 1

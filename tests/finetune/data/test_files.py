@@ -38,8 +38,10 @@ def test_a_folder_a_tar_and_shards_hold_the_same_files(tmp_path: Path, kind: str
         where = where.parent
     files = Files.open(where)
     assert files.names == tuple(sorted(CONTENT))
-    for copy in (files, pickle.loads(pickle.dumps(files))):
-        assert {name: copy.read(name) for name in copy} == CONTENT
+    assert {name: files.read(name) for name in files} == CONTENT
+    copy = pickle.loads(pickle.dumps(files))
+    files.close()
+    assert {name: copy.read(name) for name in copy} == CONTENT, "it has opened files of its own"
     assert files.size("b.jpg") == 0 and "b.jpg" in files and "c.jpg" not in files
     assert files.path("b.jpg") == str((tmp_path / "d" if kind == "folder" else tmp_path / "d" / "set.tar") / "b.jpg")
     with pytest.raises(BadExample, match=r"c.jpg: no such file"):

@@ -44,6 +44,19 @@ def test_a_setting_that_is_turned_off_moves_no_other_number():
     assert 0.5 < kept.float().mean() < 0.99
 
 
+def test_an_image_is_turned_upside_down_as_often_as_asked():
+    plain, turned = drawn(train(hflip=0.0)), drawn(train(hflip=0.0, vflip=1.0))
+    assert plain["image"].flip(1).equal(turned["image"])
+    both = [drawn(train(hflip=0.5, vflip=0.5, whole=True), seed)["image"] for seed in range(40)]
+    assert len({image.numpy().tobytes() for image in both}) == 4, "one mirror says nothing of the other"
+
+
+def test_the_whole_image_or_a_random_part_of_it_is_seen():
+    whole, parts = train(whole=True, hflip=0.0), train(scale=(0.2, 0.3), hflip=0.0)
+    seen = [{drawn(transform, seed)["image"].numpy().tobytes() for seed in range(5)} for transform in (whole, parts)]
+    assert [len(images) for images in seen] == [1, 5]
+
+
 def test_what_is_erased_is_standard_normal_noise_in_a_rectangle():
     transform = TrainTransform((64, 64), MEAN, STD, erase=1.0, erase_area=(0.3, 0.33), whole=True, hflip=0.0)
     flat = Example("a", "a", np.zeros((64, 64, 3), np.uint8), 0)
@@ -75,6 +88,8 @@ def test_evaluation_takes_the_centre_of_a_resized_image():
     assert out["image"].shape == (3, 28, 28)
     assert out["image"][:, :, :13].max() == 0 and out["image"][:, :, 15:].min() == 255
     assert out["original_size"].tolist() == [100, 200]
+    tall = EvalTransform((28, 28))(Example("a", "a", image.transpose(1, 0, 2).copy(), 1))
+    assert tall["image"].equal(out["image"].transpose(1, 2)), "no side is squeezed, both are cut in the middle"
     whole = EvalTransform((28, 28), whole=True)(Example("a", "a", image, None))
     assert whole["image"][:, :, 14:].float().mean() > 250 and whole["label"].item() == -1
 
@@ -87,6 +102,8 @@ def test_evaluation_says_what_it_does():
 def test_jitter_of_no_strength_changes_nothing_and_gray_stays_gray():
     image = torch.from_numpy(PIXELS).permute(2, 0, 1)
     assert jitter(image, 0.0, (0.9, 0.1, 0.7)).equal(image)
+    flat = jitter(image, 1.0, (0.5, 0.0, 0.5))
+    assert flat.flatten(1).float().std(1).max() <= 0.5, "no contrast: the mean everywhere"
     gray = image[:1].expand(3, -1, -1)
     changed = jitter(gray, 0.4, (0.5, 0.5, 1.0)).float()
     assert (changed - gray.float()).abs().max() <= 1

@@ -85,6 +85,11 @@ def test_ids_become_places_among_the_classes_or_void_or_an_error(known: set[int]
         labels.of(np.array([[*drawn, other]]))
 
 
+def test_an_id_below_0_is_in_no_mask():
+    with pytest.raises(ValueError, match="class id -1 is negative"):
+        Labels(Classes(["void", "wall"], [-1, 0]), {255})
+
+
 def test_an_id_cannot_be_a_class_and_void():
     with pytest.raises(ValueError, match="id 0 of class 'wall' is void too"):
         Labels(Classes(["wall"], [0]), {0, 255})

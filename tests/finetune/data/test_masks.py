@@ -69,7 +69,7 @@ def test_pairs_are_matched_by_name_in_nested_folders_and_what_is_left_over_is_na
 
 def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
-        for name, data in {"images/x.jpg": photo(), "masks/x.png": ids(2, 0)}.items():
+        for name, data in {"images/x.jpg": photo(), "masks/x.png": ids(2, 0), "thumbs/x.jpg": photo()}.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
@@ -78,6 +78,14 @@ def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
     found = opened(images=tar_path / "images", masks=tar_path / "masks")
     assert found.classes.category_ids == (0, 2)
     assert np.unique(found[0].target).tolist() == [0, 1], "ids of the file become places among the classes"
+    assert not len(found.findings)
+
+
+def test_a_list_of_names_counts_from_1_where_0_is_void(tmp_path: Path):
+    write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0, 1, 2, 255), "classes.json": json.dumps(["sky", "road"])})
+    found = opened(SegmentationConfig(reduce_zero_label=True), images=tmp_path / "i", masks=tmp_path / "m")
+    assert found.classes.category_ids == (1, 2)
+    assert found[0].target[0, :4].tolist() == [255, 0, 1, 255]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_panoptic_segments_become_classes_crowds_and_nothing_are_void(tmp_path: 
         "images": [{"id": 4, "file_name": "4.jpg"}, {"id": 5, "file_name": "5.jpg"}],
         "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "grass"}],
         "annotations": [
-            {"image_id": 4, "file_name": "4.png", "segments_info": [
+            {"image_id": 4, "file_name": "panoptic_train/4.png", "segments_info": [
                 {"id": 5, "category_id": 90}, {"id": 9, "category_id": 3}, {"id": 77, "category_id": 3, "iscrowd": 1},
                 {"id": 256, "category_id": 12},
             ]},
@@ -190,6 +198,8 @@ def test_instances_are_painted_with_the_smaller_on_top_and_crowds_void(tmp_path:
     assert found.classes == ("rest", "cell", "dot") and found.classes.category_ids == (7, 0, 6)
     target = found[0].target
     assert target[1, 1] == 2 and (target[:, 0] == 1).all() and (target[:, 4:] == 255).all() and target[0, 3] == 1
+    source = Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
+    assert (masks.open_examples(config, source, classes=found.classes)[0].target == target).all()
     without = masks.open_examples(
         SegmentationConfig(), Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
     )
