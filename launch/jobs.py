@@ -158,12 +158,13 @@ def follow(
 
 
 def _logs(run_dir: Path, rank: int) -> list[Path]:
-    """The newest job's own log, and the rank's of its newest attempt."""
+    """The newest job's own log, and the rank's of its newest attempt; under torchrun, that of the node so numbered."""
     folder, jobs = run_dir / "slurm", jobs_of(run_dir)
     if not jobs:
         return []
     attempts = sorted(folder.glob(f"{jobs[-1]}.[0-9]*"), key=lambda path: int(path.suffix[1:]))
-    wanted = [folder / f"job-{jobs[-1]}.log", *(attempts[-1].glob(f"*-{rank}.log") if attempts else ())]
+    ranks = [attempts[-1] / f"{kind}-{rank}.log" for kind in ("rank", "node")] if attempts else []
+    wanted = [folder / f"job-{jobs[-1]}.log", *ranks]
     return [path for path in wanted if path.exists()]
 
 

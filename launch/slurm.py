@@ -8,6 +8,7 @@ status|logs|cancel|resume RUN_OR_JOB
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -39,6 +40,9 @@ def main(arguments: list[str]) -> int:
         return 2
     except SchedulerError as error:
         print(f"fovea launch slurm: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read has read enough: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

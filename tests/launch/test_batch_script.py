@@ -28,7 +28,7 @@ echo "JobId=7 JobName=fovea Restarts=0 EndTime=$END PreemptTime=$PREEMPT ReqNode
 SRUN = """
 trap 'exit 143' TERM
 until [[ -e $RUN/stop && $RANKS != deaf ]]; do
-    touch "$SAID/srun"
+    echo "$SRUN_CPUS_PER_TASK,$SLURM_EXPORT_ENV, $*" >"$SAID/srun"
     [[ $RANKS != told ]] || break
     /bin/sleep 0.1
 done
@@ -41,14 +41,14 @@ COMMANDS = {"scontrol": SCONTROL, "srun": SRUN, "sinfo": SINFO, "sleep": "exec /
 
 @dataclass
 class Job:
-    """One attempt of job 7 on the node n1, one rank."""
+    """One attempt of job 7 on the node n1, eight ranks of three cores, under `sbatch --export=NONE`."""
 
     folder: Path
     away: int = 0
     end: str = "2099-01-01T00:00:00"
     preempted_at: str = "None"
     ranks: str = "hear"
-    margin: str = "300"
+    launcher: str = "srun"
     process: subprocess.Popen[str] = field(init=False)
 
     def start(self) -> Job:
@@ -57,10 +57,11 @@ class Job:
         for name, text in COMMANDS.items():
             (programs / name).write_text(f"#!/bin/bash\n{text.lstrip()}")
             (programs / name).chmod(0o755)
-        settings = {"PYTHON": [sys.executable], "PREFLIGHT": "no", "MARGIN": self.margin}
+        settings = {"PYTHON": [sys.executable], "PREFLIGHT": "no", "LAUNCHER": self.launcher}
         script = self.folder / "job.sbatch"
         script.write_text(render(read_template("pretrain"), options={}, settings=settings))
-        slurm = {"JOB_ID": "7", "JOB_NODELIST": "n1", "JOB_PARTITION": "p", "NTASKS": "1", "NTASKS_PER_NODE": "1"}
+        slurm = {"JOB_ID": "7", "JOB_NODELIST": "n1", "JOB_PARTITION": "p", "NTASKS": "8", "NTASKS_PER_NODE": "8"}
+        slurm |= {"JOB_NUM_NODES": "1", "CPUS_PER_TASK": "3", "EXPORT_ENV": "NONE"}
         env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         env |= {f"SLURM_{name}": value for name, value in slurm.items()} | {"SLURMD_NODENAME": "n1"}
         env |= {"AWAY": str(self.away), "END": self.end, "PREEMPT": self.preempted_at, "RANKS": self.ranks}
@@ -142,3 +143,12 @@ def test_slurm_s_warning_of_a_limit_shorter_than_the_margin_is_no_preemption(tmp
     job.wait_for_ranks()
     job.process.send_signal(signal.SIGUSR1)
     assert job.finish() == (0, "time limit"), "which counts when nothing was reached"
+
+
+@pytest.mark.parametrize(("launcher", "given"), [("srun", ""), ("torchrun", "--cpus-per-task=24")])
+def test_ranks_have_the_cores_and_the_variables_of_their_job(tmp_path: Path, launcher: str, given: str):
+    job = Job(tmp_path, ranks="told", launcher=launcher).start()
+    assert job.finish()[1] == "stopped"
+    cores, exported, flags = (tmp_path / "srun").read_text().split(",", 2)
+    assert cores == "3" and exported == "" and given in flags
+    assert ("--cpus-per-task" in flags) == bool(given)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from launch import scheduler
 from launch.attempts import add_row
 from launch.jobs import cancel, find_run, follow, status, submit
 from launch.scheduler import SchedulerError
+from tests.runs import ROOT
 
 JOB = "JobId=7 JobName=fovea JobState={} Reason=None Restarts=2 NodeList=n[1-2] StdOut={} Power="
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
@@ -91,3 +94,22 @@ def test_an_attempt_of_a_job_that_is_over_does_not_go_on(run_dir: Path, says: Ca
     assert "from step 3 on n1; no word of its end" in status(run_dir)
     says(JOB.format("RUNNING", "/x"))
     assert "from step 3 on n1; goes on" in status(run_dir)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(run_dir: Path, says: Callable[..., None]):
+    says(JOB.format("RUNNING", "/x"))
+    command = [sys.executable, "-u", "-m", "launch.cli", "launch", "slurm", "status", str(run_dir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_of_a_rank_its_own_log_is_shown_and_not_its_preflight_s(run_dir: Path):
+    attempt = run_dir / "slurm" / "7.0"
+    attempt.mkdir()
+    for name in ("rank-0", "rank-10", "preflight-0"):
+        (attempt / f"{name}.log").write_text(f"{name}\n")
+    heard: list[str] = []
+    follow(run_dir, rank=0, keep_on=False, lines=20, write=heard.append)
+    assert heard == ["==> slurm/7.0/rank-0.log\nrank-0\n"]

@@ -121,6 +121,20 @@ def test_a_lost_node_is_survived_on_others(cluster: Cluster, tmp_path: Path, els
     run.assert_weights_as_undisturbed()
 
 
+def test_a_job_that_a_person_cancels_stays_so_though_its_node_is_to_be_drained(cluster: Cluster, tmp_path: Path):
+    run = FakeRun(tmp_path, steps=5000)
+    job = run.submit("--sbatch", "nodelist=n1", nodes=1)
+    wait_until(lambda: run.step >= 5, "5 steps")
+    subprocess.run(["scontrol", "update", "nodename=n1", "state=drain", "reason=test"], check=True)
+    try:
+        subprocess.run(["scancel", job], check=True)
+        wait_until(lambda: bool(run.outcomes), "the end of the attempt")
+        cluster.wait(job, "CANCELLED")
+    finally:
+        subprocess.run(["scontrol", "update", "nodename=n1", "state=resume"], check=True)
+    assert run.outcomes == ["ended"]
+
+
 def test_a_node_that_fails_twice_is_excluded(cluster: Cluster, tmp_path: Path):
     run = FakeRun(tmp_path)
     run.faults["FAKE_CRASH_ON"] = "n2:kill"
