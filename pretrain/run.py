@@ -155,23 +155,27 @@ class Run:
         if self._lacks_probe():
             self._probe(self.start_step)
         trainable: Any = self.objective
-        reached = fit(
-            self.engine,
-            trainable,
-            iter(self.feed),
-            total_steps=steps.total_steps,
-            log=self._log,
-            save=self._save,
-            requests=self.watch.poll,
-            probe=self._probe,
-            log_every=config.log.every_steps,
-            save_every=config.checkpoint.every_steps,
-            probe_every=config.probe.every_steps if config.probe else 0,
-            non_finite=self.recovery,
-            examine=self._examine,
-            replicas_every=config.engine.watch.replicas_every_steps,
-            say=self.say,
-        )
+        try:
+            reached = fit(
+                self.engine,
+                trainable,
+                iter(self.feed),
+                total_steps=steps.total_steps,
+                log=self._log,
+                save=self._save,
+                requests=self.watch.poll,
+                probe=self._probe,
+                log_every=config.log.every_steps,
+                save_every=config.checkpoint.every_steps,
+                probe_every=config.probe.every_steps if config.probe else 0,
+                non_finite=self.recovery,
+                examine=self._examine,
+                replicas_every=config.engine.watch.replicas_every_steps,
+                say=self.say,
+            )
+        except RewindError:
+            self.engine.close()  # the next start needs the memory
+            raise
         if reached < steps.total_steps:
             self.say(
                 f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command goes on"

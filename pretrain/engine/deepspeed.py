@@ -165,6 +165,10 @@ class DeepSpeedEngine(StepEngine):
             self._zero.averaged_gradients[index] = None
             self._zero.all_grad_tensors[index] = None
 
+    def close(self) -> None:
+        # Hooks on the gradients of ZeRO 1 and 2 hold all of it where Python's collector does not see.
+        self._engine.destroy()
+
     def _model_shapes(self) -> dict[str, Tensor]:
         return self._shapes
 

@@ -273,6 +273,10 @@ class StepEngine(ABC):
         if self.replicated:
             check_replicas(self.trainable, step, self.world.device)
 
+    def close(self) -> None:
+        """Nothing outside holds the model and the optimizer, unless an engine says otherwise."""
+        return
+
     def _model_shapes(self) -> dict[str, Tensor]:
         return self.trainable.state_dict()
 

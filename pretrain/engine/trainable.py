@@ -128,5 +128,9 @@ class Engine(Protocol):
         """Raise ReplicasDifferError, on every rank, where the weights of two ranks differ."""
         ...
 
+    def close(self) -> None:
+        """Let go of the model and the optimizer, for another engine to take their place; the last call."""
+        ...
+
 
 Requests = Callable[[], int]

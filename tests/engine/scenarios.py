@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import resource
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,20 @@ class BrokenGradient(Plain):
 def _skips_broken_gradient(world: World, name: str) -> list[bool]:
     engine = build(world, BrokenGradient(), name)
     return [result.skipped for result in run(engine, kind="plain", total_steps=5)]
+
+
+def closed(world: World, out: Path, *, engines: list[str]) -> dict[str, Any]:
+    """What is still there of an engine that was closed: a run that rewinds builds another in the same process."""
+    found = {}
+    for name in engines:
+        engine = build(world, Toy(), name)
+        run(engine, kind="toy", total_steps=2)
+        parts = {"model": weakref.ref(engine.trainable), "optimizer": weakref.ref(engine.optimizer)}
+        engine.close()
+        del engine
+        gc.collect()
+        found[name] = [part for part, there in parts.items() if there() is not None]
+    return found
 
 
 def asked_to_stop(world: World, out: Path) -> dict[str, Any]:

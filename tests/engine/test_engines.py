@@ -38,6 +38,7 @@ RESUMED = [
 
 
 POISONED = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload", "zero3+offload"]
+CLOSED = ["ddp", "zero0", "zero1", "zero2", "zero2+offload"]  # of ZeRO-3 DeepSpeed keeps a part in a cache of its own
 RESUMED_ALONE = [["toy", "ddp", "per_tensor"], ["toy", "zero2", "per_tensor"], ["plain", "zero3", "global"]]
 ELSEWHERE = [
     ("toy", "ddp", "toy-zero2-per_tensor"),
@@ -90,11 +91,13 @@ def two_again(folder: Path, one: Any) -> list[dict[str, Any]]:
     todo = [
         ["resume_from", "elsewhere", {"cases": _elsewhere(folder / "one" / "resumed")}],
         ["poisoned", "poisoned", {"engines": POISONED}],
+        ["closed", "closed", {"engines": CLOSED}],
         ["asked_to_stop", "asked", {}],
         ["storage_trouble", "trouble", {}],
     ]
     ranks = launch(scenarios.several, world=2, out=folder / "two-again", scenarios=todo)
-    return [dict(zip(("elsewhere", "poisoned", "asked", "trouble"), found, strict=True)) for found in ranks]
+    names = ("elsewhere", "poisoned", "closed", "asked", "trouble")
+    return [dict(zip(names, found, strict=True)) for found in ranks]
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -225,3 +228,8 @@ def test_when_one_rank_cannot_write_all_say_so_and_nothing_is_left_behind(two_ag
     for rank in two_again:
         assert "rank 1: [Errno 27] File too large" in rank["trouble"]["message"]
         assert rank["trouble"]["folders"] == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize("engine", CLOSED)
+def test_a_closed_engine_lets_go_of_the_model_and_the_optimizer(engine, two_again):
+    assert [rank["closed"][engine] for rank in two_again] == [[], []]
