@@ -43,9 +43,12 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader never sees half a file."""
+    """Replace `path` in one step: a reader never sees half a file, and after a power cut it is the old or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from pretrain.record import read_rows
+from pretrain.record import read_rows, write_text
 
 if TYPE_CHECKING:
     from pretrain.engine.config import LogConfig
@@ -165,6 +165,4 @@ def _keep_rows_up_to(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(kept))

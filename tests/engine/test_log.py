@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,17 @@ def test_a_resumed_run_drops_the_rows_it_will_write_again_and_a_row_cut_by_a_kil
     second.scalars(5, {"loss": 0.0})
     second.close()
     assert logged(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_what_is_kept_of_the_log_reaches_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
+    RunLog(tmp_path, start_step=1, total_steps=2, tensorboard=False).close()
+    assert calls == [".metrics.jsonl.tmp", "metrics.jsonl"] and logged(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("start_step", [0, 2])
