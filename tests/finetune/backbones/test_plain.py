@@ -80,15 +80,15 @@ def test_windows_and_relative_positions_are_those_of_timms_vitdet_encoder(height
 def test_relative_positions_change_nothing_at_first_and_keep_the_names_of_the_blocks():
     images = torch.randn(1, 3, 40, 24)
     before = vit()
-    expected, names = PlainDense(before, window=3)(images)[0], set(before.state_dict())
-    dense = PlainDense(before, window=3, rel_pos=True)
+    expected, names = PlainDense(before, window=3, global_blocks=(1,))(images)[0], set(before.state_dict())
+    dense = PlainDense(before, window=3, global_blocks=(1,), rel_pos=True)
     torch.testing.assert_close(dense(images)[0], expected)
     tables = {f"blocks.{i}.attn.rel_pos_{axis}" for i in range(3) for axis in "hw"}
     assert set(before.state_dict()) == names | tables
 
 
 def test_relative_positions_learn_at_the_rate_of_their_block():
-    dense = PlainDense(vit(), window=3, rel_pos=True)
+    dense = PlainDense(vit(), window=3, global_blocks=(1,), rel_pos=True)
     groups = task_groups(dense, dense.backbone, prefix="backbone.", no_decay=set(), layer_decay=0.5, head_lr_scale=1.0)
     scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
     for block in range(3):
@@ -98,14 +98,24 @@ def test_relative_positions_learn_at_the_rate_of_their_block():
 
 def test_a_sample_that_drop_path_takes_out_is_out_in_all_of_its_windows():
     backbone = vit(drop_path_rate=0.5)
-    dense, images = PlainDense(backbone, window=3), torch.randn(2, 3, 40, 40)
+    dense, images = PlainDense(backbone, window=3, global_blocks=(2,)), torch.randn(2, 3, 40, 40)
     drop = torch.ones(2, 3, 2)
     drop[1] = 0.0
     kept, x = dense.train()(images, drop)[0], dense.prepare(images)[0]
     # Block 0 has rate 0; the others are skipped by the second sample.
     first = dense.block(0, x, (5, 5), drop=drop[:, 0])
     torch.testing.assert_close(kept[1], dense.as_map(backbone.norm(first), (5, 5))[1], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(kept[0], dense.as_map(backbone.norm(first), (5, 5))[0], atol=1e-2)
+    drop[1] = 1.0
+    torch.testing.assert_close(kept[0], dense(images, drop)[0][0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", POSITIONS, ids=lambda p: p.get("rel_pos_bias", p["pos_embed"]))
+def test_a_map_of_windows_does_not_depend_on_the_images_beside_it(positions: dict[str, object]):
+    dense = PlainDense(vit(num_registers=1, **positions), window=2, global_blocks=(1,)).eval()
+    images = torch.randn(3, 3, 40, 24)
+    (together,) = dense(images)
+    for image, expected in zip(images, together, strict=True):
+        torch.testing.assert_close(dense(image[None])[0][0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_training_with_drop_path_asks_for_its_random_numbers():
@@ -114,7 +124,9 @@ def test_training_with_drop_path_asks_for_its_random_numbers():
         dense(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("options", [{"indices": (0, 1)}, {"norm": False}, {"window": 2, "rel_pos": True}])
+@pytest.mark.parametrize(
+    "options", [{"indices": (0, 1)}, {"norm": False}, {"window": 2, "global_blocks": (1,), "rel_pos": True}]
+)
 def test_what_requires_a_gradient_gets_one(options: dict[str, Any]):
     dense = PlainDense(vit(num_registers=1), **options).train()
     sum(level.square().sum() for level in dense(torch.randn(1, 3, 40, 32))).backward()  # type: ignore[union-attr]
@@ -126,7 +138,7 @@ def test_what_requires_a_gradient_gets_one(options: dict[str, Any]):
 def test_recomputed_activations_give_the_same_gradients(positions: dict[str, object]):
     gradients: list[dict[str, Tensor]] = []
     for enabled in (False, True):
-        dense = PlainDense(vit(**positions), window=2, rel_pos=True).train()
+        dense = PlainDense(vit(**positions), window=2, global_blocks=(1,), rel_pos=True).train()
         dense.backbone.set_checkpointing(enabled)
         torch.manual_seed(1)
         dense(torch.randn(2, 3, 24, 40))[0].square().sum().backward()

@@ -140,6 +140,25 @@ def test_cascade_refines_boxes_stage_by_stage_and_averages_the_scores():
     assert len(THRESHOLDS) == len(heads.box_heads) == 3
 
 
+def test_a_stage_of_a_cascade_pulls_at_the_pyramid_with_a_third_and_does_not_move_the_boxes_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    torch.manual_seed(0)
+    heads = CascadeRoIHeads(8, (4,), 2, SMALL, masks=False)
+    level, some, shape = torch.randn(1, 8, 32, 32, requires_grad=True), [boxes(4, 60)], [(128, 128)]
+    gradients = []
+    for training in (True, False):
+        logits, deltas = heads.train(training)._read(0, {"0": level}, some, shape)
+        gradients.append(torch.autograd.grad(logits.sum() + deltas.sum(), level)[0])
+    torch.testing.assert_close(gradients[0] * 3, gradients[1])
+    moved, refine = [], heads._refine
+    monkeypatch.setattr(heads, "_refine", lambda *given: (moved.append(given[1].requires_grad), refine(*given))[1])
+    target = {"boxes": some[0][:1], "labels": torch.tensor([1])}
+    labels, deltas = heads.train()._assign(0, some, [target])
+    heads._box_losses({"0": level}, some, labels, deltas, shape, [target])
+    assert moved == [False, False]
+
+
 def scene() -> tuple[Tensor, list[dict[str, Tensor]]]:
     """One image with a bright and a dark rectangle, one without objects."""
     torch.manual_seed(0)
@@ -239,6 +258,10 @@ def test_vitdets_sizes_are_the_defaults():
         rcnn = RCNN(dense(ViT((64, 64), 16, 3, 768, 1, 12), norm=False), 80)
     assert rcnn.neck.strides == [4, 8, 16, 32]
     assert rcnn.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+    for part, batch, objects, overlaps in ((rcnn.rpn, 256, 0.5, (0.7, 0.3)), (rcnn.roi_heads, 512, 0.25, (0.5, 0.5))):
+        sampler, matcher = part.fg_bg_sampler, part.proposal_matcher
+        assert (sampler.batch_size_per_image, sampler.positive_fraction) == (batch, objects)
+        assert (matcher.high_threshold, matcher.low_threshold) == overlaps
     count = sum(p.numel() for n, p in rcnn.named_parameters() if n.startswith("roi_heads.box_head."))
     convs, fc = 4 * (256 * 256 * 9 + 512), 256 * 49 * 1024 + 1024
     assert count == convs + fc + 1024 * 81 + 81 + 1024 * 324 + 324
