@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.backbones.opened import Opened
@@ -29,6 +28,7 @@ from finetune.tasks.configs import TaskConfig
 from pretrain.configlib import Config, validate
 from pretrain.engine.commit import newest_whole, read_manifest
 from pretrain.engine.step import MODEL_FILE
+from pretrain.models.importers.files import read_safetensors
 from pretrain.models.release import backbone_of, plain_state
 from pretrain.record import replacing_folder, write_json
 
@@ -104,12 +104,12 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
         if "task" not in record:
             raise ValueError(f"{folder}: a release of a backbone alone; `fovea finetune` trains a task on it")
         task = _untrained(folder, record)
-        return _with(task, task.imported(_state(folder / WEIGHTS)), folder), record
+        return _with(task, task.imported(read_safetensors(folder / WEIGHTS)), folder), record
     if not (path / TASK).is_file():
         raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
     record = _record(path / TASK)
     checkpoint = newest_whole(path / "checkpoints")
-    state = _state(checkpoint / MODEL_FILE)
+    state = read_safetensors(checkpoint / MODEL_FILE)
     averaged = {name.removeprefix(_AVERAGE): tensor for name, tensor in state.items() if name.startswith(_AVERAGE)}
     record["metrics"] = {"step": read_manifest(checkpoint).step}
     return _with(_untrained(path, record), averaged or state, checkpoint), record
@@ -120,13 +120,6 @@ def _record(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: missing, damaged or cut short, copy it again: {error}") from error
 
 
 def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:

@@ -37,11 +37,12 @@ from pretrain.engine.session import session
 from pretrain.engine.trainable import StepResult
 from pretrain.record import git_commit, versions, write_json, write_text
 
+PATHS = ("images", "annotations", "masks", "depth", "classes")
 # What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.
 FREE_KEYS = (
     *("run_dir", "engine", "checkpoint", "log", "evaluate"),
     *("data.num_workers", "data.prefetch", "data.strict", "data.max_bad_fraction"),
-    *(f"data.{name}.{key}" for name in ("train", "val") for key in ("images", "annotations", "masks", "depth")),
+    *(f"data.{name}.{key}" for name in ("train", "val") for key in PATHS),
     *("model.activation_checkpointing",),
 )
 _FINDINGS_SAID = 5

@@ -54,7 +54,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path):
     assert said.count("\n") == 3
 
 
-def test_a_limit_on_what_is_bad_may_change_when_a_run_goes_on_and_what_is_learnt_may_not(tmp_path: Path):
+def test_limits_and_places_may_change_when_a_run_goes_on_and_what_is_learnt_may_not(tmp_path: Path):
     config = load_config(FinetuneConfig, write_config(tmp_path, "run"), [])
     sets = {f"data.{name}": {"fingerprint": "0", "num_samples": 80} for name in ("train", "val")}
     (tmp_path / "run").mkdir()
@@ -65,6 +65,7 @@ def test_a_limit_on_what_is_bad_may_change_when_a_run_goes_on_and_what_is_learnt
         check_same_run(tmp_path / "run", changed, dict.fromkeys(sets, "0"), free=FREE_KEYS)
 
     goes_on("data.max_bad_fraction=0.2", "data.strict=true", "evaluate.batch_size=1")
+    goes_on("data.train.images=elsewhere", "data.train.classes=elsewhere/classes.json")
     with pytest.raises(ConfigError, match=r"data\.train\.subset_seed: the run was started with 0, now 1"):
         goes_on("data.train.subset_seed=1")
 
