@@ -38,6 +38,8 @@ def problems(tmp_path: Path, *overrides: str) -> str:
         ("data.val.format=yolo", "data.val.format: yolo is not read by classification; one of"),
         ("evaluate.every_epochs=1", "evaluate: give every_steps or every_epochs, not both"),
         ("engine.precision=fp16 engine.device=cpu", "engine.precision: fp16 needs a GPU"),
+        ("optim.clip_grad=1 optim.clip_mode=per_module", "optim.clip_mode: per_module is for objectives"),
+        ("engine.deepspeed.wall_clock_breakdown=true", "engine.deepspeed: given, but engine.name is accelerate"),
         ("engine.name=deepspeed engine.zero_stage=3", "engine.zero_stage: under ZeRO-3 no rank holds the weights"),
         ("optim.global_batch_size=81", "81 images per step, but the data set has only 80"),
         ("engine.accumulation_steps=3", "nearest: 9"),

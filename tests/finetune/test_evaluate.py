@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from finetune.config import FinetuneOptim
-from finetune.evaluate import EvaluationError, evaluate
+from finetune.evaluate import EvaluationError, _Kept, evaluate
 from pretrain.distributed import World
 from tests.finetune.planted import Planted
 from tests.finetune.tiny import Brightness, opened
@@ -60,3 +62,20 @@ def test_what_cannot_be_decoded_is_in_no_number():
 def test_nothing_to_measure_on_is_an_error_that_names_an_image():
     with pytest.raises(EvaluationError, match=r"none of 2 images .* folder/0.jpg: planted damage"):
         evaluate(task(), Planted(2, broken=(0, 1)), world=ALONE, batch_size=2)
+
+
+def test_evaluation_is_as_precise_as_asked():
+    model, seen = task(), []
+    predict = model.predict
+    model.predict = lambda batch: seen.append(torch.is_autocast_enabled("cpu")) or predict(batch)  # type: ignore[method-assign]
+    for precision in ("fp32", "bf16"):
+        evaluate(model, Planted(2), world=ALONE, batch_size=2, precision=precision)
+    assert seen == [False, True]
+
+
+def test_a_prediction_without_a_quality_is_neither_good_nor_bad():
+    kept = _Kept(3)
+    for index, quality in enumerate((0.2, math.nan, 0.7)):
+        kept.add(quality, index, None)  # type: ignore[arg-type]
+    best, worst = kept.gather()
+    assert [index for _, index, _ in best] == [2] and [index for _, index, _ in worst] == [0]

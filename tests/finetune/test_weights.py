@@ -35,6 +35,9 @@ def test_a_release_gives_its_features_and_its_normalization(release: tuple[Path,
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(opened.backbone.eval()(images), vit.eval()(images))
     assert opened.mean == (0.4,) * 3 and "matched" in opened.report_lines[0]
+    assert any(block.drop_rate for block in opened.backbone.blocks)
+    own = open_source(ModelSource(release=str(folder), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
+    assert (own.mean, own.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     assert opened.backbone.pos_embed.requires_grad, "a fixed table is trained from here on"
     assert opened.backbone.release_model()["pos_embed"] == "learned"
 
@@ -79,6 +82,24 @@ def test_weights_of_a_hierarchical_model_in_a_folder(tmp_path: Path):
     images = torch.randn(1, 3, 64, 64)
     assert torch.allclose(opened.backbone.eval().model.forward_features(images), model.forward_features(images))
     assert any(line.startswith("left out       2") for line in opened.report_lines), opened.report_lines
+
+
+def test_an_index_of_weights_names_files_of_its_own_folder_alone(tmp_path: Path):
+    model = timm.create_model("test_convnext")
+    names = sorted(model.state_dict())
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for piece, some in (("a.safetensors", names[::2]), ("b.safetensors", names[1::2])):
+        save_file({name: model.state_dict()[name] for name in some}, folder / piece)
+    index = {name: ("a.safetensors", "b.safetensors")[place % 2] for place, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    source = ModelSource(timm="test_convnext", weights=str(folder), img_size=64)
+    assert "matched" in open_source(source).report_lines[0]
+    (folder / "a.safetensors").rename(tmp_path / "a.safetensors")
+    outside = {name: piece.replace("a.", "../a.") for name, piece in index.items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": outside}))
+    with pytest.raises(ConfigError, match="names files outside its folder"):
+        open_source(source)
 
 
 def test_a_folder_of_hugging_face_says_its_heads_and_norms(tmp_path: Path):

@@ -59,7 +59,7 @@ class Brightness(Task):
         return to_predict
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        return [Classified(row) for row in F.softmax(self.logits(batch), dim=1).numpy()]
+        return [Classified(row) for row in F.softmax(self.logits(batch).float(), dim=1).numpy()]
 
     def metric(self, examples: Examples) -> Accuracy:
         return Accuracy()

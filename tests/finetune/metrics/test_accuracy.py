@@ -58,6 +58,20 @@ def test_per_class_numbers_add_up_and_a_class_without_images_has_none():
     assert "200 images" in scores.protocol and "images as they are" in scores.protocol
 
 
+def test_two_ranks_count_what_one_counts(monkeypatch: pytest.MonkeyPatch):
+    labels, probabilities = drawn(31)
+    whole = measured(labels, probabilities)[0]
+    ranks = [Accuracy(NAMES, protocol="images as they are") for _ in range(2)]
+    for i, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
+        ranks[i % 2].update(i, example(label), Classified(row))
+    parts = [[rank.confusion for rank in ranks], [rank.in_top5 for rank in ranks]]
+    everyone = "finetune.metrics.metric.distributed.all_gather_object"
+    monkeypatch.setattr(everyone, lambda own: parts[0 if own.ndim == 2 else 1])
+    ranks[0].gather()
+    both = ranks[0].compute()
+    assert both.values == whole.values and both.per_class == whole.per_class
+
+
 def test_an_image_without_label_is_not_counted_and_none_at_all_is_an_error():
     with pytest.raises(ValueError, match="no image of the validation set has a label"):
         measured([-1, None], np.full((2, 8), 0.125, np.float32))

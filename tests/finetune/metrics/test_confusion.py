@@ -66,6 +66,20 @@ def test_the_order_of_images_and_their_parts_change_nothing(seed: int):
     assert scored(pairs[::-1], 5).compute().values == whole.compute().values
 
 
+def test_two_ranks_count_what_one_counts(monkeypatch: pytest.MonkeyPatch):
+    pairs = maps(5, 4, seed=2)
+    whole = scored(pairs, 4).compute()
+    ranks = [SegmentationMetric(Classes([f"c{i}" for i in range(4)]), protocol="test") for _ in range(2)]
+    for i, (truth, predicted) in enumerate(pairs):
+        ranks[i % 2].update(i, example(truth), ClassMap(predicted))
+    counts, seen = [[getattr(rank, name) for rank in ranks] for name in ("counts", "_seen")]
+    everyone = "finetune.metrics.metric.distributed.all_gather_object"
+    monkeypatch.setattr(everyone, lambda own: counts if isinstance(own, np.ndarray) else seen)
+    ranks[0].gather()
+    both = ranks[0].compute()
+    assert both.values == whole.values and both.protocol == whole.protocol
+
+
 def test_an_image_given_twice_counts_once():
     (pair,) = maps(1, 3, seed=0)
     metric = scored([pair], 3)

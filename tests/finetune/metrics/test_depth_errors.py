@@ -64,6 +64,8 @@ def test_images_count_alike_and_their_order_changes_nothing():
 def test_the_crops_are_those_of_the_papers():
     rows, columns = np.nonzero(inside((480, 640), "eigen"))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (45, 471, 41, 601)
+    rows, columns = np.nonzero(inside((375, 1242), "garg"))
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (153, 371, 44, 1197)
     assert inside((3, 4), "none").all()
 
 
