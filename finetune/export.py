@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("task", metavar="RELEASE_OR_RUN", help="folder of a fine-tuned release, or of a run")
     parser.add_argument("out", metavar="OUT", help="folder; made when it is not there")
-    parser.add_argument("--onnx", action="store_true", help="also ONNX (pip install 'fovea[export]')")
+    parser.add_argument("--onnx", action="store_true", help="also ONNX (pip install onnx onnxscript onnxruntime)")
     parser.add_argument("--int8", action="store_true", help="also ONNX with int8 weights, and what it costs")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels; default: the task's own"
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fovea export: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"fovea export: {error.name} is not installed; pip install 'fovea[export]'", file=sys.stderr)
+        print(f"fovea export: {error.name} is not installed; pip install onnx onnxscript onnxruntime", file=sys.stderr)
         return 2
     return 0
 
