@@ -154,6 +154,15 @@ def test_parameter_groups_are_those_of_the_official_code():
     assert found[f"{cls}mlp.0.weight"] == (1.0, 1.0, 0, cls)
     assert found[f"{cls}last_layer.weight_g"] == (1.0, 1.0, 6, cls)
     assert found[f"{patch}last_layer.weight_v"] == (1.0, 1.0, 6, patch)
+    follow = {n for g in of.param_groups() if g.get("keeps_moments") for n in g["names"]}  # learning rate 0, gradients
+    assert follow == {f"{head}last_layer.{part}" for head in (cls, patch) for part in ("weight_g", "weight_v")}
+
+
+def test_epochs_can_have_a_length_of_their_own():
+    of = objective("dinov2", epoch_steps=5, freeze_last_layer_epochs=3, warmup_teacher_temp_epochs=2)
+    assert {group["frozen_steps"] for group in of.param_groups()} == {0, 15}  # passes over the data have 2 steps
+    assert of.teacher_temp(0) == pytest.approx(0.04)
+    assert of.teacher_temp(8) < of.teacher_temp(9) == pytest.approx(0.07)
 
 
 def test_the_drop_path_is_uniform_and_the_students_alone():
