@@ -12,7 +12,7 @@ from pretrain.data import augment
 from pretrain.data.dataset import Dataset
 from pretrain.data.decode import DecodeError, decode_image
 from pretrain.data.index import build_index
-from pretrain.data.masks import BlockMask, MultiBlockMask, StratifiedBlockMask
+from pretrain.data.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
 from pretrain.data.pipeline import make_loader
 from pretrain.data.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError, candidates
 from pretrain.data.view import Blur, ColorJitter, Noise, View
@@ -125,6 +125,12 @@ def test_masks_go_on_at_the_cursor_after_another_batch_size(dataset):
         assert_equal(joined([ours]), joined([theirs]))
     early = [batch["blocks"] for batch in load(dataset, MASKED, global_batch=4, total_steps=2)]
     assert torch.equal(torch.cat(early), alone[0]["blocks"])  # of single samples: whatever the batch is
+
+
+def test_masks_that_begin_with_an_epoch_begin_with_its_first_sample(dataset):
+    views = [View("image", (8, 8)), RatioBlockMask("m", (8, 8), ratio=(0.4,), ratio_var=(0.1,), start_epoch=1)]
+    hidden = joined(load(dataset, views, global_batch=5, micro_batch=5, total_steps=11))["m"].flatten(1).any(1)
+    assert hidden.tolist() == [position >= 45 for position in range(55)]
 
 
 def test_a_view_that_is_the_same_as_another_shows_the_same_crop_smaller(dataset):

@@ -49,6 +49,16 @@ def test_the_same_command_again_writes_nothing_and_another_is_refused(folder, tm
     assert contents(out) == before
 
 
+def test_a_strict_run_goes_on_where_another_was_and_a_changed_file_is_another_run(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(folder, out, "--samples-per-shard", 7) == 0
+    assert run(folder, out, "--samples-per-shard", 7, "--strict") == 0
+    assert "4 of them from before" in capsys.readouterr().out
+    (folder / "cat" / "cat.0.jpg").write_bytes(image_bytes(99, size=(30, 20)))
+    assert run(folder, out, "--samples-per-shard", 7) == 2
+    assert "sha256 of names, sizes and labels" in capsys.readouterr().err
+
+
 def test_shards_of_someone_else_are_not_written_over(folder, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
