@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import scheduler
-from launch.attempts import add_row
+from launch.attempts import add_row, cancel_mark
 from launch.jobs import cancel, find_run, follow, status, submit
 from launch.scheduler import SchedulerError
 from tests.runs import ROOT
@@ -103,6 +103,21 @@ def test_a_reader_that_has_read_enough_is_no_error(run_dir: Path, says: Callable
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "asked"), [("RUNNING", False, True), ("RUNNING", True, False), ("PENDING", False, False)]
+)
+def test_a_running_job_is_asked_to_stop_and_any_other_ended_and_neither_is_to_be_started_again(
+    run_dir: Path, tmp_path: Path, says: Callable[..., None], state: str, now: bool, asked: bool
+):
+    says(JOB.format(state, "/x"))
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text(f"#!/bin/bash\necho $* >{tmp_path}/ended\n")
+    scancel.chmod(0o755)
+    cancel(run_dir, now=now)
+    assert (run_dir / "stop").exists() == asked and (tmp_path / "ended").exists() != asked
+    assert cancel_mark(run_dir, "7").exists()
 
 
 def test_of_a_rank_its_own_log_is_shown_and_not_its_preflight_s(run_dir: Path):
