@@ -209,12 +209,13 @@ def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> Lab
         raise ValueError(f"{path}: has no column {' and '.join(lacking)}; its first line must name filename and label")
     texts = [(row["label"] or "").strip() for row in rows]
     known = _agreed(given, classes, where=str(path)) or _of_texts(texts)
-    by_text = {str(number): place for place, number in enumerate(known.category_ids)}
-    by_text |= {name: place for place, name in enumerate(known)}
-    files, findings, names, labels = Files.open(str(path.parent)), Findings(), [], []
+    by_text = {name: place for place, name in enumerate(known)}
+    if not any(name.isdecimal() for name in known):  # else 7 could be the name or the number of a class
+        by_text |= {str(number): place for place, number in enumerate(known.category_ids)}
+    listed = [str(PurePosixPath((row["filename"] or "").strip())) for row in rows]
+    files, findings, names, labels = Files.listed(path.parent, listed), Findings(), [], []
     there, seen = set(files.names), set()
-    for line, (row, text) in enumerate(zip(rows, texts, strict=True), start=2):
-        name = str(PurePosixPath((row["filename"] or "").strip()))
+    for line, (name, text) in enumerate(zip(listed, texts, strict=True), start=2):
         if name not in there:
             findings.add("missing image", str(path), f"line {line}", f"{name} is not in {path.parent}")
         elif name in seen:

@@ -71,6 +71,16 @@ class Files:
                 raise ValueError(f"{path}: no such file or folder")
         return _open_tars(text, expand(where))
 
+    @staticmethod
+    def listed(folder: Path, names: Iterable[str]) -> Files:
+        """Those of `names` that are files below `folder`; what else is in it is not looked at."""
+        inside = {name for name in names if not PurePosixPath(name).is_absolute() and ".." not in name.split("/")}
+        found = sorted(name for name in inside if (folder / name).is_file())
+        sizes = np.array([(folder / name).stat().st_size for name in found], dtype=np.int64)
+        nowhere = np.zeros(len(found), dtype=np.int64)
+        table = _Table(tuple(found), nowhere, nowhere, sizes, nowhere)
+        return Files(str(folder), [folder], table, content="", folder=folder)
+
     def __len__(self) -> int:
         return len(self.names)
 

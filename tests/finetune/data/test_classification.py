@@ -94,11 +94,28 @@ def test_labels_that_are_not_plain_numbers_are_names(folders: Path):
         examples = opened(folders / "labels.csv")
         assert list(examples.classes) == names and not examples.findings
         assert [names[label] for label in examples.labels] == list(texts)
+    (folders / "labels.csv").write_text("filename,label\ncat/a.png,1\ndog/c.png,10\n")
+    assert opened(folders / "labels.csv", Classes(["01", "10"])).labels.tolist() == [1], "1 is neither 01 nor class 1"
+    assert opened(folders / "labels.csv", Classes([str(i) for i in range(11)])).labels.tolist() == [1, 10]
+    assert opened(folders / "labels.csv", Classes(list("abcdefghijk"))).labels.tolist() == [1, 10]
 
 
 def test_a_quote_that_is_never_closed_swallows_no_lines(folders: Path):
     (folders / "labels.csv").write_text('filename,label\ncat/a.png,"6 inch\ndog/c.png,dog\n')
     with pytest.raises(ValueError, match=r"labels\.csv: cannot be read: unexpected end of data"):
+        opened(folders / "labels.csv")
+
+
+def test_a_csv_reads_the_files_it_names_and_nothing_else_of_its_folder(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    picture(folders.parent / "out.png", 3)
+    rows = ("cat/a.png,cat", "../out.png,cat", f"{folders.parent}/out.png,cat", "gone.png,cat", "cat,cat")
+    (folders / "labels.csv").write_text("\n".join(("filename,label", *rows)))
+    monkeypatch.setattr("finetune.data.files.walk", lambda folder: pytest.fail("it was walked"))
+    examples = opened(folders / "labels.csv")
+    assert len(examples) == 1 and examples[0].image.shape == (6, 8, 3)
+    assert examples.findings.counts() == {"missing image": 4}
+    (folders / "labels.csv").write_text("filename,label\ngone.png,cat\n")
+    with pytest.raises(ValueError, match=r"no image with a label.*\n.*line 2: gone\.png is not in"):
         opened(folders / "labels.csv")
 
 
