@@ -144,6 +144,17 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path):
         read_tensors(tmp_path / "short.pth")
 
 
+@pytest.mark.parametrize("part", ["data/0", "data.pkl"])
+def test_a_compressed_part_is_refused_for_it_could_swell_beyond_the_memory(tmp_path: Path, part: str):
+    torch.save({"w": torch.zeros(10_000)}, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in archive.namelist():
+            kind = zipfile.ZIP_DEFLATED if name.endswith(part) else zipfile.ZIP_STORED
+            bomb.writestr(name, archive.read(name), compress_type=kind)
+    with pytest.raises(ValueError, match=r"bomb\.pth: .*compressed"):
+        read_tensors(tmp_path / "bomb.pth")
+
+
 @pytest.mark.parametrize("cut", [0, 10, 200, 600])
 def test_what_is_no_torch_file_is_refused(tmp_path: Path, cut: int):
     torch.save({"w": torch.randn(100)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
