@@ -111,6 +111,19 @@ def test_a_run_with_nothing_but_damaged_checkpoints_stops_and_never_starts_over(
     assert status == 3 and "no checkpoint is whole" in said and "Traceback" not in said
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_the_probe_of_it_is_probed_when_it_goes_on(
+    done: Path, tmp_path: Path
+):
+    run = shutil.copytree(done, tmp_path / "run")
+    (run / "DONE").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] < 24 or "knn/cls" not in line]
+    (run / "metrics.jsonl").write_text("".join(kept))
+    status, said = finish(run / "config.yaml", f"run_dir={run}")
+    assert status == 0, said
+    assert [row for row in rows(run) if "knn/cls" in row][-1] == [row for row in rows(done) if "knn/cls" in row][-1]
+
+
 def damage(run: Path, *, step: int) -> None:
     path = run / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -130,11 +143,14 @@ def test_mistakes_are_reported_at_once_without_a_traceback(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.global_batch_size=961", "but the data set has only 960"),
+        ("optim.global_batch_size=961", "but the data set has only 960; give 960 or fewer"),
+        ("optim.epochs=3", "optim.epochs=null or optim.total_steps=null takes it out"),
+        ("optim.total_steps=null", "optim: give one of epochs and total_steps, got neither"),
+        ("learning_rate=1", "learning_rate: unknown key"),
         ("engine.accumulation_steps=3", "nearest: 15"),
         ("model.img_size=36", "height 36 is not a multiple of patch_size 8"),
         ("data.shards=pipe:cat", "pipe"),
-        ("data.shards=nowhere/", "nowhere"),
+        ("data.shards=nowhere/", "data.shards: nowhere/: no such file or folder"),
         ("model.name=vit_tinny", "unknown size 'vit_tinny'"),
         ("model.in_chans=4", "data.mean: give 4 values"),
         ("probe={train_shards: samples/grocery/val, val_shards: samples/nuclei/val}", "probe.val_shards: no labels"),
