@@ -182,6 +182,7 @@ def test_a_checkpoint_before_the_first_step_loads(tmp_path):
     engine = build(ALONE, Toy(), "ddp")
     folder = Checkpoints(tmp_path).save(engine, 0, {})
     again = build(ALONE, Toy(), "ddp")
+    run(again, kind="toy", total_steps=3)  # what it has learnt, and its optimizer's state, is gone
     again.load(folder)
     assert again.step_count == 0
     losses = [[result.losses for result in run(one, kind="toy", total_steps=2)] for one in (engine, again)]

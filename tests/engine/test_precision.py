@@ -50,6 +50,32 @@ def test_an_fp16_overflow_lowers_the_scale_and_neither_updates_nor_stops():
     assert not torch.equal(engine.trainable.last.weight, before)
 
 
+def test_the_scale_of_fp16_is_taken_out_again_before_the_update():
+    """With SGD, since Adam's step hardly depends on the scale of a gradient."""
+    weights = []
+    for precision in ("fp32", "fp16"):
+        optim = OptimSettings(name="sgd", lr=0.1, total_steps=20)
+        settings = EngineSettings(precision=precision, micro_batch=8)
+        engine = build_engine(Plain(), optim=optim, settings=settings, world=ALONE, seed=5)
+        run(engine, kind="plain", total_steps=4)
+        weights.append(engine.trainable.last.weight.detach().clone())
+    assert torch.allclose(*weights, atol=5e-3)
+
+
+def test_a_gradient_that_is_not_finite_at_the_lowest_scale_is_no_overflow():
+    class Broken(Plain):
+        def forward(self, batch, step):
+            losses = super().forward(batch, step)
+            return {**losses, "loss": losses["loss"] + (self.last.weight.float() * 0.0).sum().sqrt()}
+
+    engine = engine_of("fp16", Broken())
+    engine.scaler.scale = 2.0
+    feed = batches("plain", start=0, accumulation=1, world=1, rank=0)
+    results = [engine.train_step(feed, step) for step in range(2)]
+    assert [result.skipped for result in results] == [True, True]
+    assert [result.overflow for result in results] == [True, False], "then it is a broken step, and is captured"
+
+
 def test_the_scale_grows_after_good_steps_and_survives_a_checkpoint():
     scaler = LossScaler(enabled=True, scale=4.0)
     for _ in range(2000):

@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretrain import heartbeat
+from pretrain.engine import watchdog
 from pretrain.engine.watchdog import EXIT_HUNG, REPORT, Orders
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +127,31 @@ def test_a_stopped_process_shows_its_stacks_and_is_ended(job: Job):
     assert job.statuses == [EXIT_HUNG]
     assert "its process is stopped" in job.report["hang"] or "same place" in job.report["hang"]
     assert "in main" in (job.hangs / "rank-0.txt").read_text()
+
+
+def test_time_in_which_the_machine_slept_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Rank:
+        process, quiet = "S", 0.0
+
+        def look(self, watched_seconds: float) -> None:
+            self.quiet += watched_seconds
+            looks.append(watched_seconds)
+
+        def limit(self, _: Orders) -> float:
+            return 60.0
+
+        @property
+        def has_left(self) -> bool:
+            return len(looks) > 3
+
+    now, looks = [0.0], list[float]()
+    orders = Orders(str(tmp_path), "now", 0, ["n1"], [], {}, patience=5.0, poll=1.0, answer=3.0)
+    dog: Any = watchdog.Watchdog(orders)
+    dog.watched = [Rank()]
+    monkeypatch.setattr(watchdog, "_sleep", lambda seconds: now.__setitem__(0, now[0] + 3600))
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    dog.watch()
+    assert looks == [0.0, 2.0, 2.0, 2.0] and not (tmp_path / "hangs").exists()
 
 
 def test_a_watchdog_goes_with_its_ranks_whether_they_leave_or_are_killed(job: Job):
