@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -29,10 +31,12 @@ def test_every_layer_counts_the_same_however_large_it_is():
     torch.testing.assert_close(average_layers([small, large], "none"), (small + large) / 2)
 
 
-def test_targets_are_fp32_under_autocast():
+@pytest.mark.parametrize("norm", ["layer", "instance", "none"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_targets_are_fp32_in_and_out_of_autocast(norm: Any, autocast: bool):
     tokens = torch.randn(2, 6, 8).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert average_layers([tokens, tokens], "instance").dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert average_layers([tokens, tokens], norm).dtype == torch.float32
 
 
 def test_the_spread_of_targets_is_zero_when_all_are_the_same():
