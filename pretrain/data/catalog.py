@@ -37,6 +37,8 @@ def read_rows(folder: Path) -> dict[str, Row]:
         text = path.read_bytes()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read this index: {error.strerror}") from error
     try:
         content = json.loads(text)
         version, recorded = content["version"], content["fingerprint"]

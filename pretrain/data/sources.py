@@ -130,7 +130,8 @@ def _parse_csv(
         class_name = (row[class_column] or "").strip() if class_column else None
         if "" in (label, class_name):
             raise ValueError(f"{path}, line {reader.line_num}: {name} has no label; --labels none ignores them all")
-        number = int(label) if label is not None and re.fullmatch(r"\d{1,9}", label) else None
+        whole = re.fullmatch(r"(\d{1,9})(\.0+)?", label or "")  # tables write 1 as 1.0 where a row had no number
+        number = int(whole[1]) if whole else None
         raw.append(number if number is not None else class_name or label)
         if number is not None and class_name and classes.setdefault(number, class_name) != class_name:
             raise ValueError(

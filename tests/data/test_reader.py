@@ -185,6 +185,12 @@ def test_a_missing_index_tells_the_exact_command(tmp_path):
         Dataset.open(path, index=tmp_path / "elsewhere")
 
 
+def test_an_index_that_is_no_folder_is_named(tmp_path):
+    shards = make_shards(tmp_path)
+    with pytest.raises(ValueError, match=r"train-000000\.tar/dataset\.json: cannot read this index: Not a directory"):
+        Dataset.open(shards, index=shards[0])
+
+
 def test_a_shard_whose_size_is_not_its_index_s_is_named(tmp_path):
     shards = make_shards(tmp_path)
     os.truncate(shards[1], 5000)

@@ -189,10 +189,14 @@ def test_a_csv_keeps_integer_labels_and_numbers_names(folder, tmp_path):
     ints = [{"Filename": f"images/{f.parent.name}/{f.name}", "label": 10 + i % 3} for i, f in enumerate(files)]
     names = [{"path": str(f), "class_name": f.parent.name} for f in files]
     both = [row | {"class_name": f"class {row['label']}"} for row in ints]
-    for name, rows in (("ints", ints), ("names", names), ("both", both)):
+    floats = [row | {"label": f"{row['label']}.0"} for row in ints]
+    for name, rows in (("ints", ints), ("names", names), ("both", both), ("floats", floats)):
         assert run(write_csv(tmp_path / f"{name}.csv", rows), tmp_path / name, "--no-shuffle") == 0
-    labels = {name: [int(s["cls"]) for s in samples_of(tmp_path / name).values()] for name in ("ints", "names", "both")}
-    assert labels["ints"] == labels["both"] == [10 + i % 3 for i in range(24)]
+    labels = {
+        name: [int(s["cls"]) for s in samples_of(tmp_path / name).values()]
+        for name in ("ints", "names", "both", "floats")
+    }
+    assert labels["ints"] == labels["both"] == labels["floats"] == [10 + i % 3 for i in range(24)]
     assert labels["names"] == [i // 8 for i in range(24)]
     assert not (tmp_path / "ints" / "classes.json").exists()
     assert [c["id"] for c in json.loads((tmp_path / "both" / "classes.json").read_bytes())["classes"]] == [10, 11, 12]
