@@ -31,8 +31,11 @@ def main(arguments: list[str]) -> int:
     """Exit status 0; 2 for what cannot be submitted or found; 1 where SLURM refuses."""
     word = arguments[0] if arguments else "--help"
     if word not in VERBS:
-        print(__doc__, file=sys.stderr if arguments else sys.stdout)
-        return 0 if word in ("-h", "--help") else 2
+        if word in ("-h", "--help"):
+            print(__doc__)
+            return 0
+        print(f"fovea launch slurm: unknown word {word!r}; one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
     try:
         return VERBS[word](word, arguments[1:])
     except (ConfigError, ValueError) as error:

@@ -46,6 +46,11 @@ def test_a_release_of_no_run_is_refused(capsys: pytest.CaptureFixture[str], tmp_
     assert "not a run folder" in capsys.readouterr().err
 
 
+def test_an_unknown_word_of_slurm_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]):
+    assert main(["launch", "slurm", "statsu"]) == 2
+    assert "unknown word 'statsu'; one of pretrain, finetune, pipeline, status" in capsys.readouterr().err
+
+
 def test_launching_checks_for_that_many_processes(capsys: pytest.CaptureFixture[str]):
     assert main(["launch", "local", "7", "configs/debug/mae.yaml"]) == 2
     assert "64 is not a multiple of 7 processes x 1 accumulation steps; nearest: 63" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""What the README and the pages point to is there: links, configurations, tests, modules, commands."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from launch.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "after_demo.txt"]
+HEADERS = sorted((ROOT / "configs").glob("*/*.yaml"))
+FILES = re.compile(r"\b(?<!/)(?:configs/(?:pretrain|finetune|debug|results)|tests|benchmarks|docs|SLURM)/[\w./*{<-]+")
+PLACEHOLDERS = re.compile(r"NAME|[*<{]|/[A-Z]\.yaml")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *HEADERS], ids=lambda page: page.name)
+def test_files_modules_and_commands_that_are_named_are_there(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for named in FILES.findall(text):
+        path = named.rstrip(".,")
+        assert PLACEHOLDERS.search(path) or (ROOT / path).exists(), f"{page.name} names {path}"
+    for module in re.findall(r"python -m ((?:pretrain|finetune|launch|benchmarks)[\w.]*)", text):
+        assert find_spec(module.rstrip(".")) is not None, f"{page.name} runs {module}"
+    for word in re.findall(r"^#?\s*fovea (\w+)|`fovea (\w+)", text, re.MULTILINE):
+        assert (word[0] or word[1]) in COMMANDS, f"{page.name} runs fovea {word}"
