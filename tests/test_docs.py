@@ -32,5 +32,5 @@ def test_files_modules_and_commands_that_are_named_are_there(page: Path):
         assert PLACEHOLDERS.search(path) or (ROOT / path).exists(), f"{page.name} names {path}"
     for module in re.findall(r"python -m ((?:pretrain|finetune|launch|benchmarks)[\w.]*)", text):
         assert find_spec(module.rstrip(".")) is not None, f"{page.name} runs {module}"
-    for word in re.findall(r"^#?\s*fovea (\w+)|`fovea (\w+)", text, re.MULTILINE):
+    for word in re.findall(r"^#?\s*fovea (\w+)\b(?!:)|`fovea (\w+)", text, re.MULTILINE):
         assert (word[0] or word[1]) in COMMANDS, f"{page.name} runs fovea {word}"
