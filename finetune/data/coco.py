@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -89,17 +89,19 @@ class CocoExamples:
 def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Findings) -> list[tuple[Entry, str]]:
     """The entries whose image is there, with the name of it in `files`."""
     images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    by_stem: dict[str, list[PurePosixPath]] = {}
-    for name in images:
-        by_stem.setdefault(PurePosixPath(name).stem, []).append(PurePosixPath(name))
+    whole = set(images)
+    by_stem: dict[tuple[str | None, str], list[PurePosixPath]] = {}  # and by the last folder, "" for none; None: any
+    for file in map(PurePosixPath, images):
+        for folder in (file.parent.name, None):
+            by_stem.setdefault((folder, file.stem), []).append(file)
     found: list[tuple[Entry, str]] = []
     for entry in entries:
         wanted = PurePosixPath(entry.file_name)
-        name = _nearest(wanted, by_stem.get(wanted.stem, ()))
+        name = str(wanted) if str(wanted) in whole else _nearest(wanted, by_stem)
         if name is None:
             findings.add("missing image", str(path), entry.id, f"{entry.file_name} is not among the images")
         else:
-            found.append((entry, str(name)))
+            found.append((entry, name))
     if entries and not found:
         some = ", ".join(images[:3]) or "no image"
         raise ValueError(f"{path}: none of its {len(entries)} images is there: it names {entries[0].file_name}, "
@@ -111,15 +113,17 @@ def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Finding
     return found
 
 
-def _nearest(wanted: PurePosixPath, alike: Sequence[PurePosixPath]) -> PurePosixPath | None:
-    """Of files of one stem the one that is meant: of the whole name, else of the last part of it, else without suffix.
+def _nearest(wanted: PurePosixPath, by_stem: Mapping[tuple[str | None, str], Sequence[PurePosixPath]]) -> str | None:
+    """The file that is meant, by the last part of its name, else by that without suffix. None: there is not just one.
 
-    Folders may be left out on either side; a file in another folder is another image. None: there is not just one.
+    Folders may be left out on either side; a file in another folder is another image.
     """
+    folders = (wanted.parent.name, "") if wanted.parent.name else (None,)
+    alike = [file for folder in folders for file in by_stem.get((folder, wanted.stem), ())]
     same = [file for file in alike if _ends_alike(file.parent.parts, wanted.parent.parts)]
-    for some in ([f for f in same if f == wanted], [f for f in same if f.name == wanted.name], same):
+    for some in ([file for file in same if file.name == wanted.name], same):
         if len(some) == 1:
-            return some[0]
+            return str(some[0])
     return None
 
 

@@ -225,6 +225,7 @@ def named(tmp_path: Path, file_name: str, *files: str) -> list[str]:
 def test_folders_of_a_name_may_be_left_out_on_either_side(tmp_path: Path):
     assert named(tmp_path, "data/train/x.png", "train/x.png", "val/x.png") == ["train/x.png"]
     assert named(tmp_path, "y.jpg", "deep/y.png") == ["deep/y.png"]
+    assert named(tmp_path, "w.png", "w.png", "deep/w.png") == ["w.png"]
     assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
 
 

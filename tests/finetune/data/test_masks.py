@@ -65,6 +65,8 @@ def test_pairs_are_matched_by_name_in_nested_folders_and_what_is_left_over_is_na
     assert "c.jpg" in text and "d.png" in text
     again = pickle.loads(pickle.dumps(found))
     assert (again[0].target == found[0].target).all() and again.fingerprint == found.fingerprint
+    write(tmp_path, {"img/a/1.jpg": photo((6, 9)), "mask/d.png": ids(0, 1, 2)})
+    assert opened(images=tmp_path / "img", masks=tmp_path / "mask").fingerprint != found.fingerprint
 
 
 def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
