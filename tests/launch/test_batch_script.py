@@ -141,6 +141,8 @@ def test_slurm_s_warning_of_a_limit_shorter_than_the_margin_is_no_preemption(tmp
     soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 240))
     job = Job(tmp_path, end=soon).start()
     job.wait_for_ranks()
+    time.sleep(1.5)
+    assert not (job.run / "stop").exists(), "a quarter of the limit is the margin"
     job.process.send_signal(signal.SIGUSR1)
     assert job.finish() == (0, "time limit"), "which counts when nothing was reached"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.check import main
+from launch.check import _seconds, main
 from launch.machine import GIB, Machine
 from tests.runs import ROOT, SHARDS, write_config
 
@@ -227,6 +227,24 @@ def test_a_trial_that_fails_says_what_the_run_said(tmp_path: Path, machine: Any,
     given = [f"init.checkpoint={tmp_path}/weights.pth", "--probe-steps", "2", "--quick"]
     assert main([str(config), *given]) == 2
     assert "error: --probe-steps: the run ended with status 2 after 0 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", 0),
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:00:05", 3605),
+        ("1-12", 129600),
+        ("2-1:30", 178200),
+        ("1-0:0:5", 86405),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int):
+    assert _seconds(text) == seconds
+    with pytest.raises(ValueError, match="--time 1h: expected minutes"):
+        _seconds("1h")
 
 
 def test_a_sound_run_is_described_without_a_warning(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):

@@ -125,6 +125,10 @@ def test_a_pipeline_takes_one_s_own_batch_script_for_every_stage(tmp_path: Path,
     script = capsys.readouterr().out.splitlines()
     assert script.count("#SBATCH --nodes 1 # mine") == 2
     assert [line for line in script if line.startswith("PROGRAM=")] == ["PROGRAM=pretrain", "PROGRAM=finetune"]
+    (second,) = [line for line in script if line.startswith("# sbatch --parsable --dependency")]
+    assert second.endswith(f" model.release={tmp_path}/run/release")
+    assert main(["pipeline", str(config), f"run_dir={tmp_path}/task", *given]) == 2
+    assert "two stages share a run folder" in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_from_any_folder(
