@@ -9,7 +9,7 @@ import re
 
 import torch
 
-from pretrain.models.importers.names import to_vit
+from pretrain.models.importers.names import square_grid, to_vit
 from pretrain.models.importers.weights import State, Weights
 
 _PREFIX = r"^(vit|beit|data2vec_vision|dinov2|dinov2_with_registers|dinov3_vit|deit|ijepa|model)\."
@@ -50,7 +50,8 @@ def huggingface(state: State, source: object) -> Weights | None:
             result[_up(name, gated=gated)] = tensor
         elif not name.startswith("rope_embeddings."):
             left_out.append(original)
-    return Weights("vit", to_vit(_merge(result), source), {}, left_out=tuple(left_out))
+    backbone = to_vit(_merge(result), source)
+    return Weights("vit", backbone, {}, grid=square_grid(backbone), left_out=tuple(left_out))
 
 
 def _rename(name: str) -> str:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pretrain.models import rope
-from pretrain.models.importers.weights import State
+from pretrain.models.importers.forms import SHARED_TABLE, TABLE
+from pretrain.models.importers.weights import Grid, State
+from pretrain.models.rel_pos import PREFIX_ROWS, num_rows
 
 CLASSIFIER = ("head.", "fc_norm.", "head_dist.", "pre_logits.", "pooler.", "classifier.")
 _DERIVED = ("relative_position_index", "bias_mask", "rope_embed.periods", "rope.periods", "attn_mask")
@@ -84,6 +86,21 @@ def with_class_row(backbone: State, source: object) -> State:
         moved = registers + table[:, 1 : 1 + extra]
         return backbone | {"reg_token": moved, "pos_embed": torch.cat([table[:, :1], table[:, 1 + extra :]], dim=1)}
     raise ValueError(f"{source}: cannot tell the grid of a position table of {rows} rows and {extra} registers")
+
+
+def square_grid(backbone: State) -> Grid | None:
+    """Rows and columns of the position tables of a ViT: other people's files do not say them, and are square.
+
+    None where there is no table, or one that is not square.
+    """
+    table = backbone.get(SHARED_TABLE, backbone.get(f"blocks.0.attn.{TABLE}"))
+    if "pos_embed" in backbone:
+        side = math.isqrt(backbone["pos_embed"].shape[1] - ("cls_token" in backbone))
+        return side, side
+    if table is None:
+        return None
+    side = (math.isqrt(max(0, len(table) - PREFIX_ROWS)) + 1) // 2
+    return (side, side) if num_rows((side, side)) == len(table) else None
 
 
 def mask_token(token: Tensor) -> Tensor:

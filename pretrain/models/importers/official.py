@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from pretrain.models.importers import distilled, masked
 from pretrain.models.importers.files import read_state
-from pretrain.models.importers.forms import SHARED_TABLE, TABLE
 from pretrain.models.importers.huggingface import huggingface
-from pretrain.models.importers.names import CLASSIFIER, is_vit, take, to_vit
-from pretrain.models.importers.weights import Grid, State, Weights, some
-from pretrain.models.rel_pos import PREFIX_ROWS, num_rows
+from pretrain.models.importers.names import CLASSIFIER, is_vit, square_grid, take, to_vit
+from pretrain.models.importers.weights import State, Weights, some
 
 AVERAGES = ("model_ema.", "state_dict_ema.", "ema.")  # of the weights, beside them: as BEiT, timm and others save them
 KNOWN = "MAE, DINO, iBOT, DINOv2, DINOv3, BEiT, VQ-KD, MoCo v3, SimMIM, I-JEPA, data2vec, timm and Hugging Face ViTs"
@@ -34,23 +31,8 @@ def load_official(path: Path | str) -> Weights:
             what = form.__name__.strip("_")
             raise ValueError(f"{path}: an incomplete checkpoint ({what}): it has no {error}") from error
         if found is not None:
-            return replace(found, grid=_square_grid(found.backbone))
+            return replace(found, grid=square_grid(found.backbone))
     raise ValueError(f"{path}: not a checkpoint we know ({KNOWN}); its first keys are {some(sorted(state))}")
-
-
-def _square_grid(backbone: State) -> Grid | None:
-    """Rows and columns of the position tables of a ViT: other people's files do not say them, and are square.
-
-    None where there is no table, or one that is not square.
-    """
-    table = backbone.get(SHARED_TABLE, backbone.get(f"blocks.0.attn.{TABLE}"))
-    if "pos_embed" in backbone:
-        side = math.isqrt(backbone["pos_embed"].shape[1] - ("cls_token" in backbone))
-        return side, side
-    if table is None:
-        return None
-    side = (math.isqrt(max(0, len(table) - PREFIX_ROWS)) + 1) // 2
-    return (side, side) if num_rows((side, side)) == len(table) else None
 
 
 def _backbone(state: State, source: object) -> Weights | None:

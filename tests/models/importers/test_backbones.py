@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretrain.models import rope
 from pretrain.models.importers import load_official, load_strict
+from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.timm_backbone import TimmBackbone
 from pretrain.models.vit import ViT
 
@@ -245,6 +246,9 @@ def test_a_hugging_face_file_gives_our_state(tmp_path: Path, kind: str):
     weights = load_official(written(tmp_path / "model.safetensors", theirs | extra))
     assert weights.kind == "vit" and set(weights.left_out) == extra.keys()
     assert weights.backbone.keys() == vit.state_dict().keys()
+    has_table = vit.pos_embed is not None or vit.rel_pos_kind != "none"
+    alone = huggingface(theirs, "a folder")
+    assert alone is not None and alone.grid == weights.grid == (vit.grid_size if has_table else None)
     for name, tensor in vit.state_dict().items():
         assert torch.equal(weights.backbone[name], tensor), name
 
