@@ -56,7 +56,12 @@ def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: done. 85: stopped on request and saved. 1: it cannot go on. 2: wrong input. 3: no checkpoint."""
-    parser = argparse.ArgumentParser(prog="fovea finetune", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="fovea finetune",
+        description="Check everything, then train, evaluate, report and release, or go on with the run in run_dir.",
+        epilog="Every key: docs/configuration.md. While it runs, `touch RUN_DIR/save` saves, `touch RUN_DIR/stop` and "
+        "Ctrl-C save and stop (exit status 85); the same command goes on.",
+    )
     parser.add_argument("config", help="a YAML file, for instance configs/finetune/grocery_small.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
     parser.add_argument("--check", action="store_true", help="say what would run, and stop")
