@@ -26,6 +26,13 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
+def without_padding(maps: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """Maps [b, C, h, w] of images of `size` = (height, width) that were padded at the right and below to whole places
+    of `stride` pixels, without the padding: as they are where there was none, else at the size of the images."""
+    whole = tuple(-(-side // stride) * stride for side in size)
+    return maps if whole == tuple(size) else resize(maps, whole)[:, :, : size[0], : size[1]]
+
+
 def drop_channels(maps: Tensor, uniforms: Tensor | None, rate: float) -> Tensor:
     """Spatial dropout (Tompson et al. 2015): channels of [b, C, h, w] fall out, the others grow by 1 / (1 - rate).
 

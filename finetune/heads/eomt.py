@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.backbones.plain import PlainDense
 from finetune.backbones.timm_plain import TimmPlain
-from finetune.heads.dense_parts import resize
+from finetune.heads.dense_parts import resize, without_padding
 from finetune.heads.mask_loss import MaskSetLoss, MaskTargets
 
 Tokens = PlainDense | TimmPlain
@@ -117,7 +117,7 @@ class EoMT(nn.Module):
         of_queries = uniforms[:, 2:].unflatten(1, (self.num_blocks, self.num_queries))
         predictions = self(dense, images, drop=drop, uniforms=of_queries)
         size = _size(images)
-        predictions = [(_uncover(masks, size, dense.patch_size), classes) for masks, classes in predictions]
+        predictions = [(without_padding(masks, size, dense.patch_size), classes) for masks, classes in predictions]
         return self.loss(predictions, targets, uniforms[:, :2]) | {"masked_attention": self.mask_probability.mean()}
 
     def class_scores(self, dense: Tokens, images: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class EoMT(nn.Module):
     def predict(self, dense: Tokens, images: Tensor) -> tuple[Tensor, Tensor]:
         """The result: fp32 mask logits [b, q, h, w] that cover the images exactly, and class logits [b, q, K + 1]."""
         masks, classes = self(dense, images)[-1]
-        return _uncover(masks.float(), _size(images), dense.patch_size), classes.float()
+        return without_padding(masks.float(), _size(images), dense.patch_size), classes.float()
 
     def _read(self, dense: Tokens, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = dense.normed(x)
@@ -182,15 +182,6 @@ class _Upscale(nn.Sequential):
 
 def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
-
-
-def _uncover(masks: Tensor, size: tuple[int, int], patch_size: int) -> Tensor:
-    """Masks of an image padded to whole patches, without the padding: at least the image's part, cut at its edge."""
-    rows, columns = (-(-side // patch_size) for side in size)
-    if (rows * patch_size, columns * patch_size) == size:
-        return masks
-    full = resize(masks, (rows * patch_size, columns * patch_size))
-    return full[:, :, : size[0], : size[1]]
 
 
 def _check(dense: Tokens, num_blocks: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.backbones.opened import Opened
 from finetune.data.examples import Example, Examples
-from finetune.heads.dense_parts import resize
+from finetune.heads.dense_parts import resize, without_padding
 from finetune.heads.depth_bins import DepthBins, gradient_loss, silog
 from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
@@ -39,7 +39,8 @@ class Depth(PixelTask):
     def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         truth, config = batch["target"].float(), self.config
         maps = self.dense(self.normalize(batch["image"]), batch.get("drop"))
-        predicted = resize(self.bins(self.head(maps, batch.get("head_dropout"))), truth.shape[1:])[:, 0]
+        predicted, size = self.bins(self.head(maps, batch.get("head_dropout"))), truth.shape[1:]
+        predicted = resize(without_padding(predicted, size, self.dense.strides[0]), size)[:, 0]
         known = (truth >= config.min_depth) & (truth <= config.max_depth)
         loss = silog(predicted, truth, known, variance_focus=config.silog_lambda)
         found = {"silog": loss.detach()}
@@ -51,7 +52,7 @@ class Depth(PixelTask):
 
     def depth(self, images: Tensor) -> Tensor:
         """Normalized images [b, 3, H, W] -> metres [b, 1, h, w]."""
-        return self.bins(self.head(self.dense(images)))
+        return without_padding(self.bins(self.head(self.dense(images))), images.shape[2:], self.dense.strides[0])
 
     def predict(self, batch: dict[str, Any]) -> list[DepthMap]:
         found = []

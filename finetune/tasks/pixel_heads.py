@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.data.label_maps import VOID
-from finetune.heads.dense_parts import resize
+from finetune.heads.dense_parts import resize, without_padding
 from finetune.heads.dpt import DPT
 from finetune.heads.linear_seg import LinearHead
 from finetune.heads.mask_loss import MaskTargets
@@ -66,19 +66,21 @@ class MapPixels(PixelHead):
         self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
     ) -> dict[str, Tensor]:
         maps, size = dense(images, batch.get("drop")), target.shape[1:]
-        logits = resize(self.reader(maps, batch.get("head_dropout")), size)
+        stride = dense.strides[0]
+        logits = resize(without_padding(self.reader(maps, batch.get("head_dropout")), size, stride), size)
         loss = pixel_loss(logits, target)
         known = target != VOID
         right = ((logits.argmax(1) == target) & known).sum() / known.sum().clamp(min=1)
         found = {"pixel_accuracy": right}
         if self.auxiliary is not None:
-            other = pixel_loss(resize(self.auxiliary(maps[2], batch.get("auxiliary_dropout")), size), target)
+            other = self.auxiliary(maps[2], batch.get("auxiliary_dropout"))
+            other = pixel_loss(resize(without_padding(other, size, dense.strides[2]), size), target)
             found |= {"head_loss": loss.detach(), "auxiliary_loss": other.detach()}
             loss = loss + self.weight * other
         return {"loss": loss, **found}
 
     def scores(self, dense: Any, images: Tensor) -> Tensor:
-        return self.reader(dense(images))
+        return without_padding(self.reader(dense(images)), images.shape[2:], dense.strides[0])
 
 
 class QueryPixels(PixelHead):

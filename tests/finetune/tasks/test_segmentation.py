@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from finetune.backbones.opened import Opened
 from finetune.config import Source
 from finetune.data.batches import EvalBatches, TrainBatches
 from finetune.data.examples import Example, Findings
 from finetune.data.masks import open_examples
+from finetune.heads.dense_parts import resize
 from finetune.predictions import Classes, ClassMap
 from finetune.tasks.configs.segmentation import SegmentationConfig
 from finetune.tasks.pixel_heads import pixel_loss
@@ -207,6 +209,25 @@ def test_a_hierarchical_backbone_gives_its_own_pyramid(head: str):
     task.train()(batch, 0)["loss"].backward()
     assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
     assert task.eval().scores(torch.randn(1, 3, 50, 70)).shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("head", "timm", "size"),
+    [*((head, None, (48, 56)) for head in HEADS), ("linear", "test_convnext", (64, 64))],
+)
+def test_pixels_stay_where_they_are_in_images_that_are_no_whole_patches(
+    head: str, timm: str | None, size: tuple[int, int]
+):
+    task = task_of(configured(head), Squares.classes)
+    if timm is not None:
+        opened = Opened(TimmBackbone(timm, (64, 64)), (0.5,) * 3, (0.5,) * 3, timm)
+        task = Segmentation(configured(head), opened, Squares.classes)
+    images = torch.randn(1, 3, 43, 53)
+    padded = F.pad(images, (0, size[1] - 53, 0, size[0] - 43))
+    task.eval()
+    with torch.no_grad():
+        whole = resize(task.scores(padded), padded.shape[2:])
+        torch.testing.assert_close(resize(task.scores(images), (43, 53)), whole[:, :, :43, :53], atol=1e-4, rtol=1e-4)
 
 
 def test_the_picture_shows_truth_and_prediction():
