@@ -30,6 +30,12 @@ def test_a_mask_cut_out_by_its_box_and_pasted_back_is_where_it_was(
     assert shift.abs().max() < 0.3, "no half pixel is lost on the way"
 
 
+def test_a_cell_is_the_masks_from_half_of_it_on():
+    mask, box = torch.zeros(2, 10, 10, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
+    mask[0, :4], mask[1, :6] = 1, 1
+    assert masks_in_boxes(mask, box, torch.tensor([0, 1]), 1).flatten().tolist() == [0, 1]
+
+
 def test_cells_are_read_where_pixels_are():
     masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
     masks[1, 4:8, 2:6] = 1

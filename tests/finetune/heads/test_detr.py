@@ -28,6 +28,26 @@ def test_queries_start_from_boxes_all_over_the_image():
     assert (logits.sigmoid() < 0.05).all()
 
 
+def test_a_layer_starts_from_the_boxes_of_the_one_before_and_is_not_the_reason_to_move_them():
+    _, head = small(depth=3)
+    given: list[torch.Tensor] = []
+    for layer in head.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, arguments: given.append(arguments[4]))
+    torch.nn.init.normal_(head.decoder.correct[-1].weight)  # pyright: ignore
+    outputs = head.decoder(torch.randn(1, 32, 4, 4))
+    assert [boxes.requires_grad for boxes in given] == [True, False, False]
+    assert all(boxes.equal(before) for boxes, (before, _) in zip(given[1:], outputs, strict=False))
+
+
+def test_boxes_are_parts_of_the_canvas_and_come_back_in_the_pixels_of_the_original(monkeypatch: pytest.MonkeyPatch):
+    dense, head = small()
+    boxes, logits = torch.tensor([[[0.25, 0.5, 0.1, 0.2]]]), torch.tensor([[[5.0, -5.0]]])
+    monkeypatch.setattr(head, "forward", lambda *_, **__: ([(boxes, logits)], (32, 64)))
+    (found,) = head.predict(dense, torch.zeros(1, 3, 32, 64), contents=[(24, 48)], sizes=[(48, 96)], max_detections=1)
+    torch.testing.assert_close(torch.from_numpy(found.boxes), torch.tensor([[25.6, 25.6, 38.4, 38.4]]))
+    assert found.labels.tolist() == [1]
+
+
 def test_centers_of_a_grid_are_columns_and_rows_in_parts_of_the_image():
     assert grid_centers((1, 2)).tolist() == [[0.25, 0.5], [0.75, 0.5]]
 

@@ -109,6 +109,18 @@ def test_the_loss_of_an_image_does_not_depend_on_its_neighbours_in_the_batch():
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
 
 
+def test_the_last_blocks_read_their_own_numbers_of_the_drop_path(monkeypatch: pytest.MonkeyPatch):
+    dense, head = small(drop_path_rate=0.1)
+    drop, read, block = torch.rand(2, 3, 2), [], dense.block
+    monkeypatch.setattr(
+        dense,
+        "block",
+        lambda index, *given, **more: (read.append((index, more["drop"])), block(index, *given, **more))[1],
+    )
+    head.train()(dense.train(), torch.randn(2, 3, 32, 32), drop=drop, uniforms=torch.rand(2, 2, 6))
+    assert [index for index, _ in read] == [1, 2] and all(given.equal(drop[:, index]) for index, given in read)
+
+
 def test_backbones_that_cannot_take_queries_are_refused_by_name():
     vit = ViT((32, 32), 8, embed_dim=32, depth=3, num_heads=2)
     with pytest.raises(ValueError, match="num_blocks 4, but the backbone has 3 blocks"):

@@ -139,6 +139,23 @@ def test_a_label_that_is_no_class_is_named():
         MaskSetLoss(3)([right_answer(halves())], [target], torch.zeros(1, 2))
 
 
+def test_what_a_mask_says_where_nothing_is_known_changes_no_loss():
+    torch.manual_seed(0)
+    valid = torch.ones(16, 16, dtype=torch.bool)
+    valid[8:] = False
+    one = torch.zeros(1, 16, 16, dtype=torch.bool)
+    one[:, 2:6, 2:9] = True
+    other = one.clone()
+    other[:, 9:] = True
+    predicted, labels = [(torch.randn(1, 3, 8, 8), torch.randn(1, 3, 3))], torch.tensor([1])
+    loss, shifts = MaskSetLoss(2, num_points=64), torch.rand(1, 2)
+    first, second = (loss(predicted, [MaskTargets(labels, masks, valid)], shifts) for masks in (one, other))
+    # A point may lie between a known pixel and an unknown one.
+    assert first["loss"].item() == pytest.approx(second["loss"].item(), rel=0.02)
+    known = loss(predicted, [MaskTargets(labels, other)], shifts)
+    assert abs(known["loss"].item() - first["loss"].item()) > 0.1 * first["loss"].item()
+
+
 def test_a_class_map_is_a_mask_for_every_class_in_it_and_void_is_unknown():
     class_map = torch.tensor([[4, 4, 255], [0, 4, 0]], dtype=torch.uint8)
     target = MaskTargets.of_class_map(class_map)

@@ -62,6 +62,8 @@ def test_a_pair_is_mixed_the_same_however_the_batch_is_divided():
     parts = [mixer(images[at : at + 2], LABELS[at : at + 2], drawn[at : at + 2]) for at in (0, 2, 4)]
     torch.testing.assert_close(whole, torch.cat([images for images, _ in parts]), rtol=0, atol=0)
     torch.testing.assert_close(targets, torch.cat([targets for _, targets in parts]), rtol=0, atol=0)
+    drawn[1::2] = uniforms(4, 3)  # both members of a pair are mixed by the numbers of the first
+    assert mixer(images, LABELS, drawn)[1].equal(targets)
 
 
 def test_it_mixes_as_often_as_asked():

@@ -126,11 +126,12 @@ def test_fine_tuning_starts_almost_undecided():
 
 
 def test_the_head_learns_at_its_own_rate_and_tokens_do_not_decay():
-    made = task(pool="mean", optim={"layer_decay": 0.5, "head_lr_scale": 10.0})
+    made = task(vit(num_registers=1), pool="mean", optim={"layer_decay": 0.5, "head_lr_scale": 10.0})
     groups = {name: group for group in made.param_groups() for name in group["names"]}
     assert groups["head.fc.weight"]["lr_scale"] == groups["head.fc_norm.weight"]["lr_scale"] == 10.0
     assert groups["backbone.cls_token"]["lr_scale"] == 0.125
-    assert groups["backbone.cls_token"]["weight_decay_scale"] == groups["backbone.pos_embed"]["weight_decay_scale"] == 0
+    for name in ("cls_token", "reg_token", "pos_embed"):
+        assert groups[f"backbone.{name}"]["weight_decay_scale"] == 0
     assert groups["backbone.blocks.0.mlp.fc1.weight"]["weight_decay_scale"] == 1.0
 
 
@@ -198,6 +199,8 @@ def test_what_is_frozen_is_as_in_evaluation_and_drop_path_stays_in_the_blocks_th
     backbone.set_drop_path(0.5, uniform=True)
     made = task(backbone, train="partial", partial_blocks=1)
     assert [block.training for block in backbone.blocks] == [False, True] and not backbone.training
+    learnt = {name.partition(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert learnt == {"blocks", "norm"} and not any(p.requires_grad for p in backbone.blocks[0].parameters())
     assert made.noises == {"drop": (2, 2)}
     dropped = made(batch(drop=torch.zeros(4, 2, 2)), 0)["loss"]
     kept = made(batch(drop=torch.ones(4, 2, 2)), 0)["loss"]

@@ -79,6 +79,19 @@ def test_both_heads_learn_planted_depth(head: dict, spacing: str):
     assert picture.ndim == 3 and picture.dtype == np.uint8
 
 
+def test_what_is_nearer_or_farther_than_the_range_is_not_learnt():
+    config = DepthConfig(head={"name": "linear"}, crop=32, min_depth=1.0, max_depth=4.0, bins=8)  # pyright: ignore
+    backbone = ViT((32, 32), 8, embed_dim=32, depth=1, num_heads=2, pos_embed="learned")
+    task = Depth(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
+    truth = torch.full((2, 32, 32), 2.0)
+    batch = {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
+    losses = []
+    for outside in (0.0, 0.9, 4.1, 1000.0):
+        truth[:, :9, 5:] = outside
+        losses.append(task({**batch, "target": truth}, 0)["loss"].item())
+    assert len(set(losses)) == 1
+
+
 def test_metres_are_not_rounded_under_autocast():
     bins, logits = DepthBins(64, min_depth=1.0, max_depth=80.0, spacing="uniform"), torch.randn(1, 64, 8, 8)
     expected = bins(logits)
