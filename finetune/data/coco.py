@@ -51,6 +51,9 @@ class CocoExamples:
     Args:
         content: of the annotation file.
         named: its entries to take, each with the name of its image in `files`.
+
+    Attributes:
+        has_objects: bool [n], which images have an object that is no crowd.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class CocoExamples:
     ) -> None:
         nothing = no_instances(masks=masks)
         objects = [content.instances.get(entry.id, nothing) for entry, _ in named]
-        if not any((~found.crowd).any() for found in objects):
+        self.has_objects = np.array([bool((~found.crowd).any()) for found in objects])
+        if not self.has_objects.any():
             raise ValueError(f"{content.path}: no object that can be used{_why(findings)}")
         self.files, self.findings, self.classes = files, findings, content.classes
         self.ids = [entry.id for entry, _ in named]

@@ -12,7 +12,11 @@ from pretrain.data.subset import of_each_class
 
 
 class Subset:
-    """The examples `indices` (ascending) of another set."""
+    """The examples `indices` (ascending) of another set.
+
+    Raises:
+        ValueError: it is a set of images with objects, and these have none.
+    """
 
     def __init__(self, whole: Examples, indices: np.ndarray) -> None:
         self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
@@ -20,6 +24,9 @@ class Subset:
         digest = hashlib.sha256(whole.fingerprint.encode())
         digest.update(self.indices.astype("<i8").tobytes())
         self.fingerprint = digest.hexdigest()
+        has_objects = getattr(whole, "has_objects", None)
+        if has_objects is not None and not has_objects[self.indices].any():
+            raise ValueError(f"the {len(indices)} images chosen have no object; take more by limit or fraction")
         labels = getattr(whole, "labels", None)
         if labels is not None:
             self.labels = np.asarray(labels)[self.indices]

@@ -18,6 +18,7 @@ from finetune.config import Source
 from finetune.data import rle
 from finetune.data.coco import CocoExamples, open_examples
 from finetune.data.examples import BadExample
+from finetune.data.subset import subset
 from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
 
@@ -167,6 +168,13 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):
     assert not kinds(examples)
     with pytest.raises(ValueError, match=r"no object that can be used.*1 x bad mask.*task\.head\.name=faster_rcnn"):
         opened(tmp_path, [without], MASKS)
+
+
+def test_a_part_without_objects_is_refused(tmp_path: Path):
+    whole = opened(tmp_path, [annotation(1, image=9), annotation(2, iscrowd=1)])
+    with pytest.raises(ValueError, match="the 1 images chosen have no object; take more"):
+        subset(whole, Source(images="x", limit=1))
+    assert len(subset(whole, Source(images="x", limit=2))) == 2
 
 
 def test_images_without_objects_are_background_unless_they_are_dropped(tmp_path: Path):
