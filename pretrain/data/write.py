@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from pretrain.data.files import replacing, write_whole
 from pretrain.data.images import UnreadableImageError, prepare
@@ -146,7 +147,7 @@ def write(
 def _only_writer(state: Path, name: str) -> Iterator[None]:
     with (state / f"{name}.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"{state.parent}: another fovea data write --name {name} is at work in this folder"
@@ -158,8 +159,19 @@ def _only_writer(state: Path, name: str) -> Iterator[None]:
 def _shared(state: Path) -> Iterator[None]:
     """While one writer changes the files that those of other names have in common with it, they wait."""
     with (state / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _lock(file: IO[str], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # Lustre, unless it is mounted with the option flock
+        raise ValueError(
+            f"{file.name}: this file system gives no locks ({error.strerror}); write to one that does, then copy"
+        ) from error
 
 
 def _with_those_of(path: Path, classes: Mapping[int, str]) -> dict[int, str]:

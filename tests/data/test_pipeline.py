@@ -14,7 +14,7 @@ from pretrain.data.decode import DecodeError, decode_image
 from pretrain.data.index import build_index
 from pretrain.data.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
 from pretrain.data.pipeline import make_loader
-from pretrain.data.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError, candidates
+from pretrain.data.substitute import MAX_SUBSTITUTES, BadRecord, BadSamples, TooManyBadSamplesError, candidates
 from pretrain.data.view import Blur, ColorJitter, Noise, View
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 from tests.data.test_decode import encoded, png_header
@@ -294,15 +294,10 @@ def test_candidates_are_keyed_by_position_and_spread_over_all_samples():
     assert places == {(0, i) for i in range(3)} | {(2, i) for i in range(5)}
 
 
-def bad(position: int, key: str = "k") -> dict:
-    return {
-        "position": position,
-        "shard": "s.tar",
-        "key": key,
-        "reason": "empty file",
-        "substitute": "s.tar/x",
-        "passed_over": False,
-    }
+def bad(position: int, key: str = "k") -> BadRecord:
+    return BadRecord(
+        position=position, shard="s.tar", key=key, reason="empty file", substitute="s.tar/x", passed_over=False
+    )
 
 
 def test_bad_samples_are_counted_and_each_is_recorded_once():

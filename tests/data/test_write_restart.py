@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -80,6 +82,17 @@ def test_writers_of_two_names_share_a_folder_and_those_of_one_do_not(folder, tmp
         assert sorted(path.name for path in out.glob(".*.tmp")) == [".a-000000.tar.7.tmp", ".a-b-000000.tar.7.tmp"]
     assert run(folder, out, "--name", "a") == 0
     assert Dataset.open(out).num_samples == 48
+
+
+def test_a_file_system_without_locks_is_named(folder, tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert run(folder, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/out/.write/train.lock: this file system gives no locks (Function not implemented)" in error
+    assert "then copy" in error
 
 
 def test_workers_do_not_change_a_byte(folder, tmp_path):
