@@ -185,7 +185,7 @@ def test_a_checkpoint_before_the_first_step_loads(tmp_path):
     run(again, kind="toy", total_steps=3)  # what it has learnt, and its optimizer's state, is gone
     again.load(folder)
     assert again.step_count == 0
-    losses = [[result.losses for result in run(one, kind="toy", total_steps=2)] for one in (engine, again)]
+    losses = [[result.losses for result in run(one, kind="toy", total_steps=5)] for one in (engine, again)]
     assert losses[0] == losses[1]
 
 

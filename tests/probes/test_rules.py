@@ -123,6 +123,11 @@ def test_a_verdict_is_given_once_while_it_lasts_and_again_when_it_returns():
     assert [verdict.rule for verdict in told(rows)] == ["teacher_one_hot"] * 2
 
 
+def test_a_sign_that_is_away_for_a_row_or_two_is_not_said_again():
+    sick = {"doctor/weight_change": lambda step: 0.01 if step % 20 < CALM_ROWS - 1 else 0.3}
+    assert [verdict.rule for verdict in told(from_step(65, 200, sick))] == ["learning_rate_too_high"]
+
+
 def test_a_run_that_resumes_is_told_once_more_what_stands_and_not_what_is_over():
     doctor = Doctor(FACTS)
     for step in range(1, 60):
