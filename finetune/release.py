@@ -80,7 +80,7 @@ def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
         for name, content in files.items():
             write_json(new / name, content)
         write_json(new / RECORD, facts)
-        (new / "README.md").write_text(card(facts), encoding="utf-8")
+        (new / "README.md").write_text(card(facts), encoding="utf-8", errors="replace")
     return folder
 
 

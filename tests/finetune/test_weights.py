@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.config import ModelSource
+from finetune.predictions import Classes
 from finetune.release import open_task
 from finetune.release import write_release as write_task
 from finetune.weights import open_source
@@ -183,6 +184,12 @@ def test_the_norm_that_a_classifier_of_the_mean_patch_took_over_is_the_backbones
     images = torch.randn(2, 3, 32, 32)
     expected = task.head.fc_norm(task.bare_backbone(images))  # pyright: ignore
     torch.testing.assert_close(opened.backbone.eval()(images), expected)
+
+
+def test_a_class_named_by_bytes_that_are_no_utf_8_is_kept(tmp_path: Path):
+    classes = Classes(("caf\udce9", "dog"))
+    folder = write_task(tmp_path / "release", small_task("classification", classes=classes), {})
+    assert open_task(folder)[0].classes == classes and "dog" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_damaged_release_of_a_task_is_named(tmp_path: Path):
