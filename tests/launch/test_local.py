@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from launch.restarts import Wish, keep_running
 from tests.runs import ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
 
 STEPS = 24
+Launch = Callable[..., subprocess.Popen[str]]
 
 
 def launch(config: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -102,27 +103,39 @@ sys.exit(keep_running(run_dir, lambda wish: run_once(sys.argv[2:], wish), max_re
 """
 
 
-def launch_slow_to_save(run_dir: Path, how: str, *prefix: str) -> subprocess.Popen[str]:
-    run = [sys.executable, "-S", "-c", SLOW_TO_SAVE, str(run_dir), how]
-    command = [*prefix, sys.executable, "-c", LAUNCHER, str(run_dir), *run]
-    process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    wait_until(lambda: bool(children(process.pid)), process)
-    time.sleep(0.2)
-    return process
+@pytest.fixture
+def slow_to_save() -> Iterator[Launch]:
+    """Have the launcher keep such a run going; what is left of both afterwards is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(run_dir: Path, how: str, *prefix: str) -> subprocess.Popen[str]:
+        run = [sys.executable, "-S", "-c", SLOW_TO_SAVE, str(run_dir), how]
+        command = [*prefix, sys.executable, "-c", LAUNCHER, str(run_dir), *run]
+        process = subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        wait_until(lambda: bool(children(process.pid)), process)
+        time.sleep(0.2)
+        return process
+
+    yield launch
+    for process in started:
+        kill_all(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(tmp_path: Path, number: signal.Signals):
-    process = launch_slow_to_save(tmp_path / "run", "hears")
+def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(
+    tmp_path: Path, number: signal.Signals, slow_to_save: Launch
+):
+    process = slow_to_save(tmp_path / "run", "hears")
     os.killpg(process.pid, number)  # as a terminal does
     assert process.wait(20) == 85 and (tmp_path / "run" / "PREEMPTED").exists()
 
 
-def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path):
-    process = launch_slow_to_save(tmp_path / "run", "deaf")
+def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path, slow_to_save: Launch):
+    process = slow_to_save(tmp_path / "run", "deaf")
     process.send_signal(signal.SIGINT)
     wait_until(lambda: (tmp_path / "run" / "stop").exists(), process)
     process.send_signal(signal.SIGINT)
@@ -131,8 +144,8 @@ def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path
     assert "restarts left" not in said
 
 
-def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path):
-    process = launch_slow_to_save(tmp_path / "run", "hears", "nohup")
+def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path, slow_to_save: Launch):
+    process = slow_to_save(tmp_path / "run", "hears", "nohup")
     os.killpg(process.pid, signal.SIGHUP)
     time.sleep(0.5)
     assert process.poll() is None and not (tmp_path / "run" / "stop").exists()
