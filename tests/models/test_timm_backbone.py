@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.ema import EMA
@@ -185,6 +186,14 @@ def test_a_configuration_takes_width_and_stride_from_the_model():
 def test_models_that_are_not_there_are_named(model: dict, problem: str):
     with pytest.raises(ValueError, match=problem):
         ModelConfig.model_validate(model)
+
+
+def test_stochastic_depth_rises_over_the_blocks_or_is_uniform_in_all_but_the_first():
+    vit = TimmBackbone("vit_tiny_patch16_224", (32, 32), drop_path_rate=0.4, depth=3, embed_dim=24, num_heads=2)
+    rates = [module.drop_prob for module in vit.modules() if isinstance(module, DropPath)]  # attention, then MLP
+    assert rates == pytest.approx([0.2, 0.2, 0.4, 0.4])
+    vit.set_drop_path(0.3, uniform=True)
+    assert [module.drop_prob for module in vit.modules() if isinstance(module, DropPath)] == [0.3] * 4
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_base_patch16_xp_224"])
