@@ -173,3 +173,8 @@ def test_sizes_are_timms(name: str):
         other = timm.create_model(f"{name}_patch{patch}_224", num_classes=0)
         ours = ViT((224, 224), patch, **SIZES[name], pos_embed="learned")
     assert {n: p.shape for n, p in ours.state_dict().items()} == {n: p.shape for n, p in other.state_dict().items()}
+
+
+def test_registers_start_near_nothing_and_apart_or_they_would_stay_the_same_for_ever():
+    tokens = ViT((16, 16), 8, 3, 16, 1, 2, num_registers=3).state_dict()["reg_token"][0]
+    assert tokens.abs().max() < 1e-5 and len(tokens.unique(dim=0)) == 3
