@@ -107,7 +107,7 @@ class TrainBatches:
         """The example of a position, or the first of its substitutes that can be read."""
         own = self.order.at(position)[2]
         failed: list[BadRecord] = []
-        for index in chain([own], (i for _, i in candidates(self.order.counts, self.seed, position))):
+        for index in chain([own], (i for _, i in candidates(self.order.counts, self.seed, position, (0, own)))):
             try:
                 example = self.examples[index]
                 sample = self.transform(example, keyed.generator(self.seed, position, _TRANSFORM))

@@ -111,7 +111,7 @@ class _Source:
     def __init__(self, of: MicroBatches, position: int, place: tuple[int, int], bad: list[BadRecord]) -> None:
         self.of = of
         self.position = position
-        self.places = chain([place], candidates(of.dataset.counts, of.order.seed, position))
+        self.places = chain([place], candidates(of.dataset.counts, of.order.seed, position, place))
         self.bad = bad
         self.failed: list[BadRecord] = []
         self.name = ("", "")

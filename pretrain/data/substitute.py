@@ -35,12 +35,13 @@ class TooManyBadSamplesError(ValueError):
     """The data set is damaged beyond what the run may replace."""
 
 
-def candidates(counts: np.ndarray, seed: int, position: int) -> Iterator[tuple[int, int]]:
-    """(shard, sample) of at most MAX_SUBSTITUTES replacements for `position`, uniform over the data set."""
+def candidates(counts: np.ndarray, seed: int, position: int, own: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(shard, sample) of at most MAX_SUBSTITUTES replacements for `own` at `position`, uniform over all others."""
     ends = np.cumsum(counts)
-    for attempt in range(MAX_SUBSTITUTES):
-        uniform = keyed.generator(seed, position, keyed.SUBSTITUTE, attempt).random()
-        index = int(uniform * int(ends[-1]))
+    others, own_index = int(ends[-1]) - 1, int(ends[own[0]] - counts[own[0]]) + own[1]
+    for attempt in range(MAX_SUBSTITUTES if others else 0):
+        index = int(keyed.generator(seed, position, keyed.SUBSTITUTE, attempt).random() * others)
+        index += index >= own_index
         shard = int(np.searchsorted(ends, index, side="right"))
         yield shard, index - int(ends[shard] - counts[shard])
 

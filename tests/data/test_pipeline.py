@@ -285,13 +285,15 @@ def test_a_set_of_nothing_but_bad_samples_stops_at_once_naming_one(tmp_path):
         load(Dataset.open(shard))
 
 
-def test_candidates_are_keyed_by_position_and_spread_over_all_samples():
+def test_candidates_are_keyed_by_position_and_spread_over_all_other_samples():
     counts = np.array([3, 0, 5])
-    assert list(candidates(counts, 1, 17)) == list(candidates(counts, 1, 17))
-    assert list(candidates(counts, 1, 17)) != list(candidates(counts, 1, 18))
-    assert len(list(candidates(counts, 1, 17))) == MAX_SUBSTITUTES
-    places = {place for position in range(60) for place in candidates(counts, 1, position)}
-    assert places == {(0, i) for i in range(3)} | {(2, i) for i in range(5)}
+    every = {(0, i) for i in range(3)} | {(2, i) for i in range(5)}
+    assert list(candidates(counts, 1, 17, (0, 1))) == list(candidates(counts, 1, 17, (0, 1)))
+    assert list(candidates(counts, 1, 17, (0, 1))) != list(candidates(counts, 1, 18, (0, 1)))
+    assert len(list(candidates(counts, 1, 17, (0, 1)))) == MAX_SUBSTITUTES
+    for own in every:
+        assert {place for position in range(60) for place in candidates(counts, 1, position, own)} == every - {own}
+    assert list(candidates(np.array([1]), 1, 17, (0, 0))) == []
 
 
 def bad(position: int, key: str = "k") -> BadRecord:
