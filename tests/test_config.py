@@ -123,6 +123,12 @@ def test_what_the_deepspeed_engine_cannot_do_is_found_before_it_starts(override:
     assert len(caught.value.problems) == 1 and problem in caught.value.problems[0]
 
 
+def test_a_name_of_another_type_is_a_problem_like_any_other():
+    with pytest.raises(ConfigError) as caught:
+        load("debug/mae", "model.name=[vit_base]")
+    assert caught.value.problems == ["model.name: Input should be a valid string, got ['vit_base']"]
+
+
 def test_colours_need_rgb():
     with pytest.raises(ConfigError) as caught:
         load("debug/dino", "model.in_chans=1", "data.mean=[0.5]", "data.std=[0.2]")

@@ -50,11 +50,13 @@ class ModelConfig(Config):
             return given
         given = {key: value for key, value in given.items() if value is not None}
         name = given.get("name", "vit_base")
+        if not isinstance(name, str):
+            return given
         if name in SIZES:
             return {**SIZES[name], **given}
         if name == families.CONV:
             return {"embed_dim": 64, "class_token": False, **given}
-        if not isinstance(name, str) or not name.startswith(families.TIMM):
+        if not name.startswith(families.TIMM):
             return given
         from pretrain.models.timm_backbone import facts
 
