@@ -39,7 +39,7 @@ from pretrain.start import build_objective, start_weights
 # What may change when a run goes on.
 FREE_KEYS = (
     *("run_dir", "engine", "checkpoint", "log", "probe", "doctor", "init"),
-    *("data.shards", "data.index", "data.num_workers", "data.prefetch"),
+    *("data.shards", "data.index", "data.num_workers", "data.prefetch", "data.max_bad_fraction"),
 )
 START_ANOTHER = "choose another run_dir (init.checkpoint starts from this run's weights), or undo the change"
 
