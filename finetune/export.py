@@ -191,7 +191,7 @@ def _measure(
     primary = next(iter(found["model.onnx"]))
     drop = found["model.onnx"][primary] - found["model.int8.onnx"][primary]
     smaller = (out / "model.onnx").stat().st_size / (out / "model.int8.onnx").stat().st_size
-    say(f"int8: {primary} changes by {-drop:+.4f}, the file is {smaller:.1f} times smaller; {found['protocol']}")
+    say(f"int8: {primary} changes by {-drop + 0.0:+.4f}, the file is {smaller:.1f} times smaller; {found['protocol']}")
     return {**found, "primary": primary, "drop": drop, "times_smaller": smaller}
 
 

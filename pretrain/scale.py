@@ -13,6 +13,7 @@ No torch here; the memory on the new GPUs is `pretrain.memory`'s.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -74,7 +75,7 @@ def scale(
             raise ValueError(f"{name} must be at least 1, got {count}")
     config = validate(PretrainConfig, values, source="the recipe")
     old_batch = config.optim.global_batch_size
-    accumulation = accumulation or max(1, round(old_batch / (gpus * batch_per_gpu)))
+    accumulation = accumulation or math.ceil(old_batch / (gpus * batch_per_gpu))
     new_batch = gpus * batch_per_gpu * accumulation
     k = new_batch / old_batch
     rule: Rule = lr_rule or config.optim.blr_rule

@@ -44,6 +44,11 @@ def test_samples_seen_and_the_memory_of_the_average_stay(gpus: int, batch: int, 
     assert new.objective.momentum_teacher == pytest.approx(0.996**k)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("gpus", "batch", "accumulation"), [(1, 512, 1), (3, 64, 3), (5, 64, 2), (64, 64, 1)])
+def test_as_few_micro_batches_are_summed_as_reach_the_batch_of_the_recipe(gpus: int, batch: int, accumulation: int):
+    assert config_of(scale(DINO, gpus=gpus, batch_per_gpu=batch).values).engine.accumulation_steps == accumulation
+
+
 def test_steps_inside_a_part_of_the_objective_are_scaled_too_and_a_checkpoint_never_comes_later():
     recipe = next(path for path in RECIPES if path.stem == "dinov2_vit_large_gram_highres")
     values = read_values(recipe) | {"checkpoint": {"every_steps": 500}}

@@ -48,5 +48,8 @@ def plan_steps(
         optim.warmup_steps if optim.warmup_steps is not None else round((optim.warmup_epochs or 0) * steps_per_epoch)
     )
     if warmup > total:
-        problems.append(f"optim.warmup: {warmup} warm-up steps are more than the {total} steps of the run")
+        key = "warmup_epochs" if optim.warmup_steps is None else "warmup_steps"
+        problems.append(
+            f"optim.{key}: {warmup} warm-up steps are more than the {total} steps of the run; give fewer, or 0"
+        )
     return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr), problems

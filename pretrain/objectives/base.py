@@ -44,10 +44,7 @@ class Objective(nn.Module):
     config: Any
     head_prefixes: tuple[str, ...] = ()
     renewed_prefixes: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._statistics: BatchStatistics | None = None
+    _statistics: BatchStatistics | None = None
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         if self.training:

@@ -35,7 +35,7 @@ PLANTED = {
     "a batch larger than the data": Planted(
         ("optim.global_batch_size: 2000", "only 960"), ["optim.global_batch_size=2000"]
     ),
-    "a warm-up longer than the run": Planted(("optim.warmup: 50", "24 steps"), ["optim.warmup_steps=50"]),
+    "a warm-up longer than the run": Planted(("optim.warmup_steps: 50", "24 steps"), ["optim.warmup_steps=50"]),
     "shards that are not there": Planted(("/no/such/shards",), ["data.shards=/no/such/shards"]),
     "shards without an index": Planted(("make it with: fovea data index",), ["data.shards={bare}"]),
     "a truncated shard": Planted(("truncated or replaced", "grocery-train-000000.tar has"), ["data.shards={cut}"]),
