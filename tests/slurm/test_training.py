@@ -102,8 +102,8 @@ def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(
 def test_a_run_longer_than_its_time_limit_has_bitwise_the_same_weights(
     cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
 ):
-    run = RealRun(tmp_path, step_seconds=5)
-    job = run.submit("--no-preflight", minutes="2")
+    run = RealRun(tmp_path, step_seconds=2)
+    job = run.submit("--no-preflight", minutes="1")
     cluster.wait(job, "COMPLETED", seconds=900)
     assert len(run.outcomes) > 1 and set(run.outcomes[:-1]) == {"time limit"}
     assert_as(undisturbed, run)
