@@ -53,7 +53,7 @@ def test_milestones_are_epochs_and_become_steps():
         ({"schedule": "constant", "min_lr": 0.1}, "min_lr: 0.1, but schedule constant does not end there"),
         ({"power": 0.9}, "power: 0.9 with schedule cosine"),
         ({"warmup_lr": 0.1}, "warmup_lr: 0.1 without a warm-up"),
-        ({"blr": 1.0}, "give exactly one of lr and blr"),
+        ({"blr": 1.0}, "give one of lr and blr, not both"),
     ],
 )
 def test_contradictions_are_named(wrong: dict[str, Any], message: str):

@@ -38,7 +38,9 @@ def test_an_installation_without_a_checkout_has_the_batch_scripts(tmp_path: Path
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "wheel", *offline, "-w", str(wheels), str(source)], check=True, timeout=300)
     (wheel,) = wheels.iterdir()
-    subprocess.run([*pip, "install", *offline, "--prefix", str(home), str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", *offline, "--ignore-installed", "--prefix", str(home), str(wheel)], check=True, timeout=300
+    )
     (packages,) = home.glob("lib/python*/site-packages")
     code = "from launch.template import folder, read_template; print(folder(), len(read_template('finetune')))"
     done = subprocess.run(
