@@ -1,6 +1,8 @@
 import io
 import struct
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +230,16 @@ def test_a_sample_without_an_image_says_what_would_be_one():
 
 def test_the_kind_of_image_is_read_from_its_bytes():
     assert (decode_sample({"jpg": encoded(picture(), "PNG")}, 3) == picture()).all()
+
+
+def test_a_bomb_takes_no_memory():
+    out = io.BytesIO()
+    Image.new("1", (13_300, 13_300)).save(out, "PNG")
+    tracemalloc.start()
+    before = int(Path("/proc/self/statm").read_text().split()[1])
+    with pytest.raises(DecodeError, match=r"too large: .*pixels"):
+        decode_image(out.getvalue(), 3)
+    grown = (int(Path("/proc/self/statm").read_text().split()[1]) - before) * 4096
+    assert grown < 20e6
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
