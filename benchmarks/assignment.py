@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.order import Order, rank_positions
+from pretrain.data.sampling.order import Order, rank_positions
 
 SHARDS, PER_SHARD, SAMPLE = 100_000, 10_000, 110_000
 RANKS_PER_NODE, IMAGES_PER_RANK, STEPS = 8, 8, 20

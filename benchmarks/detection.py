@@ -19,17 +19,17 @@ from typing import Any
 import torch
 
 from benchmarks.report import print_json, print_table
-from finetune.backbones.opened import Opened
 from finetune.data.batches import move
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.detection import Detection
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
-from pretrain.models.sizes import SIZES
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.sizes import SIZES
+from pretrain.models.backbones.vit import ViT
 
 PATCH = 16
 HEADS: dict[str, dict[str, Any]] = {

@@ -24,12 +24,12 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.report import paired, print_json, print_table, summary
-from pretrain.data.dataset import Dataset
-from pretrain.data.index import build_index
-from pretrain.data.microbatch import HostBatch
-from pretrain.data.pipeline import make_loader
-from pretrain.data.reader import Reader
-from pretrain.data.view import Blur, ColorJitter, Noise, View
+from pretrain.data.loader.microbatch import HostBatch
+from pretrain.data.loader.pipeline import make_loader
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.index import build_index
+from pretrain.data.shards.reader import Reader
+from pretrain.data.views.view import Blur, ColorJitter, Noise, View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8)

@@ -27,9 +27,9 @@ from benchmarks.plain_ijepa import PlainIJEPA
 from benchmarks.plain_mocov3 import PlainMoCoV3
 from benchmarks.plain_simmim import PlainSimMIM
 from benchmarks.plain_vqkd import PlainEncoder, PlainVQKD
+from launch.plan.memory import empty_batch
 from pretrain.config import PretrainConfig
-from pretrain.configlib import load_config
-from pretrain.memory import empty_batch
+from pretrain.core.configlib import load_config
 from pretrain.objectives import build
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_backbone

@@ -87,5 +87,5 @@ class PlainData2Vec2(nn.Module):
             average.mul_(momentum).add_(value, alpha=1 - momentum)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.data2vec2.Data2Vec2` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.data2vec2.Data2Vec2` over a `pretrain.models.backbones.vit.ViT`."""
         self.load_state_dict({name.replace("teacher.average.", "teacher."): value for name, value in state.items()})

@@ -53,7 +53,7 @@ class PlainDINO(nn.Module):
         plain_ema(list(self.teacher.parameters()), list(self.student.parameters()), momentum)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.dino.DINO` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.dino.DINO` over a `pretrain.models.backbones.vit.ViT`."""
         self.load_state_dict({name.replace("teacher.average.", "teacher."): value for name, value in state.items()})
 
 

@@ -103,5 +103,5 @@ class PlainDINOv2(nn.Module):
         plain_ema(list(self.teacher.parameters()), list(self.student.parameters()), momentum)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.dinov2.DINOv2` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.dinov2.DINOv2` over a `pretrain.models.backbones.vit.ViT`."""
         self.load_state_dict({name.replace("teacher.average.", "teacher."): value for name, value in state.items()})

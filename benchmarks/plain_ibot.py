@@ -104,7 +104,7 @@ class PlainIBOT(nn.Module):
         plain_ema([value for value, _ in common], [value for _, value in common], momentum)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.ibot.IBOT` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.ibot.IBOT` over a `pretrain.models.backbones.vit.ViT`."""
         state = {name.replace("teacher.average.", "teacher."): value for name, value in state.items()}
         for branch in ("student", "teacher"):
             for leaf in ("weight_g", "weight_v"):

@@ -64,7 +64,7 @@ class PlainMoCoV3(nn.Module):
         return F.cross_entropy(logits, labels) * (2 * self.temperature)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.mocov3.MoCoV3` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.mocov3.MoCoV3` over a `pretrain.models.backbones.vit.ViT`."""
         self.load_state_dict(
             {name.replace("momentum_encoder.average.", "momentum_encoder."): v for name, v in state.items()}
         )

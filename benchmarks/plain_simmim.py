@@ -48,7 +48,7 @@ class PlainSimMIM(nn.Module):
         return ((images - drawn).abs() * pixels).sum() / (pixels.sum() + 1e-5) / images.shape[1]
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """The weights of `pretrain.objectives.simmim.SimMIM` over a `pretrain.models.vit.ViT`."""
+        """The weights of `pretrain.objectives.simmim.SimMIM` over a `pretrain.models.backbones.vit.ViT`."""
         renamed = {
             "mask_token": "mask_token",
             "encoder.cls_token": "cls_token",

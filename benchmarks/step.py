@@ -21,11 +21,11 @@ import torch
 from benchmarks import plain
 from benchmarks.pairs import PAIRS, STEPS, Pair, pair
 from benchmarks.report import paired, print_json, print_table, summary
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
-from pretrain.models.sizes import SIZES
+from pretrain.models.backbones.sizes import SIZES
 
 Step = Callable[[], float]
 

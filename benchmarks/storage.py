@@ -19,9 +19,9 @@ import numpy as np
 from webdataset.compat import WebDataset
 
 from benchmarks.report import Pairs, paired, print_json, print_table, summary
-from pretrain.data.dataset import Dataset
-from pretrain.data.index import build_index, index_shard
-from pretrain.data.reader import Reader
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.index import build_index, index_shard
+from pretrain.data.shards.reader import Reader
 
 
 def make_shards(folder: Path, *, shards: int, samples: int, length: int) -> list[str]:

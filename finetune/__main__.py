@@ -12,9 +12,9 @@ from typing import NamedTuple
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
-from pretrain.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
-from pretrain.ranks import read_launch
 
 
 class Checked(NamedTuple):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.configs.values import Positive, Size, pair
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]

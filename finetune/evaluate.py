@@ -18,9 +18,9 @@ from finetune.data.examples import Examples
 from finetune.metrics.metric import Scores
 from finetune.predictions import Prediction
 from finetune.tasks.base import Task
-from pretrain import distributed
-from pretrain.data.workers import run_in_workers
-from pretrain.distributed import World
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from pretrain.data.loader.workers import run_in_workers
 
 Chosen = tuple[float, int, Prediction]  # quality, number of the example, prediction
 

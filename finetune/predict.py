@@ -24,10 +24,10 @@ import numpy as np
 
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
-from pretrain.data.decode import DecodeError, decode_image, decode_npy
-from pretrain.data.images import SUFFIXES
-from pretrain.engine.commit import CheckpointError
-from pretrain.record import write_json
+from pretrain.core.record import write_json
+from pretrain.data.shards.image_files import SUFFIXES
+from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
+from pretrain.engine.checkpoint.commit import CheckpointError
 
 if TYPE_CHECKING:
     import torch

@@ -19,18 +19,18 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.backbones.opened import Opened
 from finetune.card import card
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
-from pretrain.configlib import Config, validate
-from pretrain.engine.commit import newest_whole, read_manifest
+from pretrain.core.configlib import Config, validate
+from pretrain.core.record import replacing_folder, write_json
+from pretrain.engine.checkpoint.commit import newest_whole, read_manifest
 from pretrain.engine.step import MODEL_FILE
 from pretrain.models.importers.files import read_safetensors
-from pretrain.models.release import backbone_of, plain_state
-from pretrain.record import replacing_folder, write_json
+from pretrain.models.release.folder import backbone_of, plain_state
 
 FORMAT = 1
 WEIGHTS, RECORD = "model.safetensors", "fovea.json"

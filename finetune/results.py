@@ -16,8 +16,8 @@ from finetune.evaluate import Evaluation
 from finetune.report.page import Page
 from finetune.report.write import board_pictures, draw, write_report
 from finetune.tasks.base import Task
-from pretrain.configlib import dump
-from pretrain.record import versions, write_json
+from pretrain.core.configlib import dump
+from pretrain.core.record import versions, write_json
 
 RESULTS, REPORT = "results.json", "report"
 _FAILED = 20

@@ -15,27 +15,27 @@ from finetune import results
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.evaluate import Evaluation, EvaluationError, evaluate
-from finetune.feed import Feed
+from finetune.loader import Feed
 from finetune.release import TASK, described, open_task, write_release
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.weights import Opened, open_source
-from pretrain import distributed
-from pretrain.configlib import ConfigError
-from pretrain.data.substitute import TooManyBadSamplesError
-from pretrain.distributed import World
-from pretrain.engine import preempt
+from pretrain.core import distributed
+from pretrain.core.configlib import ConfigError
+from pretrain.core.distributed import World
+from pretrain.core.record import git_commit, versions, write_json, write_text
+from pretrain.data.sampling.substitute import TooManyBadSamplesError
 from pretrain.engine.build import engine_of
-from pretrain.engine.checkpoint import Checkpoints
-from pretrain.engine.folder import check_same_run, write_records
-from pretrain.engine.log import open_log
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
-from pretrain.engine.nonfinite import NonFiniteSteps
-from pretrain.engine.pace import Pace
+from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
-from pretrain.engine.session import session
+from pretrain.engine.session import preempt
+from pretrain.engine.session.folder import check_same_run, write_records
+from pretrain.engine.session.log import open_log
+from pretrain.engine.session.pace import Pace
+from pretrain.engine.session.session import session
 from pretrain.engine.trainable import StepResult
-from pretrain.record import git_commit, versions, write_json, write_text
 
 PATHS = ("images", "annotations", "masks", "depth", "classes")
 # What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.

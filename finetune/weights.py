@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.backbones.opened import Opened
 from finetune.config import ModelSource
-from finetune.heads.lora import merged_state
+from finetune.dense.opened import Opened
+from finetune.heads.pooled.lora import merged_state
 from finetune.release import is_task, open_task
-from pretrain.configlib import ConfigError
+from pretrain.core.configlib import ConfigError
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface import huggingface
-from pretrain.models.release import IMAGENET_MEAN, IMAGENET_STD, backbone_of, read_release
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
-from pretrain.models.vit_facts import vit_arguments
+from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, backbone_of, read_release
 
 __all__ = ["Opened", "open_source"]
 DEFAULT_SIDE = 224  # of weights that do not say which image size they are of

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from launch.local import run_local
+from launch.hosts.local import run_local
 from launch.programs import PROGRAMS, check_program
-from pretrain.configlib import ConfigError
+from pretrain.core.configlib import ConfigError
 
 # What has a parser of its own: word -> module.
 ELSEWHERE = {
-    "slurm": "launch.slurm",
-    "hosts": "launch.hosts",
-    "attempt": "launch.attempt",
-    "check": "launch.check",
-    "plan": "launch.plan",
+    "slurm": "launch.slurm.command",
+    "hosts": "launch.hosts.command",
+    "attempt": "launch.slurm.attempt_command",
+    "check": "launch.check.command",
+    "plan": "launch.plan.command",
 }
 
 

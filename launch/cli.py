@@ -52,19 +52,19 @@ def _probe(arguments: list[str]) -> int:
 
 
 def _replay(arguments: list[str]) -> int:
-    from pretrain.replay import main
+    from pretrain.nonfinite.replay import main
 
     return main(arguments)
 
 
 def _scale(arguments: list[str]) -> int:
-    from pretrain.scale import main
+    from launch.plan.scale import main
 
     return main(arguments)
 
 
 def _doctor(arguments: list[str]) -> int:
-    from pretrain.doctor import main
+    from pretrain.online.examine import main
 
     return main(arguments)
 
@@ -82,7 +82,7 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from finetune.export import main
+    from finetune.export.command import main
 
     return main(arguments)
 

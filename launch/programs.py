@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pretrain.configlib import ConfigError, read_values
+from pretrain.core.configlib import ConfigError, read_values
 
 
 def _pretrain(config: str, overrides: Sequence[str], world_size: int) -> Path:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
-from pretrain.configlib import ConfigError, load_config
-from pretrain.data.dataset import Dataset
-from pretrain.ranks import read_launch
+from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.ranks import read_launch
+from pretrain.data.shards.dataset import Dataset
 
 
 def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[PretrainConfig, Dataset, Plan]:

@@ -9,14 +9,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pretrain.configlib import Config, ConfigError
-from pretrain.data.view import View
+from pretrain.core.configlib import Config, ConfigError
+from pretrain.data.views.view import View
+from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 from pretrain.engine.plan import Plan, plan_steps
-from pretrain.models import families
+from pretrain.models.backbones import families
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
-from pretrain.probes.config import DoctorConfig, ProbeConfig
+from pretrain.probes.config import ProbeConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INIT_SOURCES = ("release", "official", "checkpoint")

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.configlib import ConfigError, load_config
-from pretrain.engine.commit import CheckpointError, newest_whole, read_manifest
-from pretrain.engine.folder import last_start, read_data
-from pretrain.record import read_rows
+from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.record import read_rows
+from pretrain.engine.checkpoint.commit import CheckpointError, newest_whole, read_manifest
+from pretrain.engine.session.folder import last_start, read_data
 
 
 def from_run(run_dir: Path, out: Path) -> str:
@@ -27,7 +27,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     checkpoint = newest_whole(run_dir / "checkpoints")
     from safetensors.torch import load_file
 
-    from pretrain.models.release import write_release
+    from pretrain.models.release.folder import write_release
     from pretrain.objectives.base import Horizon
     from pretrain.start import build_objective
 
@@ -53,7 +53,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     )
     opened = f"timm.create_model('local-dir:{out}', pretrained=True)"
     if not (out / "config.json").is_file():
-        opened = f"pretrain.models.release.read_release('{out}').build()"
+        opened = f"pretrain.models.release.folder.read_release('{out}').build()"
     return f"released step {step} as {out}: {opened}"
 
 

@@ -12,28 +12,29 @@ from typing import Any
 
 import torch
 
-from pretrain import distributed, release
+from pretrain import release
 from pretrain.config import Plan, PretrainConfig
-from pretrain.data.dataset import Dataset
-from pretrain.data.order import ORDER_VERSION
-from pretrain.data.substitute import TooManyBadSamplesError
-from pretrain.distributed import World
-from pretrain.engine import preempt
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from pretrain.core.record import versions
+from pretrain.data.sampling.order import ORDER_VERSION
+from pretrain.data.sampling.substitute import TooManyBadSamplesError
+from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.build import engine_of
-from pretrain.engine.checkpoint import Checkpoints, Found
-from pretrain.engine.folder import check_same_run, write_records
-from pretrain.engine.log import open_log
+from pretrain.engine.checkpoint.checkpoints import Checkpoints, Found
 from pretrain.engine.loop import every, fit
-from pretrain.engine.pace import Pace
-from pretrain.engine.session import session
+from pretrain.engine.session import preempt
+from pretrain.engine.session.folder import check_same_run, write_records
+from pretrain.engine.session.log import open_log
+from pretrain.engine.session.pace import Pace
+from pretrain.engine.session.session import session
 from pretrain.engine.trainable import StepResult
-from pretrain.feed import Feed
+from pretrain.loader import Feed
+from pretrain.nonfinite.recovery import Recovery, RewindError, newest_healthy
+from pretrain.nonfinite.rewinds import PassedOver
 from pretrain.objectives.base import Horizon
-from pretrain.online_doctor import AlarmError, OnlineDoctor
-from pretrain.online_probe import OnlineProbe
-from pretrain.passed_over import PassedOver
-from pretrain.record import versions
-from pretrain.recovery import Recovery, RewindError, newest_healthy
+from pretrain.online.doctor import AlarmError, OnlineDoctor
+from pretrain.online.probe import OnlineProbe
 from pretrain.start import build_objective, start_weights
 
 # What may change when a run goes on.

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.config import InitConfig, PretrainConfig
-from pretrain.configlib import ConfigError
-from pretrain.engine.commit import CheckpointError, verify
-from pretrain.models import families
+from pretrain.core.configlib import ConfigError
+from pretrain.engine.checkpoint.commit import CheckpointError, verify
+from pretrain.models.backbones import families
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
-from pretrain.models.dvae import ConvEncoder
 from pretrain.models.importers import Weights, load_official, load_strict
-from pretrain.models.release import read_release
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.release.folder import read_release
+from pretrain.models.tokenizers.dvae import ConvEncoder
 from pretrain.objectives import build
 from pretrain.objectives.base import Horizon, Objective
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from launch.cli import main
-from pretrain.data.index import build_index
+from pretrain.data.shards.index import build_index
 from pretrain.objectives.mae import MAE
 from tests.data.tars import image_bytes, tar_bytes
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from launch.cli import main
-from pretrain import distributed
+from pretrain.core import distributed
 from pretrain.objectives.mae import MAE
 
 

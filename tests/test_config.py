@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.configlib import ConfigError, dump, load_config
+from pretrain.core.configlib import ConfigError, dump, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" not in path.read_text())  # not of fine-tuning

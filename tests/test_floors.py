@@ -5,69 +5,58 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {f"pretrain.{name}" for name in ("configlib", "distributed", "heartbeat", "ranks", "record", "schedule")}
+CORE = {"pretrain.core"}
 FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
-BELOW_4 = BASE | FLOOR_1 | {"pretrain.objectives", "pretrain.probes", "pretrain.config"}
-PARTS_OF_A_RUN = ("run", "start", "feed", "online_probe", "online_doctor", "release", "doctor", "memory")
-PARTS_OF_A_REWIND = ("capture", "culprits", "passed_over", "recompute", "recovery", "replay")
-FLOOR_4 = {f"pretrain.{name}" for name in PARTS_OF_A_RUN + PARTS_OF_A_REWIND}
+FLOOR_2 = {"pretrain.objectives", "pretrain.probes", "pretrain.doctor"}
+BELOW_4 = CORE | FLOOR_1 | FLOOR_2 | {"pretrain.config"}
+FLOOR_4 = {f"pretrain.{name}" for name in ("run", "start", "loader", "release", "online", "nonfinite")}
 EVERYTHING = {"pretrain", "launch", "finetune"}
 ABOUT_IMAGES = {"finetune.predictions", "finetune.data"}
-PARTS_OF_A_TASK = {f"finetune.{name}" for name in ("heads", "backbones", "metrics", "report", "tasks")} | ABOUT_IMAGES
+PARTS_OF_A_TASK = {f"finetune.{name}" for name in ("heads", "dense", "metrics", "report", "tasks")} | ABOUT_IMAGES
 ALLOWED = {
-    "pretrain.configlib": set(),
-    "pretrain.record": set(),
-    "pretrain.schedule": set(),
-    "pretrain.ranks": set(),
-    "pretrain.heartbeat": set(),
-    "pretrain.distributed": {"pretrain.ranks", "pretrain.heartbeat"},
-    "pretrain.models": BASE,
-    "pretrain.data": BASE,
-    "pretrain.engine": BASE,
+    "pretrain.core": set(),
+    "pretrain.models": CORE,
+    "pretrain.data": CORE,
+    "pretrain.engine": CORE,
     # Of data, objectives see the specification of views and masks only; probes also read labelled images.
-    "pretrain.objectives": BASE | {"pretrain.models", "pretrain.data.view", "pretrain.data.masks"},
-    "pretrain.probes": BASE | {"pretrain.models", "pretrain.data"},
-    "pretrain.backbones": BASE | {"pretrain.objectives", "pretrain.models.families", "pretrain.data.view"},
-    "pretrain.config": BASE
-    | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.models.families", "pretrain.engine.config"}
-    | {"pretrain.engine.plan"}
-    | {"pretrain.data.view", "pretrain.probes.config"},
+    "pretrain.objectives": CORE | {"pretrain.models", "pretrain.data.views.view", "pretrain.data.views.masks"},
+    "pretrain.probes": CORE | {"pretrain.models", "pretrain.data"},
+    "pretrain.doctor": CORE | {"pretrain.models"},
+    "pretrain.config": CORE
+    | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.models.backbones.families"}
+    | {"pretrain.engine.config", "pretrain.engine.plan"}
+    | {"pretrain.data.views.view", "pretrain.probes.config", "pretrain.doctor.config"},
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},
-    "pretrain.scale": {"pretrain"},
     "finetune.predictions": set(),
-    "finetune.data": BASE | {"pretrain.data", "finetune.predictions"},
-    "finetune.metrics": BASE | ABOUT_IMAGES,
-    "finetune.backbones": BASE | {"pretrain.models"},
-    "finetune.heads": BASE | ABOUT_IMAGES | {"pretrain.models", "finetune.backbones"},
+    "finetune.data": CORE | {"pretrain.data", "finetune.predictions"},
+    "finetune.metrics": CORE | ABOUT_IMAGES,
+    "finetune.dense": CORE | {"pretrain.models"},
+    "finetune.heads": CORE | ABOUT_IMAGES | {"pretrain.models", "finetune.dense"},
     # Tasks draw their pictures with it; it knows of them what a type checker sees.
-    "finetune.report": BASE | ABOUT_IMAGES | {"finetune.metrics", "finetune.tasks.base"},
-    "finetune.tasks": BASE | PARTS_OF_A_TASK | {"pretrain.models"},
-    "finetune.tasks.configs": {"pretrain.configlib"},
-    "finetune.config": BASE | {"finetune.tasks.configs", "pretrain.engine.config"},
-    "finetune": BASE | FLOOR_1 | PARTS_OF_A_TASK | {"pretrain.probes"},
+    "finetune.report": CORE | ABOUT_IMAGES | {"finetune.metrics", "finetune.tasks.base"},
+    "finetune.tasks": CORE | PARTS_OF_A_TASK | {"pretrain.models"},
+    "finetune.tasks.configs": {"pretrain.core.configlib"},
+    "finetune.config": CORE | {"finetune.tasks.configs", "pretrain.engine.config"},
+    "finetune": CORE | FLOOR_1 | PARTS_OF_A_TASK | {"pretrain.probes"},
     "launch": EVERYTHING,
 }
 LOADED_IN_ONE_FILE = {"deepspeed": "pretrain/engine/deepspeed.py", "accelerate": "pretrain/engine/accelerate.py"}
+MOST_FILES = 14
+LISTS_OF_METHODS = {"pretrain/objectives", "pretrain/objectives/configs", "pretrain/models/mechanisms"}
 NO_TORCH = (
-    *(
-        "pretrain.config",
-        "pretrain.__main__",
-        "launch.cli",
-        "launch.__main__",
-        "launch.slurm",
-        "launch.attempt",
-        "launch.check",
-        "pretrain.objectives",
-        "pretrain.engine.watchdog",
-    ),
+    *("pretrain.config", "pretrain.__main__", "pretrain.objectives", "pretrain.engine.watchdog.__main__"),
+    *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.attempt_command", "launch.check.command"),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
-    *("finetune.data.classification", "finetune.data.coco", "finetune.data.masks", "finetune.data.depth"),
+    *("finetune.data.classification", "finetune.data.coco.examples", "finetune.data.maps.masks"),
+    "finetune.data.maps.depth",
 )
 
 
@@ -81,12 +70,16 @@ def module_name(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Every module that `path` imports, at any depth of its code; `from a import b` is a.b where that is a module."""
+    return imported_by(ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+def imported_by(statements: list[ast.stmt]) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in (inner for statement in statements for inner in ast.walk(statement)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"relative import of {node.module}"
             assert node.module is not None
             for alias in node.names:
                 inner = ROOT / Path(*node.module.split("."), alias.name)
@@ -135,3 +128,26 @@ def test_checking_a_configuration_never_imports_torch():
 def test_no_file_outgrows_its_subject():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert not long, f"over 400 lines, look for two subjects: {long}"
+
+
+def test_no_folder_outgrows_a_glance():
+    counts = Counter(str(path.parent.relative_to(ROOT)) for path in modules())
+    wide = {folder: n for folder, n in counts.items() if n > MOST_FILES and folder not in LISTS_OF_METHODS}
+    assert not wide, f"more than {MOST_FILES} files: {wide}"
+
+
+def imports_at_start(path: Path) -> set[str]:
+    """What importing `path` imports: not what a function imports later, nor what only a type checker sees."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    outer = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    outer = [node for node in outer if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return imported_by(outer)
+
+
+def test_no_module_imports_itself_through_others():
+    names = {module_name(path) for path in modules()}
+    graph = {module_name(path): (imports_at_start(path) & names) - {module_name(path)} for path in modules()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")

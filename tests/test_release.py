@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pretrain.config import PretrainConfig
-from pretrain.configlib import load_config
+from pretrain.core.configlib import load_config
 from pretrain.release import _last_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "debug" / "mae.yaml"

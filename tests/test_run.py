@@ -12,7 +12,7 @@ import timm
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.data.index import build_index
+from pretrain.data.shards.index import build_index
 from tests.data.tars import image_bytes, tar_bytes
 from tests.runs import SHARDS, finish, kill_all, losses, reached, rows, start, wait_until, write_config
 

@@ -19,8 +19,10 @@ from finetune.data.class_names import FILE, numbered, read_classes
 from finetune.data.examples import BadExample, Example, Findings
 from finetune.data.files import Files
 from finetune.predictions import Classes
-from pretrain.data.dataset import Dataset
-from pretrain.data.decode import (
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import SUFFIXES
+from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.views.decode import (
     IMAGE_EXTENSIONS,
     LABEL_EXTENSION,
     DecodeError,
@@ -28,8 +30,6 @@ from pretrain.data.decode import (
     decode_npy,
     decode_sample,
 )
-from pretrain.data.images import SUFFIXES
-from pretrain.data.reader import BadSample, Reader
 
 UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown class", "class without images"
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune.predictions import Classes
-from pretrain.configlib import ConfigError
+from pretrain.core.configlib import ConfigError
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Files by name, out of a folder, plain tars or indexed shards: images, masks and depth maps are all read here.
 
-Nothing is unpacked. Tars go through the strict walker of pretraining (`pretrain.data.tar`), shards through their index;
-every byte of both is checked by crc32c when it is read.
+Nothing is unpacked. Tars go through the strict walker of pretraining (`pretrain.data.shards.tar`), shards through
+their index; every byte of both is checked by crc32c when it is read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import google_crc32c
 import numpy as np
 
 from finetune.data.examples import BadExample
-from pretrain.data.dataset import Dataset
-from pretrain.data.folders import walk
-from pretrain.data.opener import local_path, open_shard
-from pretrain.data.shards import expand
-from pretrain.data.sidecar import read_sidecar, sidecar_path
-from pretrain.data.tar import Walker
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import walk
+from pretrain.data.shards.names import expand
+from pretrain.data.shards.opener import local_path, open_shard
+from pretrain.data.shards.sidecar import read_sidecar, sidecar_path
+from pretrain.data.shards.tar import Walker
 
 Member = tuple[str, int, int, int]  # name, offset and bytes in its container, crc32c; a file of a folder has crc -1
 

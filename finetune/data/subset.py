@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.examples import Example, Examples
-from pretrain.data.subset import of_each_class
+from pretrain.data.sampling.subset import of_each_class
 
 
 class Subset:

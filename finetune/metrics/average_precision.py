@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.coco.instances import Instances
 from finetune.data.examples import Example
-from finetune.data.instances import Instances
 from finetune.metrics import coco_tools
 from finetune.metrics.image_quality import panoptic_quality
 from finetune.metrics.metric import Scores, gather_rows

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.data import rle
-from finetune.data.instances import Instances
+from finetune.data.coco import rle
+from finetune.data.coco.instances import Instances
 from finetune.predictions import Detected
 
 Tool = Literal["auto", "pycocotools", "faster-coco-eval"]

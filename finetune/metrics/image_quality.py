@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune.data.instances import Instances
-from finetune.data.rle import coco
+from finetune.data.coco.instances import Instances
+from finetune.data.coco.rle import coco
 from finetune.predictions import Detected
 
 SHOWN = 0.5  # score from which a detection counts here

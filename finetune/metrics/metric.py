@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from finetune.data.examples import Example
-from pretrain import distributed
+from pretrain.core import distributed
 
 
 @dataclass(frozen=True)

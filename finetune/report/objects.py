@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from finetune.data import rle
+from finetune.data.coco import rle
 from finetune.report import canvas
 from finetune.report.canvas import CONFUSED, FALSE, MISSED, RGB, RIGHT
 
 if TYPE_CHECKING:
-    from finetune.data.instances import Instances
+    from finetune.data.coco.instances import Instances
     from finetune.predictions import Detected
 
 MATCH_IOU = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretrain.configlib import ConfigError
+from pretrain.core.configlib import ConfigError
 
 if TYPE_CHECKING:
     from finetune.data.examples import Examples
@@ -24,9 +24,9 @@ class Entry(NamedTuple):
 
 TASKS = {
     "classification": Entry("finetune.tasks.classification", "Classification", "finetune.data.classification"),
-    "detection": Entry("finetune.tasks.detection", "Detection", "finetune.data.coco"),
-    "segmentation": Entry("finetune.tasks.segmentation", "Segmentation", "finetune.data.masks"),
-    "depth": Entry("finetune.tasks.depth", "Depth", "finetune.data.depth"),
+    "detection": Entry("finetune.tasks.detection", "Detection", "finetune.data.coco.examples"),
+    "segmentation": Entry("finetune.tasks.segmentation", "Segmentation", "finetune.data.maps.masks"),
+    "depth": Entry("finetune.tasks.depth", "Depth", "finetune.data.maps.depth"),
 }
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.backbones.opened import Opened
 from finetune.data import batches
 from finetune.data.examples import Example, Examples
+from finetune.dense.opened import Opened
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.groups import task_groups
-from pretrain.models.ema import EMA
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.teachers.ema import EMA
 
 
 class Task(nn.Module):

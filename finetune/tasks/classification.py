@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.backbones.opened import Opened
 from finetune.data.examples import Example, Examples
-from finetune.data.image_transforms import EvalTransform, TrainTransform
-from finetune.heads import lora
-from finetune.heads.attentive import AttentiveHead
-from finetune.heads.grid import GridHead
-from finetune.heads.mixing import UNIFORMS, Mixer, soft_cross_entropy
-from finetune.heads.pooled import PooledHead
+from finetune.data.transforms.images import EvalTransform, TrainTransform
+from finetune.dense.opened import Opened
+from finetune.heads.pooled import lora
+from finetune.heads.pooled.attentive import AttentiveHead
+from finetune.heads.pooled.grid import GridHead
+from finetune.heads.pooled.linear import PooledHead
+from finetune.heads.pooled.mixing import UNIFORMS, Mixer, soft_cross_entropy
 from finetune.metrics.accuracy import Accuracy
 from finetune.metrics.grid_accuracy import GridAccuracy, GridClassified
 from finetune.metrics.metric import Metric
@@ -30,7 +30,7 @@ from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.models import param_groups
-from pretrain.models.sync_batch_norm import BatchStatistics, synchronized
+from pretrain.models.layers.sync_batch_norm import BatchStatistics, synchronized
 
 _TOP = 5
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from finetune.backbones.opened import Opened
 from finetune.data.examples import Example, Examples
-from finetune.heads.dense_parts import resize, without_padding
-from finetune.heads.depth_bins import DepthBins, gradient_loss, silog
+from finetune.dense.opened import Opened
+from finetune.heads.pixels.dense_parts import resize, without_padding
+from finetune.heads.pixels.depth_bins import DepthBins, gradient_loss, silog
 from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
 from finetune.report.maps import depth_picture

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from finetune.backbones.dense import dense
-from finetune.backbones.opened import Opened
-from finetune.data.detection_transforms import DetectionEval, DetectionTrain
 from finetune.data.examples import Example, Examples
+from finetune.data.transforms.detection import DetectionEval, DetectionTrain
+from finetune.dense.build import dense
+from finetune.dense.opened import Opened
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.predictions import Classes, Detected
 from finetune.report.objects import detection_picture

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.backbones.pyramid import Dense
-from finetune.data import rle
-from finetune.heads import box_masks
-from finetune.heads.box_loss import BoxSetLoss
-from finetune.heads.detr import DETR
-from finetune.heads.mask_instances import instances
-from finetune.heads.mask_loss import MaskTargets
-from finetune.heads.query_decoder import QueryDecoder
-from finetune.heads.rcnn import RCNN, RCNNSizes
-from finetune.heads.roi_heads import RoISizes
+from finetune.data.coco import rle
+from finetune.dense.pyramid import Dense
+from finetune.heads.boxes import box_masks
+from finetune.heads.boxes.box_loss import BoxSetLoss
+from finetune.heads.boxes.rcnn import RCNN, RCNNSizes
+from finetune.heads.boxes.roi_heads import RoISizes
+from finetune.heads.queries.detr import DETR
+from finetune.heads.queries.mask_instances import instances
+from finetune.heads.queries.mask_loss import MaskTargets
+from finetune.heads.queries.query_decoder import QueryDecoder
 from finetune.predictions import Detected
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead

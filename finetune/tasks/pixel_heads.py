@@ -7,12 +7,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.data.label_maps import VOID
-from finetune.heads.dense_parts import resize, without_padding
-from finetune.heads.dpt import DPT
-from finetune.heads.linear_seg import LinearHead
-from finetune.heads.mask_loss import MaskTargets
-from finetune.heads.upernet import AuxiliaryFCN, UPerNet
+from finetune.data.maps.label_maps import VOID
+from finetune.heads.pixels.dense_parts import resize, without_padding
+from finetune.heads.pixels.dpt import DPT
+from finetune.heads.pixels.linear_seg import LinearHead
+from finetune.heads.pixels.upernet import AuxiliaryFCN, UPerNet
+from finetune.heads.queries.mask_loss import MaskTargets
 from finetune.tasks.configs.pixel_heads import DPTPixels, EoMTPixels, LinearPixels, UPerNetPixels
 from finetune.tasks.queries import build_eomt
 

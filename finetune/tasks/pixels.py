@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.backbones.dense import dense, four_blocks
-from finetune.backbones.opened import Opened
 from finetune.data.batches import Sample
-from finetune.data.dense_transforms import DenseEval, DenseTrain
 from finetune.data.examples import Example
+from finetune.data.transforms.dense import DenseEval, DenseTrain
+from finetune.dense.build import dense, four_blocks
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import sliding
 from finetune.tasks.base import Task
-from pretrain.models.sync_batch_norm import BatchStatistics
+from pretrain.models.layers.sync_batch_norm import BatchStatistics
 
 
 class PixelTask(Task):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.heads.eomt import EoMT
-from finetune.heads.mask_loss import MaskSetLoss
+from finetune.heads.queries.eomt import EoMT
+from finetune.heads.queries.mask_loss import MaskSetLoss
 from finetune.tasks.configs.queries import EoMTSection
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.backbones.opened import Opened
 from finetune.data.examples import Example, Examples
-from finetune.data.label_maps import VOID
+from finetune.data.maps.label_maps import VOID
+from finetune.dense.opened import Opened
 from finetune.metrics.confusion import SegmentationMetric
 from finetune.predictions import Classes, ClassMap
 from finetune.report.maps import segmentation_picture

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.heads.dense_parts import resize
+from finetune.heads.pixels.dense_parts import resize
 
 WINDOWS_AT_ONCE = 8
 CHANNELS_AT_ONCE = 16

@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune.heads.grid import GridHead
-from finetune.heads.lora import AdaptedLinear, merged_state
-from finetune.heads.pooled import PooledHead
+from finetune.heads.pooled.grid import GridHead
+from finetune.heads.pooled.linear import PooledHead
+from finetune.heads.pooled.lora import AdaptedLinear, merged_state
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_strict
-from pretrain.models.release import backbone_of, plain_state
-from pretrain.models.timm_release import ANY, EVA, TimmModel, from_timm, timm_model, to_timm
-from pretrain.models.timm_release import config as timm_config
-from pretrain.models.vit import ViT
+from pretrain.models.release.folder import backbone_of, plain_state
+from pretrain.models.release.timm_form import ANY, EVA, TimmModel, from_timm, timm_model, to_timm
+from pretrain.models.release.timm_form import config as timm_config
 
 if TYPE_CHECKING:
     from finetune.tasks.classification import Classification

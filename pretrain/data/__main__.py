@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pretrain.data.catalog import fingerprint
-from pretrain.data.index import build_index
-from pretrain.data.shards import expand
-from pretrain.data.show import Statistics, examine, save_sheet
-from pretrain.data.verify import Damage, verify_shards
-from pretrain.data.write import WriteSettings, Written, write
+from pretrain.data.shards.catalog import fingerprint
+from pretrain.data.shards.index import build_index
+from pretrain.data.shards.names import expand
+from pretrain.data.shards.verify import Damage, verify_shards
+from pretrain.data.write.show import Statistics, examine, save_sheet
+from pretrain.data.write.writer import WriteSettings, Written, write
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -186,7 +186,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from pretrain.data.dataset import Dataset
+    from pretrain.data.shards.dataset import Dataset
 
     dataset = Dataset.open(arguments.shards, arguments.index)
     with _progress() as progress:

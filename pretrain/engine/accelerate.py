@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
-from pretrain.distributed import World
-from pretrain.engine.fragments import Fragment
-from pretrain.engine.optim import OptimSettings, build_optimizer
+from pretrain.core.distributed import World
+from pretrain.engine.optim.fragments import Fragment
+from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
 from pretrain.engine.step import Autocast, StepEngine
 from pretrain.engine.trainable import Batch, EngineSettings, Trainable
 

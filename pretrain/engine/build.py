@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretrain.distributed import World
+    from pretrain.core.distributed import World
     from pretrain.engine.config import EngineConfig, OptimConfig
-    from pretrain.engine.optim import OptimSettings
+    from pretrain.engine.optim.optimizer import OptimSettings
     from pretrain.engine.plan import Plan
     from pretrain.engine.trainable import Engine, EngineSettings, Trainable
 
@@ -44,7 +44,7 @@ def engine_of(
     head_warmup_steps: int = 0,
 ) -> Engine:
     """The engine of a configuration; `build_engine` says what may be wrong with it."""
-    from pretrain.engine.optim import OptimSettings
+    from pretrain.engine.optim.optimizer import OptimSettings
     from pretrain.engine.trainable import EngineSettings
 
     plain = optim.model_dump(

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.config import deepspeed_problems
-from pretrain.engine.fragments import Fragment
-from pretrain.engine.optim import OptimSettings, build_optimizer
+from pretrain.engine.optim.fragments import Fragment
+from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
 from pretrain.engine.step import Autocast, StepEngine
 from pretrain.engine.trainable import Batch, EngineSettings, Trainable
 

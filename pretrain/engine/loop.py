@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pretrain import distributed, heartbeat
-from pretrain.engine.nonfinite import NonFiniteSteps
-from pretrain.engine.preempt import SAVE, STOP
-from pretrain.engine.stragglers import Stragglers
+from pretrain.core import distributed, heartbeat
+from pretrain.engine.optim.nonfinite import NonFiniteSteps
+from pretrain.engine.session.preempt import SAVE, STOP
 from pretrain.engine.trainable import Batch, Engine, Requests, StepResult, Trainable
+from pretrain.engine.watchdog.stragglers import Stragglers
 
 
 def fit(

@@ -17,19 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain import distributed, heartbeat
-from pretrain.distributed import World
-from pretrain.engine import lars
-from pretrain.engine.clip import Verdict, clip_coefficients, decide, scale_gradients
-from pretrain.engine.commit import CheckpointError, Receipt, write_file
-from pretrain.engine.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
-from pretrain.engine.heads_first import hold_trunk
-from pretrain.engine.optim import OptimSettings, apply_schedules, forget, trainable_groups
-from pretrain.engine.pace import ForwardClock
-from pretrain.engine.replicas import check_replicas
-from pretrain.engine.scaler import LossScaler
-from pretrain.engine.tensorfile import write_tensors
+from pretrain.core import distributed, heartbeat
+from pretrain.core.distributed import World
+from pretrain.engine.checkpoint.commit import CheckpointError, Receipt, write_file
+from pretrain.engine.checkpoint.tensorfile import write_tensors
+from pretrain.engine.optim import lars
+from pretrain.engine.optim.clip import Verdict, clip_coefficients, decide, scale_gradients
+from pretrain.engine.optim.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
+from pretrain.engine.optim.head_warmup import hold_trunk
+from pretrain.engine.optim.optimizer import OptimSettings, apply_schedules, forget, trainable_groups
+from pretrain.engine.optim.scaler import LossScaler
+from pretrain.engine.session.pace import ForwardClock
 from pretrain.engine.trainable import Batch, EngineSettings, StepResult, Trainable
+from pretrain.engine.watchdog.replicas import check_replicas
 
 Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples
 MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"

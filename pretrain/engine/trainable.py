@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from pretrain.engine.commit import Receipt
+    from pretrain.engine.checkpoint.commit import Receipt
 
 Batch = Mapping[str, Tensor]
 Precision = Literal["fp32", "bf16", "fp16"]

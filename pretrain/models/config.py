@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pretrain.configlib import Config
-from pretrain.models import families
-from pretrain.models.sizes import SIZES
+from pretrain.core.configlib import Config
+from pretrain.models.backbones import families
+from pretrain.models.backbones.sizes import SIZES
 
 Positive = Annotated[int, Field(gt=0)]
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
@@ -58,7 +58,7 @@ class ModelConfig(Config):
             return {"embed_dim": 64, "class_token": False, **given}
         if not name.startswith(families.TIMM):
             return given
-        from pretrain.models.timm_backbone import facts
+        from pretrain.models.backbones.timm_backbone import facts
 
         found = facts(
             name.removeprefix(families.TIMM),
@@ -106,7 +106,7 @@ class ModelConfig(Config):
 
     @property
     def provides(self) -> families.Provides:
-        """What it can do for an objective, see `pretrain.models.families`."""
+        """What it can do for an objective, see `pretrain.models.backbones.families`."""
         if self.timm_name is not None:
             return families.timm_provides(self.timm_name, self.args)
         if self.name == families.CONV:
@@ -123,16 +123,16 @@ class ModelConfig(Config):
         return self.model_dump(include={"embed_dim", "depth", "num_heads", "mlp_ratio"})
 
     def vit_arguments(self) -> dict[str, Any]:
-        """The arguments of `pretrain.models.vit.ViT`."""
+        """The arguments of `pretrain.models.backbones.vit.ViT`."""
         plain = self.model_dump(exclude={"name", "img_size", "activation_checkpointing", "args"})
         return {"img_size": self.size, **plain}
 
     def conv_arguments(self) -> dict[str, Any]:
-        """The arguments of `pretrain.models.dvae.ConvEncoder`."""
+        """The arguments of `pretrain.models.tokenizers.dvae.ConvEncoder`."""
         return {"img_size": self.size, **self.model_dump(include={"patch_size", "in_chans", "embed_dim"})}
 
     def timm_arguments(self) -> dict[str, Any]:
-        """The arguments of `pretrain.models.timm_backbone.TimmBackbone`."""
+        """The arguments of `pretrain.models.backbones.timm_backbone.TimmBackbone`."""
         plain = {"img_size": self.size, "in_chans": self.in_chans, "drop_path_rate": self.drop_path_rate}
         return {"name": self.timm_name, **plain, **self.args}
 

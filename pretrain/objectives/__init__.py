@@ -22,7 +22,7 @@ from pretrain.objectives.configs import (
 )
 
 if TYPE_CHECKING:
-    from pretrain.configlib import Config
+    from pretrain.core.configlib import Config
     from pretrain.objectives.base import Objective
 
 # name -> (its configuration, its class in pretrain.objectives.<name>)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import distributed
+from pretrain.core import distributed
 from pretrain.models import param_groups
-from pretrain.models.ema import EMA
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import MatchReport, Weights, load_strict
-from pretrain.models.sync_batch_norm import BatchStatistics
-from pretrain.models.vit import ViT
+from pretrain.models.layers.sync_batch_norm import BatchStatistics
+from pretrain.models.teachers.ema import EMA
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import param_groups, token_pictures
-from pretrain.models.frozen import Fingerprint
-from pretrain.models.tokenizer import Tokenizer, open_tokenizer
+from pretrain.models import param_groups
+from pretrain.models.pictures import token_pictures
+from pretrain.models.teachers.frozen import Fingerprint
+from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, pooled, with_prefix
 from pretrain.objectives.configs import BEiTConfig
 

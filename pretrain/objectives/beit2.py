@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import param_groups, rel_pos, token_pictures
-from pretrain.models.attention import Block
-from pretrain.models.frozen import Fingerprint
-from pretrain.models.initialize import initialize_linears
-from pretrain.models.tokenizer import Tokenizer, open_tokenizer
-from pretrain.models.vit import ViT
+from pretrain.models import param_groups
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers import rel_pos
+from pretrain.models.layers.attention import Block
+from pretrain.models.layers.initialize import initialize_linears
+from pretrain.models.pictures import token_pictures
+from pretrain.models.teachers.frozen import Fingerprint
+from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
 from pretrain.objectives.configs import BEiT2Config
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import feature_pictures, param_groups, pictures
-from pretrain.models.ema import EMA
-from pretrain.models.initialize import initialize_linears
-from pretrain.models.latent_targets import average_layers, cosine, last_layers, normalize, target_std
-from pretrain.models.vit import ViT
+from pretrain.models import param_groups
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.initialize import initialize_linears
+from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
+from pretrain.models.pictures import drawing, feature_pictures
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
 from pretrain.objectives.configs.data2vec import Data2VecConfig
 
@@ -105,6 +106,6 @@ class Data2Vec(Objective):
         target = self.targets(images)
         predicted = torch.full_like(target, float("nan"))
         predicted[mask] = self.predict(images, mask)[1].float()
-        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        rgb = drawing.to_rgb(images, mean=mean, std=std)
         shown = feature_pictures.sheet(rgb, mask, target, predicted, patch_size=self.encoder.patch_size)
         return {"input | masked | targets | predictions": shown}

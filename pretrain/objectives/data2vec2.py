@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import feature_pictures, pictures
-from pretrain.models.conv_decoder import ConvDecoder
-from pretrain.models.ema import EMA
-from pretrain.models.initialize import initialize_linears
-from pretrain.models.latent_targets import average_layers, cosine, last_layers, normalize, target_std
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.conv_decoder import ConvDecoder
+from pretrain.models.layers.initialize import initialize_linears
+from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
+from pretrain.models.pictures import drawing, feature_pictures
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 
@@ -139,6 +139,6 @@ class Data2Vec2(Objective):
         target = self.targets(images)
         places = hidden[..., None].expand(-1, -1, target.shape[2])
         predicted = torch.full_like(target, float("nan")).scatter(1, places, pred.float())
-        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        rgb = drawing.to_rgb(images, mean=mean, std=std)
         shown = feature_pictures.sheet(rgb, mask[:, 0], target, predicted, patch_size=self.encoder.patch_size)
         return {"input | visible | targets | predictions": shown}

@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.schedule import teacher_temp
 from pretrain.models import param_groups
-from pretrain.models.center import PendingMean
-from pretrain.models.ema import EMA
-from pretrain.models.gram_teacher import GramTeacher
-from pretrain.models.heads import DINOHead, Prototypes
-from pretrain.models.koleo import koleo_loss
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
-from pretrain.models.patch_loss import PatchLoss, mask_weights, patch_loss
-from pretrain.models.patches import grid_of
-from pretrain.models.prototype_loss import PrototypeLoss, prototype_loss
-from pretrain.models.sinkhorn import sinkhorn_center
-from pretrain.models.sync_batch_norm import synchronized
-from pretrain.models.vit import ViT
+from pretrain.models.layers.patches import grid_of
+from pretrain.models.layers.sync_batch_norm import synchronized
+from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.koleo import koleo_loss
+from pretrain.models.losses.patch_loss import PatchLoss, mask_weights, patch_loss
+from pretrain.models.losses.prototype_loss import PrototypeLoss, prototype_loss
+from pretrain.models.losses.sinkhorn import sinkhorn_center
+from pretrain.models.teachers.ema import EMA
+from pretrain.models.teachers.gram_teacher import GramTeacher
 from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.dinov2 import DINOv2Config
 from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
-from pretrain.schedule import teacher_temp
 
 
 class Branch(nn.Module):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.models import token_pictures
-from pretrain.models.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
-from pretrain.models.quantizer import perplexity
+from pretrain.core.schedule import cosine
+from pretrain.models.pictures import token_pictures
+from pretrain.models.tokenizers.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
+from pretrain.models.tokenizers.quantizer import perplexity
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs import DVAEConfig
-from pretrain.schedule import cosine
 
 
 class DVAE(Objective):

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.schedule import teacher_temp
 from pretrain.models import param_groups
-from pretrain.models.center import PendingMean
-from pretrain.models.ema import EMA
-from pretrain.models.heads import IBOTHead
-from pretrain.models.patch_loss import mask_weights, patch_loss
-from pretrain.models.prototype_loss import prototype_loss
-from pretrain.models.sync_batch_norm import synchronized
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.projection import IBOTHead
+from pretrain.models.layers.sync_batch_norm import synchronized
+from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.patch_loss import mask_weights, patch_loss
+from pretrain.models.losses.prototype_loss import prototype_loss
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std, pooled
 from pretrain.objectives.configs.ibot import IBOTConfig
 from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
-from pretrain.schedule import teacher_temp
 
 
 class Branch(nn.Module):

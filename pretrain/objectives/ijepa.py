@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import feature_pictures, pictures
-from pretrain.models.ema import EMA
-from pretrain.models.latent_targets import cosine, layer_norm, target_std
-from pretrain.models.predictor import JEPAPredictor
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.ijepa_predictor import JEPAPredictor
+from pretrain.models.losses.latent_targets import cosine, layer_norm, target_std
+from pretrain.models.pictures import drawing, feature_pictures
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs.ijepa import IJEPAConfig
 
@@ -111,6 +111,6 @@ class IJEPA(Objective):
         for i in range(blocks.shape[1]):  # where blocks overlap the last one is seen
             predicted.scatter_(1, blocks[:, i, :, None].expand(-1, -1, whole.shape[2]), pred[:, i, 0].float())
         hidden = torch.ones(whole.shape[:2], dtype=torch.bool, device=keep.device).scatter(1, keep[:, 0], False)
-        rgb = pictures.to_rgb(images, mean=mean, std=std)
+        rgb = drawing.to_rgb(images, mean=mean, std=std)
         shown = feature_pictures.sheet(rgb, hidden, whole, predicted, patch_size=self.encoder.patch_size)
         return {"input | context | targets | predictions": shown}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.models import pictures
-from pretrain.models.decoder import MAEDecoder
-from pretrain.models.patches import normalize_patches, patchify, split_by_noise, unpatchify
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.mae_decoder import MAEDecoder
+from pretrain.models.layers.patches import normalize_patches, patchify, split_by_noise, unpatchify
+from pretrain.models.pictures import drawing
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs import MAEConfig
 
@@ -85,8 +85,8 @@ class MAE(Objective):
         grid = (images.shape[2] // self.encoder.patch_size, images.shape[3] // self.encoder.patch_size)
         columns = [patches, patches.masked_fill(hidden, float("nan")), torch.where(hidden, pred.float(), patches)]
         rows = [unpatchify(column, self.encoder.patch_size, grid) for column in columns]
-        shown = [pictures.to_rgb(row, mean=mean, std=std) for row in rows]
-        return {"input | masked | reconstruction": pictures.sheet(torch.stack(shown, dim=1))}
+        shown = [drawing.to_rgb(row, mean=mean, std=std) for row in rows]
+        return {"input | masked | reconstruction": drawing.sheet(torch.stack(shown, dim=1))}
 
     def _without_registers(self, latent: Tensor) -> Tensor:
         """Class token and patches: registers are the encoder's scratch space, the decoder does not read them."""

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import param_groups, pictures
-from pretrain.models.contrastive import contrastive_loss
-from pretrain.models.ema import EMA
-from pretrain.models.mlp_heads import mlp_head
-from pretrain.models.sync_batch_norm import synchronized
-from pretrain.models.vit import ViT
+from pretrain.core.schedule import cosine
+from pretrain.models import param_groups
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.mlp import mlp_head
+from pretrain.models.layers.sync_batch_norm import synchronized
+from pretrain.models.losses.contrastive import contrastive_loss
+from pretrain.models.pictures import drawing
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
-from pretrain.schedule import cosine
 
 
 class Encoder(nn.Module):
@@ -132,14 +133,14 @@ class MoCoV3(Objective):
     ) -> dict[str, Tensor]:
         """Both views of the first images, and how alike the queries of one and the keys of the other are."""
         first, second = (views[:8] for views in self.views(batch))
-        rgb = torch.stack([pictures.to_rgb(views, mean=mean, std=std) for views in (first, second)], dim=1)
+        rgb = torch.stack([drawing.to_rgb(views, mean=mean, std=std) for views in (first, second)], dim=1)
         was_training = self.training
         self.eval()  # looking must not move the running statistics
         queries, keys = self._query(first, None)[1], self.momentum_encoder(second)[1]
         self.train(was_training)
         alike = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
-        chart = pictures.heat(alike.clamp(min=0)[None, None], (16 * len(first), 16 * len(first)))
-        return {"views": pictures.sheet(rgb), "queries x keys": chart[0, 0]}
+        chart = drawing.heat(alike.clamp(min=0)[None, None], (16 * len(first), 16 * len(first)))
+        return {"views": drawing.sheet(rgb), "queries x keys": chart[0, 0]}
 
     def _query(self, images: Tensor, drop: Tensor | None) -> tuple[Tensor, Tensor]:
         features, projected = self.base(images, drop)

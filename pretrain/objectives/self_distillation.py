@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.models import pictures
-from pretrain.models.ema import EMA
-from pretrain.models.vit import ViT
+from pretrain.core.schedule import cosine
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.pictures import drawing
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, with_prefix
-from pretrain.schedule import cosine
 
 
 class SelfDistillation(Objective):
@@ -70,9 +70,9 @@ class SelfDistillation(Objective):
         if isinstance(backbone, ViT) and backbone.class_token:
             attention = backbone.last_attention(images)[:, :, 0, backbone.num_prefix_tokens :]
             maps = attention.unflatten(2, (images.shape[2] // backbone.patch_size, -1))
-            rgb = pictures.to_rgb(images, mean=mean, std=std)[:, None]
-            heat = pictures.heat(maps, (images.shape[2], images.shape[3]))
-            shown["attention of the teacher"] = pictures.sheet(torch.cat([rgb, pictures.overlay(rgb, heat)], dim=1))
+            rgb = drawing.to_rgb(images, mean=mean, std=std)[:, None]
+            heat = drawing.heat(maps, (images.shape[2], images.shape[3]))
+            shown["attention of the teacher"] = drawing.sheet(torch.cat([rgb, drawing.overlay(rgb, heat)], dim=1))
         return shown
 
 
@@ -82,5 +82,5 @@ def crop_after_crop(per_image: Tensor) -> Tensor:
 
 
 def _sheet(views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    rgb = pictures.to_rgb(views.flatten(0, 1), mean=mean, std=std)
-    return pictures.sheet(rgb.unflatten(0, views.shape[:2]))
+    rgb = drawing.to_rgb(views.flatten(0, 1), mean=mean, std=std)
+    return drawing.sheet(rgb.unflatten(0, views.shape[:2]))

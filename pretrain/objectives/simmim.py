@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.models import param_groups, pictures
-from pretrain.models.masked_cells import MaskedCells
-from pretrain.models.patches import gather_pixels, split_by_noise
-from pretrain.models.vit import ViT
+from pretrain.models import param_groups
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.patches import gather_pixels, split_by_noise
+from pretrain.models.losses.masked_cells import MaskedCells
+from pretrain.models.pictures import drawing
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs.simmim import SimMIMConfig
 
@@ -107,5 +108,5 @@ class SimMIM(Objective):
         grid = (images.shape[2] // patch, images.shape[3] // patch)
         drawn, hidden = self.reconstruct(self.encode(images, cells, drop), grid), cells.pixels()[:, None]
         columns = [images, images.masked_fill(hidden, float("nan")), torch.where(hidden, drawn, images.float())]
-        shown = [pictures.to_rgb(column, mean=mean, std=std) for column in columns]
-        return {"input | masked | reconstruction": pictures.sheet(torch.stack(shown, dim=1))}
+        shown = [drawing.to_rgb(column, mean=mean, std=std) for column in columns]
+        return {"input | masked | reconstruction": drawing.sheet(torch.stack(shown, dim=1))}

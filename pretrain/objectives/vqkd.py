@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models import param_groups, token_pictures
-from pretrain.models.feature_teacher import FeatureTeacher, open_teacher
-from pretrain.models.frozen import Fingerprint
-from pretrain.models.initialize import divide_outputs
-from pretrain.models.quantizer import Quantized, Quantizer
-from pretrain.models.vit import ViT
-from pretrain.models.vqkd import code_features, cosine_loss, task_layer
+from pretrain.models import param_groups
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.vit_weights import divide_outputs
+from pretrain.models.pictures import token_pictures
+from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teacher
+from pretrain.models.teachers.frozen import Fingerprint
+from pretrain.models.tokenizers.quantizer import Quantized, Quantizer, code_features, cosine_loss, task_layer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
 from pretrain.objectives.configs import VQKDConfig
 

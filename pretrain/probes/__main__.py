@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.data.dataset import Dataset
-from pretrain.data.evaluate import EvalImages
+from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.shards.dataset import Dataset
 from pretrain.probes.features import BOTH, Features, pixel_features
 from pretrain.probes.protocol import Asked, Score, probe, standard_error
 from pretrain.probes.subject import Subject, open_official, open_release

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pretrain.configlib import Config
-from pretrain.probes.rules import RULES
+from pretrain.core.configlib import Config
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -24,22 +23,3 @@ class ProbeConfig(Config):
     batch_size: Positive = 256
     resize: Positive | None = Field(None, description="shorter side before the centre crop; default: 256/224 of it")
     max_images: Positive | None = Field(None, description="per side; default: all")
-
-
-class DoctorConfig(Config):
-    """Measures whether the run learns, and says in words when it does not (docs/doctor.md)."""
-
-    every_steps: Positive = Field(25, description="between measurements of features, weights, averages and gradients")
-    images: Positive | None = Field(None, description="measured on; default: a quarter of a global batch, 32 to 256")
-    reaction: Literal["warn", "stop", "rewind"] = Field(
-        "warn", description="to an alarm: say it; end the run unsaved; go back to the last healthy checkpoint"
-    )
-    off: list[str] = Field(default_factory=list, description="rules that are not asked, by name")
-
-    @field_validator("off")
-    @classmethod
-    def _known(cls, off: list[str]) -> list[str]:
-        strange = sorted(set(off) - set(RULES))
-        if strange:
-            raise ValueError(f"no rule {', '.join(strange)}; the rules are {', '.join(RULES)}")
-        return off

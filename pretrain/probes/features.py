@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
+from pretrain.core import distributed
 
 Features = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]

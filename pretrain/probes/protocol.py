@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.data.subset import of_each_class
+from pretrain.data.sampling.subset import of_each_class
 from pretrain.probes.features import Batches, Features, collect, with_both
 from pretrain.probes.knn import knn_accuracies
 from pretrain.probes.linear import PENALTIES, LinearScore, linear_score

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.backbones.sizes import SIZES
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_official, load_strict
-from pretrain.models.release import IMAGENET_MEAN, IMAGENET_STD, read_release
-from pretrain.models.sizes import SIZES
-from pretrain.models.tokenizer import RELEASED, Normalized, from_release
-from pretrain.models.vit import ViT
-from pretrain.models.vit_facts import vit_arguments
+from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, read_release
+from pretrain.models.tokenizers.tokenizer import RELEASED, Normalized, from_release
 from pretrain.probes.features import Features, backbone_features
 
 # What an untrained network of the kind starts with; the weights show a table alone.

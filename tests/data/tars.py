@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretrain.data.dataset import Dataset
-from pretrain.data.index import build_index
-from pretrain.data.reader import Reader
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.index import build_index
+from pretrain.data.shards.reader import Reader
 
 
 def tar_bytes(

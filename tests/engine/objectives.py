@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim import OptimSettings
-from pretrain.engine.tensorfile import write_tensors
+from pretrain.engine.checkpoint.tensorfile import write_tensors
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
+from tests.engine.scenarios import ENGINES, whole_state
 from tests.objectives import tiny
-
-from .scenarios import ENGINES, whole_state
 
 STEPS, IMAGES = 5, 8
 # What makes a loss depend on how the batch is divided over ranks is switched off, or set to count over all of them.

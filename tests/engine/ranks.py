@@ -46,7 +46,7 @@ def launch(function: Callable[..., Any], *, world: int, out: Path, timeout: floa
 
 
 def main(module: str, function: str, out: str, arguments: str) -> None:
-    from pretrain import distributed
+    from pretrain.core import distributed
 
     world = distributed.setup("cpu")
     try:

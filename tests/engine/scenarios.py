@@ -14,20 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.distributed import World
-from pretrain.engine import preempt
+from pretrain.core import distributed
+from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.checkpoint import Checkpoints
-from pretrain.engine.commit import CheckpointError
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
+from pretrain.engine.checkpoint.commit import CheckpointError
+from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.loop import fit
-from pretrain.engine.nonfinite import NonFiniteError
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.nonfinite import NonFiniteError
+from pretrain.engine.optim.optimizer import OptimSettings
+from pretrain.engine.session import preempt
 from pretrain.engine.step import StepEngine
-from pretrain.engine.tensorfile import write_tensors
 from pretrain.engine.trainable import EngineSettings, StepResult
-
-from .toys import GLOBAL_BATCH, Plain, Toy, batches, tiny_dino, tiny_mae
+from tests.engine.toys import GLOBAL_BATCH, Plain, Toy, batches, tiny_dino, tiny_mae
 
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"name": "accelerate"},

@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.engine.build import build_engine
 from pretrain.engine.deepspeed import deepspeed_config
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
 
 

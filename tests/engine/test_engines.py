@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from . import scenarios
-from .ranks import launch
+from tests.engine import scenarios
+from tests.engine.ranks import launch
 
 CASES = [
     *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],

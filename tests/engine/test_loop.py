@@ -3,13 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.loop import every, fit
-from pretrain.engine.nonfinite import NonFiniteError
-from pretrain.engine.preempt import SAVE, STOP
-
-from .scenarios import build
-from .toys import Toy, batches
+from pretrain.engine.optim.nonfinite import NonFiniteError
+from pretrain.engine.session.preempt import SAVE, STOP
+from tests.engine.scenarios import build
+from tests.engine.toys import Toy, batches
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.objectives import OBJECTIVES
-
-from . import objectives
-from .ranks import launch
+from tests.engine import objectives
+from tests.engine.ranks import launch
 
 ENGINES = ("ddp", "zero0", "zero1", "zero2")
 CASES = [[name, engine] for name in OBJECTIVES for engine in ENGINES]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine import build
 from pretrain.engine.config import OptimConfig
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "mae.yaml"
 BASE: dict[str, Any] = {"global_batch_size": 512, "epochs": 10, "lr": 1.0}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
-from pretrain.models.vit import ViT
+from pretrain.core import distributed
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOConfig, MAEConfig
 from pretrain.objectives.dino import DINO

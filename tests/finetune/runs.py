@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pretrain.models.release import write_release
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.release.folder import write_release
 from tests.runs import SHARDS
 
 STEPS = 12

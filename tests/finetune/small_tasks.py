@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from finetune.backbones.opened import Opened
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
-from pretrain.configlib import Config, validate
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import Config, validate
+from pretrain.models.backbones.vit import ViT
 
 CLASSES = ("cat", "dog", "cow")
 

@@ -9,8 +9,8 @@ import pytest
 from finetune.__main__ import check, main
 from finetune.config import FinetuneConfig, ModelSource, Source
 from finetune.run import FREE_KEYS
-from pretrain.configlib import ConfigError, load_config
-from pretrain.engine.folder import check_same_run, write_records
+from pretrain.core.configlib import ConfigError, load_config
+from pretrain.engine.session.folder import check_same_run, write_records
 from tests.finetune.runs import write_config
 from tests.runs import SHARDS
 

@@ -9,7 +9,7 @@ import torch
 
 from finetune.config import FinetuneOptim
 from finetune.evaluate import EvaluationError, _Kept, evaluate
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from tests.finetune.planted import Planted
 from tests.finetune.tiny import Brightness, opened
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune.config import FinetuneConfig
-from pretrain.configlib import load_config
+from pretrain.core.configlib import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" in path.read_text())

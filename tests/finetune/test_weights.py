@@ -15,9 +15,9 @@ from finetune.predictions import Classes
 from finetune.release import open_task
 from finetune.release import write_release as write_task
 from finetune.weights import open_source
-from pretrain.configlib import ConfigError
-from pretrain.models.release import write_release
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import ConfigError
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.release.folder import write_release
 from tests.finetune.small_tasks import small_task
 
 

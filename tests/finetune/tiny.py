@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.backbones.opened import Opened
 from finetune.data.examples import Example, Examples
+from finetune.dense.opened import Opened
 from finetune.metrics.metric import Scores, gather_rows
 from finetune.predictions import Classes, Classified, Prediction
 from finetune.tasks.base import Task
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 
 
 def opened(*, img_size: tuple[int, int] = (32, 32), drop_path_rate: float = 0.0) -> Opened:

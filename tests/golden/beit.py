@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.models.dvae import ConvEncoder, gumbel
-from pretrain.models.rel_pos import bias_of, relative_index
-from pretrain.models.tokenizer import Tokenizer
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.rel_pos import bias_of, relative_index
+from pretrain.models.tokenizers.dvae import ConvEncoder, gumbel
+from pretrain.models.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.beit import BEiT
 from pretrain.objectives.configs import BEiTConfig, DVAEConfig
 from pretrain.objectives.dvae import DVAE
-
-from .case import Case
+from tests.golden.case import Case
 
 HORIZON = Horizon(total_steps=1, steps_per_epoch=1)
 

@@ -6,18 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain import distributed
-from pretrain.distributed import World
-from pretrain.models.feature_teacher import FeatureTeacher
-from pretrain.models.frozen import Frozen
-from pretrain.models.quantizer import Quantizer, kmeans, tally
-from pretrain.models.vit import ViT
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.teachers.feature_teacher import FeatureTeacher
+from pretrain.models.teachers.frozen import Frozen
+from pretrain.models.tokenizers.quantizer import Quantizer, kmeans, tally
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import VQKDConfig
 from pretrain.objectives.vqkd import VQKD
-
-from .case import Case
-from .ranks import run_ranks
+from tests.golden.case import Case
+from tests.golden.ranks import run_ranks
 
 HORIZON = Horizon(total_steps=1, steps_per_epoch=1)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .case import discover
+from tests.golden.case import discover
 
 OWN_CASES = Path(__file__).parent / "cases"
 

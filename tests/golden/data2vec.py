@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2VecConfig
 from pretrain.objectives.data2vec import Data2Vec
-
-from .case import Case, key_third
-from .dino_steps import RecordingEngine
-from .ranks import ALONE
+from tests.golden.case import Case, key_third
+from tests.golden.dino_steps import RecordingEngine
+from tests.golden.ranks import ALONE
 
 
 class TableOfRates(OptimSettings):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2Vec2Config
 from pretrain.objectives.data2vec2 import Data2Vec2
-
-from .case import Case, key_third
-from .dino_steps import RecordingEngine
-from .ranks import ALONE
+from tests.golden.case import Case, key_third
+from tests.golden.dino_steps import RecordingEngine
+from tests.golden.ranks import ALONE
 
 OFFICIAL = "modality_encoders.IMAGE."
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.models.heads import DINOHead
-from pretrain.models.vit import ViT
-from pretrain.schedule import cosine, teacher_temp, warmup_cosine
-
-from .case import Case, key_third
+from pretrain.core.schedule import cosine, teacher_temp, warmup_cosine
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.projection import DINOHead
+from tests.golden.case import Case, key_third
 
 
 def build_vit(case: Case) -> ViT:

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.distributed import World
+from pretrain.core.distributed import World
 from pretrain.engine.accelerate import AccelerateEngine
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOConfig
 from pretrain.objectives.dino import DINO
-
-from .case import Case, key_third
-from .dino import before_batch_norm, build_vit, temperatures
-from .ranks import run_ranks
+from tests.golden.case import Case, key_third
+from tests.golden.dino import before_batch_norm, build_vit, temperatures
+from tests.golden.ranks import run_ranks
 
 
 class RecordingEngine(AccelerateEngine):

@@ -10,9 +10,8 @@ from torch import Tensor
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.dinov2 import DINOv2
-
-from . import dinov2_vit
-from .case import Case, key_third
+from tests.golden import dinov2_vit
+from tests.golden.case import Case, key_third
 
 
 class GivenSchedules(DINOv2):

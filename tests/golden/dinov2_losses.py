@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.distributed import World
-from pretrain.models.center import PendingMean
-from pretrain.models.heads import Prototypes
-from pretrain.models.koleo import koleo_loss, nearest
-from pretrain.models.patch_loss import mask_weights, patch_loss
-from pretrain.models.prototype_stream import StreamedLogits, StreamedTargets
-from pretrain.models.sinkhorn import sinkhorn_center
-
-from .case import Case
-from .ranks import run_ranks
+from pretrain.core.distributed import World
+from pretrain.models.heads.projection import Prototypes
+from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.koleo import koleo_loss, nearest
+from pretrain.models.losses.patch_loss import mask_weights, patch_loss
+from pretrain.models.losses.prototype_stream import StreamedLogits, StreamedTargets
+from pretrain.models.losses.sinkhorn import sinkhorn_center
+from tests.golden.case import Case
+from tests.golden.ranks import run_ranks
 
 CENTERS = ("dino_center", "ibot_center")  # the same on every rank
 

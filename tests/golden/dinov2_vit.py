@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models import param_groups
-from pretrain.models.attention import Block
-from pretrain.models.drop_path import subset_size
-from pretrain.models.ffn import SwiGLU, swiglu_hidden
-from pretrain.models.heads import DINOHead
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.heads.projection import DINOHead
 from pretrain.models.layer_decay import layer_decay
-from pretrain.models.vit import ViT
-
-from .case import Case, key_third
+from pretrain.models.layers.attention import Block
+from pretrain.models.layers.drop_path import subset_size
+from pretrain.models.layers.ffn import SwiGLU, swiglu_hidden
+from tests.golden.case import Case, key_third
 
 FFN = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}
 RESIZE = {(0.1, False): "dino", (0.1, True): "dino_antialias", (0.0, True): "antialias", (0.0, False): "exact"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import (
+from tests.golden import (
     beit,
     beit2,
     data2vec,
@@ -24,7 +24,7 @@ from . import (
     optim,
     simmim,
 )
-from .case import Case
+from tests.golden.case import Case
 
 # (repository, a part of source.code, runner): the first line that fits.
 RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [

@@ -6,16 +6,15 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from finetune.backbones.opened import Opened
 from finetune.config import FinetuneOptim
-from finetune.heads.pooled import PooledHead
+from finetune.dense.opened import Opened
+from finetune.heads.pooled.linear import PooledHead
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
-from pretrain.models.rel_pos import relative_index
-from pretrain.models.vit import ViT
-
-from .case import Case, key_third
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.rel_pos import relative_index
+from tests.golden.case import Case, key_third
 
 SIZES = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")
 DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "qk_scale": None}

@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.distributed import World
-from pretrain.engine.optim import OptimSettings
+from pretrain.core.distributed import World
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import IBOTConfig
 from pretrain.objectives.ibot import IBOT
 from pretrain.objectives.self_distillation import crop_after_crop
-
-from .case import Case, key_third
-from .dino import build_vit, temperatures
-from .dino_steps import RecordingEngine, check_query_and_value_biases, optim_settings, schedules
-from .ranks import run_ranks
+from tests.golden.case import Case, key_third
+from tests.golden.dino import build_vit, temperatures
+from tests.golden.dino_steps import RecordingEngine, check_query_and_value_biases, optim_settings, schedules
+from tests.golden.ranks import run_ranks
 
 PARTS = {"cls": "loss_cls", "patch": "loss_patch", "loss": "loss"}
 

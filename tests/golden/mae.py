@@ -6,15 +6,14 @@ import re
 
 import torch
 
-from pretrain.models.patches import patchify, unpatchify
-from pretrain.models.pos_embed import resize, sincos_2d
-from pretrain.models.vit import ViT
+from pretrain.core.schedule import warmup_cosine
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.patches import patchify, unpatchify
+from pretrain.models.layers.pos_embed import resize, sincos_2d
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import MAEConfig
 from pretrain.objectives.mae import MAE
-from pretrain.schedule import warmup_cosine
-
-from .case import Case, key_third
+from tests.golden.case import Case, key_third
 
 
 def run_pretrain(case: Case) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data import keyed
-from pretrain.data.blockmask import Block, place_blocks
-from pretrain.data.maskdraw import Place, draw
-from pretrain.data.masks import BlockMask, Mask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
-
-from .case import Case
+from pretrain.data.sampling import keyed
+from pretrain.data.views.blockmask import Block, place_blocks
+from pretrain.data.views.maskdraw import Place, draw
+from pretrain.data.views.masks import BlockMask, Mask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
+from tests.golden.case import Case
 
 _SIGMAS = 5.0
 _DRAWS = 4000

@@ -7,17 +7,16 @@ import copy
 import torch
 from torch import Tensor
 
-from pretrain.distributed import World
-from pretrain.engine.optim import OptimSettings
+from pretrain.core.distributed import World
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from pretrain.objectives.mocov3 import MoCoV3
-
-from .case import Case, key_third
-from .dino_steps import RecordingEngine
-from .ranks import run_ranks
+from tests.golden.case import Case, key_third
+from tests.golden.dino_steps import RecordingEngine
+from tests.golden.ranks import run_ranks
 
 
 class GivenMomenta(MoCoV3):

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.core.schedule import cosine, warmup_cosine
 from pretrain.engine.accelerate import AccelerateEngine
-from pretrain.engine.optim import OptimSettings
+from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
+from pretrain.models.layers.pos_embed import sincos_2d
 from pretrain.models.param_groups import split
-from pretrain.models.pos_embed import sincos_2d
-from pretrain.schedule import cosine, warmup_cosine
-
-from .case import Case
-from .ranks import ALONE
+from tests.golden.case import Case
+from tests.golden.ranks import ALONE
 
 
 class Fed(nn.Module):

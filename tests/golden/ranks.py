@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain import distributed
-from pretrain.distributed import World
-
-from .case import Case
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from tests.golden.case import Case
 
 Train = Callable[[Case, World], dict[str, Tensor]]
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs.simmim import SimMIMConfig
 from pretrain.objectives.simmim import SimMIM
-
-from .case import Case
+from tests.golden.case import Case
 
 TABLES_OF_INDICES = ("relative_position_index", "attn_mask")  # computed, not learned
 NEUTRAL = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0, "qk_scale": None}

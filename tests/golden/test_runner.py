@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from .case import discover
-from .conftest import OWN_CASES
-from .dispatch import MissingObjectiveError, run
+from tests.golden.case import discover
+from tests.golden.conftest import OWN_CASES
+from tests.golden.dispatch import MissingObjectiveError, run
 
 
 def copy(name: str, folder: Path, *, tensors: Callable | None = None, facts: Callable | None = None) -> Path:

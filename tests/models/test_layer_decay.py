@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.layer_decay import layer_decay, layer_of
 from pretrain.models.param_groups import clip_together, split, take
-from pretrain.models.vit import ViT
 
 
 def vit(depth: int = 3) -> ViT:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.param_groups import clip_together, split, take
-from pretrain.models.vit import ViT
 
 
 def test_biases_and_vectors_do_not_decay_and_tokens_do():

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.distributed import World
-
-from .tiny import batch, objective, part
+from pretrain.core.distributed import World
+from tests.objectives.tiny import batch, objective, part
 
 IMAGES = 6
 WHOLE: dict[str, Any] = {"koleo_scope": "all", "centering": "sinkhorn_knopp", "drop_path_subset": False}

@@ -8,9 +8,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.distributed import World
-
-from .tiny import batch, objective, part
+from pretrain.core.distributed import World
+from tests.objectives.tiny import batch, objective, part
 
 IMAGES = 6
 

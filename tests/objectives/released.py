@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pretrain.models.dvae import Codes, ConvEncoder
-from pretrain.models.release import write_release
-from pretrain.models.vit import ViT
-from pretrain.models.vqkd import task_layer
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.release.folder import write_release
+from pretrain.models.tokenizers.dvae import Codes, ConvEncoder
+from pretrain.models.tokenizers.quantizer import task_layer
 
 NUM_TOKENS, CODE_DIM = 16, 4
 Size = tuple[int, int]

@@ -7,16 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.configlib import ConfigError
-from pretrain.data.masks import BlockMask
-from pretrain.data.view import Noise, View
-from pretrain.models.tokenizer import Tokenizer
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import ConfigError
+from pretrain.data.views.masks import BlockMask
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.beit import BEiT
 from pretrain.objectives.configs import BEiTConfig
-
-from .released import NUM_TOKENS, dvae_release, reads, vit_release, vqkd_release
-from .tiny import HORIZON, Shape, batch, objective
+from tests.objectives.released import NUM_TOKENS, dvae_release, reads, vit_release, vqkd_release
+from tests.objectives.tiny import HORIZON, Shape, batch, objective
 
 BASE = Shape(size=(224, 224), patch_size=16, num_blocks=12, drop_path_rate=0.1)
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.masks import BlockMask
-from pretrain.data.view import Noise, View
-from pretrain.models.vit import ViT
+from pretrain.data.views.masks import BlockMask
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.beit2 import BEiT2
 from pretrain.objectives.configs import BEiT2Config
-
-from .tiny import HORIZON, Shape, batch, objective
+from tests.objectives.tiny import HORIZON, Shape, batch, objective
 
 BASE = Shape(size=(224, 224), patch_size=16, num_blocks=12, drop_path_rate=0.1)
 OFFICIAL: dict[str, Any] = {"rel_pos_bias": "shared", "qkv_bias": "no_key", "layer_scale": 0.1, "pos_embed": "none"}

@@ -8,13 +8,12 @@ import sys
 import pytest
 import torch
 
-from pretrain import distributed
-from pretrain.engine.optim import trainable_groups
-from pretrain.models.release import read_release, write_release
+from pretrain.core import distributed
+from pretrain.engine.optim.optimizer import trainable_groups
+from pretrain.models.release.folder import read_release, write_release
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import mean_over_ranks
-
-from .tiny import HORIZON, Shape, backbone, batch, objective, part
+from tests.objectives.tiny import HORIZON, Shape, backbone, batch, objective, part
 
 names = pytest.mark.parametrize("name", OBJECTIVES)
 # Samples of a micro-batch meet each other, and only each other: in a batch norm, as negatives, as neighbours.

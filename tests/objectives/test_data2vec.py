@@ -6,16 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.masks import BlockMask
-from pretrain.data.view import ColorJitter, View
-from pretrain.models.latent_targets import last_layers
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.data.views.masks import BlockMask
+from pretrain.data.views.view import ColorJitter, View
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.losses.latent_targets import last_layers
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2VecConfig
 from pretrain.objectives.data2vec import Data2Vec
-
-from .tiny import SMALL, Shape, batch
+from tests.objectives.tiny import SMALL, Shape, batch
 
 SHAPE = Shape(num_blocks=3)
 

@@ -7,14 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.masks import InverseBlockMask
-from pretrain.data.view import Noise, View
-from pretrain.models.vit import ViT
+from pretrain.data.views.masks import InverseBlockMask
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2Vec2Config
 from pretrain.objectives.data2vec2 import Data2Vec2
-
-from .tiny import SMALL, Shape, batch
+from tests.objectives.tiny import SMALL, Shape, batch
 
 SHAPE = Shape()
 

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.data.view import Noise, View
-from pretrain.models.ema import EMA
-from pretrain.models.sync_batch_norm import SyncBatchNorm
-from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
+from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.configs import DINOConfig
 from pretrain.objectives.dino import DINO
-
-from .tiny import HORIZON, SMALL, Shape, batch, objective, part
+from tests.objectives.tiny import HORIZON, SMALL, Shape, batch, objective, part
 
 
 def test_the_teacher_starts_as_the_student_and_is_never_trained():

@@ -6,17 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.data.view import View, stacks
-from pretrain.models.koleo import koleo_loss
-from pretrain.models.release import read_release, write_release
-from pretrain.models.vit import ViT
+from pretrain.data.views.view import View, stacks
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.losses.koleo import koleo_loss
+from pretrain.models.release.folder import read_release, write_release
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.dinov2 import DINOv2
 from pretrain.objectives.self_distillation import crop_after_crop
 from tests.engine.ranks import launch
-
-from .distill_ranks import IMAGES, outcome, share_of_a_batch
-from .tiny import HORIZON, Shape, batch, objective, part
+from tests.objectives.distill_ranks import IMAGES, outcome, share_of_a_batch
+from tests.objectives.tiny import HORIZON, Shape, batch, objective, part
 
 
 def hide(of, share: float = 0.4, **changes) -> dict:

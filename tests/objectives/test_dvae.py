@@ -4,13 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.view import Noise, View
-from pretrain.models.dvae import gumbel
-from pretrain.models.release import read_release, write_release
-from pretrain.models.tokenizer import from_release
+from pretrain.data.views.view import Noise, View
+from pretrain.models.release.folder import read_release, write_release
+from pretrain.models.tokenizers.dvae import gumbel
+from pretrain.models.tokenizers.tokenizer import from_release
 from pretrain.objectives.configs import DVAEConfig
-
-from .tiny import Shape, batch, objective, part
+from tests.objectives.tiny import Shape, batch, objective, part
 
 
 @pytest.mark.parametrize("smooth_l1_loss", [False, True])

@@ -3,13 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.data.masks import RatioBlockMask
-from pretrain.models.vit import ViT
+from pretrain.data.views.masks import RatioBlockMask
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives import build
 from pretrain.objectives.configs import IBOTConfig
 from pretrain.objectives.self_distillation import crop_after_crop
-
-from .tiny import HORIZON, SMALL, Shape, batch, objective, part
+from tests.objectives.tiny import HORIZON, SMALL, Shape, batch, objective, part
 
 
 def with_mask(of, given: dict, share: float = 0.4) -> dict:

@@ -7,15 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.masks import MultiBlockMask
-from pretrain.data.view import View
+from pretrain.data.views.masks import MultiBlockMask
+from pretrain.data.views.view import View
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_strict
-from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import IJEPAConfig
 from pretrain.objectives.ijepa import IJEPA
-
-from .tiny import Shape, batch
+from tests.objectives.tiny import Shape, batch
 
 SHAPE = Shape(size=(48, 48), class_token=False)
 SMALL = {"predictor_embed_dim": 8, "predictor_depth": 2, "min_keep": 1, "target_scale": (0.15, 0.25)}

@@ -3,11 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.models.patches import normalize_patches, patchify
+from pretrain.models.layers.patches import normalize_patches, patchify
 from pretrain.objectives.base import images_of
 from pretrain.objectives.configs import MAEConfig
-
-from .tiny import Shape, batch, objective
+from tests.objectives.tiny import Shape, batch, objective
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])

@@ -8,16 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.data.view import Noise, View
-from pretrain.models.contrastive import contrastive_loss
-from pretrain.models.sync_batch_norm import SyncBatchNorm
-from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
+from pretrain.models.losses.contrastive import contrastive_loss
 from pretrain.objectives import build
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from tests.engine.ranks import launch
-
-from .mocov3_ranks import IMAGES, outcome, share_of_a_batch
-from .tiny import HORIZON, Shape, batch, objective
+from tests.objectives.mocov3_ranks import IMAGES, outcome, share_of_a_batch
+from tests.objectives.tiny import HORIZON, Shape, batch, objective
 
 
 def moco(**changes: Any) -> Any:

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.data.view import Noise, View
-from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.objectives import build
 from pretrain.objectives.base import images_of
 from pretrain.objectives.configs.simmim import SimMIMConfig
-
-from .tiny import HORIZON, Shape, batch, objective
+from tests.objectives.tiny import HORIZON, Shape, batch, objective
 
 # Both have a stem of 4 px per place. The Swin of two stages has 8 px per output token, the ConvNeXt 32.
 SWIN, CONVNEXT = "swin_tiny_patch4_window7_224", "convnext_atto"

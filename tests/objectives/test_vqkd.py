@@ -4,16 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.configlib import ConfigError
-from pretrain.data.view import Noise, View
-from pretrain.models.release import read_release, write_release
-from pretrain.models.tokenizer import from_release
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import ConfigError
+from pretrain.data.views.view import Noise, View
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.release.folder import read_release, write_release
+from pretrain.models.tokenizers.tokenizer import from_release
 from pretrain.objectives.configs import VQKDConfig
 from pretrain.objectives.vqkd import VQKD
-
-from .released import reads, vit_release
-from .tiny import HORIZON, Shape, batch, objective, part
+from tests.objectives.released import reads, vit_release
+from tests.objectives.tiny import HORIZON, Shape, batch, objective, part
 
 BASE = Shape(size=(224, 224), patch_size=16, num_blocks=12)
 

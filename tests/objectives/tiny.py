@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.maskdraw import Place, draw
-from pretrain.data.view import Mask, Noise, stacks
-from pretrain.models.dvae import ConvEncoder
-from pretrain.models.families import vit_provides
-from pretrain.models.vit import ViT
+from pretrain.data.views.maskdraw import Place, draw
+from pretrain.data.views.view import Mask, Noise, stacks
+from pretrain.models.backbones.families import vit_provides
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.tokenizers.dvae import ConvEncoder
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import Horizon, Objective
-
-from .released import reads
+from tests.objectives.released import reads
 
 SMALL: dict[str, dict[str, Any]] = {
     "mae": {"decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 from pretrain.probes.features import BOTH, backbone_features, collect, pixel_features, with_both
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from launch.cli import main
-from pretrain.models.release import write_release
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.release.folder import write_release
 from pretrain.probes.features import BOTH, pixel_features
 from pretrain.probes.protocol import Asked, probe, standard_error
 from tests.runs import SHARDS

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import scheduler
-from launch.attempts import newest_step, read_book
-from launch.slurm import main
+from launch.slurm import scheduler
+from launch.slurm.attempts import newest_step, read_book
+from launch.slurm.command import main
 from tests.runs import ROOT, write_config
 
 PYTHON = str(Path(__file__).parent / "python.sh")

@@ -17,7 +17,7 @@ def main() -> int:
     if sys.argv[1:3] == ["-m", "launch.cli"]:
         del sys.argv[1:3]
     if sys.argv[1] == "pretrain":
-        from pretrain.feed import Feed
+        from pretrain.loader import Feed
 
         batches = Feed.__iter__
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.attempts import read_book
-from launch.slurm import main
+from launch.slurm.attempts import read_book
+from launch.slurm.command import main
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 LOW, HIGH = ("--partition", "low"), ("-p", "high")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import scheduler
-from launch.jobs import find_run
-from launch.slurm import main
-from launch.template import folder, read_template, render
-from pretrain.data.dataset import Dataset
+from launch.slurm import scheduler
+from launch.slurm.command import main
+from launch.slurm.jobs import find_run
+from launch.slurm.template import folder, read_template, render
+from pretrain.data.shards.dataset import Dataset
 from tests.runs import ROOT, SHARDS
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 

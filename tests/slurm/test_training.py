@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import main
+from launch.slurm.command import main
 from tests.runs import ROOT, hashes, reached, rows
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune.tasks.configs.section import TaskSection
 from finetune.tasks.configs.values import Positive, Probability, Strength, pair
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 FROZEN = ("linear", "attentive", "grid")
 # DINOv2's linear evaluation (Oquab et al. 2023, official code), before the batch size's rule

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune.tasks.configs.queries import EoMTSection
 from finetune.tasks.configs.values import Positive, Probability, Strength
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 Factor = Annotated[float, Field(gt=0)]
 

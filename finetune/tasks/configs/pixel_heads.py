@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune.tasks.configs.queries import EoMTSection
 from finetune.tasks.configs.values import Positive, Strength
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 

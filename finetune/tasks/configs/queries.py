@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.tasks.configs.values import Positive, Strength
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 
 class EoMTSection(Config):

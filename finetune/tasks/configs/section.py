@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 
 class TaskSection(Config):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.models import rope
 from pretrain.models.importers.forms import SHARED_TABLE, TABLE
 from pretrain.models.importers.weights import Grid, State
-from pretrain.models.rel_pos import PREFIX_ROWS, num_rows
+from pretrain.models.layers import rope
+from pretrain.models.layers.rel_pos import PREFIX_ROWS, num_rows
 
 CLASSIFIER = ("head.", "fc_norm.", "head_dist.", "pre_logits.", "pooler.", "classifier.")
 _DERIVED = ("relative_position_index", "bias_mask", "rope_embed.periods", "rope.periods", "attn_mask")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from pretrain.models import pos_embed as positions
-from pretrain.models import rel_pos
 from pretrain.models.importers.forms import TABLE, in_the_form_of
 from pretrain.models.importers.weights import Grid, MatchReport
+from pretrain.models.layers import pos_embed as positions
+from pretrain.models.layers import rel_pos
 
 
 def load_strict(

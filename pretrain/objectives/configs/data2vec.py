@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.masks import BlockMask
-from pretrain.data.view import ColorJitter, Noise, Spec, View
+from pretrain.data.views.masks import BlockMask
+from pretrain.data.views.view import ColorJitter, Noise, Spec, View
 from pretrain.objectives.configs.checks import jitter_problems, mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid

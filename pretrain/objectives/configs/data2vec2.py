@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.masks import InverseBlockMask
-from pretrain.data.view import Noise, Spec, View
+from pretrain.data.views.masks import InverseBlockMask
+from pretrain.data.views.view import Noise, Spec, View
 from pretrain.objectives.configs.checks import mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.configlib import Config
-from pretrain.data.masks import StratifiedBlockMask
-from pretrain.data.view import Spec, View
+from pretrain.core.configlib import Config
+from pretrain.data.views.masks import StratifiedBlockMask
+from pretrain.data.views.view import Spec, View
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
 from pretrain.objectives.configs.shape import ModelShape, patch_grid

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.masks import RatioBlockMask
-from pretrain.data.view import Spec
+from pretrain.data.views.masks import RatioBlockMask
+from pretrain.data.views.view import Spec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid

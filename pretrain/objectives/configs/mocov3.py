@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.view import Blur, ColorJitter, Noise, View
+from pretrain.data.views.view import Blur, ColorJitter, Noise, View
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pretrain.configlib import Config
+from pretrain.core.configlib import Config
 
 
 class ObjectiveSection(Config):
     """Base of the objectives' configurations: facts about the method that are not settings.
 
     has_teacher    it keeps an average of its weights
-    needs          what it asks of a backbone, in the words of `pretrain.models.families`
+    needs          what it asks of a backbone, in the words of `pretrain.models.backbones.families`
     step_momenta   its settings that are a momentum per step: `fovea scale` adapts them to the batch
     batch_coupled  what else depends on the batch, for which `fovea scale` has no rule; a sentence each
     clips_modules  its parameters say which module they belong to, for optim.clip_mode per_module

@@ -16,7 +16,7 @@ from finetune.data.class_names import read_classes
 from finetune.data.classification import open_examples
 from finetune.data.examples import BadExample
 from finetune.predictions import Classes
-from pretrain.data.index import build_index
+from pretrain.data.shards.index import build_index
 from tests.data.tars import image_bytes, tar_bytes
 
 GROCERY = Path(__file__).parents[3] / "samples" / "grocery"

@@ -10,7 +10,7 @@ import pytest
 
 from finetune.data.examples import BadExample
 from finetune.data.files import Files
-from pretrain.data.index import build_index
+from pretrain.data.shards.index import build_index
 from tests.data.tars import tar_bytes
 
 CONTENT = {"a/x.png": b"mask", "a/x.jpg": b"image", "b.jpg": b"", "readme.txt": b"text"}

@@ -10,9 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from finetune.data import rle
+from finetune.data.coco import rle
+from finetune.data.coco.instances import Instances, no_instances
 from finetune.data.examples import Example
-from finetune.data.instances import Instances, no_instances
 from finetune.metrics import average_precision
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.image_quality import panoptic_quality

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import rle
-from finetune.data.instances import Instances
+from finetune.data.coco import rle
+from finetune.data.coco.instances import Instances
 from finetune.predictions import Detected
 from finetune.report import canvas
 from finetune.report.labels import classification_picture

@@ -9,11 +9,11 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from finetune.backbones.opened import Opened
 from finetune.config import FinetuneOptim
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
-from pretrain.engine.optim import trainable_groups
-from pretrain.models.timm_backbone import TimmBackbone
+from pretrain.engine.optim.optimizer import trainable_groups
+from pretrain.models.backbones.timm_backbone import TimmBackbone
 from tests.finetune.tiny import Brightness, opened
 
 OPTIM: dict[str, Any] = {"lr": 1e-3, "global_batch_size": 8, "total_steps": 4}

@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune.backbones.opened import Opened
 from finetune.config import FinetuneConfig, FinetuneOptim
 from finetune.data.examples import Example
-from finetune.heads.grid import features
-from finetune.heads.lora import AdaptedLinear
+from finetune.dense.opened import Opened
+from finetune.heads.pooled.grid import features
+from finetune.heads.pooled.lora import AdaptedLinear
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
-from pretrain.configlib import ConfigError, validate
-from pretrain.models.sync_batch_norm import SyncBatchNorm
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import ConfigError, validate
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])

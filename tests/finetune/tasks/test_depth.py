@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.backbones.opened import Opened
 from finetune.data.batches import EvalBatches, TrainBatches
 from finetune.data.examples import Example, Findings
-from finetune.heads.depth_bins import DepthBins
+from finetune.dense.opened import Opened
+from finetune.heads.pixels.depth_bins import DepthBins
 from finetune.predictions import Classes
 from finetune.tasks.configs.depth import DepthConfig
 from finetune.tasks.depth import Depth
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.vit import ViT
 
 
 class Walls:

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.backbones.opened import Opened
 from finetune.config import FinetuneConfig
-from finetune.data import rle
 from finetune.data.batches import EvalBatches, TrainBatches
+from finetune.data.coco import rle
+from finetune.data.coco.instances import Instances, no_instances
 from finetune.data.examples import Example, Findings
-from finetune.data.instances import Instances, no_instances
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
 from finetune.tasks.detection import Detection
-from pretrain.configlib import ConfigError, validate
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.core.configlib import ConfigError, validate
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 
 RCNN = {
     "channels": 16, "scales": [2, 1], "anchors": [12, 24, 48], "ratios": [1.0], "rpn_convs": 1, "rpn_batch": 32,

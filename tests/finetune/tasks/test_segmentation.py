@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune.backbones.opened import Opened
 from finetune.config import Source
 from finetune.data.batches import EvalBatches, TrainBatches
 from finetune.data.examples import Example, Findings
-from finetune.data.masks import open_examples
-from finetune.heads.dense_parts import resize
+from finetune.data.maps.masks import open_examples
+from finetune.dense.opened import Opened
+from finetune.heads.pixels.dense_parts import resize
 from finetune.predictions import Classes, ClassMap
 from finetune.tasks.configs.segmentation import SegmentationConfig
 from finetune.tasks.pixel_heads import pixel_loss
 from finetune.tasks.segmentation import Segmentation
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 
 ROOT = Path(__file__).parents[3]
 HEADS: dict[str, dict[str, Any]] = {

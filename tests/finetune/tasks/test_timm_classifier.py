@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 
-from finetune.backbones.opened import Opened
+from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
 from finetune.tasks.timm_classifier import write_timm
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 
 BACKBONES = {
     "vit": {"pos_embed": "learned"},

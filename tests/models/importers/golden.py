@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon, Objective
 from pretrain.objectives.beit import BEiT
 from pretrain.objectives.configs import BEiTConfig, DINOConfig, MAEConfig, SimMIMConfig, VQKDConfig

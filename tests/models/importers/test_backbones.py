@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.models import rope
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_official, load_strict
 from pretrain.models.importers.huggingface import huggingface
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
+from pretrain.models.layers import rope
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

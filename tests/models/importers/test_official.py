@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_official, load_strict
-from pretrain.models.timm_backbone import TimmBackbone
-from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import MoCoV3Config
 from pretrain.objectives.mocov3 import MoCoV3
-
-from .golden import (
+from tests.models.importers.golden import (
     ARGS,
     PACKED,
     UNREAD,

@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_official, load_strict
-from pretrain.models.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOConfig, MAEConfig
 from pretrain.objectives.dino import DINO

@@ -1,0 +1,199 @@
+"""Class maps from COCO: the masks of instances painted on one map, or the segments of panoptic PNGs.
+
+Lin et al. 2014; Kirillov et al. 2019 ("Panoptic Segmentation"); https://cocodataset.org/#format-data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from finetune.data.coco import examples as coco
+from finetune.data.coco import rle
+from finetune.data.coco.coco_json import load
+from finetune.data.coco.instances import Instances
+from finetune.data.examples import BadExample, Example, Findings, check_size
+from finetune.data.files import Files
+from finetune.data.maps.label_maps import VOID, decode_segment_ids
+from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_image, split_container
+from finetune.predictions import Classes
+
+
+def open_instances(section: Any, source: Any, classes: Classes | None = None) -> PaintedInstances:
+    """The images of a COCO instance file with their masks as class maps.
+
+    Args:
+        section: `background` names the class of what no mask covers; None: that is void.
+    """
+    background = section.background
+    objects = classes
+    if classes is not None and background is not None:
+        objects = Classes(classes[1:], classes.category_ids[1:])
+    as_detection: Any = SimpleNamespace(with_masks=True, empty_images="keep")
+    found = coco.open_examples(as_detection, source, classes=objects)
+    return PaintedInstances(found, background)
+
+
+class PaintedInstances:
+    """Instances as class maps: crowds are void, of objects that overlap the smaller lies on top."""
+
+    def __init__(self, objects: coco.CocoExamples, background: str | None):
+        self.objects, self.background = objects, background
+        self.classes, self.findings = objects.classes, objects.findings
+        if background is not None:
+            self.classes = _with_background(objects.classes, background)
+        self.fingerprint = hashlib.sha256(f"{objects.fingerprint} {background}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.objects[index]
+        first, rest = (0, VOID) if self.background is None else (1, 0)
+        target = paint(example.target, example.image.shape[:2], first=first, rest=rest)
+        return Example(example.id, example.name, example.image, target)
+
+
+def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -> np.ndarray:
+    """uint8 [H, W]: `rest` where there is nothing, void in crowds, else the label of the smallest object there.
+
+    Args:
+        first: what label 1 becomes.
+    """
+    target = np.full(size, rest, dtype=np.uint8)
+    masks = objects.masks or []
+    # Crowds first, then the larger objects: what is painted later lies on top.
+    for place in np.lexsort((-objects.areas, ~objects.crowd)).tolist():
+        covered = rle.decode([masks[place]], size)[0].astype(bool)
+        target[covered] = VOID if objects.crowd[place] else objects.labels[place] - 1 + first
+    return target
+
+
+def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> PanopticMaps:
+    """The images of a COCO panoptic file; `source.masks` holds its PNGs, else the folder named as the file does.
+
+    Raises:
+        ValueError: it is no panoptic file, or none of its images is there.
+    """
+    if source.annotations is None:
+        raise ValueError(f"{source.images}: format coco_panoptic needs `annotations`, a COCO json")
+    path = Path(source.annotations)
+    where = source.masks or str(path.with_suffix(""))
+    (place, prefix), (images_place, images_prefix) = split_container(where), split_container(source.images)
+    return PanopticMaps(path, Files.open(images_place), images_prefix, Files.open(place), prefix)
+
+
+@dataclass(frozen=True)
+class _Row:
+    pair: Pair
+    segments: Mapping[int, int]  # ids in the PNG to labels
+
+
+class PanopticMaps:
+    """Images with the segments of their PNG as class maps; unlabelled pixels and crowds are void."""
+
+    def __init__(self, path: Path, images: Files, images_prefix: str, targets: Files, prefix: str) -> None:
+        data = load(path)
+        self.images, self.targets, self.findings = images, targets, Findings()
+        try:
+            pairs = sorted((int(row["id"]), str(row["name"])) for row in data["categories"])
+            names = {row["id"]: str(row["file_name"]) for row in data["images"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: categories need id and name, images id and file_name: {error!r}") from error
+        self.classes = Classes([name for _, name in pairs], [number for number, _ in pairs])
+        labels = {number: label for label, number in enumerate(self.classes.category_ids)}
+        self.rows: list[_Row] = []
+        here, there = set(images.names), set(targets.names)
+        annotated: set[Any] = set()
+        for row in data["annotations"]:
+            number: Any = row.get("image_id") if isinstance(row, dict) else None
+            if not isinstance(number, Hashable) or number not in names:
+                text = "annotation of an image that is not listed"
+                self.findings.add("unknown image", str(path), str(number), text)
+            elif number in annotated:
+                self.findings.add("repeated annotation", str(path), str(number), f"{names[number]} has one before")
+            else:
+                annotated.add(number)
+                found = self._row(path, row, names[number], labels, (images_prefix, here), (prefix, there))
+                self.rows += [found] if found is not None else []
+        if not self.rows:
+            why = "".join(f"\n  {line}" for line in self.findings.lines(3))
+            raise ValueError(
+                f"{path}: no image has segments, a PNG in {targets.where} and a file in {images.where}{why}"
+            )
+        for number, name in names.items():
+            if number not in annotated:
+                self.findings.add(NO_MAP, str(path), number, f"{name} has no annotation; left out")
+        of_files = fingerprint([row.pair for row in self.rows], images, targets)
+        self.fingerprint = hashlib.sha256(of_files.encode() + path.read_bytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.rows[index]
+        image = read_image(self.images, row.pair.image)
+        data, where = self.targets.read(row.pair.target), self.targets.path(row.pair.target)
+        try:
+            ids = decode_segment_ids(data)
+        except ValueError as error:
+            raise BadExample(where, str(error)) from error
+        check_size(where, image, ids.shape, "map")
+        present, places = np.unique(ids, return_inverse=True)
+        unknown = [int(segment) for segment in present if segment and int(segment) not in row.segments]
+        if unknown:
+            raise BadExample(where, f"segments {unknown[:5]} are not in the annotations")
+        labels = np.array([row.segments.get(int(segment), VOID) for segment in present], dtype=np.uint8)
+        return Example(row.pair.id, self.images.path(row.pair.image), image, labels[places].reshape(ids.shape))
+
+    def _row(
+        self,
+        path: Path,
+        row: dict[str, Any],
+        name: str,
+        labels: Mapping[int, int],
+        images: tuple[str, set[str]],
+        targets: tuple[str, set[str]],
+    ) -> _Row | None:
+        """The annotation of the image `name`, or None after adding what is wrong with it."""
+        number = row["image_id"]
+        image, target = _there(images, name), _there(targets, str(row.get("file_name")))
+        if image is None:
+            return self.findings.add("missing image", str(path), number, f"{name} is not among the images")
+        if target is None:
+            return self.findings.add(
+                NO_MAP, str(path), number, f"{row.get('file_name')} is not in {self.targets.where}"
+            )
+        segments: dict[int, int] = {}
+        try:
+            for segment in row["segments_info"]:
+                identity, category = int(segment["id"]), segment["category_id"]
+                if category not in labels:
+                    text = f"segment {identity} of category {category}, which is not listed: void"
+                    self.findings.add("class out of range", str(path), number, text)
+                segments[identity] = VOID if segment.get("iscrowd") else labels.get(category, VOID)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            text = f"its segments_info is no list of id and category_id: {error!r}"
+            return self.findings.add("bad annotation", str(path), number, text)
+        return _Row(Pair(str(number), image, target), segments)
+
+
+def _there(place: tuple[str, set[str]], name: str) -> str | None:
+    """The file of that name below a prefix, or of its last part."""
+    prefix, names = place
+    wanted = PurePosixPath(name)
+    keys: Sequence[str] = (f"{prefix}{wanted}", f"{prefix}{wanted.name}")
+    return next((key for key in keys if key in names), None)
+
+
+def _with_background(classes: Classes, background: str) -> Classes:
+    ids = classes.category_ids
+    if background in classes:
+        raise ValueError(f"task.background: {background!r} is the name of a class; choose another")
+    return Classes([background, *classes], [0 if 0 not in ids else max(ids) + 1, *ids])

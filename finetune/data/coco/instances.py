@@ -1,0 +1,47 @@
+"""The objects of one image: boxes, labels and masks, as detection reads, augments and scores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.data.coco.rle import Rle
+
+
+@dataclass(frozen=True)
+class Instances:
+    """n objects of an image.
+
+    Attributes:
+        boxes: float32 [n, 4], x1, y1, x2, y2 in pixels, x2 and y2 exclusive (a box of one pixel has sides of 1).
+        labels: int64 [n], counted from 1; 0 is the background.
+        crowd: bool [n]: a region of many objects; never trained on, and in evaluation what lies in it is not counted.
+        areas: float32 [n], pixels of the object, by which AP of small, medium and large objects is told apart.
+        ids: int64 [n], as annotated.
+        masks: an RLE of the whole image for each, or None where the annotations have none.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    ids: np.ndarray
+    masks: list[Rle] | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, chosen: np.ndarray) -> Instances:
+        """Those at the places `chosen` (bool [n], or indices), in that order."""
+        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        masks = None if self.masks is None else [self.masks[place] for place in places.tolist()]
+        arrays = (self.boxes, self.labels, self.crowd, self.areas, self.ids)
+        return Instances(*(array[places] for array in arrays), masks=masks)
+
+
+def no_instances(*, masks: bool) -> Instances:
+    """An image without objects."""
+    numbers = np.zeros(0, dtype=np.int64)
+    boxes, areas = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.float32)
+    return Instances(boxes, numbers, numbers.astype(bool), areas, numbers, masks=[] if masks else None)

@@ -1,0 +1,33 @@
+"""Images with depth maps: 16-bit PNGs in a folder or tar, named as the images."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from finetune.data.examples import Findings
+from finetune.data.files import Files
+from finetune.data.maps.label_maps import decode_depth
+from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
+from finetune.predictions import Classes
+
+
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Pairs:
+    """The images of a `finetune.config.Source` with their depth, float32 [H, W] metres, 0 where it is not known.
+
+    Args:
+        section: a `DepthConfig`. classes: there are none.
+
+    Raises:
+        ValueError: the source cannot be read, or no image has a map.
+    """
+    if not isinstance(source.images, str):
+        raise ValueError(f"images: {len(source.images)} places; depth needs one folder or .tar of images")
+    (where, prefix), (maps_where, maps_prefix) = split_container(source.images), split_container(source.depth)
+    images = Files.open(where)
+    targets = images if maps_where == where else Files.open(maps_where)
+    findings = Findings()
+    pairs = match(images, targets, stem_below(prefix), stem_below(maps_prefix, suffixes=frozenset({".png"})), findings)
+    decode = partial(decode_depth, units_per_metre=section.units_per_metre)
+    settings = f"{section.units_per_metre} units per metre"
+    return Pairs(images, targets, pairs, decode, classes=Classes(), findings=findings, settings=settings)

@@ -1,0 +1,112 @@
+"""Maps of class ids: PNG bytes to ids, and the ids of the user's files to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from PIL import Image
+
+from finetune.predictions import Classes
+from pretrain.data.write.images import UnreadableImageError, open_image
+
+VOID = 255
+_NO_CLASS = -1
+_SIXTEEN_BITS = ("I", "I;16", "I;16B")
+
+
+class Labels:
+    """Ids of the user's masks to labels: 0 to K - 1, or 255 for void.
+
+    Args:
+        classes: `category_ids` are the ids of the classes.
+        void_ids: what else may be in the masks, and becomes void.
+
+    Raises:
+        ValueError: more classes than labels, or an id that is a class and void.
+    """
+
+    def __init__(self, classes: Classes, void_ids: Collection[int]):
+        both = sorted(set(classes.category_ids) & set(void_ids))
+        if both:
+            raise ValueError(
+                f"id {both[0]} of class {classes[classes.category_ids.index(both[0])]!r} is void too; change "
+                "task.void_ids, task.reduce_zero_label or the classes"
+            )
+        if len(classes) > VOID:
+            raise ValueError(f"{len(classes)} classes; labels of at most {VOID} are kept in a byte")
+        known = [*classes.category_ids, *void_ids]
+        if min(known) < 0:
+            raise ValueError(f"class id {min(known)} is negative: no mask can hold it")
+        self._table = np.full(max(*known, VOID) + 2, _NO_CLASS, dtype=np.int16)
+        self._table[list(void_ids)] = VOID
+        self._table[list(classes.category_ids)] = np.arange(len(classes))
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """Labels uint8 [H, W] of ids [H, W].
+
+        Raises:
+            ValueError: an id that is neither a class nor void.
+        """
+        labels = self._table[np.minimum(ids.astype(np.int32), len(self._table) - 1)]
+        unknown = labels == _NO_CLASS
+        if unknown.any():
+            found, counts = np.unique(ids[unknown], return_counts=True)
+            some = ", ".join(f"{i} ({n} pixels)" for i, n in zip(found[:5].tolist(), counts[:5].tolist(), strict=True))
+            raise ValueError(
+                f"ids that are neither a class nor void: {some}; correct the mask, the classes or task.void_ids"
+            )
+        return labels.astype(np.uint8)
+
+
+def decode_ids(data: bytes) -> np.ndarray:
+    """The ids of a PNG, uint8 or int32 [H, W]: gray of 8 or 16 bits, or indices of a palette, whose colours are unused.
+
+    Raises:
+        ValueError: it is no PNG, is damaged, or is in colours.
+    """
+    image = _png(data)
+    if image.mode in _SIXTEEN_BITS:
+        return np.asarray(image).astype(np.int32)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(
+            f"a mask of mode {image.mode}: colours are no class ids; save one channel of ids, or a palette image"
+        )
+    return np.asarray(image).astype(np.uint8)
+
+
+def decode_segment_ids(data: bytes) -> np.ndarray:
+    """The segment ids int32 [H, W] of a COCO panoptic PNG: red + 256 green + 65536 blue.
+
+    Raises:
+        ValueError: it is no PNG in colours, or is damaged.
+    """
+    image = _png(data)
+    if image.mode != "RGB":
+        raise ValueError(f"a panoptic PNG of mode {image.mode}; COCO's are RGB")
+    return np.asarray(image).astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
+
+
+def decode_depth(data: bytes, units_per_metre: float) -> np.ndarray:
+    """Depth in metres, float32 [H, W], of a 16-bit gray PNG; 0 stays: not known.
+
+    Raises:
+        ValueError: it is no PNG of 16 bits, or is damaged.
+    """
+    image = _png(data)
+    if image.mode not in _SIXTEEN_BITS:
+        raise ValueError(f"a depth map of mode {image.mode}; expected a gray PNG of 16 bits")
+    return np.asarray(image).astype(np.float32) / np.float32(units_per_metre)
+
+
+def _png(data: bytes) -> Image.Image:
+    try:
+        image = open_image(data)
+        if image.format != "PNG":
+            raise ValueError(f"a {image.format} holds no exact ids or depths; save it as PNG")
+        image.load()
+    except UnreadableImageError as error:
+        raise ValueError(str(error)) from error
+    except (OSError, SyntaxError, EOFError, IndexError) as error:
+        raise ValueError(f"damaged PNG: {error}") from error
+    return image

@@ -1,0 +1,161 @@
+"""Images with a map each, matched by name: which file is whose, and reading a pair."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data.examples import BadExample, Example, Findings, check_size
+from finetune.data.files import Files
+from finetune.predictions import Classes
+from pretrain.data.shards.image_files import SUFFIXES
+from pretrain.data.views.decode import DecodeError, decode_image
+
+Key = Callable[[str], str | None]  # a file's name to what an image and its map have in common; None: neither
+Decode = Callable[[bytes], np.ndarray]  # ValueError when it cannot be used
+
+NO_MAP, NO_IMAGE = "image without a map", "map without an image"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """id: what the names have in common. image, target: names in their containers."""
+
+    id: str
+    image: str
+    target: str
+
+
+class Pairs:
+    """Examples of images and maps of their size.
+
+    Args:
+        images, targets: the containers; they may be the same.
+        decode: bytes of a map to [H, W].
+        settings: what else the content depends on, for the fingerprint.
+    """
+
+    def __init__(
+        self,
+        images: Files,
+        targets: Files,
+        pairs: Sequence[Pair],
+        decode: Decode,
+        *,
+        classes: Classes,
+        findings: Findings,
+        settings: str = "",
+    ) -> None:
+        self.images, self.targets, self.pairs, self.decode = images, targets, tuple(pairs), decode
+        self.classes, self.findings = classes, findings
+        of_files = fingerprint(self.pairs, images, targets)
+        self.fingerprint = hashlib.sha256(f"{of_files} {settings}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        pair = self.pairs[index]
+        image = read_image(self.images, pair.image)
+        data = self.targets.read(pair.target)
+        try:
+            target = self.decode(data)
+        except ValueError as error:
+            raise BadExample(self.targets.path(pair.target), str(error)) from error
+        check_size(self.targets.path(pair.target), image, target.shape, "map")
+        return Example(pair.id, self.images.path(pair.image), image, target)
+
+
+def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
+    """sha256 hex of the files of all pairs, in their order."""
+    sides = (images.fingerprint(pair.image for pair in pairs), targets.fingerprint(pair.target for pair in pairs))
+    return hashlib.sha256(" ".join(sides).encode()).hexdigest()
+
+
+def read_image(files: Files, name: str) -> np.ndarray:
+    """uint8 [H, W, 3]; BadExample when it cannot be decoded."""
+    data = files.read(name)
+    try:
+        return decode_image(data, 3)
+    except DecodeError as error:
+        raise BadExample(files.path(name), str(error)) from error
+
+
+def split_container(where: str) -> tuple[str, str]:
+    """A folder inside a tar ("train.tar/images") as the tar and the folder with a slash; else `where` and ""."""
+    path = Path(where)
+    for parent in path.parents:
+        if parent.is_file():
+            return str(parent), path.relative_to(parent).as_posix().rstrip("/") + "/"
+    return where, ""
+
+
+def stem_below(prefix: str, *, ending: str = "", suffixes: frozenset[str] = SUFFIXES) -> Key:
+    """The key of files below a folder: the name without folder, extension and `ending`; None for other files."""
+
+    def key(name: str) -> str | None:
+        stem, extension = os.path.splitext(name)  # noqa: PTH122 - names in a tar are no paths
+        if not name.startswith(prefix) or extension.lower() not in suffixes or not stem.endswith(ending):
+            return None
+        return stem[len(prefix) : len(stem) - len(ending)]
+
+    return key
+
+
+def match(
+    images: Files,
+    targets: Files,
+    image_key: Key,
+    target_key: Key,
+    findings: Findings,
+    *,
+    only: Sequence[str] | None = None,
+) -> list[Pair]:
+    """Pairs in the order of their keys; what has no partner is a finding.
+
+    Args:
+        only: keys to take, in any order; None: all images. Maps of other images are no findings then.
+
+    Raises:
+        ValueError: two files have one key, or no image has a map.
+    """
+    of_images, of_targets = _by_key(images, image_key), _by_key(targets, target_key)
+    wanted = sorted(of_images if only is None else set(only))
+    pairs = []
+    for key in wanted:
+        if key not in of_images:
+            findings.add("missing image", images.where, key, "is listed and is not there")
+        elif key not in of_targets:
+            findings.add(NO_MAP, images.where, of_images[key], f"no map named {key} in {targets.where}; left out")
+        else:
+            pairs.append(Pair(key, of_images[key], of_targets[key]))
+    for key in sorted(set(of_targets) - set(of_images)) if only is None else ():
+        findings.add(NO_IMAGE, targets.where, of_targets[key], f"no image named {key} in {images.where}")
+    if not pairs:
+        raise ValueError(
+            f"no image of {images.where} ({_some(of_images)}) has a map of its name in {targets.where} "
+            f"({_some(of_targets)}); both must be named alike but for the extension"
+        )
+    return pairs
+
+
+def _by_key(files: Files, key: Key) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in files.names:
+        of = key(name)
+        if of is None:
+            continue
+        if of in found:
+            raise ValueError(f"{files.where}: {found[of]} and {name} are both named {of}; which is whose is unknown")
+        found[of] = name
+    return found
+
+
+def _some(names: dict[str, str]) -> str:
+    shown = ", ".join(list(names.values())[:2])
+    return f"{len(names)} files: {shown} ..." if names else "no such files"

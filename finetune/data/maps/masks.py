@@ -1,0 +1,215 @@
+"""Images with class maps for semantic segmentation, from whatever people keep them in.
+
+masks          PNG label maps in a folder or tar beside the images, of the same names; "train.tar/masks" is a folder
+               inside a tar
+ade20k         images: ADEChallengeData2016/images/training; the masks are found, 0 is void, names are beside them
+cityscapes     images: leftImg8bit/train; the masks are found in gtFine/train, train ids or label ids
+voc            images: VOC2012/ImageSets/Segmentation/train.txt; the masks are found in SegmentationClass
+coco           instances: masks of objects, painted the larger first; the rest is `background`, or void without one
+coco_panoptic  json and folder or tar of segment PNGs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.class_names import FILE, read_classes
+from finetune.data.coco.coco_semantic import open_instances, open_panoptic
+from finetune.data.examples import Examples, Findings
+from finetune.data.files import Files
+from finetune.data.maps import mask_layouts
+from finetune.data.maps.label_maps import VOID, Labels, decode_ids
+from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
+from finetune.predictions import Classes
+
+LOOKED_AT = 16  # masks, when a set is opened
+_PNG = frozenset({".png"})
+
+
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Examples:
+    """The images of a `finetune.config.Source` with their class maps, uint8 [H, W], 255 void.
+
+    Args:
+        section: a `SegmentationConfig`.
+        classes: those of the training set, which this one must have.
+
+    Raises:
+        ValueError: the source is none of the formats, no image has a map, or its classes are others.
+    """
+    form = _format(source) if source.format == "auto" else source.format
+    unread = [key for key in ("masks", "annotations", "classes") if getattr(source, key) and key not in _READS[form]]
+    if unread:
+        what = f"{', '.join(unread)} given, which format {form} does not read"
+        raise ValueError(f"{source.images}: {what}; remove it, or set `format`")
+    found = _FORMATS[form](section, source, classes)
+    if len(found.classes) > VOID:
+        raise ValueError(f"{source.images}: {len(found.classes)} classes; labels of at most {VOID} are kept in a byte")
+    if classes is not None and (tuple(found.classes), found.classes.category_ids) != (
+        tuple(classes),
+        classes.category_ids,
+    ):
+        raise ValueError(
+            f"{source.images}: its classes {_listed(found.classes)} are not those of the training set "
+            f"{_listed(classes)}"
+        )
+    return found
+
+
+class DecodeLabels:
+    """A PNG of ids to labels; picklable."""
+
+    def __init__(self, labels: Labels):
+        self.labels = labels
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        return self.labels.of(decode_ids(data))
+
+
+def _open_masks(section: Any, source: Any, classes: Classes | None) -> Pairs:
+    if source.masks is None:
+        raise ValueError(f"masks: missing for {source.images}; give the folder or .tar of PNG label maps")
+    (where, prefix), (masks_where, masks_prefix) = split_container(_one(source.images)), split_container(source.masks)
+    images = Files.open(where)
+    targets = images if masks_where == where else Files.open(masks_where)
+    names = source.classes or _beside(source.masks) or _beside(_one(source.images))
+    if names is None and classes is None:
+        raise ValueError(f"classes: missing for {source.masks}; give a json of the class names")
+    known = classes if names is None else _as_ids(read_classes(names), section)
+    assert known is not None
+    findings = Findings()
+    pairs = match(images, targets, stem_below(prefix), stem_below(masks_prefix, suffixes=_PNG), findings)
+    found = _pairs(section, images, targets, pairs, known, findings)
+    _look_for_both_classes(found, source.masks)
+    return found
+
+
+def _look_for_both_classes(found: Pairs, where: str) -> None:
+    """A finding where masks of two classes hold one of them and void alone: ids of 0 and 255, and 255 is void."""
+    if len(found.classes) != 2:
+        return
+    met: set[int] = set()
+    for place in np.linspace(0, len(found) - 1, min(LOOKED_AT, len(found))).astype(int).tolist():
+        with contextlib.suppress(ValueError):  # what cannot be read is named when it is
+            met |= set(np.unique(found.decode(found.targets.read(found.pairs[place].target))).tolist())
+    if VOID in met and len(met) == 2:
+        (label,) = met - {VOID}
+        missing = f"{found.classes[1 - label]!r} (id {found.classes.category_ids[1 - label]})"
+        text = f"no pixel of {missing} in {min(LOOKED_AT, len(found))} masks, only {found.classes[label]!r} and void"
+        way_out = "if 255 is its id, say so in the classes and set task.void_ids=[]"
+        found.findings.add("class never seen", where, missing, f"{text}; {way_out}")
+
+
+def _open_ade20k(section: Any, source: Any, classes: Classes | None) -> Pairs:
+    images, targets, known = mask_layouts.ade20k(_one(source.images))
+    if source.classes:
+        known = read_classes(source.classes)
+    findings = Findings()
+    pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings)
+    return _pairs(section, images, targets, pairs, known, findings, void={0})
+
+
+def _open_cityscapes(section: Any, source: Any, classes: Classes | None) -> Pairs:
+    images, targets, known, ending, void = mask_layouts.cityscapes(_one(source.images))
+    findings = Findings()
+    image_key = stem_below("", ending=mask_layouts.CITYSCAPES_IMAGE)
+    pairs = match(images, targets, image_key, stem_below("", ending=ending, suffixes=_PNG), findings)
+    found = _pairs(section, images, targets, pairs, known, findings, void=void)
+    found.classes = Classes(tuple(known))  # one set of classes, whichever ids the masks hold
+    return found
+
+
+def _open_voc(section: Any, source: Any, classes: Classes | None) -> Pairs:
+    images, targets, only, known = mask_layouts.voc(_one(source.images))
+    if source.classes:
+        known = read_classes(source.classes)
+    findings = Findings()
+    pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings, only=only)
+    return _pairs(section, images, targets, pairs, known, findings)
+
+
+def _pairs(
+    section: Any,
+    images: Files,
+    targets: Files,
+    pairs: Any,
+    known: Classes,
+    findings: Findings,
+    *,
+    void: set[int] | None = None,
+) -> Pairs:
+    ids = set(section.void_ids) | (void or set()) | ({0} if section.reduce_zero_label else set())
+    decode = DecodeLabels(Labels(known, ids))
+    settings = f"{tuple(known)} {known.category_ids} {sorted(ids)}"
+    return Pairs(images, targets, pairs, decode, classes=known, findings=findings, settings=settings)
+
+
+_FORMATS: dict[str, Callable[[Any, Any, Classes | None], Any]] = {
+    "masks": _open_masks,
+    "ade20k": _open_ade20k,
+    "cityscapes": _open_cityscapes,
+    "voc": _open_voc,
+    "coco": open_instances,
+    "coco_panoptic": open_panoptic,
+}
+# The keys of a source, beside images, that each format reads.
+_READS = {
+    "masks": ("masks", "classes"),
+    "ade20k": ("classes",),
+    "cityscapes": (),
+    "voc": ("classes",),
+    "coco": ("annotations",),
+    "coco_panoptic": ("annotations", "masks"),
+}
+
+
+def _format(source: Any) -> str:
+    """What a source without a format is."""
+    if source.annotations is not None:
+        try:
+            rows = json.loads(Path(source.annotations).read_bytes()).get("annotations") or [{}]
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{source.annotations}: cannot be read as COCO json: {error}") from error
+        return "coco_panoptic" if "segments_info" in rows[0] else "coco"
+    if source.masks is not None:
+        return "masks"
+    if isinstance(source.images, str):
+        for name, found in mask_layouts.SIGNS.items():
+            if found(Path(source.images)):
+                return name
+    raise ValueError(
+        f"{source.images}: where are the class maps? give masks (folder or .tar of PNG), annotations (COCO json), or "
+        f"the images of ADE20K, Cityscapes or VOC in their own folders"
+    )
+
+
+def _as_ids(classes: Classes, section: Any) -> Classes:
+    """A plain list of names counts from 1 where 0 is void."""
+    if section.reduce_zero_label and classes.category_ids == tuple(range(len(classes))):
+        return Classes(tuple(classes), [number + 1 for number in classes.category_ids])
+    return classes
+
+
+def _beside(where: str) -> str | None:
+    """classes.json in the same folder or one above."""
+    home = Path(split_container(where)[0])
+    for folder in (home, home.parent):
+        if (folder / FILE).is_file():
+            return str(folder / FILE)
+    return None
+
+
+def _one(images: str | list[str]) -> str:
+    if not isinstance(images, str):
+        raise ValueError(f"images: {len(images)} places; class maps need one folder or .tar of images")
+    return images
+
+
+def _listed(classes: Classes) -> str:
+    names = ", ".join(f"{i} {name}" for i, name in zip(classes.category_ids[:4], classes[:4], strict=True))
+    return f"({len(classes)}: {names} ...)"

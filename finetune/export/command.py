@@ -1,0 +1,240 @@
+"""`fovea export RELEASE_OR_RUN OUT`: a fine-tuned task as graphs that run without Fovea.
+
+    model.pt2          torch.export, always
+    model.onnx         with --onnx or --int8
+    model.int8.onnx    with --int8; its accuracy is measured on the validation set beside the float one's
+    export.json        inputs, outputs, classes, preparation of images, and every comparison that was made
+
+Every graph is compared with the task itself, on several batch sizes and, where the size is free, image sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from finetune.config import FinetuneConfig, Source
+from finetune.data.examples import Examples
+from finetune.tasks import open_examples
+from pretrain.core.configlib import ConfigError, read_values, validate
+from pretrain.core.record import versions, write_json
+from pretrain.engine.checkpoint.commit import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.export.graph import Graph, Size
+    from finetune.tasks.base import Task
+
+Say = Callable[[str], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export. Exit status 2: no task there, none that can be a graph, wrong arguments; 1: a graph is not equal."""
+    parser = argparse.ArgumentParser(
+        prog="fovea export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", metavar="RELEASE_OR_RUN", help="folder of a fine-tuned release, or of a run")
+    parser.add_argument("out", metavar="OUT", help="folder; made when it is not there")
+    parser.add_argument("--onnx", action="store_true", help="also ONNX (pip install onnx onnxscript onnxruntime)")
+    parser.add_argument("--int8", action="store_true", help="also ONNX with int8 weights, and what it costs")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels; default: the task's own"
+    )
+    parser.add_argument("--val", nargs="+", default=[], metavar="key=value", help="of data.val, for instance limit=500")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time when int8 is measured")
+    chosen = parser.parse_args(arguments)
+    try:
+        from finetune.release import open_task
+
+        task, record = open_task(chosen.task)
+        val = None
+        if chosen.int8:
+            val = open_examples(task.config, val_source(Path(chosen.task), record, chosen.val), classes=task.classes)
+        size = None if chosen.size is None else (chosen.size[0], chosen.size[1])
+        export(task, Path(chosen.out), record=record, onnx=chosen.onnx or chosen.int8, size=size, val=val,
+               batch_size=chosen.batch_size, say=print)  # fmt: skip
+    except NotEqualError as error:
+        print(f"fovea export: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, CheckpointError) as error:
+        print(f"fovea export: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"fovea export: {error.name} is not installed; pip install onnx onnxscript onnxruntime", file=sys.stderr)
+        return 2
+    return 0
+
+
+class NotEqualError(ValueError):
+    """A graph that does not compute what the task computes; its file was removed."""
+
+
+def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> Source:
+    """The validation set that the task was measured on, with `overrides` of its keys.
+
+    Raises:
+        ValueError: the task does not say which it was, and the overrides do not either; or a key is wrong.
+    """
+    recipe = record.get("recipe")
+    if recipe is None and (folder / "config.yaml").is_file():
+        recipe = validate(FinetuneConfig, read_values(folder / "config.yaml"), source=str(folder)).model_dump()
+    values = dict((recipe or {}).get("data", {}).get("val", {}))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError("--val", [f"{override}: expected key=value"])
+        values[key] = yaml.safe_load(text)
+    if "images" not in values:
+        raise ConfigError("--val", ["the task does not name its validation set; give images=... and its annotations"])
+    return validate(Source, values, source="--val")
+
+
+def export(
+    task: Task,
+    out: Path,
+    *,
+    record: dict[str, Any],
+    onnx: bool = False,
+    size: Size | None = None,
+    val: Examples | None = None,
+    batch_size: int = 16,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """Write the graphs and export.json to `out`; what export.json holds.
+
+    Args:
+        size: (height, width) the graph is traced for, rounded up to whole patches; where the size is not free, its
+            only one. val: for int8; without it there is none.
+
+    Raises:
+        NotExportableError: the task is none that can be a graph. NotEqualError: a graph computes something else.
+    """
+    import torch
+
+    from finetune.export import graph as graphs
+    from finetune.export.quantize import quantize, session
+
+    graph = graphs.Graph(task)
+    size = _in_patches(_size_of(task) if size is None else size, graph.patch)
+    free = graph.fixed is None
+    say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: not a folder to write to: {error}") from error
+    facts = _facts(task, graph, size, record)
+    program = graphs.trace(graph, size)
+
+    def checked(name: str, write: Callable[[Path], None], run: Callable[[Path], Any]) -> None:
+        path = out / name
+        try:
+            write(path)
+            found = graphs.compare(graph, run(path), graphs.cases(graph, size))
+        except graphs.NotExportableError:
+            path.unlink(missing_ok=True)
+            raise
+        except (ValueError, RuntimeError) as error:
+            path.unlink(missing_ok=True)
+            raise NotEqualError(f"{name} was removed: {error}") from error
+        say(f"{name}: {path.stat().st_size / 1e6:.1f} MB")
+        for one in found:
+            say(f"  {one}")
+        facts["files"][name] = [
+            {"batch": one.batch, "size": list(one.size), "largest_difference": one.difference} for one in found
+        ]
+
+    def run_program(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+        module = torch.export.load(path).module()
+
+        def run(images: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad():
+                found = module(images)
+            return (found,) if isinstance(found, torch.Tensor) else found
+
+        return run
+
+    checked("model.pt2", lambda path: torch.export.save(program, path), run_program)
+    if onnx:
+        checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), session)
+    write_json(out / "export.json", facts)
+    if val is not None:
+        quantize(out / "model.onnx", out / "model.int8.onnx")
+        facts["int8"] = _measure(task, graph, out, val, None if free else size, batch_size, say)
+        write_json(out / "export.json", facts)
+    return facts
+
+
+def _measure(
+    task: Task, graph: Graph, out: Path, val: Examples, fixed: Size | None, batch_size: int, say: Say
+) -> dict[str, Any]:
+    """The validation numbers of model.onnx and model.int8.onnx."""
+    import torch
+
+    from finetune.evaluate import evaluate
+    from finetune.export.quantize import session, with_graph
+    from pretrain.core.distributed import World
+
+    alone = World(0, 1, 0, torch.device("cpu"))
+    found: dict[str, Any] = {}
+    for name in ("model.onnx", "model.int8.onnx"):
+        model = with_graph(task, session(out / name), patch=graph.patch, fixed=fixed)
+        scores = evaluate(model, val, world=alone, batch_size=batch_size).scores
+        found[name] = {key: float(value) for key, value in scores.values.items()}
+        found["protocol"] = scores.protocol
+        say(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.values.items()))
+    primary = next(iter(found["model.onnx"]))
+    drop = found["model.onnx"][primary] - found["model.int8.onnx"][primary]
+    smaller = (out / "model.onnx").stat().st_size / (out / "model.int8.onnx").stat().st_size
+    say(f"int8: {primary} changes by {-drop + 0.0:+.4f}, the file is {smaller:.1f} times smaller; {found['protocol']}")
+    return {**found, "primary": primary, "drop": drop, "times_smaller": smaller}
+
+
+def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict[str, Any]:
+    sides = [f"multiple of {graph.patch}"] * 2 if graph.fixed is None else list(size)
+    return {
+        "task": task.config.name,
+        "source": record.get("source", {}),
+        "input": {
+            "name": "images",
+            "shape": ["batch", len(task.mean), *sides],
+            "values": "float32 pixels in 0 to 1, RGB; the graph normalizes them",
+            "traced_at": list(size),
+            "preparation": _preparation(task),
+        },
+        "outputs": list(graph.outputs),
+        "classes": list(task.classes),
+        "category_ids": list(task.classes.category_ids),
+        "files": {},
+        "versions": versions(),
+    }
+
+
+def _preparation(task: Any) -> str:
+    """How the task prepares images, in words."""
+    if task.config.name == "classification":
+        return task.eval_transform().in_words()
+    if task.config.name == "detection":
+        height, width = task.config.test_canvas
+        return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
+    return task.inference_protocol()
+
+
+def _size_of(task: Any) -> Size:
+    """(height, width) of what the task's network sees when it predicts."""
+    if task.config.name == "classification":
+        return task.bare_backbone.img_size
+    return task.config.test_canvas if task.config.name == "detection" else task.config.window
+
+
+def _in_patches(size: Size, patch: int) -> Size:
+    return size[0] + -size[0] % patch, size[1] + -size[1] % patch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

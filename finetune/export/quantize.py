@@ -1,0 +1,94 @@
+"""ONNX in int8, and what it costs: the task measured on its validation set with the graph in place of its network.
+
+Weights of matrix products become int8, activations are quantized as they come (dynamic quantization of ONNX Runtime).
+Static quantization of all products was measured to break attention; convolutions gain nothing from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.export.graph import Size
+from finetune.tasks.base import Task
+
+
+def quantize(path: Path, out: Path) -> None:
+    """The ONNX file `path` with int8 weights in its matrix products, written to `out`.
+
+    Raises:
+        ValueError: it has none, as a network of convolutions.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # Shapes that the exporter noted hinder the quantizer's own inference of them.
+    del model.graph.value_info[:]
+    quantize_dynamic(model, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], per_channel=True)
+    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(out).graph.initializer):
+        out.unlink()
+        raise ValueError(f"{path.name} has no matrix product with weights: int8 changes nothing; leave --int8 out")
+
+
+def session(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """An ONNX file on the CPU: pixels float32 [b, C, H, W] in 0 to 1 -> its outputs. As many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> list[Tensor]:
+        outputs: Sequence[Any] = opened.run(None, {"images": images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def with_graph(task: Task, run: Callable[[Tensor], Sequence[Tensor]], *, patch: int, fixed: Size | None) -> Task:
+    """A copy of the task whose predictions come from a graph of `finetune.export.graph`.
+
+    Args:
+        run: pixels in 0 to 1 -> the graph's outputs. patch: sides must be multiples of it. fixed: its only size, if so.
+
+    Raises:
+        ValueError: when it predicts, an image of another size than a fixed one.
+    """
+
+    def outputs(images: Tensor) -> tuple[Sequence[Tensor], Size]:
+        """Normalized images, padded with what normalizes to 0 to whole patches; and the padded size."""
+        height, width = images.shape[2], images.shape[3]
+        padded = F.pad(images, (0, -width % patch, 0, -height % patch))
+        size = (padded.shape[2], padded.shape[3])
+        if fixed is not None and size != fixed:
+            raise ValueError(
+                f"the graph is for images of {fixed[0]} x {fixed[1]}, and one of {height} x {width} came; "
+                "export it for that size (--size)"
+            )
+        return run((padded * task.std + task.mean).contiguous()), size
+
+    def one(images: Tensor, *_: Any) -> Tensor:
+        found = outputs(images)[0][0]
+        return found[..., : images.shape[2], : images.shape[3]] if found.ndim == 4 else found
+
+    made: Any = copy.deepcopy(task)
+    name = task.config.name
+    if name != "detection":
+        setattr(made, {"classification": "logits", "segmentation": "scores", "depth": "depth"}[name], one)
+    elif task.config.head.name == "detr":
+
+        def boxes(_: Any, images: Tensor, **__: Any) -> Any:
+            found, size = outputs(images)
+            return [(found[0], found[1])], size
+
+        made.head.detr.forward = boxes
+    else:
+        made.head.eomt.predict = lambda _, images: tuple(outputs(images)[0])
+    return made.eval()

@@ -1,0 +1,77 @@
+"""The batches of a run, on the device: from the step it is at, bad images recorded, waiting time measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.config import FinetuneConfig
+from finetune.data.batches import TrainBatches, move
+from finetune.data.examples import Examples
+from finetune.tasks.base import Task
+from pretrain.core.distributed import World
+from pretrain.data.loader.workers import run_in_workers
+from pretrain.data.sampling.substitute import BadList, BadSamples
+from pretrain.engine.plan import Plan
+
+
+class Feed:
+    """Iterates over this rank's micro-batches from `start_step` on.
+
+    Attributes:
+        waited: seconds spent waiting for the readers, in all.
+        bad: counts of unusable images on this rank.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        steps: Plan,
+        task: Task,
+        examples: Examples,
+        world: World,
+        *,
+        start_step: int,
+        say: Callable[[str], None],
+    ):
+        self.waited = 0.0
+        self._device = world.device
+        accumulation = config.engine.accumulation_steps
+        batches = TrainBatches(
+            examples,
+            task.train_transform(),
+            task.collate,
+            seed=config.seed,
+            global_batch=config.optim.global_batch_size,
+            micro_batch=steps.micro_batch,
+            rank=world.rank,
+            world=world.world_size,
+            noises=task.noises,
+            first=start_step * accumulation,
+        )
+        listed = BadList(Path(config.run_dir), rank=world.rank, say=say)
+        self.bad = BadSamples(config.data.max_bad_fraction, record=listed.add, known=listed.known())
+        self._micro_batch = steps.micro_batch
+        self._loader = run_in_workers(
+            batches,
+            (steps.total_steps - start_step) * accumulation,
+            num_workers=config.data.num_workers,
+            prefetch_factor=config.data.prefetch,
+            pin_memory=world.device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(self._loader, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.bad.observe(self._micro_batch, batch.pop("bad"))
+            yield move(batch, self._device)
+
+    def close(self) -> None:
+        """End the reading processes."""
+        self._loader.close()

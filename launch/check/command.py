@@ -1,0 +1,216 @@
+"""`fovea launch check CONFIG [key=value ...]`: what would go wrong, before a GPU is used; also a job's first step."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from finetune.config import FinetuneConfig
+from launch.check import preflight
+from launch.check.preflight import Finding, Place
+from launch.check.trial import run_steps
+from launch.plan import taskcost
+from launch.plan.cost import batch_bytes, count
+from launch.plan.hardware import find_gpu
+from launch.plan.machine import GIB, Machine
+from launch.programs import PROGRAMS, device_of
+from pretrain.config import Plan, PretrainConfig
+from pretrain.core.configlib import ConfigError
+from pretrain.core.record import read_rows
+
+# On nodes: srun says 2 itself, of a node where it finds no program to start.
+EXIT_IMPOSSIBLE = 78
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0: nothing forbids it (warnings may be printed). 2, on nodes 78: it cannot run, and why."""
+    parser = _parser()
+    chosen = parser.parse_intermixed_args(arguments)
+    if chosen.on_nodes and chosen.probe_steps:
+        parser.error("--probe-steps is for before a job; inside one the run itself is as fast")
+    if chosen.on_nodes and int(os.environ.get("SLURM_PROCID", "0")):
+        return _on_nodes(chosen, 0)
+    try:
+        found = list(_findings(chosen))
+    except (ConfigError, ValueError) as error:
+        found = [Finding("error", str(error))]
+    for finding in found:
+        print(finding, file=sys.stderr if finding.level == "error" else sys.stdout, flush=True)
+    status = 2 if any(finding.level == "error" for finding in found) else 0
+    return _on_nodes(chosen, status) if chosen.on_nodes else status
+
+
+def _on_nodes(chosen: argparse.Namespace, status: int) -> int:
+    """Every rank takes part, also when rank 0 has found enough: the others would wait for it."""
+    from launch.check.nodecheck import check_nodes
+
+    return max(EXIT_IMPOSSIBLE if status else 0, check_nodes(device=device_of(chosen.config, chosen.overrides)))
+
+
+def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
+    place = _place(chosen)
+    if chosen.program == "pretrain":
+        yield from _pretrain(chosen, place)
+    else:
+        yield from _finetune(chosen, place)
+
+
+def _pretrain(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
+    from pretrain.__main__ import check
+
+    config, dataset, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    machine = _machine(chosen, config)
+    if place.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
+        place = replace(place, gpu_memory=float(machine.gpu_memory))
+    yield from preflight.batch_facts(config, plan, dataset, place)
+    yield from preflight.run_folder(config, {"data.shards": dataset.fingerprint}, free=_free_keys)
+    yield from preflight.sources(config)
+    yield from preflight.workers(config, plan, place, machine)
+    yield from preflight.shared_memory(config, batch_bytes(config, plan.micro_batch), place, machine)
+    yield from preflight.limits(place)
+    estimate = None
+    if not chosen.quick:
+        cost = count(config)
+        yield from preflight.memory(config, plan, cost, place)
+        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+        estimate = preflight.estimated_rate(cost, place, bf16=config.engine.precision != "fp32")
+    yield from _duration(chosen, config, plan, place, machine, estimate)
+
+
+def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
+    """As for pretraining, but for memory and time, which are not estimated for tasks (--probe-steps measures time)."""
+    from finetune.__main__ import check
+
+    config, train, val, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    machine = _machine(chosen, config)
+    yield from preflight.task_facts(config, plan, len(val), place)
+    yield from preflight.run_folder(
+        config, {"data.train": train.fingerprint, "data.val": val.fingerprint}, free=_free_keys_of_a_task
+    )
+    key, value = config.model.source
+    found = key == "timm" or Path(value).exists()
+    if not found:
+        yield Finding("error", f"model.{key}: {value} is not there; `fovea release RUN OUT` writes a release")
+    yield from preflight.workers(config, plan, place, machine)
+    yield from preflight.limits(place)
+    if found and not chosen.quick:
+        cost = taskcost.count(config, train, plan)
+        yield from preflight.shared_memory(config, cost.batch, place, machine)
+        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+    if found:
+        yield from _duration(chosen, config, plan, place, machine, None)
+
+
+def _free_keys() -> Sequence[str]:
+    from pretrain.run import FREE_KEYS
+
+    return FREE_KEYS
+
+
+def _free_keys_of_a_task() -> Sequence[str]:
+    from finetune.run import FREE_KEYS
+
+    return FREE_KEYS
+
+
+def _duration(
+    chosen: argparse.Namespace,
+    config: PretrainConfig | FinetuneConfig,
+    plan: Plan,
+    place: Place,
+    machine: Machine,
+    estimate: float | None,
+) -> Iterator[Finding]:
+    """From what is known best: measured now, by the user, by the run itself, or estimated."""
+    if chosen.probe_steps:
+        ranks = min(place.ranks_per_node, machine.gpus) if machine.gpus and config.engine.device != "cpu" else 1
+        batch = ranks * plan.micro_batch * config.engine.accumulation_steps
+        trial = run_steps(
+            *(chosen.program, chosen.config, chosen.overrides),
+            steps=chosen.probe_steps,
+            ranks=ranks,
+            batch=batch,
+            run_dir=Path(config.run_dir),
+        )
+        yield from preflight.waiting(config, trial.waited)
+        rate = trial.images_per_second / ranks * place.ranks
+        source = f"measured: {trial.steps} steps of {ranks} of the {place.ranks} ranks here, the network left out"
+    elif chosen.images_per_second:
+        rate, source = chosen.images_per_second, "--images-per-second"
+    else:
+        rate, source = _logged_rate(config), "this run so far"
+        if rate is None:
+            rate, source = estimate, f"assumed: {preflight.UTILIZATION:.0%} of the GPU's peak"
+    if rate:
+        yield from preflight.duration(config, plan, place, rate, source)
+    else:
+        yield Finding("fact", "time     not predicted: give --probe-steps 20, --gpu NAME or --images-per-second")
+
+
+def _logged_rate(config: PretrainConfig | FinetuneConfig) -> float | None:
+    """The median of what the run logged itself, if it has run."""
+    rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
+    rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
+    return rates[len(rates) // 2] if rates else None
+
+
+def _place(chosen: argparse.Namespace) -> Place:
+    """From the flags, and inside a job from SLURM."""
+    gpu = find_gpu(chosen.gpu) if chosen.gpu else None
+    if chosen.on_nodes:
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        ranks = int(os.environ.get("SLURM_NTASKS", "1")) // nodes
+    else:
+        nodes, ranks = chosen.nodes, chosen.gpus_per_node
+    for flag, value in (("--nodes", nodes), ("--gpus-per-node", ranks)):
+        if value < 1:
+            raise ValueError(f"{flag} {value}: at least 1; on CPUs, --gpus-per-node is the number of ranks")
+    memory = gpu.memory * GIB * 0.98 if gpu else None
+    return Place(nodes, ranks, memory, gpu, limit=_seconds(chosen.time), margin=chosen.margin)
+
+
+def _machine(chosen: argparse.Namespace, config: PretrainConfig | FinetuneConfig) -> Machine:
+    """This one; of a job, the cores that all its ranks have here, of which this rank may have a share."""
+    machine = Machine.here(Path(config.run_dir))
+    if chosen.on_nodes and "SLURM_CPUS_ON_NODE" in os.environ:
+        return replace(machine, cpus=int(os.environ["SLURM_CPUS_ON_NODE"]))
+    return machine
+
+
+def _seconds(text: str) -> float:
+    """SLURM's MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]]; "" is no limit."""
+    if not text:
+        return 0
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
+        raise ValueError(f"--time {text}: expected minutes, h:mm:ss or days-hours, for instance 24:00:00")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    units = (3600, 60, 1) if days or len(numbers) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fovea launch check", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("--program", choices=PROGRAMS, default="pretrain")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node, one per GPU")
+    parser.add_argument("--gpu", metavar="NAME", help="h200, h100, a100, ...: its memory and speed are looked up")
+    parser.add_argument("--time", default="", help="the job's limit, as sbatch takes it")
+    parser.add_argument("--margin", type=float, default=300, help="seconds before the limit at which the run is saved")
+    parser.add_argument("--images-per-second", type=float, help="measured, of the whole run")
+    parser.add_argument("--probe-steps", type=int, default=0, metavar="N", help="measure: take N real steps here")
+    parser.add_argument("--quick", action="store_true", help="leave out memory and operations (they import torch)")
+    parser.add_argument("--on-nodes", action="store_true", help="inside a job: also measure the nodes, on every rank")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,323 @@
+"""What would go wrong with a run on given nodes, found from its configuration and data before a GPU is used.
+
+Each check is a function of facts; it yields findings. An error is what cannot work, a warning what will probably
+disappoint. Every message names a key (or flag, or limit) and a value that would work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune.config import FinetuneConfig
+from launch.plan.cost import Cost
+from launch.plan.hardware import UTILIZATION, Gpu
+from launch.plan.machine import GIB, Machine
+from pretrain.config import Plan, PretrainConfig
+from pretrain.core.configlib import ConfigError
+from pretrain.data.shards.dataset import Dataset
+from pretrain.engine.session.folder import check_same_run
+
+RunConfig = PretrainConfig | FinetuneConfig
+FILES_OF_A_RANK = 128  # libraries, sockets, logs
+CHECKPOINT_MINUTES = 60  # more work than this between checkpoints is a lot to lose
+
+
+@dataclass(frozen=True)
+class Finding:
+    """level: "error" stops the job, "warning" and "fact" do not."""
+
+    level: Literal["error", "warning", "fact"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.level == "fact" else f"{self.level}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the run is to go. gpu_memory: bytes, None for CPUs. limit, margin: seconds; limit 0: none."""
+
+    nodes: int
+    ranks_per_node: int
+    gpu_memory: float | None = None
+    gpu: Gpu | None = None
+    limit: float = 0
+    margin: float = 300
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, place: Place) -> Iterator[Finding]:
+    """Batch, learning rate, steps, epochs, and samples against shards and ranks."""
+    optim = config.optim
+    epochs = plan.total_steps * optim.global_batch_size / plan.num_samples
+    yield Finding(
+        "fact",
+        f"batch    {optim.global_batch_size} = {place.nodes} nodes x {place.ranks_per_node} ranks x {plan.micro_batch} "
+        f"images x {config.engine.accumulation_steps} accumulation; peak lr {plan.lr:.4g}",
+    )
+    yield Finding(
+        "fact",
+        f"steps    {plan.total_steps}, {plan.warmup_steps} of warm-up; {epochs:.4g} epochs of {plan.num_samples} "
+        f"images in {len(dataset.names)} shards",
+    )
+    if optim.blr is not None and optim.global_batch_size > 16 * optim.blr_batch * 4:
+        yield Finding("warning", f"optim.blr: lr {plan.lr:.3g} is scaled from {optim.blr:.3g}; rarely tried so far up")
+    if plan.steps_per_epoch < 10:
+        most = max(place.ranks, plan.num_samples // 10 // place.ranks * place.ranks)
+        yield Finding(
+            "warning",
+            f"optim.global_batch_size: {optim.global_batch_size} is {plan.steps_per_epoch} steps an epoch; "
+            f"{most} gives ten or more",
+        )
+    blocks = math.ceil(len(dataset.names) / config.data.block_shards)
+    if len(dataset.names) > 1 and blocks == 1:
+        yield Finding(
+            "fact", f"order    all shards are shuffled together (data.block_shards {config.data.block_shards})"
+        )
+
+
+def task_facts(config: FinetuneConfig, plan: Plan, validation: int, place: Place) -> Iterator[Finding]:
+    """Batch, steps and epochs; images of data.val against ranks."""
+    batch = config.optim.global_batch_size
+    epochs = plan.total_steps * batch / plan.num_samples
+    yield Finding(
+        "fact",
+        f"batch    {batch} = {place.nodes} nodes x {place.ranks_per_node} ranks x {plan.micro_batch} images x "
+        f"{config.engine.accumulation_steps} accumulation; peak lr {plan.lr:.4g}",
+    )
+    yield Finding(
+        "fact",
+        f"steps    {plan.total_steps}, {plan.warmup_steps} of warm-up; {epochs:.4g} epochs of {plan.num_samples} "
+        f"images, measured on {validation}",
+    )
+    size = config.evaluate.batch_size
+    if math.ceil(validation / size) < place.ranks:
+        fits = max(1, validation // place.ranks)
+        yield Finding(
+            "warning",
+            f"evaluate.batch_size: {validation} images in batches of {size} are fewer batches than {place.ranks} "
+            f"ranks; evaluate.batch_size={fits} gives each something to do",
+        )
+
+
+def run_folder(
+    config: RunConfig, fingerprints: Mapping[str, str], *, free: Callable[[], Sequence[str]]
+) -> Iterator[Finding]:
+    """The folder can be written to, and is this run's or nobody's. free: keys that may change (asked for if needed)."""
+    folder = Path(config.run_dir)
+    if (folder / "config.yaml").exists():
+        try:
+            check_same_run(folder, config, fingerprints, free=free())
+        except ConfigError as error:
+            yield Finding("error", f"run_dir: {error}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".preflight"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        yield Finding("error", f"run_dir: {folder} cannot be written ({error.strerror}); choose another, run_dir=...")
+
+
+def sources(config: PretrainConfig) -> Iterator[Finding]:
+    """What the weights start from is there."""
+    init = config.init
+    for key in ("release", "official", "checkpoint") if init else ():
+        path = getattr(init, key)
+        if path is not None and not Path(path).exists():
+            yield Finding("error", f"init.{key}: {path} is not there; `fovea release RUN OUT` writes a release")
+
+
+def workers(config: RunConfig, plan: Plan, place: Place, machine: Machine) -> Iterator[Finding]:
+    """Data workers against the cores of a node and the samples there are; open files of a rank."""
+    data, ranks = config.data, place.ranks_per_node
+    if ranks * data.num_workers > machine.cpus:
+        fits = max(1, machine.cpus // ranks)
+        yield Finding(
+            "warning",
+            f"data.num_workers: {ranks} ranks x {data.num_workers} workers on {machine.cpus} cores; {fits} fits, or "
+            f"ask for more with --cpus-per-task {data.num_workers}",
+        )
+    batches = plan.steps_per_epoch * config.engine.accumulation_steps
+    if data.num_workers > batches:
+        yield Finding(
+            "warning",
+            f"data.num_workers: {data.num_workers}, but {plan.num_samples} samples are {batches} batches of "
+            f"{plan.micro_batch} an epoch for each of {place.ranks} ranks; data.num_workers={batches} gives each "
+            "worker one, or fewer ranks",
+        )
+    # A batch in flight is an open file for each of its tensors.
+    files = FILES_OF_A_RANK + data.num_workers * data.prefetch * 8
+    if files > machine.open_files:
+        enough = 2 ** math.ceil(math.log2(files))
+        yield Finding(
+            "error",
+            f"ulimit -n: {machine.open_files} open files, a rank needs about {files}; give the job "
+            f"--environment 'ulimit -n {enough}'",
+        )
+
+
+def shared_memory(config: RunConfig, one: int, place: Place, machine: Machine) -> Iterator[Finding]:
+    """What the workers of a node have ready against its /dev/shm. one: bytes of a micro-batch."""
+    data, ranks = config.data, place.ranks_per_node
+    count = ranks * data.num_workers
+    needed = count * data.prefetch * one
+    if needed > machine.shm:
+        fits = int(machine.shm / (count * one))
+        way = f"data.prefetch={fits}" if fits else f"data.num_workers={max(0, int(machine.shm / (ranks * one)))}"
+        if not fits:
+            way += " data.prefetch=1"
+        yield Finding(
+            "error" if not fits or needed > 2 * machine.shm else "warning",
+            f"data.prefetch: {count} workers x {data.prefetch} batches of {_size(one)} need "
+            f"{_size(needed)} of /dev/shm, {_size(machine.shm)} are free; {way} fits, or mount it larger",
+        )
+
+
+def memory(config: PretrainConfig, plan: Plan, cost: Cost, place: Place) -> Iterator[Finding]:
+    """The estimate of each ZeRO stage against the GPU, and what would fit."""
+    if place.gpu_memory is None:
+        return
+    deepspeed = config.engine.name == "deepspeed"
+    now = config.engine.zero_stage if deepspeed else 0
+    stages = (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3)
+    need = {stage: _bytes(config, cost, plan.micro_batch, stage, place.ranks) for stage in stages}
+    listed = ", ".join(f"ZeRO-{stage} {size / GIB:.1f}" for stage, size in need.items())
+    yield Finding("fact", f"memory   GiB per GPU, estimated: {listed}; there are {place.gpu_memory / GIB:.1f}")
+    if need[now] <= place.gpu_memory:
+        if need[now] > 0.92 * place.gpu_memory:
+            yield Finding(
+                "warning", f"engine: {need[now] / place.gpu_memory:.0%} of the GPU's memory; the estimate may err"
+            )
+        return
+    ways = [f"engine.name=deepspeed engine.zero_stage={s}" for s in stages if s > now and need[s] <= place.gpu_memory][
+        :1
+    ]
+    share = plan.micro_batch * config.engine.accumulation_steps
+    for accumulation in range(config.engine.accumulation_steps + 1, share + 1):
+        if (
+            share % accumulation == 0
+            and _bytes(config, cost, share // accumulation, now, place.ranks) <= place.gpu_memory
+        ):
+            ways.append(f"engine.accumulation_steps={accumulation}")
+            break
+    way = " or ".join(ways) or "a smaller model, or GPUs with more memory: no stage and no micro-batch fits"
+    yield Finding(
+        "error",
+        f"engine: {plan.micro_batch} images at a time need about {need[now] / GIB:.1f} GiB under "
+        f"{'ZeRO-' + str(now) if deepspeed else 'DDP'}, the GPU has {place.gpu_memory / GIB:.1f}; {way}",
+    )
+
+
+def _bytes(config: PretrainConfig, cost: Cost, images: int, stage: int, ranks: int) -> float:
+    from launch.plan.memory import Footprint
+
+    found = Footprint(cost.trained, cost.fixed, cost.per_batch, cost.per_image)
+    return found.total(images=images, optimizer=config.optim.name, zero_stage=stage, world_size=ranks)
+
+
+def disk(config: RunConfig, plan: Plan, size: float, machine: Machine) -> Iterator[Finding]:
+    """The checkpoints that are kept, and one being written, against the file system of run_dir. size: bytes of one."""
+    checkpoint = config.checkpoint
+    every = checkpoint.milestone_every_steps
+    milestones = plan.total_steps // every if every else 0
+    count = checkpoint.keep + milestones + 2  # one being written, one to go back to
+    needed = count * size
+    yield Finding("fact", f"disk     {count} checkpoints of {_size(size)}, {_size(machine.disk)} free")
+    if needed > machine.disk:
+        fits = int(machine.disk / size) - 2
+        way = _fewer(checkpoint.keep, fits, plan.total_steps if milestones else 0) if fits >= 1 else ""
+        way = f"{way} fits" if way else "choose a run_dir on a larger disk"
+        yield Finding(
+            "error",
+            f"checkpoint.keep: {count} checkpoints need {_size(needed)}, {_size(machine.disk)} are free "
+            f"under {config.run_dir}; {way}",
+        )
+
+
+def _fewer(keep: int, fits: int, total_steps: int) -> str:
+    """Settings by which at most `fits` checkpoints are kept. total_steps: 0 without milestones."""
+    keep = min(keep, max(1, fits - 1) if total_steps else fits)
+    way = f"checkpoint.keep={keep}"
+    if not total_steps:
+        return way
+    every = math.ceil(total_steps / (fits - keep)) if fits > keep else "null"
+    return f"{way} checkpoint.milestone_every_steps={every}"
+
+
+def duration(config: RunConfig, plan: Plan, place: Place, images_per_second: float, source: str) -> Iterator[Finding]:
+    """Wall time against the limit, and the work between two checkpoints.
+
+    Args:
+        images_per_second: of the whole run. source: where that number is from, for the message.
+    """
+    step = config.optim.global_batch_size / images_per_second
+    whole = plan.total_steps * step
+    jobs = (
+        f", {math.ceil(whole / max(1.0, place.limit - place.margin))} jobs of {_time(place.limit)}"
+        if place.limit
+        else ""
+    )
+    yield Finding("fact", f"time     {_time(whole)}{jobs} at {images_per_second:.0f} images/s ({source})")
+    between = config.checkpoint.every_steps * step
+    if between > 60 * CHECKPOINT_MINUTES:
+        steps = max(1, int(60 * CHECKPOINT_MINUTES / 2 / step))
+        yield Finding(
+            "warning",
+            f"checkpoint.every_steps: {config.checkpoint.every_steps} steps are {_time(between)}, lost when a node "
+            f"dies; checkpoint.every_steps={steps} loses half an hour at most",
+        )
+    if place.limit and place.limit - place.margin < 2 * step:
+        yield Finding(
+            "error",
+            f"--time: {_time(place.limit)} with --margin {place.margin:.0f} leaves no room for two steps of "
+            f"{step:.1f} s; --time {math.ceil((place.margin + 100 * step) / 60)} (minutes) does",
+        )
+
+
+def waiting(config: RunConfig, share: float) -> Iterator[Finding]:
+    """The share of its time that a run waits for data."""
+    if share > 0.2:
+        more = max(2 * config.data.num_workers, 1)
+        yield Finding(
+            "warning",
+            f"data.num_workers: with {config.data.num_workers} a step waits {share:.0%} of its time for data; try "
+            f"data.num_workers={more}",
+        )
+
+
+def limits(place: Place) -> Iterator[Finding]:
+    """The time limit against the time that saving is given."""
+    if place.limit and place.limit <= 2 * place.margin:
+        yield Finding(
+            "error",
+            f"--margin: {place.margin:.0f} s of a limit of {place.limit:.0f} s are for saving; --margin "
+            f"{max(15, int(place.limit / 4))} or --time {math.ceil(place.margin * 4 / 60)} (minutes) works",
+        )
+
+
+def estimated_rate(cost: Cost, place: Place, *, bf16: bool) -> float | None:
+    """Images per second of all GPUs at the assumed share of their peak; None without a known GPU."""
+    if place.gpu is None:
+        return None
+    peak = (place.gpu.bf16 if bf16 else place.gpu.fp32) * 1e12
+    return place.ranks * UTILIZATION * peak / cost.flops
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,118 @@
+"""Which backbone each objective works on: `python -m launch.pages.backbones` writes the table of docs/backbones.md.
+
+It is made of what the objectives ask for and what the backbones provide, the same facts by which a configuration is
+refused; a test trains or sees refused every cell. No torch here.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pretrain.models.backbones import families
+from pretrain.objectives import OBJECTIVES
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+WORKS, NO_CLASS_TOKEN, ONE_SIZE = "yes", "no class token", "one size"
+# beginning of a problem that a setting solves -> the setting
+SETTINGS = {
+    "objective.cls_weight": {"cls_weight": 0},
+    "objective.drop_path_subset": {"drop_path_subset": "false"},
+    "objective.layerwise_decay": {"layerwise_decay": 1, "patch_embed_lr_mult": 1},
+}
+ONE_SIZE_SETTING = {"local_crops_number": 0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of backbone, as the shape of model that configurations ask about."""
+
+    title: str
+    provides: frozenset[str]
+    other_sizes: bool = True
+    patch_size: int = 16
+    size: tuple[int, int] = (224, 224)
+    in_chans: int = 3
+    drop_path_rate: float = 0.0
+    num_blocks: int = 12
+    embed_dim: int = 768
+
+    @property
+    def class_token(self) -> bool:
+        return "class_token" in self.provides
+
+
+def rows() -> list[Row]:
+    """Our own backbones, then timm's families."""
+    own = [
+        Row("own ViT", families.vit_provides(class_token=True)),
+        Row("own ViT, no class token", families.vit_provides(class_token=False)),
+        Row(families.CONV, families.CONV_PROVIDES),
+    ]
+    timm = [Row(f"timm/ {f.name}", f.provides, f.other_sizes) for f in (*families.FAMILIES, families.POOLED)]
+    return own + timm
+
+
+def verdict(name: str, row: Row) -> str:
+    """What holds for objective `name` on a backbone: "yes"; "no class token": if it has none; "no: " and what the
+    backbone lacks; or under which conditions it trains, "one size" (of all crops) and settings of the objective."""
+    config = OBJECTIVES[name][0]
+    needs: frozenset[str] = config.needs  # pyright: ignore[reportAttributeAccessIssue]
+    if missing := needs - row.provides:
+        return f"no: {', '.join(sorted(missing))}"
+    if any(problem.startswith("model.class_token: true") for problem in _problems(config, row)):
+        return NO_CLASS_TOKEN
+    asked = {key: value for key, value in settings(name, row).items() if key != "local_crops_number"}
+    conditions = [f"{key} {value}" for key, value in asked.items()]
+    if not row.other_sizes and "local_crops_number" in config.model_fields:
+        conditions.insert(0, ONE_SIZE)
+    return ", ".join(conditions) or WORKS
+
+
+def settings(name: str, row: Row) -> dict[str, Any]:
+    """The settings by which objective `name` trains on a backbone that does not lack anything."""
+    config = OBJECTIVES[name][0]
+    found = {} if row.other_sizes or "local_crops_number" not in config.model_fields else ONE_SIZE_SETTING
+    for problem in _problems(config, row):
+        for beginning, setting in SETTINGS.items():
+            if problem.startswith(beginning):
+                found = found | setting
+    return found
+
+
+def _problems(config: type[Any], row: Row) -> list[str]:
+    """Of the default settings on a backbone; none where the settings name a file."""
+    try:
+        return config().problems(row)
+    except ValidationError:
+        return []
+
+
+def table() -> str:
+    """The table in Markdown, a row per backbone and a column per objective."""
+    lines = [["backbone", *OBJECTIVES], ["---"] * (1 + len(OBJECTIVES))]
+    lines += [[row.title, *(verdict(name, row) for name in OBJECTIVES)] for row in rows()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def page(text: str) -> str:
+    """The page `text` with the table as it is now.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(0)

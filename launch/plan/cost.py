@@ -1,0 +1,80 @@
+"""What a step costs, counted on tensors without storage: operations, memory, bytes of a batch and of a checkpoint.
+
+Imports torch where it counts, and takes seconds; nothing here touches a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config import PretrainConfig
+from pretrain.data.views.view import stacks
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one configuration.
+
+    Attributes:
+        flops: of one image, forward and backward, matrix products and convolutions only.
+        trained: bytes of the trained parameters in fp32. fixed: of the rest of the state (averages).
+        per_batch, per_image: bytes that a micro-batch keeps alive: per_batch + per_image * images.
+        state: bytes of optimizer state per byte of `trained`.
+    """
+
+    flops: float
+    trained: int
+    fixed: int
+    per_batch: int
+    per_image: int
+    state: float
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of one checkpoint: weights, averages, optimizer."""
+        return self.trained * (1 + self.state) + self.fixed
+
+
+def count(config: PretrainConfig) -> Cost:
+    """Count a step of this configuration.
+
+    Raises:
+        ConfigError: what it starts from or learns from (init, a tokenizer) cannot be read.
+    """
+    from launch.plan.memory import OPTIMIZER_BYTES, footprint
+
+    found = footprint(config)
+    state = OPTIMIZER_BYTES[config.optim.name] / 4
+    return Cost(_flops(config), found.trained, found.fixed, found.per_batch, found.per_image, state)
+
+
+def _flops(config: PretrainConfig, images: int = 2) -> float:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from launch.plan.memory import empty_batch
+    from pretrain.models.layers import attention
+    from pretrain.objectives.base import Horizon
+    from pretrain.start import build_objective
+
+    with torch.device("meta"):
+        objective = build_objective(config, Horizon(total_steps=1000, steps_per_epoch=100))
+    chosen = attention.choose
+    attention.choose = lambda *_: "bmm"  # its products are counted; the fused kernel of a CPU has no formula
+    try:
+        counter = FlopCounterMode(display=False)
+        with FakeTensorMode(allow_non_fake_inputs=True), counter:
+            objective.to_empty(device="cpu")
+            objective(empty_batch(config, images), 0)["loss"].backward()
+    finally:
+        attention.choose = chosen
+    return counter.get_total_flops() / images
+
+
+def batch_bytes(config: PretrainConfig, images: int) -> int:
+    """Bytes of one micro-batch as a worker sends it to its rank, pixels in uint8."""
+    channels = config.model.in_chans
+    views = stacks(config.objective.views(config.model)).values()
+    pixels = sum(view.count * view.size[0] * view.size[1] for stack in views for _, view in stack)
+    return images * channels * pixels

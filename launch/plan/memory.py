@@ -1,0 +1,190 @@
+"""How much memory a run needs on each GPU, from one step in which every tensor is only a shape.
+
+The objective is built and its step is taken with tensors that have a size and no storage (torch's FakeTensor), in the
+run's precision; what is alive at once is counted, activations and gradients included. So a ViT-H is measured in
+seconds on a machine without a GPU. What it cannot know: kernel workspaces, the allocator's fragmentation and the
+buckets of NCCL, for which `RESERVE` stands.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretrain.config import PretrainConfig
+from pretrain.data.views.maskdraw import Place, draw
+from pretrain.data.views.view import Mask, Noise, stacks
+from pretrain.models.layers import attention
+from pretrain.objectives.base import Horizon
+from pretrain.start import build_objective
+
+RESERVE = 1.5 * 2**30  # bytes: context, libraries' workspaces, communication buckets
+OPTIMIZER_BYTES = {"adamw": 8, "lars": 4, "sgd": 4}  # per parameter, fp32
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one step on one device, before anything is divided among ranks.
+
+    Attributes:
+        trained: parameters that are trained, fp32. fixed: the rest of the state, mostly averages.
+        per_batch, per_image: the most that a micro-batch keeps alive beside state and gradients:
+            per_batch + per_image * images.
+    """
+
+    trained: int
+    fixed: int
+    per_batch: int
+    per_image: int
+
+    def total(self, *, images: int, optimizer: str, zero_stage: int = 0, world_size: int = 1) -> float:
+        """Bytes on each GPU with DeepSpeed's stage (0: also plain DDP)."""
+        weights = self.trained / (world_size if zero_stage == 3 else 1)
+        gradients = self.trained / (world_size if zero_stage >= 2 else 1)
+        state = self.trained / 4 * OPTIMIZER_BYTES[optimizer]
+        master = self.trained if zero_stage else 0  # DeepSpeed's own fp32 copy, divided with the optimizer
+        optimizer_share = (state + master) / (world_size if zero_stage else 1)
+        activations = self.per_batch + self.per_image * images
+        return weights + self.fixed + gradients + optimizer_share + activations + RESERVE
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that are alive: `live` now, `peak` at most.
+
+    Among tensors without storage, operations on `real` ones alone (masks) are done and not counted: how many patches a
+    mask hides is a shape of what follows.
+    """
+
+    def __init__(self, *, real: bool = False) -> None:
+        super().__init__()
+        self.real = real
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not self.real and given and not any(isinstance(leaf, FakeTensor) or leaf.is_meta for leaf in given):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if not self.real and func is torch.ops.aten.index.Tensor:
+            args = (args[0], _places(args[1]))
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Boolean masks as the indices of their true entries."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            with unset_fake_temporarily():
+                found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+    return found
+
+
+def footprint(config: PretrainConfig) -> Footprint:
+    """Measure the step of a configuration, without data and without its weights."""
+    small, large = (_step_peak(config, images) for images in (2, 4))
+    per_image = (large.activations - small.activations) / 2
+    per_batch = max(0.0, small.activations - 2 * per_image)
+    return Footprint(small.trained, small.fixed, round(per_batch), round(per_image))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    trained: int
+    fixed: int
+    activations: int
+
+
+def _step_peak(config: PretrainConfig, images: int) -> _Measured:
+    with torch.device("meta"):
+        objective = build_objective(config, Horizon(total_steps=1000, steps_per_epoch=100))
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=config.engine.precision != "fp32")
+    with FakeTensorMode(allow_non_fake_inputs=True), fused_attention(), LiveBytes() as memory:
+        objective.to_empty(device="cpu")
+        for tensor in objective.state_dict().values():
+            memory.add(tensor)
+        state = memory.live
+        trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        batch = empty_batch(config, images)
+        start = memory.peak = memory.live
+        with bf16:
+            loss = objective(batch, 0)["loss"]
+        loss.backward()
+        size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        return _Measured(trained=size, fixed=state - size, activations=memory.peak - start)
+
+
+def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
+    """What the loader gives for `images` images: pixels and noises by shape alone, masks as they are drawn."""
+    specs, channels = config.objective.views(config.model), config.model.in_chans
+    batch = {
+        name: torch.empty(images, sum(view.count for _, view in views), channels, *views[0][1].size)
+        for name, views in stacks(specs).items()
+    }
+    noises = {spec.name: torch.empty(images, *spec.shape) for spec in specs if isinstance(spec, Noise)}
+    at = Place(seed=0, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
+    masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
+    with unset_fake_temporarily():
+        drawn = {name: torch.from_numpy(array) for entry in masks for name, array in entry.items()}
+    return batch | noises | drawn
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """A GPU never keeps the attention map; on a CPU short sequences do."""
+    chosen = attention.choose
+    attention.choose = lambda *_: "sdpa"
+    try:
+        yield
+    finally:
+        attention.choose = chosen
+
+
+def describe(config: PretrainConfig, *, gpus: int, batch: int) -> str:
+    """The estimate for each way to divide the state, as lines for a person."""
+    found = footprint(config)
+    head = (
+        f"memory per GPU, estimated for {batch} images of {config.model.size[0]} x {config.model.size[1]} px in "
+        f"{config.engine.precision} (trained {found.trained / GIB:.2f} GiB, averages and other state "
+        f"{found.fixed / GIB:.2f} GiB, {found.per_image / 2**20:.0f} MiB per image; not checked on a GPU yet)"
+    )
+    stages = (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3)
+    rows = [
+        f"  ZeRO-{stage} on {gpus}: "
+        f"{found.total(images=batch, optimizer=config.optim.name, zero_stage=stage, world_size=gpus) / GIB:.1f} GiB"
+        for stage in stages
+    ]
+    return "\n".join([head, *rows])

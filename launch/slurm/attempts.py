@@ -1,0 +1,222 @@
+"""The attempts of one SLURM job: what happened to each, and whether there is to be another.
+
+A job that goes on by itself needs a memory, or it goes on for ever. It is `RUN/slurm/attempts.jsonl`: a line when an
+attempt begins, a line when it ends. An attempt without an end was killed with its batch script: a node was lost.
+Progress is the step of the newest checkpoint. No torch here, and nothing of SLURM but its words in srun's log.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.hosts.restarts import EXIT_PREEMPTED
+from pretrain.engine.checkpoint.commit import MANIFEST, checkpoints
+
+Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
+Action = Literal["go", "done", "requeue", "stop"]
+# Attempts in a row that may end at one step. A lost node is seldom the run's own doing.
+PATIENCE = {"failed": 2, "time limit": 2, "lost": 3}
+MAX_FAILURES = 20  # of one job, progress or not
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one attempt ended. step: of the newest checkpoint then. node: the one that failed alone, if any did."""
+
+    job: str
+    restart: int
+    outcome: Outcome
+    step: int
+    node: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the batch script does next, and why, in words for the job's log."""
+
+    action: Action
+    why: str
+    exclude: tuple[str, ...] = ()
+
+
+def decide(attempts: Sequence[Attempt], *, spare: int) -> Verdict:
+    """What follows on the last of a job's ended `attempts`.
+
+    Args:
+        spare: nodes that the partition has beyond those the job needs.
+    """
+    last = attempts[-1]
+    if last.outcome == "done":
+        return Verdict("done", f"done at step {last.step}")
+    if last.outcome == "ended":
+        return Verdict("stop", f"SLURM ended the job at step {last.step}, and starts it again or does not")
+    if last.outcome == "stopped":
+        return Verdict("stop", f"stopped on request at step {last.step}; `fovea launch slurm resume` goes on")
+    exclude, failing = _failing_nodes(attempts, spare=spare)
+    if last.outcome == "preempted":
+        return Verdict("requeue", f"preempted at step {last.step}", exclude)
+    streak = _without_progress(attempts)
+    # A rank that ends by an exception does so on any node; one that is killed twice on one node is tried elsewhere.
+    elsewhere = last.node in exclude and "Exited" not in last.detail
+    if len(streak) >= PATIENCE[last.outcome] and not elsewhere:
+        ways = "; ".join(sorted({attempt.detail or attempt.outcome for attempt in streak}))
+        return Verdict("stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not started again{failing}")
+    failures = sum(attempt.outcome in ("failed", "lost") for attempt in attempts)
+    if failures >= MAX_FAILURES:
+        return Verdict("stop", f"{failures} attempts of this job failed; not started again{failing}")
+    return Verdict("requeue", f"{last.outcome} at step {last.step} ({last.detail or 'no reason known'})", exclude)
+
+
+def _without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts at the end that left the run at the same step; being preempted is nobody's failure."""
+    streak: list[Attempt] = []
+    for attempt in reversed(attempts):
+        if attempt.step != attempts[-1].step:
+            break
+        if attempt.outcome in PATIENCE:
+            streak.append(attempt)
+    return streak
+
+
+def _failing_nodes(attempts: Sequence[Attempt], *, spare: int) -> tuple[tuple[str, ...], str]:
+    """Nodes that failed alone twice, as many as can be spared, and a remark about those that cannot."""
+    counts = Counter(attempt.node for attempt in attempts if attempt.node and attempt.outcome in ("failed", "lost"))
+    failing = [node for node, count in counts.most_common() if count >= 2]
+    kept = failing[spare:]
+    remark = f"; {', '.join(kept)} failed twice, but the partition has no other node" if kept else ""
+    return tuple(failing[:spare]), remark
+
+
+class Book:
+    """`attempts.jsonl` of a run: what one job's attempts wrote, and the lines to add."""
+
+    def __init__(self, run_dir: Path, *, job: str, restart: int):
+        self.run_dir, self.job, self.restart = run_dir, job, restart
+        self.path = run_dir / "slurm" / "attempts.jsonl"
+
+    def begin(self, *, nodes: Sequence[str], down: Iterable[str]) -> list[Attempt]:
+        """Note that this attempt begins; the ended ones of this job, a lost one ended now.
+
+        Args:
+            nodes: of this attempt. down: nodes that SLURM holds for down; those of a lost attempt are its reason.
+        """
+        rows = self._rows()
+        ended = [self._attempt(row) for row in rows if row["event"] == "end"]
+        begun = [row for row in rows if row["event"] == "begin"]
+        if begun and not any(attempt.restart == begun[-1]["restart"] for attempt in ended):
+            node, detail = describe_lost(set(begun[-1]["nodes"]) & set(down))
+            step = newest_step(self.run_dir)
+            ended.append(
+                Attempt(self.job, begun[-1]["restart"], "lost", step, node, f"{detail}, with the batch script")
+            )
+            self._add("end", **_without_identity(ended[-1]), restart=begun[-1]["restart"])
+        self._add("begin", nodes=list(nodes), step=newest_step(self.run_dir), restart=self.restart)
+        return ended
+
+    def end(self, outcome: Outcome, *, node: str | None, detail: str) -> list[Attempt]:
+        """Note how this attempt ended; all ended ones of this job."""
+        attempt = Attempt(self.job, self.restart, outcome, newest_step(self.run_dir), node, detail)
+        self._add("end", **_without_identity(attempt), restart=self.restart)
+        return [self._attempt(row) for row in self._rows() if row["event"] == "end"]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for row in read_book(self.path) if row["job"] == self.job]
+
+    def _add(self, event: str, *, restart: int, **facts: Any) -> None:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        add_row(self.path, {"event": event, "job": self.job, "restart": restart, "time": at, **facts})
+
+    def _attempt(self, row: dict[str, Any]) -> Attempt:
+        return Attempt(self.job, row["restart"], row["outcome"], row["step"], row["node"], row["detail"])
+
+
+def _without_identity(attempt: Attempt) -> dict[str, Any]:
+    return {key: value for key, value in asdict(attempt).items() if key not in ("job", "restart")}
+
+
+def read_book(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a line that a kill or a full disk cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one line, on a line of its own whatever was cut short before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * bool(torn) + json.dumps(row) + "\n")
+
+
+def cancel_mark(run_dir: Path, job: str) -> Path:
+    """The file that says that this job of the run is not to go on."""
+    return run_dir / "slurm" / f"{job}.cancelled"
+
+
+def newest_step(run_dir: Path) -> int:
+    """Step of the newest sealed checkpoint; 0 when there is none."""
+    for folder in checkpoints(run_dir / "checkpoints"):
+        if (folder / MANIFEST).exists():
+            return int(folder.name.removeprefix("step-"))
+    return 0
+
+
+def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ()) -> Outcome:
+    """How the ranks ended, by the markers they left: their exit status gets lost in launchers.
+
+    Args:
+        status: of srun. asked: why the batch script asked them to stop: "signal" (preemption), "limit" (the time limit
+            is near), "overdue" (they did not stop in time and were killed) or "" (it did not ask); and "term" behind
+            that when SLURM then ended the job, and knows what comes next. lost: nodes of the attempt that are down.
+    """
+    if status == 0 and (run_dir / "DONE").exists():
+        return "done"
+    why = asked.removesuffix("term").strip()
+    saved = (run_dir / "PREEMPTED").exists() and why != "overdue"
+    if asked.endswith("term") and not (saved and why == "signal"):
+        return "lost" if list(lost) else "ended"
+    if saved:
+        return {"signal": "preempted", "limit": "time limit"}.get(why, "stopped")  # pyright: ignore[reportReturnType]
+    return "failed"
+
+
+def describe_lost(nodes: Iterable[str]) -> tuple[str | None, str]:
+    """(the lost node if it is one, what to say) of an attempt's nodes that are down."""
+    listed = sorted(nodes)
+    return (listed[0] if len(listed) == 1 else None), f"down: {', '.join(listed) or 'no node now'}"
+
+
+_SRUN_ERROR = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
+_ASKED = ("Terminated", f"Exited with exit code {EXIT_PREEMPTED}")
+
+
+def blame(srun_log: str) -> tuple[str | None, str]:
+    """(the node whose ranks failed first and alone, what srun said first) of srun's messages.
+
+    What follows on srun's ending the step is not looked at: by then the others fail too, for want of their peers. Where
+    ranks of several nodes failed before, killed by a signal weighs more than an exit status.
+    """
+    ends = []
+    for line in srun_log.splitlines():
+        if "Terminating StepId" in line and ends:
+            break
+        match = _SRUN_ERROR.search(line)
+        if match and not match[3].startswith(_ASKED):
+            ends.append((match[1], match[3], f"{match[1]} ranks {match[2]}: {match[3]}"))
+    if not ends:
+        return None, ""
+    by_signal = {node for node, how, _ in ends if not how.startswith("Exited")}
+    nodes = by_signal or {node for node, _, _ in ends}
+    return (nodes.pop() if len(nodes) == 1 else None), ends[0][2]

@@ -1,0 +1,263 @@
+"""The process group: who am I, and the few collectives the rest needs. Alone, every function here is a no-op.
+
+The group is made by us, not by `env://`: after a restart the launcher's store still holds the addresses of dead
+processes, and a rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh
+name for this incarnation. (The launcher's restart counter cannot be that name: agents of several nodes count
+differently.)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from pretrain.core import heartbeat
+from pretrain.core.ranks import read_launch
+
+_RENDEZVOUS_SECONDS = 300.0
+_acts_alone = False
+
+
+class RendezvousError(RuntimeError):
+    """The processes of a run do not find each other."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def device_name(self) -> str:
+        """For records: "cpu", or the GPU's."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+
+def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> World:
+    """Join the other processes of this run (if any) and choose the device.
+
+    Args:
+        device: "cpu", "cuda", or "auto" (cuda where there is one).
+        timeout: a collective that takes longer is an error.
+
+    Raises:
+        ValueError: the environment contradicts itself, or there is no such device.
+        RendezvousError: the other processes were not met in time.
+    """
+    launch = read_launch(os.environ)
+    local_rank = launch.local_rank if launch else 0
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} has no GPU: this process sees {torch.cuda.device_count()}; "
+                "start one process per GPU, or set device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    where = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    if launch is None:
+        return World(0, 1, 0, where)
+    # Libraries below us (accelerate, deepspeed) read these, also where SLURM named them otherwise.
+    os.environ.update(
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.world_size),
+        LOCAL_RANK=str(launch.local_rank),
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port),
+    )
+    listens = launch.rank == 0 and not launch.agent_store
+    try:
+        store = TCPStore(
+            launch.master_addr,
+            launch.master_port,
+            launch.world_size,
+            is_master=listens,
+            timeout=timedelta(seconds=_RENDEZVOUS_SECONDS),
+            wait_for_workers=False,
+        )
+        incarnation = _agree_on_incarnation(store, launch.rank, launch.world_size)
+    except dist.DistError as error:
+        advice = "is the port free, and this host its owner" if listens else "is rank 0 running there"
+        raise RendezvousError(
+            f"rank {launch.rank} at MASTER_ADDR={launch.master_addr} MASTER_PORT={launch.master_port}: "
+            f"{str(error).splitlines()[0]} ({advice}?)"
+        ) from error
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=PrefixStore(f"fovea/{incarnation}", store),
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+        device_id=where if device == "cuda" else None,
+    )
+    return World(launch.rank, launch.world_size, local_rank, where)
+
+
+def _agree_on_incarnation(store: Store, rank: int, world_size: int) -> str:
+    """A name only the processes alive now know.
+
+    Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the
+    answer to its own nonce only, and says so. A dead process' hello gets an answer that nobody accepts, until its
+    successor overwrites it.
+    """
+    name, deadline, pause = secrets.token_hex(8), time.monotonic() + _RENDEZVOUS_SECONDS, 0.005
+    if rank > 0:
+        nonce = secrets.token_hex(8)
+        store.set(f"fovea/hello/{rank}", nonce)
+        while True:
+            asked, _, answer = _read(store, f"fovea/answer/{rank}").partition(" ")
+            if asked == nonce:
+                store.set(f"fovea/accept/{rank}", answer)
+                return answer
+            pause = _wait(pause, deadline, f"rank {rank} got no answer from rank 0")
+    waiting, answered = set(range(1, world_size)), dict[int, str]()
+    while waiting:
+        for other in sorted(waiting):
+            nonce = _read(store, f"fovea/hello/{other}")
+            if nonce and answered.get(other) != nonce:
+                store.set(f"fovea/answer/{other}", f"{nonce} {name}")
+                answered[other] = nonce
+            if _read(store, f"fovea/accept/{other}") == name:
+                waiting.discard(other)
+        if waiting:
+            pause = _wait(pause, deadline, f"rank 0 waits for ranks {sorted(waiting)}")
+    return name
+
+
+def _read(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _wait(pause: float, deadline: float, what: str) -> float:
+    if time.monotonic() > deadline:
+        raise RendezvousError(f"rendezvous: {what} after {_RENDEZVOUS_SECONDS:.0f} s; did every rank start?")
+    time.sleep(pause)
+    return min(pause * 2, 0.2)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes as if it were the only one: no function of this file waits for another rank."""
+    global _acts_alone
+    before, _acts_alone = _acts_alone, True
+    try:
+        yield
+    finally:
+        _acts_alone = before
+
+
+def is_alone() -> bool:
+    return _acts_alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def rank() -> int:
+    return 0 if is_alone() else dist.get_rank()
+
+
+def world_size() -> int:
+    return 1 if is_alone() else dist.get_world_size()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if not is_alone():
+        heartbeat.enter("all_reduce")
+        dist.all_reduce(tensor)
+        heartbeat.leave()
+    return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks, in place."""
+    return all_reduce_sum(tensor).div_(world_size())
+
+
+def all_reduce_min(tensor: Tensor) -> Tensor:
+    """Minimum over ranks, in place."""
+    if not is_alone():
+        heartbeat.enter("all_reduce")
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        heartbeat.leave()
+    return tensor
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """`tensor` [b, ...] of every rank, the same shape on each, in order of rank: [W * b, ...]; without gradient."""
+    tensor = tensor.detach()
+    if is_alone():
+        return tensor
+    gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    heartbeat.enter("all_gather")
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    heartbeat.leave()
+    return gathered
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """`value` of every rank, in order of rank. Pickles, but only between the processes of this run."""
+    if is_alone():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    heartbeat.enter("all_gather_object")
+    dist.all_gather_object(values, value)
+    heartbeat.leave()
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if is_alone():
+        return value
+    box = [value]
+    heartbeat.enter("broadcast_object")
+    dist.broadcast_object_list(box, src=0)
+    heartbeat.leave()
+    return box[0]
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's values, in place; any memory layout."""
+    if not is_alone():
+        dense = tensor.contiguous()
+        heartbeat.enter("broadcast")
+        dist.broadcast(dense, src=0)
+        heartbeat.leave()
+        if dense is not tensor:
+            tensor.copy_(dense)
+    return tensor
+
+
+def agree(flag: bool) -> bool:
+    """True on every rank when it is true on any."""
+    return any(all_gather_object(flag))
+
+
+def barrier() -> None:
+    if not is_alone():
+        heartbeat.enter("barrier")
+        dist.barrier()
+        heartbeat.leave()
+
+
+def close() -> None:
+    """Leave the group, all ranks together; a group left open makes the launcher's log noisy."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

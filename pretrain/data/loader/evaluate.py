@@ -1,0 +1,157 @@
+"""Labelled images for probes: each once, in the order of the data set, without randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.data.loader.workers import run_in_workers
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.views.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_PIXELS, DecodeError, decode_sample
+
+
+class EvalImages:
+    """Batches (images float32 [b, C, h, w] normalized, labels int64 [b]), the last one smaller.
+
+    size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
+    resize       that many pixels; left out, 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
+    max_samples  evenly spaced through the data set, so that every class is met in sorted data
+    rank, world  this rank takes its contiguous share
+
+    A label is the integer in the sample's `.cls` member. Images that cannot be used are left out and listed in `bad`,
+    anew in each pass, as (shard, key, reason). ValueError for samples without a label, or with another text in it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: tuple[int, int],
+        *,
+        in_chans: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        resize: int | None = None,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        max_samples: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if LABEL_EXTENSION not in dataset.extensions:
+            raise ValueError(
+                f"the data set has no labels: {dataset.names[0]} ... hold {', '.join(dataset.extensions)}, "
+                f"and no .{LABEL_EXTENSION}; write it with labels, or turn the probe off"
+            )
+        if len(mean) != in_chans or len(std) != in_chans:
+            raise ValueError(f"mean has {len(mean)} and std {len(std)} numbers for in_chans={in_chans}")
+        if batch_size < 1 or (max_samples is not None and max_samples < 1):
+            raise ValueError(f"batch_size and max_samples must be at least 1, got {batch_size} and {max_samples}")
+        resize = round(max(size) * 256 / 224) if resize is None else resize
+        if resize < max(size):
+            raise ValueError(f"resize={resize} is smaller than the size {size} that is cut from it")
+        count = dataset.num_samples
+        chosen = np.arange(count) if max_samples is None else np.linspace(0, count - 1, min(max_samples, count)).round()
+        share = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world].astype(np.int64)
+        geometry = _Geometry(size, resize, interpolation)
+        self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, tuple(mean), tuple(std))
+        self._num_workers = num_workers
+        self.bad: list[tuple[str, str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.bad = []
+        for images, labels, bad in run_in_workers(self._batches, len(self._batches), num_workers=self._num_workers):
+            self.bad += bad
+            if len(labels):
+                yield images, labels
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    size: tuple[int, int]
+    resize: int
+    interpolation: str
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """uint8 [H, W, C] to [C, h, w]. DecodeError for an image so narrow that resizing would take all memory."""
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        new = (self.resize * height // shorter, self.resize * width // shorter)
+        if math.prod(new) > MAX_PIXELS:
+            raise DecodeError(f"too long: {width} x {height} pixels would be resized to {new[1]} x {new[0]}")
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        pixels = F.interpolate(pixels, size=new, mode=self.interpolation, antialias=True)[0]
+        top, left = (round((a - b) / 2) for a, b in zip(new, self.size, strict=True))
+        return pixels[:, top : top + self.size[0], left : left + self.size[1]]
+
+
+class _EvalBatches:
+    """Item i is batch i, with what was left out of it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples: np.ndarray,
+        batch_size: int,
+        geometry: _Geometry,
+        in_chans: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.reader = Reader(dataset)
+        self.samples = samples
+        self.ends = np.cumsum(dataset.counts)
+        self.batch_size = batch_size
+        self.geometry = geometry
+        self.in_chans = in_chans
+        self.normalize = torch.tensor([mean, std], dtype=torch.float32).view(2, in_chans, 1, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, list[tuple[str, str, str]]]:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        bad: list[tuple[str, str, str]] = []
+        for number in self.samples[index * self.batch_size : (index + 1) * self.batch_size].tolist():
+            shard = int(np.searchsorted(self.ends, number, side="right"))
+            within = number - int(self.ends[shard]) + int(self.reader.dataset.counts[shard])
+            name = self.reader.dataset.names[shard]
+            try:
+                sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
+                label = _label(sample, name)
+                images.append(self.geometry(decode_sample(sample, self.in_chans)))
+            except BadSample as error:
+                bad.append((name, error.key, error.reason))
+                continue
+            except DecodeError as error:
+                bad.append((name, self.reader.key(shard, within), str(error)))
+                continue
+            labels.append(label)
+        if not images:
+            return torch.zeros((0, self.in_chans, *self.geometry.size)), torch.zeros(0, dtype=torch.int64), bad
+        stacked = torch.stack(images).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        return stacked.sub_(self.normalize[0]).div_(self.normalize[1]), torch.tensor(labels), bad
+
+
+def _label(sample: dict[str, Any], shard: str) -> int:
+    text = sample.get(LABEL_EXTENSION)
+    if text is None:
+        raise ValueError(f"{shard}/{sample['__key__']} has no label: its .{LABEL_EXTENSION} member is missing")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{shard}/{sample['__key__']}.{LABEL_EXTENSION} holds {text[:40]!r}, expected an integer"
+        ) from error

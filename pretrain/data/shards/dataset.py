@@ -1,0 +1,95 @@
+"""A data set: shards and their index, checked against each other when it is opened."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.data.shards.catalog import CATALOG, Row, fingerprint, read_rows
+from pretrain.data.shards.names import expand
+from pretrain.data.shards.sidecar import sidecar_path
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Indexed shards in canonical order (by name, then content), so that a list's order never changes training's.
+
+    names: file names; paths: where they lie; index: the folder of their index, None if beside them; counts [S] int64:
+    samples per shard; extensions: sorted, of all members; fingerprint: sha256 of the sorted shard rows. Holds no open
+    file and pickles small.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    index: Path | None
+    rows: tuple[Row, ...]
+    counts: np.ndarray
+    extensions: tuple[str, ...]
+    fingerprint: str
+
+    @staticmethod
+    def open(shards: str | Path | Sequence[str | Path], index: str | Path | None = None) -> Dataset:
+        """Open shards (a folder, glob, brace range or list) with their index, beside them or in the folder `index`.
+
+        ValueError: empty list, missing shard, no index (with the command that makes it), a shard whose size differs
+        from its index, a damaged index, no sample at all, a name that is not a local path.
+        """
+        paths = expand(shards)
+        folder = None if index is None else Path(index)
+        command = f"fovea data index {_quoted(shards)}" + (f" --out {shlex.quote(str(index))}" if index else "")
+        catalogs: dict[Path, dict[str, Row]] = {}
+        found: list[tuple[Row, str]] = []
+        missing: list[str] = []
+        changed: list[str] = []
+        for path in paths:
+            home = sidecar_path(path, folder).parent
+            if home not in catalogs:
+                catalogs[home] = read_rows(home)
+            row = catalogs[home].get(Path(path).name)
+            if row is None:
+                missing.append(path)
+                continue
+            size = Path(path).stat().st_size
+            if size != row.bytes:
+                changed.append(f"{path} has {size} bytes, its index says {row.bytes}")
+            found.append((row, path))
+        if missing:
+            listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(f"not in an index ({CATALOG}): {listed}; make it with: {command}")
+        if changed:
+            listed = "\n  ".join(changed[:20])
+            raise ValueError(
+                f"truncated or replaced shards; restore them, or index them again with: {command}\n  {listed}"
+            )
+        found.sort()
+        rows = tuple(row for row, _ in found)
+        counts = np.array([row.count for row in rows], dtype=np.int64)
+        if not counts.sum():
+            raise ValueError(f"no sample in {len(paths)} shards: {paths[0]} ...")
+        return Dataset(
+            names=tuple(row.name for row in rows),
+            paths=tuple(path for _, path in found),
+            index=folder,
+            rows=rows,
+            counts=counts,
+            extensions=tuple(sorted({extension for row in rows for extension in row.extensions})),
+            fingerprint=fingerprint(rows),
+        )
+
+    def sidecar(self, shard: int) -> Path:
+        """The index file of a shard."""
+        return sidecar_path(self.paths[shard], self.index)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all shards."""
+        return int(self.counts.sum())
+
+
+def _quoted(shards: str | Path | Sequence[str | Path]) -> str:
+    items = [shards] if isinstance(shards, str | Path) else shards
+    return " ".join(shlex.quote(str(item)) for item in items)

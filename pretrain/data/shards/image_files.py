@@ -1,0 +1,25 @@
+"""Which files of a folder are images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".npy"})
+
+
+def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder: links followed, hidden names left out, in no order."""
+    pending = [(str(folder), frozenset({folder.resolve()}))]
+    while pending:
+        here, above = pending.pop()
+        with os.scandir(here) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in found:
+            if not entry.is_dir():
+                yield entry
+                continue
+            real = Path(entry.path).resolve()
+            if real not in above:  # a link to a folder above would never end
+                pending.append((entry.path, above | {real}))

@@ -1,0 +1,178 @@
+"""Index shards: one sequential pass over each, grouping members into samples by webdataset's rule.
+
+What webdataset would merge, split or drop without a word (interleaved keys, duplicates, a truncated tail) is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.data.shards.catalog import Row, update_rows
+from pretrain.data.shards.opener import open_shard
+from pretrain.data.shards.parallel import run_parallel
+from pretrain.data.shards.sidecar import ShardIndex, read_sidecar, sidecar_path, write_sidecar
+from pretrain.data.shards.tar import Member, TarError, Walker
+
+_RESERVED = {"__key__", "__url__", "__local_path__", "__bad__"}  # what a webdataset sample dict already holds
+
+
+def build_index(
+    shards: Sequence[str],
+    *,
+    out: Path | None = None,
+    workers: int = 1,
+    force: bool = False,
+    done: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Index `shards`: a sidecar beside each (or in `out`) and their rows in that folder's `dataset.json`.
+
+    A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force`.
+    `done` is called as each shard finishes. Every shard is tried; ValueError lists all that were refused.
+    """
+    _refuse_collisions(shards, out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for folder in {sidecar_path(shard, out).parent for shard in shards}:
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{folder} cannot be written to; put the index elsewhere with --out DIR")
+    rows: dict[str, Row] = {}
+    problems: dict[str, str] = {}
+    for shard, result in run_parallel(partial(_index_one, out=out, force=force), shards, workers=workers):
+        if isinstance(result, Row):
+            rows[shard] = result
+            done(result)
+        else:
+            problems[shard] = result
+    if problems:
+        lines = "".join(f"\n  {problems[shard]}" for shard in shards if shard in problems)
+        raise ValueError(f"{len(problems)} of {len(shards)} shards cannot be indexed:{lines}")
+    folders: dict[Path, list[Row]] = {}
+    for shard in shards:
+        folders.setdefault(sidecar_path(shard, out).parent, []).append(rows[shard])
+    for folder, found in folders.items():
+        update_rows(folder, found)
+    return [rows[shard] for shard in shards]
+
+
+def _index_one(shard: str, *, out: Path | None, force: bool) -> Row | str:
+    """The shard's row, or why it was refused."""
+    path = sidecar_path(shard, out)
+    try:
+        index = None if force else _reusable(shard, path)
+        if index is None:
+            index = index_shard(shard)
+            write_sidecar(path, index)
+        return Row(Path(shard).name, index.shard_bytes, index.sha256, len(index), index.extensions)
+    except TarError as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{shard}: {error}"
+
+
+def _reusable(shard: str, path: Path) -> ShardIndex | None:
+    """The sidecar at `path` where it is sound and the shard has not changed since."""
+    try:
+        index = read_sidecar(path)
+    except ValueError:
+        return None
+    stat = Path(shard).stat()
+    return index if (stat.st_size, stat.st_mtime_ns) == (index.shard_bytes, index.mtime_ns) else None
+
+
+def _refuse_collisions(shards: Sequence[str], out: Path | None) -> None:
+    owner: dict[Path, str] = {}
+    for shard in shards:
+        path = sidecar_path(shard, out)
+        if path in owner:
+            raise ValueError(f"{owner[path]} and {shard} would share the index {path}; index them into two folders")
+        owner[path] = shard
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, extension in lower case) of a member by webdataset's rule, or None where the member is no part of a sample.
+
+    The key is the path up to the first dot of its last part. No sample: a last part that has no dot or begins with
+    one, and whatever lies under a first part `__like_this__`.
+    """
+    top = name.partition("/")[0]
+    if len(top) >= 4 and top.startswith("__") and top.endswith("__"):
+        return None
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot:
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def index_shard(url: str) -> ShardIndex:
+    """Read one shard from its first byte to its last and index it. TarError (a ValueError) names shard and member."""
+    fd = open_shard(url)
+    try:
+        stat = os.fstat(fd)
+        walker = Walker(fd, url)
+        members, keys, first, extensions = _group(walker, url)
+        after = os.fstat(fd)
+        if (after.st_size, after.st_mtime_ns) != (walker.size, stat.st_mtime_ns):
+            raise TarError(url, "", "changed while it was being indexed; index it again")
+    finally:
+        os.close(fd)
+    names = sorted(set(extensions))
+    if len(names) > 0xFFFF:
+        raise TarError(url, "", f"{len(names)} different extensions: dots in the names? (a key ends at the first dot)")
+    numbers = {name: i for i, name in enumerate(names)}
+    blobs = [key.encode() for key in keys]
+    return ShardIndex(
+        offset=np.array([m.offset for m in members], dtype=np.uint64),
+        length=np.array([m.length for m in members], dtype=np.uint32),
+        crc32c=np.array([m.crc32c for m in members], dtype=np.uint32),
+        first=np.array([*first, len(members)], dtype=np.uint32),
+        key_end=np.cumsum([0, *map(len, blobs)], dtype=np.uint32),
+        extension=np.array([numbers[extension] for extension in extensions], dtype=np.uint16),
+        keys=b"".join(blobs),
+        extensions=tuple(names),
+        shard_bytes=walker.size,
+        mtime_ns=stat.st_mtime_ns,
+        sha256=walker.sha256.hex(),
+    )
+
+
+def _group(walk: Iterable[Member], shard: str) -> tuple[list[Member], list[str], list[int], list[str]]:
+    """Members, sample keys, each sample's first member, each member's extension."""
+    members: list[Member] = []
+    keys: list[str] = []
+    first: list[int] = []
+    extensions: list[str] = []
+    seen: set[str] = set()
+    here: set[str] = set()
+    for member in walk:
+        parts = split_name(member.name)
+        if parts is None:
+            continue
+        key, extension = parts
+        if extension in _RESERVED:
+            raise TarError(shard, member.name, f"extension {extension} is reserved by webdataset")
+        if member.length > 0xFFFFFFFF:
+            raise TarError(shard, member.name, f"{member.length} bytes; a member holds less than 4 GiB")
+        if not keys or key != keys[-1]:
+            if key in seen:
+                raise TarError(
+                    shard,
+                    member.name,
+                    "its sample's members are not together (interleaved, or a key used twice); pack it again by name, "
+                    "as tar --sort=name does",
+                )
+            seen.add(key)
+            here = set()
+            keys.append(key)
+            first.append(len(members))
+        if extension in here:
+            raise TarError(shard, member.name, "duplicate member: this sample already has this extension")
+        here.add(extension)
+        members.append(member)
+        extensions.append(extension)
+    return members, keys, first, extensions

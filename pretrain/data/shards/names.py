@@ -1,0 +1,95 @@
+"""From what the user writes to a list of shards: brace ranges, globs, folders, lists."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from pretrain.data.shards.image_files import SUFFIXES
+from pretrain.data.shards.opener import local_path
+
+MAX_SHARDS = 1_000_000
+
+
+def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
+    """Shard paths of a folder (every `*.tar` in it, sorted), a glob, a brace range, or a list of these.
+
+    Every shard exists. ValueError names what is missing, what is listed twice, and whatever is not a local path
+    (`pipe:` and other schemes are refused, never opened).
+    """
+    items = [spec] if isinstance(spec, str | Path) else list(spec)
+    shards = [shard for item in items for shard in _expand_one(str(item))]
+    if not shards:
+        raise ValueError("the list of shards is empty")
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing and missing == [str(spec)]:
+        raise ValueError(f"{missing[0]}: no such file or folder")
+    if missing:
+        more = f" (and {len(missing) - 5} more)" if len(missing) > 5 else ""
+        raise ValueError(f"{len(missing)} of {len(shards)} shards not found: {', '.join(missing[:5])}{more}")
+    seen: set[Path] = set()
+    for shard in shards:
+        path = Path(shard).absolute()
+        if path in seen:
+            raise ValueError(f"shard listed twice: {shard}")
+        seen.add(path)
+    return shards
+
+
+def _expand_one(item: str) -> list[str]:
+    path = local_path(item)
+    there = _is_there(path)
+    if there and path.is_dir():
+        shards = sorted(str(shard) for shard in path.glob("*.tar"))
+        if not shards:
+            raise ValueError(f"no *.tar in folder {item}{_images_in(path)}")
+        return shards
+    if there:
+        return [item]
+    # counted first: braceexpand builds a range whole before it yields
+    if math.prod(_choices(group) for group in re.findall(r"{([^{}]*)}", item)) > MAX_SHARDS:
+        raise ValueError(f"{item} names more than {MAX_SHARDS} shards")
+    try:
+        names = list(braceexpand(item)) if "{" in item else [item]
+    except ValueError as error:
+        raise ValueError(f"{item}: bad brace expression: {error}") from error
+    return [shard for name in names for shard in _glob(name)]
+
+
+def _images_in(folder: Path) -> str:
+    """A hint, where it is a folder of photos."""
+    first = islice(folder.rglob("*"), 1000)
+    if not any(path.suffix.lower() in SUFFIXES for path in first):
+        return ""
+    return f"; it holds images, of which `fovea data write {folder} SHARDS` makes shards"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a list in braces may be longer than any file's name
+            return False
+        raise
+
+
+def _choices(group: str) -> int:
+    bounds = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?", group)
+    return abs(int(bounds[2]) - int(bounds[1])) + 1 if bounds else group.count(",") + 1
+
+
+def _glob(name: str) -> list[str]:
+    path = local_path(name)
+    magic = next((i for i, part in enumerate(path.parts) if any(c in part for c in "*?[")), None)
+    if magic is None or _is_there(path):
+        return [name]
+    found = sorted(str(match) for match in Path(*path.parts[:magic]).glob(str(Path(*path.parts[magic:]))))
+    if not found:
+        raise ValueError(f"nothing matches {name}")
+    return found

@@ -1,0 +1,122 @@
+"""Draws the masks of masks.py for the samples of one micro-batch, keyed by seed, position and step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.sampling import keyed
+from pretrain.data.views.blockmask import fill_up, place_blocks
+from pretrain.data.views.masks import (
+    BlockMask,
+    InverseBlockMask,
+    Mask,
+    MultiBlockMask,
+    RatioBlockMask,
+    StratifiedBlockMask,
+)
+from pretrain.data.views.multiblock import multi_block
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which samples of which step: what masks may depend on.
+
+    Attributes:
+        positions: of the micro-batch's samples, int64 [b], within [first, first + global_batch).
+        first: position of the first sample of the step. It stands for the step, and unlike a step number it means the
+            same when the global batch was another one earlier in the run.
+        epoch_length: samples of one pass over the data.
+    """
+
+    seed: int
+    positions: np.ndarray
+    first: int
+    global_batch: int
+    epoch_length: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Index of the samples in the global batch."""
+        return self.positions - self.first
+
+
+def draw(mask: Mask, at: Place) -> dict[str, np.ndarray]:
+    """The batch entries of `mask`, see the classes of masks.py for shapes."""
+    if isinstance(mask, MultiBlockMask):
+        drawn = multi_block(mask, at.rows, seed=at.seed, first=at.first, global_batch=at.global_batch)
+        return dict(zip(mask.entries, drawn, strict=True))
+    if isinstance(mask, BlockMask):
+        masks = np.stack([[_block(mask, at.seed, p, slot) for slot in range(mask.count)] for p in _list(at)])
+        return {mask.name: masks if mask.count > 1 else masks[:, 0]}
+    if isinstance(mask, RatioBlockMask):
+        return {mask.name: np.stack([[_ratio(mask, at, p, slot) for slot in range(mask.count)] for p in _list(at)])}
+    if isinstance(mask, StratifiedBlockMask):
+        return {mask.name: _stratified(mask, at)}
+    if isinstance(mask, InverseBlockMask):
+        return {mask.name: np.stack([_inverse(mask, at.seed, position) for position in _list(at)])}
+    raise TypeError(f"mask {mask.name!r}: no rule draws a {type(mask).__name__}")
+
+
+def _block(mask: BlockMask, seed: int, position: int, slot: int) -> np.ndarray:
+    purpose = keyed.mask_purpose(mask.name)
+    largest = mask.num_masked if mask.max_per_block is None else mask.max_per_block
+    numbers = keyed.stream(seed, position, purpose, 2 * slot)
+    placed, _ = place_blocks(mask.grid, mask.num_masked, mask.min_per_block, largest, mask.min_aspect, numbers)
+    hidden = placed.reshape(-1)
+    if not mask.exact:
+        return hidden
+    ranks = keyed.uniforms(seed, position, purpose, 2 * slot + 1, count=mask.num_patches)
+    return fill_up(hidden, mask.num_masked, ranks)
+
+
+def _ratio(mask: RatioBlockMask, at: Place, position: int, slot: int) -> np.ndarray:
+    if position // at.epoch_length < mask.start_epoch:
+        return np.zeros(mask.num_patches, bool)
+    purpose = keyed.mask_purpose(mask.name)
+    numbers = keyed.stream(at.seed, position, purpose, 2 * slot)
+    pair = int(next(numbers) * len(mask.ratio))
+    share = mask.ratio[pair] + mask.ratio_var[pair] * (2 * next(numbers) - 1)
+    if mask.shape == "block":
+        goal = share * mask.num_patches
+        return place_blocks(mask.grid, goal, mask.smallest_block, goal, mask.min_aspect, numbers)[0].reshape(-1)
+    ranks = keyed.uniforms(at.seed, position, purpose, 2 * slot + 1, count=mask.num_patches)
+    return fill_up(np.zeros(mask.num_patches, bool), int(share * mask.num_patches), ranks)
+
+
+def _stratified(mask: StratifiedBlockMask, at: Place) -> np.ndarray:
+    purpose, views = keyed.mask_purpose(mask.name), mask.count * at.global_batch
+    bins = int(views * mask.prob)
+    edges = np.linspace(*mask.ratio, bins + 1)
+    places = keyed.permutation(at.seed, at.first, purpose, mask.count, length=views).reshape(-1, mask.count)
+    hidden = np.zeros((len(at.positions), mask.count, mask.num_patches), bool)
+    for row, (position, index) in enumerate(zip(_list(at), at.rows.tolist(), strict=True)):
+        for slot in range(mask.count):
+            place = places[index, slot]
+            if place >= bins:
+                continue
+            numbers = keyed.stream(at.seed, position, purpose, slot)
+            share = edges[place] + (edges[place + 1] - edges[place]) * next(numbers)
+            placed, _ = place_blocks(
+                mask.grid, int(mask.num_patches * share), mask.min_patches, mask.max_patches, mask.min_aspect, numbers
+            )
+            hidden[row, slot] = placed.reshape(-1)
+    return hidden
+
+
+def _inverse(mask: InverseBlockMask, seed: int, position: int) -> np.ndarray:
+    purpose, (rows, columns) = keyed.mask_purpose(mask.name), mask.grid
+    numbers = keyed.uniforms(seed, position, purpose, 0, count=mask.count * (mask.num_blocks + mask.num_patches))
+    starts, ranks = np.split(numbers, [mask.count * mask.num_blocks])
+    centres = (starts * mask.num_patches).astype(np.int64).reshape(mask.count, mask.num_blocks, 1, 1)
+    reach = np.arange(mask.block) - mask.block // 2
+    at_row = np.clip(centres // columns + reach[:, None], 0, rows - 1)
+    at_column = np.clip(centres % columns + reach, 0, columns - 1)
+    visible = np.zeros((mask.count, mask.num_patches), bool)
+    np.put_along_axis(visible, (at_row * columns + at_column).reshape(mask.count, -1), True, axis=1)
+    return ~fill_up(visible, mask.num_visible, ranks.reshape(mask.count, -1))
+
+
+def _list(at: Place) -> list[int]:
+    return at.positions.tolist()

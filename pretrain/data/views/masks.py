@@ -1,0 +1,278 @@
+"""The kinds of patch masks an objective can ask for: specifications, free of torch and numpy.
+
+They are drawn on the host by maskdraw.py. BlockMask and InverseBlockMask and RatioBlockMask depend on the seed and the
+sample's position only; StratifiedBlockMask and MultiBlockMask also on the sample's place in the global batch of its
+step. So the masks are the same for any number of ranks, workers and micro-batches.
+
+Every kind raises ValueError when its grid cannot hold what is asked for, or when no patch would stay visible.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.data.views.view import Mask, Noise, Spec, View
+
+__all__ = [
+    "BlockMask",
+    "InverseBlockMask",
+    "Mask",
+    "MultiBlockMask",
+    "Noise",
+    "RatioBlockMask",
+    "Spec",
+    "StratifiedBlockMask",
+    "View",
+]
+
+
+@dataclass(frozen=True)
+class BlockMask(Mask):
+    """Rectangles until `num_masked` patches are hidden (Bao et al. 2021, "BEiT", algorithm 1).
+
+    Batch entry: bool [b, N] with True where hidden, or [b, count, N] for a count above 1.
+
+    num_masked      patches to hide; never more. When ten tries find no place for a block, fewer stay hidden
+    min_per_block, max_per_block   patches of a block; the maximum is num_masked if left out
+    min_aspect      height / width of a block is log-uniform in [min_aspect, 1 / min_aspect]
+    exact           single patches at random make up what is missing (Peng et al. 2022, "BEiT v2")
+    """
+
+    num_masked: int
+    min_per_block: int = 16
+    max_per_block: int | None = None
+    min_aspect: float = 0.3
+    exact: bool = False
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, self.count)
+        _check_aspect(self, self.min_aspect)
+        if not 1 <= self.num_masked < self.num_patches:
+            raise ValueError(
+                f"mask {self.name!r}: {self.num_masked} of {self.num_patches} patches hidden; at least one must be "
+                "hidden and one visible"
+            )
+        largest = self.num_masked if self.max_per_block is None else self.max_per_block
+        if self.min_per_block < 1 or largest < 1:
+            raise ValueError(
+                f"mask {self.name!r}: min_per_block and max_per_block must be at least 1, got {self.min_per_block} and "
+                f"{largest}"
+            )
+        if self.max_per_block is not None and self.max_per_block < self.min_per_block:
+            raise ValueError(f"mask {self.name!r}: max_per_block {largest} is below min_per_block {self.min_per_block}")
+        _check_block_fits(self, min(self.min_per_block, largest, self.num_masked), self.min_aspect)
+
+
+@dataclass(frozen=True)
+class RatioBlockMask(Mask):
+    """Each view hides a random share of its patches (Zhou et al. 2022, "iBOT", section 3.1 and its loader).
+
+    Batch entry: bool [b, count, N], True where hidden. One of the pairs (ratio, ratio_var) is chosen with equal chance,
+    the share is uniform in ratio +- ratio_var; a ratio of 0 leaves the view whole.
+
+    shape         block: rectangles of at least (shorter side of the grid // 3)^2 patches; rand: single patches
+    start_epoch   nothing is hidden in the passes over the data before this one
+    """
+
+    count: int = 2
+    ratio: tuple[float, ...] = (0.0, 0.3)
+    ratio_var: tuple[float, ...] = (0.0, 0.2)
+    min_aspect: float = 0.3
+    start_epoch: int = 0
+    shape: Literal["block", "rand"] = "block"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, self.count)
+        _check_aspect(self, self.min_aspect)
+        if self.shape not in ("block", "rand"):
+            raise ValueError(f"mask {self.name!r}: shape must be block or rand, got {self.shape!r}")
+        if not self.ratio or len(self.ratio) != len(self.ratio_var):
+            raise ValueError(
+                f"mask {self.name!r}: ratio and ratio_var must be of one length, got {self.ratio} and {self.ratio_var}"
+            )
+        for ratio, var in zip(self.ratio, self.ratio_var, strict=True):
+            if not (0 <= var <= ratio and math.ceil((ratio + var) * self.num_patches) < self.num_patches):
+                raise ValueError(
+                    f"mask {self.name!r}: ratio {ratio} +- {var} of {self.num_patches} patches must stay above 0 and "
+                    "leave one visible"
+                )
+        if self.shape == "block" and any(self.ratio):
+            _check_block_fits(self, self.smallest_block or 1, self.min_aspect)
+
+    @property
+    def smallest_block(self) -> int:
+        """Patches; 0 on grids of fewer than 3 rows or columns."""
+        return (min(self.grid) // 3) ** 2
+
+
+@dataclass(frozen=True)
+class StratifiedBlockMask(Mask):
+    """A fixed share of the views is masked, with hidden shares spread evenly over a range (Oquab et al. 2023, DINOv2).
+
+    Batch entry: bool [b, count, N], True where hidden. Of the count * global batch views of a step, int(prob * that
+    many) are masked, one in each of as many equal bins of `ratio`; which view gets which bin is a permutation drawn
+    for the step. Blocks hold min_patches to half the grid.
+    """
+
+    count: int = 2
+    ratio: tuple[float, float] = (0.1, 0.5)
+    prob: float = 0.5
+    min_patches: int = 4
+    min_aspect: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, self.count)
+        _check_aspect(self, self.min_aspect)
+        low, high = self.ratio
+        if not 0 <= low <= high or int(high * self.num_patches) >= self.num_patches:
+            raise ValueError(
+                f"mask {self.name!r}: ratio must be 0 <= low <= high and leave one of {self.num_patches} patches "
+                f"visible, got {self.ratio}"
+            )
+        if not 0 <= self.prob <= 1:
+            raise ValueError(f"mask {self.name!r}: prob must be in [0, 1], got {self.prob}")
+        if self.min_patches < 1:
+            raise ValueError(f"mask {self.name!r}: min_patches must be at least 1, got {self.min_patches}")
+        _check_block_fits(self, min(self.min_patches, self.max_patches), self.min_aspect)
+
+    @property
+    def max_patches(self) -> int:
+        """Of one block: half the rows."""
+        return max(1, self.grid[0] // 2 * self.grid[1])
+
+
+@dataclass(frozen=True)
+class MultiBlockMask(Mask):
+    """A large context block and several smaller target blocks (Assran et al. 2023, "I-JEPA", section 3).
+
+    Batch entries, indices of patches in ascending order: int64 [b, num_contexts, K] at "<name>_context" and int64
+    [b, num_targets, K'] at "<name>_targets". K' is the size of the step's target block; K is the smallest context of
+    the global batch, longer ones lose their last patches.
+
+    context_scale, target_scale   share of the patches in a block before overlap is removed
+    aspect         height / width of target blocks; the context is square. One number drives scale and aspect, and one
+                   block size holds for the whole step
+    min_keep       a context must keep more patches than this; after 20 tries it may overlap the last target, and so on
+    allow_overlap  the context keeps the patches of the targets
+
+    As in the official code no block reaches the last row or the last column.
+    """
+
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    aspect: tuple[float, float] = (0.75, 1.5)
+    num_targets: int = 4
+    num_contexts: int = 1
+    min_keep: int = 10
+    allow_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("context_scale", "target_scale"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"mask {self.name!r}: {key} must be 0 < low <= high <= 1, got {(low, high)}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"mask {self.name!r}: aspect must be 0 < low <= high, got {self.aspect}")
+        if self.num_targets < 1 or self.num_contexts < 1 or self.min_keep < 0:
+            raise ValueError(
+                f"mask {self.name!r}: num_targets and num_contexts must be at least 1 and min_keep at least 0, got "
+                f"{self.num_targets}, {self.num_contexts} and {self.min_keep}"
+            )
+        for what, size in (("target", self.target_size), ("context", self.context_size)):
+            height, width = min((size(step / 1024) for step in range(1025)), key=math.prod)
+            if height * width <= self.min_keep:
+                raise ValueError(
+                    f"mask {self.name!r}: a {what} block can be {height} x {width} patches on the grid "
+                    f"{self.grid[0]} x {self.grid[1]}, not more than min_keep {self.min_keep}; lower min_keep or raise "
+                    f"{what}_scale"
+                )
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (f"{self.name}_context", f"{self.name}_targets")
+
+    def target_size(self, number: float) -> tuple[int, int]:
+        """(rows, columns) of target blocks from a number in [0, 1]."""
+        return _block_size(self.grid, self.target_scale, self.aspect, number)
+
+    def context_size(self, number: float) -> tuple[int, int]:
+        """(rows, columns) of context blocks from a number in [0, 1]."""
+        return _block_size(self.grid, self.context_scale, (1.0, 1.0), number)
+
+
+@dataclass(frozen=True)
+class InverseBlockMask(Mask):
+    """Square blocks stay visible, all else is hidden (Baevski et al. 2023, "data2vec 2.0", section 3.3).
+
+    Batch entry: bool [b, count, N], True where hidden, exactly N - int(N * (1 - mask_ratio)) in each: patches drawn at
+    random leave or join the blocks until the number is right.
+
+    block    side of a block in patches
+    adjust   added to the visible share before it is divided into blocks, which overlap
+    count    masks per image
+    """
+
+    mask_ratio: float
+    block: int = 3
+    adjust: float = 0.07
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, self.count)
+        if self.block < 1 or self.adjust < 0:
+            raise ValueError(
+                f"mask {self.name!r}: block must be at least 1, adjust at least 0, got {self.block} and {self.adjust}"
+            )
+        if not 0 < self.mask_ratio < 1 or self.num_visible < 1:
+            raise ValueError(
+                f"mask {self.name!r}: mask_ratio {self.mask_ratio} of {self.num_patches} patches must hide one and "
+                "leave one visible"
+            )
+
+    @property
+    def num_visible(self) -> int:
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks set before patches leave or join."""
+        return int(self.num_patches * (1 - self.mask_ratio + self.adjust) / self.block**2)
+
+
+def _block_size(
+    grid: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float], number: float
+) -> tuple[int, int]:
+    patches = int(grid[0] * grid[1] * (scale[0] + number * (scale[1] - scale[0])))
+    ratio = aspect[0] + number * (aspect[1] - aspect[0])
+    height, width = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+    return min(height, grid[0] - 1), min(width, grid[1] - 1)
+
+
+def _check_count(mask: Mask, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"mask {mask.name!r}: count must be at least 1, got {count}")
+
+
+def _check_aspect(mask: Mask, min_aspect: float) -> None:
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f"mask {mask.name!r}: min_aspect must be in (0, 1], got {min_aspect}")
+
+
+def _check_block_fits(mask: Mask, patches: int, min_aspect: float) -> None:
+    """A block has sides round(sqrt(patches * aspect)) and round(sqrt(patches / aspect)), both below the grid's."""
+    height, width = mask.grid[0] - 0.5, mask.grid[1] - 0.5
+    flattest, steepest = max(min_aspect, patches / width**2), min(1 / min_aspect, height**2 / patches)
+    if min(mask.grid) < 2 or flattest >= steepest * (1 + 1e-9):
+        raise ValueError(
+            f"mask {mask.name!r}: no block of {patches} patches with sides of aspect {min_aspect} or more fits into "
+            f"the grid {mask.grid[0]} x {mask.grid[1]}, whose rows and columns it may not fill; ask for smaller blocks "
+            "or use smaller patches"
+        )

@@ -1,0 +1,147 @@
+"""May this file become a sample? Its header is believed for the size only; then it is decoded once, whole.
+
+Bytes are kept as they are unless a resize is asked for: gray, CMYK, 16-bit and 1x1 images are good samples. What
+training could not decode (decode.py) is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from pretrain.data.views.decode import MAX_PIXELS, MAX_SIDE, DecodeError, decode_image
+
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_NPY = b"\x93NUMPY"
+_ORIENTATION = 0x0112
+_UPRIGHT = {  # by EXIF orientation. ImageOps.exif_transpose fails where the other tags are damaged
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(ValueError):
+    """Why a file cannot become a sample."""
+
+
+def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]:
+    """(extension by content, bytes to store): `data` itself, or made smaller to a shorter side of `size` (Lanczos).
+
+    An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
+    PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; so is a small one that has one.
+    UnreadableImageError says why it cannot be used.
+    """
+    if not data:
+        raise UnreadableImageError("empty file")
+    try:
+        if data.startswith(_NPY):
+            return "npy", _prepare_array(data, size)
+        return _prepare_image(data, size, quality)
+    except UnreadableImageError:
+        raise
+    except DecodeError as error:
+        raise UnreadableImageError(f"cannot be decoded: {error}") from error
+    except (
+        Exception
+    ) as error:  # a decoder leaks anything on hostile bytes: OSError, struct.error, IndexError, zlib.error
+        raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """A JPEG, PNG or WebP with only its header read. UnreadableImageError when it is none, or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap, below, is lower
+            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError("not a JPEG, PNG, WebP or npy file") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImageError(f"too large: more than {MAX_PIXELS} pixels") from None
+    _check_size(*image.size)
+    return image
+
+
+def open_array(data: bytes) -> np.ndarray:
+    """An npy image, uint8 [H, W] or [H, W, C]; never a pickle."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise UnreadableImageError(f"npy format version {version} is not supported")
+    shape, _, dtype = read(file)
+    if dtype != np.uint8 or len(shape) not in (2, 3) or 0 in shape:
+        raise UnreadableImageError(f"npy of {dtype} {shape}; expected uint8 (H, W) or (H, W, C)")
+    _check_size(shape[1], shape[0])
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        limit = f"{MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} a side"
+        raise UnreadableImageError(f"too large: {width} x {height}, the limit is {limit}")
+
+
+def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, bytes]:
+    image = open_image(data)
+    assert image.format is not None
+    extension = _EXTENSIONS[image.format]
+    turn = None if size is None else _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    if extension == "jpg":  # PIL takes damaged pixels without a word
+        pixels = decode_image(data, 1 if image.mode == "L" else 3)
+        image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+    else:
+        image.load()
+    if size is None or (min(image.size) <= size and turn is None):
+        return extension, data
+    image = _resize(image if turn is None else image.transpose(turn), size)
+    out = io.BytesIO()
+    if extension == "jpg":
+        image.save(out, "JPEG", quality=quality)
+    elif extension == "webp":
+        image.save(out, "WEBP", quality=quality)
+    else:
+        image.save(out, "PNG")
+    return extension, out.getvalue()
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    width, height = _target(*image.size, size)
+    if image.mode in ("I;16", "I;16B", "I"):
+        wide = Image.fromarray(np.asarray(image, dtype=np.float32)).resize((width, height), Image.Resampling.LANCZOS)
+        return Image.fromarray(np.asarray(wide).round().clip(0, 65535).astype(np.uint16))
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _prepare_array(data: bytes, size: int | None) -> bytes:
+    array = open_array(data)
+    if size is None or min(array.shape[:2]) <= size:
+        return data if array.flags.c_contiguous else _saved(array)  # Fortran order is not read for training
+    target = _target(array.shape[1], array.shape[0], size)
+    channels = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+    resized = [np.asarray(Image.fromarray(c).resize(target, Image.Resampling.LANCZOS)) for c in channels]
+    return _saved(np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:]))
+
+
+def _saved(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.ascontiguousarray(array))
+    return out.getvalue()
+
+
+def _target(width: int, height: int, size: int) -> tuple[int, int]:
+    scale = size / min(width, height)
+    if scale >= 1:
+        return width, height
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,0 +1,183 @@
+"""Look at a data set before training on it: a contact sheet, and what its samples are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.views.decode import IMAGE_EXTENSIONS, DecodeError, decode_image
+from pretrain.data.write.images import UnreadableImageError, open_array, open_image
+from pretrain.data.write.sources import read_classes
+
+_PIXELS = 50_000  # per image, enough for mean and std
+_CELL, _TEXT, _COLUMNS = 160, 30, 8
+
+
+@dataclass
+class Statistics:
+    """Of `examined` samples out of `samples`; channel sums are over pixels in [0, 1], by number of channels."""
+
+    samples: int
+    shards: int
+    bytes: int
+    extensions: tuple[str, ...]
+    examined: int = 0
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    channel_sums: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def mean_std(self, channels: int) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel, over the pixels of all examined images with that many channels."""
+        count, total, squares = self.channel_sums[channels]
+        mean = total / count
+        return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and value, for a table."""
+        rows = [
+            ("samples", f"{self.samples} in {self.shards} shards"),
+            ("bytes", f"{self.bytes}"),
+            ("members", ", ".join(self.extensions)),
+            ("examined", f"{self.examined} samples; what follows is of these"),
+        ]
+        for name, values in (("width", self.widths), ("height", self.heights)):
+            if values:
+                rows.append((name, f"{min(values)} / {int(np.median(values))} / {max(values)}  (min / median / max)"))
+        rows.append(("modes", ", ".join(f"{mode} {count}" for mode, count in self.modes.most_common())))
+        for channels in sorted(self.channel_sums):
+            mean, std = self.mean_std(channels)
+            of = "RGB" if channels == 3 else f"{channels} channels"
+            rows.append((f"mean, {of}", ", ".join(f"{value:.4f}" for value in mean)))
+            rows.append((f"std, {of}", ", ".join(f"{value:.4f}" for value in std)))
+        if self.labels:
+            top = ", ".join(f"{label}: {count}" for label, count in self.labels.most_common(10))
+            rows.append((f"labels ({len(self.labels)})", top + (" ..." if len(self.labels) > 10 else "")))
+        worst = "".join(f"\n{key}: {reason}" for key, reason in self.unreadable[:5])
+        rows.append(("unreadable", f"{len(self.unreadable)}{worst}"))
+        return rows
+
+
+def examine(
+    dataset: Dataset, *, limit: int = 2000, seed: int = 0, done: Callable[[], None] = lambda: None
+) -> Statistics:
+    """Decode up to `limit` samples, chosen by `seed`, and describe them."""
+    size = sum(row.bytes for row in dataset.rows)
+    statistics = Statistics(dataset.num_samples, len(dataset.rows), size, dataset.extensions)
+    names = _class_names(dataset)
+    for key, sample in _choose(dataset, limit, seed):
+        statistics.examined += 1
+        done()
+        try:
+            if isinstance(sample, BadSample):
+                raise UnreadableImageError(sample.reason)
+            if "cls" in sample:
+                label = _label(sample)
+                statistics.labels[names.get(label, label)] += 1
+            mode, pixels = decode(sample)
+        except UnreadableImageError as error:
+            statistics.unreadable.append((key, str(error)))
+            continue
+        height, width, channels = pixels.shape
+        statistics.modes[mode] += 1
+        statistics.widths.append(width)
+        statistics.heights.append(height)
+        stride = max(1, int((height * width / _PIXELS) ** 0.5))
+        some = pixels[::stride, ::stride].reshape(-1, channels) / 255.0
+        sums = np.stack([np.full(channels, len(some)), some.sum(0), (some**2).sum(0)])
+        statistics.channel_sums[channels] = statistics.channel_sums.get(channels, 0) + sums
+    return statistics
+
+
+def save_sheet(dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0) -> None:
+    """A PNG of `count` images chosen by `seed`, each over its key and label; an unreadable one shows the reason."""
+    chosen = list(_choose(dataset, count, seed))
+    columns = min(_COLUMNS, len(chosen))
+    lines = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * _CELL, lines * (_CELL + _TEXT)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
+    names = _class_names(dataset)
+    for i, (key, sample) in enumerate(chosen):
+        left, top = i % columns * _CELL, i // columns * (_CELL + _TEXT)
+        label = ""
+        try:
+            if isinstance(sample, BadSample):
+                raise UnreadableImageError(sample.reason)
+            label = _label(sample)
+            pixels = decode(sample)[1]
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else np.ascontiguousarray(pixels[..., :3]))
+            image.thumbnail((_CELL - 8, _CELL - 4))
+            sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
+        except UnreadableImageError as error:
+            draw.rectangle((left + 4, top + 2, left + _CELL - 5, top + _CELL - 3), fill="lightgray")
+            draw.text((left + 8, top + _CELL // 2), _fit(str(error)), fill="darkred", font=font)
+        draw.text((left + 4, top + _CELL), _fit(key), fill="black", font=font)
+        draw.text((left + 4, top + _CELL + 13), _fit(names.get(label, label)), fill="gray", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, "PNG")
+
+
+def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
+    """(key, sample or what is wrong with it) of up to `limit` samples, in the order of the shards."""
+    total = dataset.num_samples
+    chosen = np.arange(total)
+    if total > limit:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
+    ends = np.cumsum(dataset.counts)
+    reader = Reader(dataset)
+    for position in chosen:
+        shard = int(np.searchsorted(ends, position, side="right"))
+        sample = int(position - (ends[shard] - dataset.counts[shard]))
+        try:
+            found = reader.read(shard, sample, only=(*IMAGE_EXTENSIONS, "cls"))
+        except BadSample as error:
+            yield error.key, error
+        else:
+            yield found["__key__"], found
+    reader.close()
+
+
+def decode(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
+    """(PIL mode or "npy C", uint8 [H, W, C]); gray, palette and CMYK as RGB, 16 bits cut to their upper 8."""
+    extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
+    if extension is None:
+        raise UnreadableImageError(f"no image among its members: {', '.join(k for k in sample if k[:2] != '__')}")
+    try:
+        if extension == "npy":
+            array = open_array(sample[extension])
+            array = array.reshape(*array.shape[:2], -1)
+            return f"npy {array.shape[2]}", array
+        return open_image(sample[extension]).mode, decode_image(sample[extension], 3)
+    except UnreadableImageError:
+        raise
+    except DecodeError as error:
+        raise UnreadableImageError(f"cannot be decoded: {error}") from error
+    except Exception as error:  # a decoder leaks anything on hostile bytes
+        raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _label(sample: dict[str, Any]) -> str:
+    text: bytes = sample.get("cls", b"")
+    return text.decode("utf-8", "replace").strip()
+
+
+def _class_names(dataset: Dataset) -> dict[str, str]:
+    """Label text -> "label name", from a classes.json beside the shards."""
+    path = Path(dataset.paths[0]).parent / "classes.json"
+    return {str(i): f"{i} {name}" for i, name in read_classes(path).items()} if path.exists() else {}
+
+
+def _fit(text: str) -> str:
+    text = text.encode("ascii", "replace").decode()
+    return text if len(text) <= 26 else f"...{text[-23:]}"

@@ -1,0 +1,324 @@
+"""Write image files as WebDataset shards: in parallel, restartable, the same bytes every time.
+
+The plan (which file goes into which shard) is fixed before the first byte is written and depends on the files and the
+arguments alone, so a shard is a job of its own, and a killed run is finished by running the same command again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from pretrain.core.files import replacing, write_whole
+from pretrain.data.shards.index import build_index, index_shard
+from pretrain.data.shards.parallel import run_parallel
+from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
+from pretrain.data.write.images import UnreadableImageError, prepare
+from pretrain.data.write.sources import Source, Sources, classes_json, find_sources, read_classes
+
+_STATE = ".write"  # arguments and receipts, one small file a shard; what makes a rerun a continuation
+_VERSION = 2  # of the plan: raised when the same files and arguments would give other shards
+_PROBED = 64
+_MAX_FILE = 1 << 30
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """size: shorter side in pixels, or None to keep every byte; quality: of resized JPEG and WebP.
+
+    A shard holds `samples_per_shard` samples, or about `shard_size` bytes. shuffle_seed: None keeps the sorted order.
+    labels: "auto" or "none" (see `find_sources`). strict: an unreadable file is an error, not an entry in skipped.txt.
+    """
+
+    name: str = "train"
+    size: int | None = None
+    quality: int = 90
+    shard_size: int = 100_000_000
+    samples_per_shard: int | None = None
+    labels: str = "auto"
+    shuffle_seed: int | None = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A finished shard: samples in it, its size in bytes, and (file, reason) of each that could not be used."""
+
+    shard: str
+    samples: int
+    bytes: int
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` did; `resumed` shards were complete before it began."""
+
+    shards: list[str]
+    samples: int
+    bytes: int
+    classes: Mapping[int, str]
+    labelled: bool
+    skipped: list[tuple[str, str]]
+    ignored: Counter[str]
+    resumed: int
+
+
+def write(
+    source: Path,
+    out: Path,
+    settings: WriteSettings,
+    *,
+    workers: int = 1,
+    classes: Path | None = None,
+    planned: Callable[[int, int], None] = lambda shards, files: None,
+    done: Callable[[Receipt], None] = lambda receipt: None,
+) -> Written:
+    """Write the images of a folder or CSV into `out/NAME-000000.tar` ..., then index them.
+
+    Also writes `classes.json` (where there are class names; one already there, or `classes`, gives the ids) and
+    `skipped.txt` (file and reason). `planned(shards, files)` is called once, `done` for every shard.
+    ValueError: nothing to write, `out` holds shards of other arguments or files, and an unreadable file if strict.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", settings.name):
+        raise ValueError(f"--name {settings.name}: letters, digits, _ and - only")
+    given = classes or (out / "classes.json" if (out / "classes.json").exists() else None)
+    sources = find_sources(source, labels=settings.labels, classes=read_classes(given) if given else None)
+    state = out / _STATE
+    state.mkdir(parents=True, exist_ok=True)
+    with _only_writer(state, settings.name):
+        with _shared(state):
+            labelled = sources.classes and any(file.label is not None for file in sources.files)
+            classes_of_all = _with_those_of(out / "classes.json", sources.classes) if labelled else {}
+            _claim(out, settings, sources)
+            if classes_of_all:
+                write_whole(out / "classes.json", classes_json(classes_of_all))
+        plan = _plan(sources, settings)
+        planned(len(plan), len(sources.files))
+        jobs: list[tuple[str, list[Source]]] = []
+        receipts: dict[str, Receipt] = {}
+        for number, files in enumerate(plan):
+            shard = f"{settings.name}-{number:06d}.tar"
+            receipt = _read_receipt(out, shard)
+            if receipt is None:
+                jobs.append((shard, files))
+            else:
+                receipts[shard] = receipt
+                done(receipt)
+        resumed = len(receipts)
+        job = partial(_write_shard, root=sources.root, out=out, settings=settings)
+        for (shard, _), receipt in run_parallel(job, jobs, workers=workers):
+            receipts[shard] = receipt
+            done(receipt)
+        ordered = [receipts[shard] for shard in sorted(receipts)]
+        samples = sum(receipt.samples for receipt in ordered)
+        with _shared(state):
+            _write_skipped(out)
+        if not samples:
+            raise ValueError(f"{source}: none of {len(sources.files)} images can be read; see {out / 'skipped.txt'}")
+        shards = [str(out / receipt.shard) for receipt in ordered]
+        with _shared(state):
+            build_index(shards, workers=workers)
+    return Written(
+        shards=shards,
+        samples=samples,
+        bytes=sum(receipt.bytes for receipt in ordered),
+        classes=sources.classes,
+        labelled=any(file.label is not None for file in sources.files),
+        skipped=[entry for receipt in ordered for entry in receipt.skipped],
+        ignored=sources.ignored,
+        resumed=resumed,
+    )
+
+
+@contextmanager
+def _only_writer(state: Path, name: str) -> Iterator[None]:
+    with (state / f"{name}.lock").open("w") as lock:
+        try:
+            _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{state.parent}: another fovea data write --name {name} is at work in this folder"
+            ) from None
+        yield
+
+
+@contextmanager
+def _shared(state: Path) -> Iterator[None]:
+    """While one writer changes the files that those of other names have in common with it, they wait."""
+    with (state / "lock").open("w") as lock:
+        _lock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: IO[str], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # Lustre, unless it is mounted with the option flock
+        raise ValueError(
+            f"{file.name}: this file system gives no locks ({error.strerror}); write to one that does, then copy"
+        ) from error
+
+
+def _with_those_of(path: Path, classes: Mapping[int, str]) -> dict[int, str]:
+    """`classes` and those of the folder, by which its other shards are labelled. ValueError where they contradict."""
+    kept = read_classes(path) if path.exists() else {}
+    ids = {name: i for i, name in kept.items()}
+    for i, name in classes.items():
+        if (kept[i] != name) if i in kept else (name in ids):
+            there = f"id {i} is {kept[i]!r}" if i in kept else f"{name!r} has id {ids[name]}"
+            raise ValueError(
+                f"{path}: {there} there, and now {name!r} has id {i}; give --classes {path}, or choose another folder"
+            )
+    return kept | dict(classes)
+
+
+def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
+    """Keep the arguments beside the shards, or check that they are those of the run that is being continued."""
+    listing = hashlib.sha256()
+    for file in sources.files:
+        listing.update(f"{file.size} {file.label} ".encode() + os.fsencode(file.name) + b"\0")
+    # an unreadable file stops a strict run before its shard is written, so both kinds of run write equal shards
+    ours = {"version": _VERSION} | asdict(settings)
+    ours |= {"files": len(sources.files), "sha256 of names, sizes and labels": listing.hexdigest()}
+    del ours["strict"]
+    path = out / _STATE / f"{settings.name}.json"
+    if path.exists():
+        theirs = json.loads(path.read_bytes())
+        differ = [
+            f"{key}: {theirs.get(key)!r} there, {value!r} now"
+            for key, value in ours.items()
+            if theirs.get(key) != value
+        ]
+        if differ:
+            raise ValueError(
+                f"{out} holds shards named {settings.name} of another run; give the same arguments to continue it, "
+                "or another folder or --name:\n  " + "\n  ".join(differ)
+            )
+    elif shards := sorted(out.glob(f"{settings.name}-{'[0-9]' * 6}.tar")):
+        raise ValueError(f"{out} already holds {shards[0].name}, not written by this command; choose another folder")
+    else:
+        write_whole(path, json.dumps(ours, indent=1).encode())
+    ours_or_shared = re.compile(rf"\.({settings.name}(-\d+\.tar)?|classes|skipped|dataset)(\.\w+)?\.\d+\.tmp")
+    for folder in (out, out / _STATE):
+        for temp in folder.glob(".*.tmp"):
+            if ours_or_shared.fullmatch(temp.name):  # left by a kill
+                temp.unlink()
+
+
+def _plan(sources: Sources, settings: WriteSettings) -> list[list[Source]]:
+    """The files of each shard. Depends on the files and the settings alone."""
+    files = sources.files
+    if settings.shuffle_seed is not None:
+        files = sorted(files, key=partial(_shuffle_key, seed=settings.shuffle_seed))
+    per_shard = settings.samples_per_shard
+    if per_shard is None and settings.size is not None:
+        probe = files[:: max(1, len(files) // _PROBED)][:_PROBED]
+        kept = [len(data) for file in probe if not isinstance(data := _load(sources.root, file, settings)[1], str)]
+        per_sample = sum(map(_cost, kept)) / max(1, len(kept)) + 1024
+        per_shard = max(1, int(settings.shard_size / per_sample))
+    if per_shard is not None:
+        return [files[i : i + per_shard] for i in range(0, len(files), per_shard)]
+    plan: list[list[Source]] = [[]]
+    filled = 0
+    for file in files:
+        cost = _cost(file.size) + (1024 if file.label is not None else 0)
+        if plan[-1] and filled + cost > settings.shard_size:
+            plan.append([])
+            filled = 0
+        plan[-1].append(file)
+        filled += cost
+    return plan
+
+
+def _shuffle_key(file: Source, *, seed: int) -> bytes:
+    """An order that no library's random numbers decide, so that it never changes."""
+    return hashlib.blake2b(os.fsencode(file.name), key=str(seed).encode(), digest_size=16).digest()
+
+
+def _cost(length: int) -> int:
+    return 512 + -(-max(0, length) // 512) * 512
+
+
+def _load(root: Path, file: Source, settings: WriteSettings) -> tuple[str, bytes | str]:
+    """(extension, bytes to store), or ("", why not)."""
+    if file.size > _MAX_FILE:
+        return "", f"too large: {file.size} bytes"
+    try:
+        data = (root / file.name).read_bytes()
+        return prepare(data, size=settings.size, quality=settings.quality)
+    except UnreadableImageError as error:
+        return "", str(error)
+    except OSError as error:
+        return "", f"cannot be read: {error.strerror}"
+
+
+def _write_shard(job: tuple[str, list[Source]], *, root: Path, out: Path, settings: WriteSettings) -> Receipt:
+    shard, files = job
+    skipped: list[tuple[str, str]] = []
+    samples = 0
+    path = out / shard
+    with replacing(path) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for item in files:
+                extension, data = _load(root, item, settings)
+                if isinstance(data, str):
+                    if settings.strict:
+                        raise ValueError(f"{root / item.name}: {data} (--strict)")
+                    skipped.append((item.name, data))
+                    continue
+                _add(tar, f"{item.key}.{extension}", data)
+                if item.label is not None:
+                    _add(tar, f"{item.key}.cls", str(item.label).encode())
+                samples += 1
+        receipt = Receipt(shard, samples, file.tell(), skipped)
+        # first the receipt, then (on leaving) the shard: a shard that is there is complete and accounted for
+        write_whole(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
+    write_sidecar(sidecar_path(path, None), index_shard(str(path)))  # now, while the shard is in the page cache
+    return receipt
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its defaults: time 0, user 0, mode 0644
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _receipt_path(out: Path, shard: str) -> Path:
+    return out / _STATE / f"{shard}.json"
+
+
+def _read_receipt(out: Path, shard: str) -> Receipt | None:
+    """The receipt of a shard that is complete."""
+    try:
+        content = json.loads(_receipt_path(out, shard).read_bytes())
+        if (out / shard).stat().st_size != content["bytes"]:
+            return None
+    except FileNotFoundError:
+        return None
+    return Receipt(**content | {"skipped": [(name, reason) for name, reason in content["skipped"]]})
+
+
+def _write_skipped(out: Path) -> None:
+    """`skipped.txt`: a line for each file that is in no shard of `out`, with the reason."""
+    lines = [
+        f"{name}\t{reason}".replace("\n", "\\n")
+        for path in sorted((out / _STATE).glob("*.tar.json"))
+        for name, reason in json.loads(path.read_bytes())["skipped"]
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    write_whole(out / "skipped.txt", text.encode("utf-8", "backslashreplace"))

@@ -1,0 +1,31 @@
+"""Configuration of the doctor. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from pretrain.core.configlib import Config
+from pretrain.doctor.rules import RULES
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class DoctorConfig(Config):
+    """Measures whether the run learns, and says in words when it does not (docs/doctor.md)."""
+
+    every_steps: Positive = Field(25, description="between measurements of features, weights, averages and gradients")
+    images: Positive | None = Field(None, description="measured on; default: a quarter of a global batch, 32 to 256")
+    reaction: Literal["warn", "stop", "rewind"] = Field(
+        "warn", description="to an alarm: say it; end the run unsaved; go back to the last healthy checkpoint"
+    )
+    off: list[str] = Field(default_factory=list, description="rules that are not asked, by name")
+
+    @field_validator("off")
+    @classmethod
+    def _known(cls, off: list[str]) -> list[str]:
+        strange = sorted(set(off) - set(RULES))
+        if strange:
+            raise ValueError(f"no rule {', '.join(strange)}; the rules are {', '.join(RULES)}")
+        return off

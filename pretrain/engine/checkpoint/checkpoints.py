@@ -1,0 +1,182 @@
+"""Checkpoints of a run by all ranks together: save, find the newest complete one, load."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.core import distributed
+from pretrain.engine.checkpoint import commit
+from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError, Manifest, Receipt
+from pretrain.engine.config import CheckpointConfig
+from pretrain.engine.trainable import Engine
+
+
+@dataclass(frozen=True)
+class Found:
+    """A verified checkpoint. `skipped`: newer folders that are damaged, and why; tell the user."""
+
+    folder: Path
+    step: int
+    about: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
+
+    def greeting(self) -> list[str]:
+        """For the person whose run goes on from it."""
+        return [*(f"damaged, not used: {reason}" for reason in self.skipped), f"resumed from {self.folder}"]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `root` on a file system that all ranks see. All methods: every rank, together.
+
+    Args:
+        keep_last: newest ones to keep. milestone_every: steps that are multiples stay for good (0: none).
+
+    Attributes:
+        protected: a step that stays, however old: where the run would rewind to.
+    """
+
+    def __init__(self, root: Path, *, keep_last: int = 3, milestone_every: int = 0):
+        if keep_last < 1:
+            raise ValueError(f"keep_last {keep_last}: keep at least 1 checkpoint")
+        self.root, self._keep_last, self._milestone_every = root, keep_last, milestone_every
+        self.protected: int | None = None
+
+    @classmethod
+    def of_run(cls, run_dir: Path, config: CheckpointConfig) -> Checkpoints:
+        """Those of the run in `run_dir`, kept as its configuration says."""
+        milestones = config.milestone_every_steps or 0
+        return cls(run_dir / "checkpoints", keep_last=config.keep, milestone_every=milestones)
+
+    def clean(self) -> list[str]:
+        """Remove what a killed run left half-written; the names. Call it at start, under the run's lease."""
+        removed = commit.clean(self.root) if distributed.rank() == 0 else []
+        return distributed.broadcast_object(removed)
+
+    def save(self, engine: Engine, step: int, about: Mapping[str, Any]) -> Path:
+        """Commit the state at `step`; when this returns on any rank, all of it is on disk.
+
+        Args:
+            about: JSON the caller wants back from `find_latest` (data cursor, config, versions).
+
+        Raises:
+            CheckpointError: on every rank, when any could not write; what was there before is untouched.
+        """
+        final = commit.step_folder(self.root, step)
+        if distributed.broadcast_object(final.exists()):
+            return self._keep_or_replace(engine, step, about, final)
+        return self._commit(engine, step, about, final)
+
+    def _commit(self, engine: Engine, step: int, about: Mapping[str, Any], final: Path) -> Path:
+        temp, problem = self._on_rank_0(lambda: commit.begin(self.root, step, secrets.token_hex(4)))
+        self._raise_if(problem, final, None)
+        assert temp is not None
+        receipts: list[Receipt] = []
+        mine = None
+        try:
+            receipts = engine.save(temp)
+        except (OSError, RuntimeError, ValueError) as error:
+            mine = f"rank {distributed.rank()}: {error}"
+        everyone = distributed.all_gather_object((receipts, mine))
+        self._raise_if("; ".join(problem for _, problem in everyone if problem), final, temp)
+        files = [receipt for written, _ in everyone for receipt in written]
+        _, problem = self._on_rank_0(lambda: commit.seal(temp, final, step=step, files=files, about=about))
+        self._raise_if(problem, final, temp)
+        self._prune(final, step)
+        return final
+
+    def _keep_or_replace(self, engine: Engine, step: int, about: Mapping[str, Any], final: Path) -> Path:
+        """The folder of this step is there: keep it if it is whole; a damaged one (a run that fell back) makes room."""
+        try:
+            self.verify(final)
+            return final
+        except DamagedError:
+            trash = self.root / f".trash-{final.name}-{secrets.token_hex(4)}"
+            _, problem = self._on_rank_0(lambda: final.rename(trash))
+            self._raise_if(problem, final, None)
+        return self._commit(engine, step, about, final)
+
+    def find_latest(self) -> Found | None:
+        """The newest checkpoint that verifies, agreed by all ranks; None when there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints and each is damaged. Starting over would hide that.
+        """
+        folders = distributed.broadcast_object(commit.checkpoints(self.root))
+        skipped = []
+        for folder in folders:
+            try:
+                manifest = self.verify(folder)
+            except DamagedError as damage:
+                skipped.append(str(damage))
+                continue
+            return Found(folder, manifest.step, manifest.about, tuple(skipped))
+        if skipped:
+            listed = "\n  ".join(skipped)
+            raise CheckpointError(f"no checkpoint is whole:\n  {listed}\nrestore one, or move them all away")
+        return None
+
+    def verify(self, folder: Path) -> Manifest:
+        """Read everything in `folder`, each rank a share. Raises DamagedError on all ranks alike."""
+        manifest, problem = None, None
+        try:
+            manifest = commit.read_manifest(folder)
+            commit.verify_files(folder, _share(manifest.files))
+        except DamagedError as damage:
+            problem = damage.reason
+        problems = [reason for reason in distributed.all_gather_object(problem) if reason]
+        if problems:
+            raise DamagedError(folder, problems[0])
+        assert manifest is not None
+        return manifest
+
+    def _prune(self, newest: Path, step: int) -> None:
+        # Old ones go only after the new one was read back.
+        self.verify(newest)
+
+        def make_room() -> None:
+            commit.prune(
+                self.root,
+                newest=step,
+                keep_last=self._keep_last,
+                milestone_every=self._milestone_every,
+                protected=self.protected,
+            )
+            commit.point_latest(self.root, newest)
+
+        _, problem = self._on_rank_0(make_room)
+        if problem:
+            raise CheckpointError(f"wrote {newest}, but could not tidy up {self.root} after it: {problem}")
+
+    def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
+        result, problem = None, None
+        if distributed.rank() == 0:
+            try:
+                result = action()
+            except OSError as error:
+                problem = f"rank 0: {error}"
+        return distributed.broadcast_object((result, problem))
+
+    def _raise_if(self, problem: str | None, final: Path, temp: Path | None) -> None:
+        if not problem:
+            return
+        distributed.barrier()  # nobody writes into it any more
+        if temp is not None and distributed.rank() == 0:
+            shutil.rmtree(temp, ignore_errors=True)
+        raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are untouched")
+
+
+def _share(files: Sequence[Receipt]) -> list[Receipt]:
+    """This rank's files to verify: near equal bytes, largest first."""
+    load = [0] * distributed.world_size()
+    mine = []
+    for file in sorted(files, key=lambda file: (-file.size, file.name)):
+        rank = load.index(min(load))
+        load[rank] += file.size
+        if rank == distributed.rank():
+            mine.append(file)
+    return mine

@@ -1,0 +1,55 @@
+"""Write a safetensors file as a stream: hashed on the way, never a second time in memory. Reading is the library's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.engine.checkpoint.commit import HashedFile, Receipt
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Receipt:
+    """Save `tensors` (any device) to the new file `path`.
+
+    Raises:
+        ValueError: a dtype that safetensors has not.
+        OSError: the disk is full or fails.
+    """
+    # Widest elements first keeps every tensor aligned without holes, which the format forbids.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name}: cannot save dtype {tensor.dtype}")
+        size = math.prod(tensor.shape) * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with HashedFile(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = tensors[name].detach().reshape(-1).cpu()
+            if tensor.numel():
+                file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+    return file.receipt

@@ -1,0 +1,108 @@
+"""The run's folder: what it says about the run, and whether a configuration may go on with it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pretrain.core.configlib import Config, ConfigError, dump, load_config
+from pretrain.core.record import git_commit, versions, write_json, write_text
+
+
+def check_same_run(
+    folder: Path,
+    config: Config,
+    fingerprints: Mapping[str, str],
+    *,
+    free: Collection[str],
+    way_out: str = "choose another run_dir, or undo the change",
+) -> None:
+    """Compare with the configuration and the data that `folder` was started with, if it was.
+
+    Args:
+        fingerprints: of the data sets, by their key in the configuration.
+        free: keys, or sections, that may change when a run goes on: where things are and how fast they go, not what is
+            learnt from what.
+
+    Raises:
+        ConfigError: a key that decides the result is different; every such key with both values.
+    """
+    if not (folder / "config.yaml").exists():
+        return
+    # Through the schema: a key that is new since then had its default.
+    before = _flat(load_config(type(config), folder / "config.yaml").model_dump(mode="json"))
+    now = _flat(config.model_dump(mode="json"))
+    problems = [
+        f"{key}: the run was started with {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(key == name or key.startswith(name + ".") for name in free)
+    ]
+    started_on = _fingerprints(read_data(folder), fingerprints)
+    problems += [
+        f"{key}: other data (fingerprint {fingerprint[:12]}, the run has {started_on[key][:12]})"
+        for key, fingerprint in fingerprints.items()
+        if started_on[key] != fingerprint
+    ]
+    if problems:
+        raise ConfigError(f"{folder} cannot go on with this configuration", [*problems, way_out])
+
+
+def write_records(folder: Path, config: Config, data: Mapping[str, Any], *, world_size: int, device: str) -> None:
+    """config.yaml and data.json of the run, and one line in environment.jsonl for each start. Rank 0 calls this.
+
+    Args:
+        data: the "fingerprint" of the data and its "num_samples"; or such a pair of each data set, by its key.
+    """
+    write_json(folder / "data.json", data)
+    write_text(folder / "config.yaml", dump(config))
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "command": shlex.join(sys.argv),
+        "world_size": world_size,
+        "device": device,
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+    with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """The run's data.json. Raises ConfigError when it is missing or damaged."""
+    try:
+        return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(folder), [f"data.json: {error}; it says what data the run is of, copy it too"]) from error
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    """The last line of the run's environment.jsonl that is whole. Raises ConfigError when there is none."""
+    path = folder / "environment.jsonl"
+    for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
+        with suppress(json.JSONDecodeError):
+            return json.loads(line)
+    raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it says how the run was started"])
+
+
+def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
+    """Of data.json, by key."""
+    if "fingerprint" in data:
+        return {key: data["fingerprint"] for key in wanted}
+    return {key: data.get(key, {}).get("fingerprint", "") for key in wanted}
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }

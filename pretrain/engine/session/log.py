@@ -1,0 +1,168 @@
+"""What a person sees of a run: a progress line, metrics.jsonl, TensorBoard. Only rank 0 has one."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from torch import Tensor
+
+from pretrain.core.record import read_rows, write_text
+
+if TYPE_CHECKING:
+    from pretrain.engine.config import LogConfig
+
+METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
+
+
+class RunLog:
+    """Writes the scalars and pictures of a run below `run_dir`.
+
+    After a resume the rows and events past the resumed step are dropped, so every step stands there once.
+
+    Args:
+        run_dir: metrics.jsonl, log.txt, pictures/ and tensorboard/ go here.
+        start_step: the step the run (re)starts from.
+        total_steps: for the progress line and the time left.
+    """
+
+    def __init__(self, run_dir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
+        self.console = Console(stderr=True, highlight=False)
+        self.total_steps = total_steps
+        self._run_dir = run_dir
+        self._first_shown: tuple[int, float] | None = None  # step and time: before lies the start, which comes once
+        for name in (METRICS, ALARMS):
+            _keep_rows_up_to(run_dir / name, start_step)
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
+        self._text = (run_dir / "log.txt").open("a", encoding="utf-8")
+        self._live: Live | None = None
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record `values` at `step`; show the line when a loss is among them."""
+        row = {"step": step, **values}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if "loss" in values:
+            self._show(step, values)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Everything recorded, also by earlier starts of the run: a row per step, in their order."""
+        return read_rows(self._run_dir / METRICS)
+
+    def row(self, step: int) -> dict[str, float]:
+        """Everything recorded at `step`, also by an earlier start of the run."""
+        found = next((row for row in self.rows() if row["step"] == step), {})
+        return {name: value for name, value in found.items() if name != "step"}
+
+    def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
+        folder = self._run_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        for name, image in images.items():
+            if self._board is not None:
+                self._board.add_image(name, image, step)
+            pixels = image.permute(1, 2, 0).cpu().contiguous().numpy()
+            Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
+
+    def say(self, message: str, *, style: str | None = None) -> None:
+        """One line for the person and for log.txt."""
+        self.console.print(message, style=style, markup=False, soft_wrap=True)
+        self._text.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}\n")
+        self._text.flush()
+
+    def alarm(self, step: int, name: str, verdict: str) -> None:
+        """What is wrong, in words: to the person, to doctor.jsonl, and as scalar and text to TensorBoard."""
+        self.say(f"step {step}: ALARM {name}: {verdict}", style="bold red")
+        with (self._run_dir / ALARMS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "rule": name, "verdict": verdict}) + "\n")
+        if self._board is not None:
+            self._board.add_scalar(f"alarm/{name}", 1.0, step)
+            self._board.add_text("alarm", f"**{name}**: {verdict}", step)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._board is not None:
+            self._board.close()
+        self._metrics.close()
+        self._text.close()
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        line = progress_line(step, self.total_steps, values, seconds_left=self._seconds_left(step))
+        self._text.write(line + "\n")
+        self._text.flush()
+        if not self.console.is_terminal:
+            print(line, file=sys.stderr, flush=True)
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        self._live.update(Text(line), refresh=True)
+
+    def _seconds_left(self, step: int) -> float | None:
+        """By the pace since the first line; None on that one, where there is none yet."""
+        if self._first_shown is None:
+            self._first_shown = (step, time.monotonic())
+        first_step, first_time = self._first_shown
+        if step <= first_step:
+            return None
+        return (time.monotonic() - first_time) / (step - first_step) * (self.total_steps - step)
+
+
+def open_log(
+    run_dir: Path, config: LogConfig, *, rank: int, start_step: int, total_steps: int, stack: ExitStack
+) -> RunLog | None:
+    """The log of a run on rank 0, closed with `stack`; None on the others."""
+    if rank:
+        return None
+    log = RunLog(run_dir, start_step=start_step, total_steps=total_steps, tensorboard=config.tensorboard)
+    stack.callback(log.close)
+    return log
+
+
+def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, seconds_left: float | None) -> str:
+    """`step 120/500  loss 0.8123  lr 1.2e-03  412 img/s  data 3%  left 0:04:10`."""
+    parts = [f"step {step}/{total_steps}", f"loss {values['loss']:.4f}"]
+    if "lr" in values:
+        parts.append(f"lr {values['lr']:.2e}")
+    if "images_per_second" in values:
+        parts.append(f"{values['images_per_second']:.0f} img/s")
+    if "data_wait" in values:
+        parts.append(f"data {values['data_wait']:.0%}")
+    if seconds_left is not None:
+        minutes, seconds = divmod(round(seconds_left), 60)
+        parts.append(f"left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}")
+    return "  ".join(parts)
+
+
+def _keep_rows_up_to(path: Path, step: int) -> None:
+    """Drop the rows of steps that will be done again, and a last line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))

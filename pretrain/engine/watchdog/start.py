@@ -1,0 +1,96 @@
+"""A run is watched: its ranks beat, and one process per node listens (see `watchdog`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pretrain.core import distributed, heartbeat
+from pretrain.core.distributed import World
+from pretrain.engine.config import WatchConfig
+from pretrain.engine.watchdog.__main__ import EXIT_HUNG, Orders
+from pretrain.engine.watchdog.processes import end_by_signal, started
+
+_LAST_SECONDS = 2.0
+Facts = tuple[str, str, dict[str, int] | None]  # place, host, and what `watchdog.Watched` needs of a rank
+
+
+@contextmanager
+def watched(run_dir: Path, settings: WatchConfig, world: World) -> Iterator[None]:
+    """Inside, a run that hangs is ended with status EXIT_HUNG, its stacks in `run_dir/hangs`.
+
+    Every rank enters, together. Where it cannot be watched it says so, and runs all the same.
+    """
+    if not settings.enabled:
+        yield
+        return
+    try:
+        mine: dict[str, int] | None = _begin(world)
+        place = (
+            f"{heartbeat.host_name()} {Path('/proc/self/ns/pid').readlink()}"  # who has it sees each other by number
+        )
+    except (OSError, AttributeError) as error:
+        mine, place = None, ""
+        print(f"fovea watch: rank {world.rank} cannot be watched: {error}", file=sys.stderr, flush=True)
+    ranks = distributed.all_gather_object((place, heartbeat.host_name(), mine))
+    token = distributed.broadcast_object(f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}")
+    watchdog = None
+    if all(facts for _, _, facts in ranks) and [p for p, _, _ in ranks].index(place) == world.rank:
+        watchdog = _start(ranks, place, run_dir, token, settings)
+    try:
+        yield
+    finally:
+        heartbeat.end()
+        if watchdog is not None:
+            assert watchdog.stdin is not None
+            with suppress(OSError):
+                watchdog.stdin.close()
+            # It goes when all its ranks have left; nobody waits for that long.
+            with suppress(subprocess.TimeoutExpired):
+                watchdog.wait(_LAST_SECONDS)
+
+
+def _begin(world: World) -> dict[str, int]:
+    heart = heartbeat.begin()
+    heartbeat.show_stacks_on_signal()
+    end_by_signal(EXIT_HUNG)
+    return {"rank": world.rank, "pid": os.getpid(), "start": started(os.getpid()), "fd": heart.fd}
+
+
+def _start(
+    ranks: Sequence[Facts], here: str, run_dir: Path, token: str, settings: WatchConfig
+) -> subprocess.Popen[bytes] | None:
+    nodes = {place: host for place, host, _ in ranks}
+    floors = {kind: getattr(settings, f"{kind}_seconds") for kind in heartbeat.KINDS}
+    shortest = min(floors.values())
+    orders = Orders(
+        run_dir=str(run_dir.absolute()),
+        token=token,
+        node=list(nodes).index(here),
+        nodes=list(nodes.values()),
+        ranks=[facts for place, _, facts in ranks if place == here and facts],
+        floors=floors,
+        patience=settings.patience,
+        poll=min(1.0, shortest / 10),
+        answer=min(180.0, 3 * shortest),
+    )
+    root = str(Path(__file__).parents[3])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-m", "pretrain.engine.watchdog"]
+    try:
+        process: Any = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+        process.stdin.flush()
+    except OSError as error:
+        print(f"fovea watch: this node's ranks are not watched: {error}", file=sys.stderr, flush=True)
+        return None
+    return process

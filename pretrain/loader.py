@@ -1,0 +1,120 @@
+"""The batches of a run, on the device: loaded from the step it is at, bad samples recorded, waiting time measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pretrain.config import Plan, PretrainConfig
+from pretrain.core.distributed import World
+from pretrain.data.loader.microbatch import MicroBatches
+from pretrain.data.loader.pipeline import make_loader, make_micro_batches
+from pretrain.data.sampling.order import Order
+from pretrain.data.sampling.substitute import BadList, BadSamples
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.reader import Reader
+from pretrain.data.views import augment
+
+
+class Feed:
+    """Iterates over this rank's micro-batches from `start_step` on.
+
+    Attributes:
+        latest: the micro-batch given out last.
+        waited: seconds spent waiting for the loader, in all.
+        bad: counts of unusable samples on this rank.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        steps: Plan,
+        dataset: Dataset,
+        world: World,
+        *,
+        start_step: int,
+        say: Callable[[str], None],
+        passed_over: Mapping[int, int] | None = None,
+    ):
+        self.views = config.objective.views(config.model)
+        self.latest: dict[str, Tensor] = {}
+        self.waited = 0.0
+        self._config, self._dataset, self._device = config, dataset, world.device
+        self._micro_batches = find_micro_batches(
+            config, dataset, rank=world.rank, world=world.world_size, passed_over=passed_over
+        )
+        listed = BadList(Path(config.run_dir), rank=world.rank, say=say)
+        self.bad = BadSamples(config.data.max_bad_fraction, record=listed.add, known=listed.known())
+        on_gpu = world.device.type == "cuda"
+        self._loader = make_loader(
+            dataset,
+            self.views,
+            in_chans=config.model.in_chans,
+            mean=config.mean,
+            std=config.std,
+            seed=config.seed,
+            block_shards=config.data.block_shards,
+            global_batch=config.optim.global_batch_size,
+            micro_batch=steps.micro_batch,
+            total_steps=steps.total_steps,
+            start_step=start_step,
+            rank=world.rank,
+            world=world.world_size,
+            num_workers=config.data.num_workers,
+            # Without a GPU the colours are as cheap in a worker, and the step need not wait for them.
+            augment_on="device" if on_gpu or not config.data.num_workers else "worker",
+            passed_over=passed_over,
+            bad_samples=self.bad,
+            prefetch_factor=config.data.prefetch,
+            pin_memory=on_gpu,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            asked = time.perf_counter()
+            host_batch = next(self._loader, None)
+            self.waited += time.perf_counter() - asked
+            if host_batch is None:
+                return
+            self.latest = augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
+            yield self.latest
+
+    def again(self, step: int, micro: int) -> dict[str, Tensor]:
+        """Micro-batch `micro` of this rank in the step after `step` completed ones, read anew."""
+        host_batch = self._micro_batches[step * self._micro_batches.accumulation + micro]
+        return augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
+
+    def close(self) -> None:
+        """End the reading processes."""
+        self._loader.close()
+
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """ "shard/key" of the samples at `positions`."""
+        order = Order(self._dataset.counts, self._config.seed, self._config.data.block_shards)
+        located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
+        places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
+        return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
+
+
+def find_micro_batches(
+    config: PretrainConfig, dataset: Dataset, *, rank: int, world: int, passed_over: Mapping[int, int] | None
+) -> MicroBatches:
+    """All micro-batches of a rank of a run, from its first step on."""
+    return make_micro_batches(
+        dataset,
+        config.objective.views(config.model),
+        in_chans=config.model.in_chans,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        block_shards=config.data.block_shards,
+        global_batch=config.optim.global_batch_size,
+        micro_batch=config.optim.global_batch_size // (world * config.engine.accumulation_steps),
+        rank=rank,
+        world=world,
+        passed_over=passed_over,
+    )

@@ -1,0 +1,309 @@
+"""The vision transformer (Dosovitskiy et al. 2020) from timm's parts and with timm's parameter names.
+
+What timm's own classes do not do, and pretraining needs: encode any subset of the patches, put a mask token in place of
+others, compute only the class token in the last block, other sizes at every call, registers beside a position table
+that has a class row; and all of it with any of the positions (tables, relative bias, rotation) in one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.models.backbones import families
+from pretrain.models.backbones.vit_weights import initialize_vit
+from pretrain.models.layers import pos_embed as positions
+from pretrain.models.layers import rel_pos, rope
+from pretrain.models.layers.attention import EVERY_TOKEN, Block, QKVBias
+from pretrain.models.layers.ffn import FFN
+from pretrain.models.layers.patches import gather_pixels, grid_of
+
+CLS_ONLY = slice(0, 1)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the blocks read beside the tokens: uniforms of the drop path, relative biases, rotations."""
+
+    drops: Sequence[Tensor | None]
+    biases: Sequence[Tensor | None]
+    turns: Tensor | None
+
+
+class ViT(nn.Module):
+    """Images to normalized tokens: the class token, the registers, the patches.
+
+    Args:
+        img_size: (height, width) in pixels that the position tables are made for; other sizes resample them.
+        class_token: without one, `forward_cls` is the mean of the patches.
+        num_registers: extra tokens without a position (Darcet et al. 2023).
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 in the first (Huang et al. 2016).
+        pos_embed: "sincos" (as MAE orders it) and "sincos_rows_first" (as MoCo v3 does) are fixed tables, kept in the
+            state dict; "learned" is trained; "rope" rotates queries and keys (see `rope`); "none". It also decides how
+            the weights start, see `initialize_vit`.
+        pos_resize: how the table is resampled, see `pos_embed.resize`.
+        rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks or one for each.
+        qkv_bias, layer_scale, ffn, norm_eps: see `Block`.
+
+    Attributes:
+        all of these, and mask_dim (width of a mask token), grid_size (rows, columns), num_prefix_tokens (class token
+        and registers), pos_kind and rel_pos_kind (`pos_embed` and `rel_pos_bias` as given), provides (see `families`),
+        blocks_prefix (before the names of tokens and blocks in its state).
+
+    Raises:
+        ValueError: the image is smaller than a patch, the heads do not divide the width, or the width does not suit
+            the positions.
+    """
+
+    blocks_prefix = ""
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        *,
+        class_token: bool = True,
+        num_registers: int = 0,
+        drop_path_rate: float = 0.0,
+        pos_embed: positions.PosKind = "sincos",
+        pos_resize: positions.PosResize = "exact",
+        qkv_bias: QKVBias = True,
+        rel_pos_bias: rel_pos.RelPosKind = "none",
+        layer_scale: float | None = None,
+        ffn: FFN = "mlp",
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
+        if min(img_size) < patch_size:
+            raise ValueError(f"img_size {img_size[0]} x {img_size[1]} is smaller than one patch of {patch_size} pixels")
+        self.img_size, self.patch_size, self.in_chans = tuple(img_size), patch_size, in_chans
+        self.embed_dim = self.mask_dim = embed_dim
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
+        self.class_token, self.num_registers = class_token, num_registers
+        self.num_prefix_tokens = class_token + num_registers
+        self.pos_kind: positions.PosKind = pos_embed
+        self.pos_resize: positions.PosResize = pos_resize
+        self.rel_pos_kind: rel_pos.RelPosKind = rel_pos_bias
+        self.qkv_bias: QKVBias = qkv_bias
+        self.layer_scale, self.norm_eps = layer_scale, norm_eps
+        self.ffn: FFN = ffn
+        self.provides = families.vit_provides(class_token=class_token)
+        self.checkpointing = False
+
+        self.patch_embed = PatchEmbed(None, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, num_registers, embed_dim)) if num_registers else None
+        self.pos_embed = None
+        if pos_embed not in ("rope", "none"):
+            rows = class_token + self.grid_size[0] * self.grid_size[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim), requires_grad=pos_embed == "learned")
+        self.rel_pos_bias = rel_pos.RelPosBias(self.grid_size, num_heads) if rel_pos_bias == "shared" else None
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                layer_scale=layer_scale,
+                ffn=ffn,
+                norm_eps=norm_eps,
+                rel_pos_grid=self.grid_size if rel_pos_bias == "per_block" else None,
+            )
+            for _ in range(depth)
+        )
+        self.set_drop_path(drop_path_rate)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        initialize_vit(self)
+        self._turns(self.grid_size, None)  # a width that does not suit is said here
+
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        drop: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Images [b, C, H, W] -> normalized tokens [b, P + N, D], P = num_prefix_tokens.
+
+        Args:
+            keep: int64 [b, k]: encode only these patches (row-major index), in this order; k replaces N.
+            drop: uniforms [b, depth, 2] that decide which branches a sample skips; training with drop path needs them.
+            mask: bool [b, N]: these patches are replaced by `mask_token` [1, 1, D] before they get their positions.
+        """
+        given = self._given(x, keep, drop)
+        return self.norm(self._run(self.prepare_tokens(x, keep, mask, mask_token), given, 0, self.depth))
+
+    def forward_cls(
+        self,
+        x: Tensor,
+        drop: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Images [b, C, H, W] -> the normalized class token [b, D], equal to `forward(...)[:, 0]`; without a class
+        token the mean of the normalized patches.
+
+        The last block computes its query, projection and MLP for the class token only.
+        """
+        if not self.class_token:
+            return self(x, drop=drop, mask=mask, mask_token=mask_token)[:, self.num_prefix_tokens :].mean(1)
+        given, last = self._given(x, None, drop), self.depth - 1
+        x = self._run(self.prepare_tokens(x, None, mask, mask_token), given, 0, last)
+        return self.norm(self._apply_block(last, x, given, CLS_ONLY))[:, 0]
+
+    def layers(
+        self,
+        x: Tensor,
+        indices: Sequence[int],
+        *,
+        keep: Tensor | None = None,
+        drop: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The raw tokens [b, P + N, D], before any norm, after each of the blocks `indices` (ascending from 0).
+
+        No block beyond the last of them is computed; the other arguments are those of `forward`.
+
+        Raises:
+            ValueError: the indices do not ascend within the depth.
+        """
+        if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < self.depth:
+            raise ValueError(f"indices must ascend within 0 to {self.depth - 1}, got {list(indices)}")
+        given, outputs, start = self._given(x, keep, drop), [], 0
+        x = self.prepare_tokens(x, keep, mask, mask_token)
+        for index in indices:
+            x = self._run(x, given, start, index + 1)
+            outputs.append(x)
+            start = index + 1
+        return outputs
+
+    def intermediate(self, x: Tensor, n: int = 1) -> list[Tensor]:
+        """The normalized tokens [b, P + N, D] after each of the last `n` blocks, in block order."""
+        if not 1 <= n <= self.depth:
+            raise ValueError(f"n must be between 1 and the depth {self.depth}, got {n}")
+        return [self.norm(tokens) for tokens in self.layers(x, range(self.depth - n, self.depth))]
+
+    def last_attention(self, x: Tensor) -> Tensor:
+        """The attention probabilities of the last block, fp32 [b, heads, T, T] with T = P + N."""
+        given, last = self._given(x, None, None), self.depth - 1
+        x = self._run(self.prepare_tokens(x), given, 0, last)
+        block: Any = self.blocks[last]
+        return block.attn.probabilities(block.norm1(x), given.biases[last], given.turns)
+
+    def prepare_tokens(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Class token, registers and embedded patches with their positions, before the first block."""
+        table = self.position_table(self._grid_of(x))
+        pixels = gather_pixels(x, self.patch_size, keep)
+        # A strided convolution as one product: only the kept patches are touched.
+        projection = self.patch_embed.proj
+        patches = F.linear(pixels.flatten(2), projection.weight.flatten(1), projection.bias)
+        if mask is not None:
+            assert mask_token is not None, "a mask needs its mask_token"
+            hidden = mask if keep is None else mask.gather(1, keep)
+            patches = torch.where(hidden[..., None], mask_token.to(patches.dtype), patches)
+        if table is not None:
+            rows = table[:, int(self.class_token) :]
+            patches = patches + (rows if keep is None else rows[0][keep])
+        prefix = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token if table is None else self.cls_token + table[:, :1])
+        if self.reg_token is not None:
+            prefix.append(self.reg_token)
+        return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), patches], dim=1)
+
+    def position_table(self, grid_size: tuple[int, int]) -> Tensor | None:
+        """The position table for a grid of patches, [1, 1 + N, D], without a class token [1, N, D]; None: no table."""
+        if self.pos_embed is None:
+            return None
+        return positions.resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize)
+
+    def release_model(self) -> dict[str, Any]:
+        """What rebuilds it, see `release`: the arguments of this class, without drop path."""
+        given = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token")
+        given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
+        arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
+        return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.checkpointing = enabled
+
+    def set_drop_path(self, rate: float, *, uniform: bool = False, subset: bool = False) -> None:
+        """Stochastic depth rising linearly from 0 in the first block to `rate` in the last, or `uniform` in all.
+
+        `subset`: spend it by subset, not by sample (see `drop_path`).
+        """
+        for i, block in enumerate(cast(Sequence[Block], self.blocks)):
+            block.drop_rate = rate if uniform else rate * i / max(self.depth - 1, 1)
+            block.drop_subset = subset
+
+    def _grid_of(self, x: Tensor) -> tuple[int, int]:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"images must be [b, {self.in_chans}, H, W], got {list(x.shape)}")
+        return grid_of(x, self.patch_size)
+
+    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None) -> _Given:
+        grid, tokens, drops = self._grid_of(x), None, [None] * self.depth
+        if keep is not None:
+            prefix = torch.arange(self.num_prefix_tokens, device=keep.device).expand(len(keep), -1)
+            tokens = torch.cat([prefix, keep + self.num_prefix_tokens], dim=1)
+        if drop is not None:
+            drops = drop.unbind(1)
+        elif self.training and any(block.drop_rate for block in cast(Sequence[Block], self.blocks)):
+            raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
+        return _Given(drops, self._biases(grid, tokens), self._turns(grid, tokens))
+
+    def _biases(self, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[Tensor | None]:
+        """The relative bias of every block, [1 or b, heads, s, s]."""
+        if self.rel_pos_kind == "none":
+            return [None] * self.depth
+        if self.rel_pos_bias is not None:
+            tables = [self.rel_pos_bias.relative_position_bias_table]
+        else:
+            tables = [cast(Any, block).attn.relative_position_bias_table for block in self.blocks]
+        index = rel_pos.relative_index(grid, self.num_prefix_tokens, device=tables[0].device)
+        index = index if tokens is None else rel_pos.keep_pairs(index, tokens)
+        biases = [rel_pos.bias_of(rel_pos.resize_table(table, self.grid_size, grid), index) for table in tables]
+        return biases * (self.depth // len(biases))
+
+    def _turns(self, grid: tuple[int, int], tokens: Tensor | None) -> Tensor | None:
+        """The rotations of queries and keys, [2, 1 or b, 1, s, head dimension]."""
+        if self.pos_kind != "rope":
+            return None
+        device, head_dim = self.patch_embed.proj.weight.device, self.embed_dim // self.num_heads
+        table = rope.rope_table(grid, head_dim, num_prefix=self.num_prefix_tokens, device=device)
+        return table if tokens is None else rope.keep_tokens(table, tokens)
+
+    def _run(self, x: Tensor, given: _Given, start: int, stop: int) -> Tensor:
+        for index in range(start, stop):
+            x = self._apply_block(index, x, given)
+        return x
+
+    def _apply_block(self, index: int, x: Tensor, given: _Given, queries: slice = EVERY_TOKEN) -> Tensor:
+        block, drop, bias = self.blocks[index], given.drops[index], given.biases[index]
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, queries, drop, bias, given.turns, use_reentrant=False)  # type: ignore[return-value]
+        return block(x, queries, drop, bias, given.turns)

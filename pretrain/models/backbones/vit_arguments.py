@@ -1,0 +1,86 @@
+"""The arguments of a vision transformer, read from its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pretrain.models.backbones.sizes import SIZES
+from pretrain.models.layers import rel_pos
+
+HEAD_DIM = 64  # of every published ViT below Huge
+_SHARED, _PER_BLOCK = "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.relative_position_bias_table"
+
+
+def vit_arguments(
+    state: Mapping[str, Tensor], *, num_heads: int | None = None, grid: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Arguments of `ViT` for a state in its names, with a position table (given as a learned one) or relative biases.
+
+    Args:
+        num_heads: what weights do not show; default: those of the size with this width and depth, else as many as have
+            64 channels.
+        grid: rows and columns of its positions; default: square.
+
+    Raises:
+        ValueError: it is not the state of such a ViT.
+    """
+    try:
+        dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
+        hidden = len(state["blocks.0.mlp.fc1.weight"])
+        inner = state["blocks.0.mlp.fc2.weight"].shape[1]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"not the weights of a ViT: {error}") from error
+    rows, columns = grid or _square_grid(state)
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    arguments = {
+        "img_size": (rows * patch, columns * patch),
+        "patch_size": patch,
+        "in_chans": in_chans,
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": num_heads or _published_heads(dim, depth) or max(1, dim // HEAD_DIM),
+        "mlp_ratio": hidden / dim,
+        "pos_embed": "learned" if "pos_embed" in state else "none",
+    }
+    if "cls_token" not in state:
+        arguments["class_token"] = False
+    if _SHARED in state or _PER_BLOCK in state:
+        arguments["rel_pos_bias"] = "shared" if _SHARED in state else "per_block"
+    if "blocks.0.attn.q_bias" in state:
+        arguments["qkv_bias"] = "no_key"
+    elif "blocks.0.attn.qkv.bias" not in state:
+        arguments["qkv_bias"] = False
+    if "blocks.0.ls1.gamma" in state:
+        arguments["layer_scale"] = 1.0
+    if "reg_token" in state:
+        arguments["num_registers"] = state["reg_token"].shape[1]
+    if inner != hidden:  # the first layer of a SwiGLU gives gate and value, of two thirds of an MLP's width
+        arguments |= {"ffn": "swiglu", "mlp_ratio": inner * 1.5 / dim}
+    return arguments
+
+
+def _published_heads(dim: int, depth: int) -> int | None:
+    sizes = (size for size in SIZES.values() if (size["embed_dim"], size["depth"]) == (dim, depth))
+    return next((size["num_heads"] for size in sizes), None)
+
+
+def _square_grid(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    table = state.get(_SHARED, state.get(_PER_BLOCK))
+    if "pos_embed" in state:
+        patches = state["pos_embed"].shape[1] - ("cls_token" in state)
+        side, is_square = math.isqrt(patches), math.isqrt(patches) ** 2 == patches
+        what = f"a position table of {patches} patches"
+    elif table is not None:
+        offsets = len(table) - rel_pos.PREFIX_ROWS
+        root = math.isqrt(max(0, offsets))
+        side, is_square = (root + 1) // 2, root % 2 == 1 and root * root == offsets
+        what = f"a relative-position table of {offsets} offsets"
+    else:
+        raise ValueError("not the weights of a ViT with a position table or relative biases: they do not tell its grid")
+    if not is_square:
+        raise ValueError(f"{what} is not of a square grid")
+    return side, side

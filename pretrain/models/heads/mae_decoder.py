@@ -1,0 +1,65 @@
+"""MAE's decoder (He et al. 2021, section 3): from the latent of the visible patches to the pixels of the hidden ones.
+
+The tokens run as [class, visible, hidden] and are never put back in image order: attention does not see an order, each
+token carries its position. So the last block and the head can be computed for the hidden tokens alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.layers import pos_embed as positions
+from pretrain.models.layers.attention import EVERY_TOKEN, Block
+from pretrain.models.layers.initialize import initialize_linears
+
+
+class MAEDecoder(nn.Module):
+    """Latent tokens of the visible patches -> pixels [b, k, out_dim] of the chosen patches."""
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        out_dim: int,
+        grid_size: tuple[int, int],
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        self.grid_size = grid_size
+        self.embed = nn.Linear(in_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        table = positions.sincos_2d(embed_dim, grid_size).float()[None]
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.pred = nn.Linear(embed_dim, out_dim)
+        initialize_linears(self, "xavier")
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, latent: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
+        """Pixels [b, m, out_dim] of the hidden patches.
+
+        Args:
+            latent: class token and visible patches [b, 1 + k, in_dim], in the order of `keep`.
+            keep, masked: patch indices int64 [b, k] and [b, m], together every patch once.
+        """
+        return self._decode(latent, keep, masked, queries=slice(latent.shape[1], None))
+
+    def predict(self, latent: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
+        """Pixels [b, k + m, out_dim] of every patch, in image order."""
+        pixels = self._decode(latent, keep, masked, queries=slice(1, None))
+        place = torch.cat([keep, masked], dim=1).argsort(dim=1)
+        return pixels.gather(1, place[..., None].expand(-1, -1, pixels.shape[2]))
+
+    def _decode(self, latent: Tensor, keep: Tensor, masked: Tensor, *, queries: slice) -> Tensor:
+        table = self.pos_embed[0]
+        visible = self.embed(latent)
+        visible = visible + torch.cat([table[:1].expand(len(keep), 1, -1), table[1:][keep]], dim=1)
+        x = torch.cat([visible, (self.mask_token + table[1:][masked]).to(visible.dtype)], dim=1)
+        for block in self.blocks[:-1]:
+            x = block(x, EVERY_TOKEN)
+        return self.pred(self.norm(self.blocks[-1](x, queries)))

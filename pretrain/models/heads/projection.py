@@ -1,0 +1,122 @@
+"""Projection heads of self-distillation (Caron et al. 2021, section 3.2, appendix C)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.layers.initialize import initialize_linears
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows are weight_v / |weight_v| * weight_g (Salimans & Kingma 2016).
+
+    Parameters: weight_g [K, 1], fixed at 1 when `unit_length`; weight_v [K, D].
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not unit_length)
+        self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
+
+    def weight(self) -> Tensor:
+        """The effective weight, fp32 [K, D]."""
+        v = self.weight_v.float()
+        return v * (self.weight_g.float() / torch.linalg.vector_norm(v, dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, D] -> [b, K]."""
+        return F.linear(x, self.weight())
+
+    @torch.no_grad()
+    def sum_of_logits(self, x: Tensor) -> Tensor:
+        """Sum over rows of the logits of x [n, D], fp32 [K]: those of the sum, so the logits are never there."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.weight() @ x.float().sum(dim=0)
+
+
+class DINOHead(nn.Module):
+    """MLP to a bottleneck of length 1, then prototypes: features [b, in_dim] -> logits [b, out_dim].
+
+    Args:
+        nlayers: linear layers of the MLP; one has no hidden layer.
+        use_bn: BatchNorm after each hidden layer.
+        norm_last_layer: keep the prototypes at length 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        nlayers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        use_bn: bool = False,
+        norm_last_layer: bool = True,
+    ):
+        super().__init__()
+        if nlayers < 1:
+            raise ValueError(f"nlayers must be at least 1, got {nlayers}")
+        layers: list[nn.Module] = []
+        for i in range(nlayers - 1):
+            layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
+            if use_bn:
+                layers.append(nn.BatchNorm1d(hidden_dim))
+            layers.append(nn.GELU())
+        last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim)
+        # The names of the official weights: mlp.0, mlp.2, ... or, of a single layer, mlp alone.
+        self.mlp = nn.Sequential(*layers, last) if layers else last
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer)
+        initialize_linears(self.mlp, "trunc_normal")
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Features [b, in_dim] -> fp32 vectors of length 1 [b, bottleneck_dim]."""
+        return F.normalize(self.mlp(x).float(), dim=-1, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(self.bottleneck(x))
+
+
+class IBOTHead(DINOHead):
+    """A head for class tokens and patches: one MLP, and prototypes of their own for patches unless `shared`.
+
+    Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section 3.2.
+
+    Args:
+        patch_out_dim: prototypes of the patches; equal to `out_dim` when shared.
+        shared: patches use the prototypes of the class token.
+
+    Raises:
+        ValueError: shared, with different numbers of prototypes.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, patch_out_dim: int, shared: bool, **others: Any):
+        super().__init__(in_dim, out_dim, **others)
+        self.shared = shared
+        if shared and patch_out_dim != out_dim:
+            raise ValueError(f"a shared head has {out_dim} prototypes for both, but patch_out_dim is {patch_out_dim}")
+        if not shared:
+            bottleneck_dim = self.last_layer.weight_v.shape[1]
+            unit_length = not self.last_layer.weight_g.requires_grad
+            self.last_layer2 = Prototypes(bottleneck_dim, patch_out_dim, unit_length=unit_length)
+
+    def for_teacher(self, *, shared: bool) -> IBOTHead:
+        """A copy with or without shared prototypes. To share them, the copy takes its patch prototypes for both."""
+        head = copy.deepcopy(self)
+        if shared and not self.shared:
+            head.last_layer = head.last_layer2
+            del head.last_layer2
+        elif self.shared and not shared:
+            head.last_layer2 = copy.deepcopy(head.last_layer)
+        head.shared = shared
+        return head
+
+    @property
+    def patch_layer(self) -> Prototypes:
+        """The prototypes of the patches."""
+        return self.last_layer if self.shared else self.last_layer2

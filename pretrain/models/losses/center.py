@@ -1,0 +1,35 @@
+"""The centre of a teacher's logits (Caron et al. 2021, eq. 4): an average over batches of their mean over rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.core import distributed
+
+
+class PendingMean:
+    """Sums of rows over the micro-batches of a step, then over ranks; forgotten when the step is skipped."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+
+    def add(self, total: Tensor, *, rows: int) -> None:
+        """Count `rows` rows whose sum is `total` [K]."""
+        counted = torch.cat([total, total.new_tensor([rows])])
+        self._total = counted if self._total is None else self._total + counted
+
+    def discard(self) -> None:
+        self._total = None
+
+    def move(self, center: Tensor, momentum: float) -> None:
+        """center [1, K] = momentum * center + (1 - momentum) * mean, in place, on all ranks together.
+
+        Where nothing was added it stays; nor do rows whose count is 0 everywhere move it.
+        """
+        if self._total is None:
+            return
+        total = distributed.all_reduce_sum(self._total)
+        self._total = None
+        mean = torch.where(total[-1] > 0, total[None, :-1] / total[-1], center)
+        center.lerp_(mean, 1.0 - momentum)

@@ -1,0 +1,62 @@
+"""KoLeo: spread the features of a batch by the distance of each to its nearest neighbour (Sablayrolles et al. 2019,
+"Spreading vectors for similarity search", eq. 3; as a regularizer of DINOv2, Oquab et al. 2023, section 4).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.core import distributed
+
+EPS = 1e-8
+# Unit vectors in fp32 are known to about 1e-7. Closer ones have no direction that leads apart: without this floor a
+# duplicate image would send back a gradient of 1e8 in whichever direction rounding has.
+COINCIDENT = 1e-6
+
+Scope = Literal["rank", "all"]
+
+
+def koleo_loss(features: Tensor, *, scope: Scope = "rank") -> Tensor:
+    """-mean(log(distance of each L2-normalized row of [b, D] to the nearest other row)), in fp32.
+
+    Coincident rows count with the log of the floor, and give no gradient.
+
+    Args:
+        scope: "rank" looks for neighbours among the rows of this process, as the official code does; "all" among those
+            of every process, so that value and mean gradient over ranks do not depend on their number.
+
+    Raises:
+        ValueError: there is no other row.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        own = F.normalize(features.float(), dim=-1)
+        if scope == "rank" or distributed.is_alone():
+            return _spread(own)
+        rows = distributed.all_gather(own)
+        first = distributed.rank() * len(own)
+        rows = torch.cat([rows[:first], own, rows[first + len(own) :]])
+        loss = _spread(rows)
+        # Every rank has the whole loss, but differentiates it by its own rows only; the mean over ranks makes it 1 / W.
+        return loss.detach() + (loss - loss.detach()) * distributed.world_size()
+
+
+def nearest(rows: Tensor) -> Tensor:
+    """Index of the nearest other row of each, int64 [n], for normalized rows [n, D]."""
+    return (rows @ rows.T).fill_diagonal_(-2.0).argmax(dim=1)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    if len(rows) < 2:
+        raise ValueError(
+            "KoLeo needs at least 2 images at a time to have a nearest neighbour, got 1; "
+            "use a larger batch, fewer accumulation steps, koleo_scope: all, or koleo_weight: 0"
+        )
+    with torch.no_grad():
+        neighbours = nearest(rows)
+    # eps within the norm as F.pairwise_distance has it
+    distance = torch.linalg.vector_norm(rows - rows[neighbours] + EPS, dim=1).clamp(min=COINCIDENT)
+    return -(distance + EPS).log().mean()

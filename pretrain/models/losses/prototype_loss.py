@@ -1,0 +1,148 @@
+"""Cross-entropy of student and teacher over many prototypes, storing no logits (Caron et al. 2021, eq. 1 to 4).
+
+Logits of 10 crops x 64 images x 65536 prototypes take 168 MB, and autograd would keep several such tensors; here they
+are streamed (`pretrain.models.losses.prototype_stream`).
+
+For student crop v the cross-entropies with all other teachers add up to n_v * logsumexp(s_v) - <w_v, s_v>, where w_v is
+the sum of those teachers' probabilities and n_v their number.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.models.heads.projection import Prototypes
+from pretrain.models.losses.prototype_stream import (
+    Gradients,
+    StreamedLogits,
+    StreamedTargets,
+    chunks_of,
+    differentiable_once,
+    product_dtype,
+)
+
+
+class PrototypeLoss(NamedTuple):
+    """`loss` is differentiable; the rest is not.
+
+    Attributes:
+        loss: mean cross-entropy over pairs (teacher crop, other student crop) and images.
+        teacher_sum: [K] sum over rows of the teacher's raw logits, for the centre.
+        teacher_entropy: mean entropy of a teacher assignment, in nats.
+        mean_entropy: entropy of the mean teacher assignment, in nats; log K when all prototypes are used alike.
+    """
+
+    loss: Tensor
+    teacher_sum: Tensor
+    teacher_entropy: Tensor
+    mean_entropy: Tensor
+
+
+def prototype_loss(
+    student: Tensor,
+    student_layer: Prototypes,
+    teacher: Tensor,
+    teacher_layer: Prototypes,
+    center: Tensor,
+    *,
+    student_temp: float,
+    teacher_temp: float,
+) -> PrototypeLoss:
+    """Every student crop against every teacher crop but its own.
+
+    Products are computed in the type of autocast, all else in fp32. Backward can run once.
+
+    Args:
+        student: bottlenecks [V, b, D]; the first G crops are those the teacher saw.
+        teacher: bottlenecks [G, b, D]. center: [K], subtracted from the teacher's logits.
+    """
+    dtype = product_dtype(student)
+
+    def compute(with_gradients: bool) -> tuple[tuple[Tensor, ...], Gradients | None]:
+        pair = _Pair(
+            StreamedLogits(student.flatten(0, 1), student_layer.weight_v, student_layer.weight_g, dtype),
+            StreamedLogits(teacher.flatten(0, 1), teacher_layer.weight_v, teacher_layer.weight_g, dtype),
+            center.float(),
+            student_crops=len(student),
+            teacher_crops=len(teacher),
+            student_temp=student_temp,
+            teacher_temp=teacher_temp,
+        )
+        pair.normalize()
+        gradients = pair.accumulate(with_gradients=with_gradients)
+        return (pair.loss(), pair.targets.sum, pair.targets.entropy().mean(), pair.mean_entropy), gradients
+
+    return PrototypeLoss(*differentiable_once(student, student_layer, compute))
+
+
+class _Pair:
+    """Student and teacher over the same prototypes."""
+
+    def __init__(
+        self,
+        student: StreamedLogits,
+        teacher: StreamedLogits,
+        center: Tensor,
+        *,
+        student_crops: int,
+        teacher_crops: int,
+        student_temp: float,
+        teacher_temp: float,
+    ):
+        self.student, self.targets = student, StreamedTargets(teacher, center, teacher_temp)
+        self.student_crops, self.teacher_crops = student_crops, teacher_crops
+        self.images = len(student.rows) // student_crops
+        self.sharpness = 1 / student_temp
+        self.terms = teacher_crops * (student_crops - 1)
+        self.chunks = chunks_of(len(center), len(student.rows) + len(teacher.rows), center.device)
+        self.mean_entropy = center.new_zeros(())
+
+    def normalize(self) -> None:
+        """First pass: logsumexp of every row, and the sum of the teacher's logits."""
+        for chunk in self.chunks:
+            self.targets.first(chunk)
+            self.student.add_to_lse(self.student.first(chunk).mul_(self.sharpness))
+
+    def accumulate(self, *, with_gradients: bool) -> Gradients | None:
+        """Second pass: <w, s> of each row, the entropies, and the gradients by bottlenecks, weight_v and weight_g."""
+        student, size = self.student, (self.student_crops, self.images)
+        by_rows = torch.zeros_like(student.rows, dtype=torch.float32)
+        by_v = torch.empty_like(student.v, dtype=torch.float32) if with_gradients else by_rows
+        by_g = torch.empty_like(student.g)
+        for chunk in self.chunks:
+            targets = self._summed_targets(chunk)
+            logits = student.again(chunk).mul_(self.sharpness)
+            by_crop = logits.unflatten(0, size)
+            dots = [torch.linalg.vecdot(s, w) for s, w in zip(by_crop, targets, strict=True)]
+            student.dot += torch.cat(dots)[:, None]
+            if not with_gradients:
+                continue
+            difference = logits.sub_(student.lse).exp_().unflatten(0, size)
+            for crop, target in enumerate(targets):
+                difference[crop].mul_(self._partners(crop)).sub_(target)
+            difference = difference.flatten(0, 1).mul_(self.sharpness / (self.terms * self.images))
+            student.propagate(chunk, difference, by_rows, by_v[chunk], by_g[chunk])
+        return (by_rows.unflatten(0, size), by_v, by_g[:, None]) if with_gradients else None
+
+    def loss(self) -> Tensor:
+        student = self.student
+        partners = self.mean_entropy.new_tensor([self._partners(crop) for crop in range(self.student_crops)])
+        normalizer = student.lse.view(self.student_crops, -1).mean(dim=1) * partners
+        return (normalizer.sum() - student.dot.sum() / self.images) / self.terms
+
+    def _summed_targets(self, chunk: slice) -> list[Tensor]:
+        """For each student crop the summed probabilities [b, k] of the teachers it is compared with."""
+        probabilities = self.targets.probabilities(chunk)
+        mean = probabilities.mean(dim=0)
+        self.mean_entropy -= torch.xlogy(mean, mean).sum()
+        probabilities = probabilities.unflatten(0, (self.teacher_crops, self.images))
+        total = probabilities.sum(dim=0)
+        seen = [total - probabilities[crop] for crop in range(self.teacher_crops)]
+        return seen + [total] * (self.student_crops - self.teacher_crops)
+
+    def _partners(self, crop: int) -> int:
+        """How many teachers a student crop is compared with."""
+        return self.teacher_crops - (crop < self.teacher_crops)

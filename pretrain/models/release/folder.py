@@ -1,0 +1,169 @@
+"""A release: the folder that carries a backbone out of a run, to timm and to fine-tuning.
+
+model.safetensors, config.json    what `timm.create_model("local-dir:FOLDER", pretrained=True)` opens; equal features.
+                                  Without config.json timm has no such class; the model card says so.
+heads.safetensors                 the rest of the objective, for continued pretraining
+fovea.json                        objective, model, recipe, data, metrics, versions
+README.md                         the model card, made from fovea.json
+
+A backbone tells by `release_model()` how it is rebuilt: {"class": a name in BACKBONES, **arguments of that class}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretrain.core.record import replacing_folder
+from pretrain.models.backbones import families
+from pretrain.models.importers import State, Weights
+from pretrain.models.importers.files import read_safetensors
+from pretrain.models.release.card import card
+from pretrain.models.release.timm_form import TimmModel, from_timm, timm_model, to_timm
+from pretrain.models.release.timm_form import config as timm_config
+
+FORMAT = 1
+WEIGHTS, HEADS, RECORD, TIMM = "model.safetensors", "heads.safetensors", "fovea.json", "config.json"
+# the "class" of a release_model -> (its module in pretrain.models, its class)
+BACKBONES = {
+    "vit": ("backbones.vit", "ViT"),
+    "timm": ("backbones.timm_backbone", "TimmBackbone"),
+    "conv_encoder": ("tokenizers.dvae", "ConvEncoder"),
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Release(Weights):
+    """An opened release: `model` is what the backbone's `release_model` gave, `record` is all of fovea.json."""
+
+    model: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
+
+    def build(self) -> Any:
+        """The backbone with its weights."""
+        backbone = self.untrained()
+        backbone.load_state_dict(self.backbone)
+        return backbone
+
+    def untrained(self) -> Any:
+        """The backbone as a run starts it, drawn from torch's random numbers."""
+        assert self.model is not None
+        return backbone_of(self.model)
+
+
+def backbone_of(model: Mapping[str, Any]) -> Any:
+    """The backbone that a `release_model` describes, drawn from torch's random numbers.
+
+    Raises:
+        ValueError: this version has no such backbone, or it cannot be built so.
+    """
+    arguments = {name: value for name, value in model.items() if name != "class"}
+    return _backbone_class(model)(**{**arguments, "img_size": tuple(arguments["img_size"])})
+
+
+def write_release(
+    folder: Path | str,
+    backbone: Any,
+    *,
+    objective: str,
+    extra_state: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Path:
+    """Write the release complete or not at all; a release that is already there is replaced.
+
+    Args:
+        backbone: a module with `release_model`, `img_size`, `in_chans` and `embed_dim`.
+        extra_state: what `Objective.heads_state` gave.
+        record: recipe (the resolved configuration), data (fingerprint, number of images), metrics (number by the name
+            of its protocol), commit, versions.
+        mean, std: per channel, of the normalization that the backbone was trained with.
+
+    Raises:
+        ValueError: the folder holds something else, or mean and std are not of the backbone's channels.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise ValueError(f"{folder}: holds files that are no release; choose another folder")
+    if not len(mean) == len(std) == backbone.in_chans:
+        raise ValueError(
+            f"mean and std have {len(mean)} and {len(std)} values, the backbone {backbone.in_chans} channels"
+        )
+    model = backbone.release_model()
+    _backbone_class(model)
+    other = timm_model(backbone)
+    facts = {"format": FORMAT, "objective": objective, "heads": HEADS, "model": model, **record}
+    facts |= {"mean": list(mean), "std": list(std), "timm": other if isinstance(other, str) else other.kind}
+
+    state = backbone.state_dict()
+    with replacing_folder(folder) as temporary:
+        if isinstance(other, TimmModel):
+            state = to_timm(state, other.kind)
+            description = timm_config(other, backbone, mean=mean, std=std)
+            (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
+        save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
+        (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "README.md").write_text(card(facts))
+    return folder
+
+
+def read_release(folder: Path | str) -> Release:
+    """Open a release; the weights are in our names and layout.
+
+    Raises:
+        ValueError: the folder is no release, is incomplete or damaged, or is of a newer format.
+    """
+    folder = Path(folder)
+    lacking = [name for name in (RECORD, WEIGHTS, HEADS) if not (folder / name).is_file()]
+    if lacking:
+        raise ValueError(f"{folder}: not a release, it has no {', '.join(lacking)}; `fovea release RUN OUT` writes one")
+    record = _read_record(folder / RECORD)
+    model = {"class": "vit", **record["model"], "img_size": tuple(record["model"]["img_size"])}
+    patch = families.timm_stride(model["name"], model) if model["class"] == "timm" else model.get("patch_size")
+    grid = None if patch is None else (model["img_size"][0] // patch, model["img_size"][1] // patch)
+    backbone = read_safetensors(folder / WEIGHTS)
+    if (folder / TIMM).is_file():
+        backbone = from_timm(backbone, record.get("timm", "vit"), model)
+    heads = read_safetensors(folder / HEADS)
+    return Release(record["objective"], backbone, heads, grid=grid, model=model, record=record)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); copy the release again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise ValueError(f"{path.parent}: release format {found}; this version reads {FORMAT}")
+    lacking = [key for key in ("objective", "model", "mean", "std") if key not in record]
+    if lacking or "img_size" not in record["model"]:
+        raise ValueError(f"{path}: says nothing of {', '.join(lacking) or 'model.img_size'}; copy the release again")
+    return record
+
+
+def _backbone_class(model: Mapping[str, Any]) -> type[Any]:
+    """The class that a `release_model` names.
+
+    Raises:
+        ValueError: this version has no such backbone.
+    """
+    if model.get("class") not in BACKBONES:
+        raise ValueError(f"a release of backbone {model.get('class')!r}; this version has {', '.join(BACKBONES)}")
+    module, name = BACKBONES[model["class"]]
+    return getattr(importlib.import_module(f"pretrain.models.{module}"), name)
+
+
+def plain_state(state: Mapping[str, Tensor]) -> State:
+    """Copies on the CPU that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}

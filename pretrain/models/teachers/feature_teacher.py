@@ -1,0 +1,81 @@
+"""A frozen network whose patch features are a target: of a release, or of an official checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pretrain.core.configlib import ConfigError
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.vit_arguments import vit_arguments
+from pretrain.models.importers import load_official, load_strict
+from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, read_release
+from pretrain.models.teachers.frozen import Fingerprint, Frozen, digest_of
+
+KEY = "objective.teacher"
+
+
+class FeatureTeacher(Frozen):
+    """Normalized patch tokens of the last block.
+
+    Attributes:
+        embed_dim: their width. stride: pixels per token and side. in_chans: channels of the pictures.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Any, mean: Any, std: Any):
+        super().__init__()
+        self.embed_dim, self.stride, self.in_chans = network.embed_dim, network.patch_size, network.in_chans
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.network = network
+        self.hold(network)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures in [0, 1], [b, C, H, W] -> [b, N, D]."""
+        return self.network((images - self.mean) / self.std)[:, self.network.num_prefix_tokens :]
+
+
+def open_teacher(
+    path: Path | str, *, num_heads: int | None, size: tuple[int, int], grid: tuple[int, int], in_chans: int
+) -> tuple[FeatureTeacher, Fingerprint]:
+    """The teacher at `path`, and the record of which one it is.
+
+    Args:
+        path: release folder, or file of weights in the names of timm's or an official ViT.
+        num_heads: of a file, see `vit_arguments`. size: of the pictures it will get. grid: the features wanted.
+
+    Raises:
+        ConfigError: it cannot be read, or its features do not fit the grid or the pictures.
+    """
+    path = Path(path)
+    try:
+        digest = digest_of(path)
+        if path.is_dir():
+            release = read_release(path)
+            record = release.record or {}
+            teacher = FeatureTeacher(release.build(), record["mean"], record["std"])
+        else:
+            weights = load_official(path)
+            vit = ViT(**vit_arguments(weights.backbone, num_heads=num_heads, grid=weights.grid))
+            load_strict(vit, weights.backbone, grid=weights.grid)
+            teacher = FeatureTeacher(vit, IMAGENET_MEAN, IMAGENET_STD)
+    except ValueError as error:
+        raise ConfigError(KEY, str(error).splitlines()) from error
+    problems, stride = [], cast(int, teacher.stride)
+    if any(side % stride for side in size) or (size[0] // stride, size[1] // stride) != grid:
+        problems.append(
+            f"{path} has patches of {stride} px, so pictures of {size[0]} x {size[1]} px do not give the model's "
+            f"{grid[0]} x {grid[1]} patches; set objective.teacher_size: [{grid[0] * stride}, {grid[1] * stride}]"
+        )
+    if teacher.in_chans != in_chans:
+        problems.append(f"{path} reads {teacher.in_chans} channels, model.in_chans is {in_chans}")
+    if problems:
+        raise ConfigError(KEY, problems)
+    return teacher, Fingerprint(KEY, path, digest)

@@ -1,0 +1,112 @@
+"""Which samples of a micro-batch make its loss or gradient non-finite: found by computing parts of it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretrain.core import distributed, heartbeat
+from pretrain.objectives.base import Objective
+
+MOST_CULPRITS = 8
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Forward and backward of one micro-batch.
+
+    Attributes:
+        losses: by name. bad_gradients: parameters whose gradient is not finite, in the order of the model.
+    """
+
+    losses: dict[str, float]
+    bad_gradients: tuple[str, ...]
+
+    @property
+    def bad_losses(self) -> tuple[str, ...]:
+        return tuple(name for name, value in self.losses.items() if not math.isfinite(value))
+
+    @property
+    def broken(self) -> bool:
+        """By the engine's rule: the loss, or a gradient."""
+        return not math.isfinite(self.losses["loss"]) or bool(self.bad_gradients)
+
+    def __str__(self) -> str:
+        if self.bad_losses:
+            return ", ".join(f"{name} {self.losses[name]}" for name in self.bad_losses)
+        if self.bad_gradients:
+            return f"loss {self.losses['loss']:.4g}, gradient not finite in {len(self.bad_gradients)} parameters"
+        return f"loss {self.losses['loss']:.4g}, gradient finite"
+
+
+def evaluate(
+    objective: Objective, batch: Mapping[str, Tensor], step: int, *, seed: int, precision: str, scale: float = 1.0
+) -> Outcome:
+    """Compute `batch` in this process alone and leave everything as it was: gradients, buffers, what is pending.
+
+    Args:
+        seed: of the random numbers drawn on the device. scale: the loss scale of fp16.
+    """
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    named = {name: param for name, param in objective.named_parameters() if param.requires_grad}
+    device = next(iter(named.values())).device
+    torch.manual_seed(seed)
+    cast = nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_DTYPES[precision])
+    try:
+        with distributed.alone():
+            with cast:
+                losses = objective(dict(batch), step)
+            loss = losses["loss"]
+            gradients = torch.autograd.grad(loss * scale, list(named.values()), allow_unused=True)
+    finally:
+        objective.discard_pending()
+        with torch.no_grad():
+            for name, buffer in objective.named_buffers():
+                buffer.copy_(buffers[name])
+    heartbeat.alive()
+    norms = {name: gradient.norm() for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+    finite = torch.stack(list(norms.values())).isfinite().tolist()
+    return Outcome(
+        losses={name: float(value.detach()) for name, value in losses.items()},
+        bad_gradients=tuple(name for name, is_finite in zip(norms, finite, strict=True) if not is_finite),
+    )
+
+
+def find_culprits(is_broken: Callable[[Sequence[int]], bool], count: int) -> list[int] | None:
+    """The rows of a batch of `count` that break it, by halving.
+
+    Args:
+        is_broken: computes a batch of `count` rows; rows of the one at hand, some of them several times.
+
+    Returns:
+        The rows that break a batch of nothing but themselves, if the batch is whole once others stand in their place;
+        else None: the batch is not broken, or by a meeting of rows, or by more than half of them or MOST_CULPRITS,
+        which speaks against the weights.
+    """
+    found: list[int] = []
+    groups = [list(range(count))]
+    while groups:
+        group = groups.pop()
+        if not is_broken([group[row % len(group)] for row in range(count)]):
+            continue
+        if len(group) > 1:
+            groups += [group[len(group) // 2 :], group[: len(group) // 2]]
+            continue
+        found += group
+        if len(found) > min(MOST_CULPRITS, max(1, count // 2)):
+            return None
+    healthy = [row for row in range(count) if row not in found]
+    if not found or (healthy and is_broken([healthy[row % len(healthy)] for row in range(count)])):
+        return None
+    return found
+
+
+def rows_of(batch: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """The batch made of `rows` of another."""
+    return {name: value[torch.tensor(rows, device=value.device)] for name, value in batch.items()}

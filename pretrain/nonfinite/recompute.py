@@ -1,0 +1,123 @@
+"""The micro-batches of a captured step, computed again by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.config import PretrainConfig
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.views import augment
+from pretrain.engine.step import keyed_seed
+from pretrain.loader import find_micro_batches
+from pretrain.nonfinite.capture import Capture, Part
+from pretrain.nonfinite.culprits import Outcome, evaluate, find_culprits, rows_of
+from pretrain.objectives.base import Objective
+
+
+class Recompute:
+    """The micro-batches of a captured step on one device."""
+
+    def __init__(
+        self, captured: Capture, config: PretrainConfig, dataset: Dataset, objective: Objective, *, device: str
+    ):
+        use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.captured, self.config, self.dataset = captured, config, dataset
+        self.objective = objective.to(self.device).train()
+
+    def run(self) -> int:
+        """Print what is found. 0: not finite again; 1: finite this time."""
+        broken = [name for name, value in self.objective.state_dict().items() if not bool(value.isfinite().all())]
+        if broken:
+            print(f"the weights themselves are not finite: {', '.join(broken[:8])} ({len(broken)} in all)")
+        found = [self._part(part) for part in self.captured.suspects]
+        if any(found):
+            print("reproduced")
+            return 0
+        alone = " by one process alone" if self.captured.world_size > 1 else ""
+        print(f"not reproduced: every suspected micro-batch is finite when computed{alone}")
+        return 1
+
+    def _part(self, part: Part) -> bool:
+        """Compute one micro-batch as the run did; when it breaks, say how."""
+
+        batch, precision = self._batch(part), self.captured.precision
+        outcome = self._evaluate(part, batch, precision)
+        where = f"rank {part.rank}, micro-batch {part.micro_batch} ({len(part.positions)} samples)"
+        print(f"{where}: {outcome} in {precision}")
+        if not outcome.broken:
+            return False
+        rows = find_culprits(
+            lambda rows: self._evaluate(part, rows_of(batch, rows), precision).broken, len(part.positions)
+        )
+        if rows is None:
+            print("  samples    no few of them alone break it")
+        for row in rows or []:
+            print(f"  sample     {part.samples[row]} at position {part.positions[row]}")
+        if rows:
+            batch = rows_of(batch, [rows[at % len(rows)] for at in range(len(part.positions))])
+        print(f"  module     {self._first_module(part, batch)}")
+        if outcome.bad_gradients and not outcome.bad_losses:
+            listed = ", ".join(outcome.bad_gradients[-3:])
+            print(f"  gradient   not finite in {len(outcome.bad_gradients)} parameters, nearest the loss: {listed}")
+        for other in ("fp32", "bf16", *(["fp16"] if self.device.type == "cuda" else [])):
+            result = self._evaluate(part, batch, other)
+            print(f"  in {other}    {result}" + ("" if result.broken else ": it disappears"))
+        return True
+
+    def _batch(self, part: Part) -> dict[str, Tensor]:
+        captured, config = self.captured, self.config
+        engine = config.engine.model_copy(update={"accumulation_steps": captured.accumulation_steps})
+        micro_batches = find_micro_batches(
+            config.model_copy(update={"engine": engine}),
+            self.dataset,
+            rank=part.rank,
+            world=captured.world_size,
+            passed_over=captured.passed_over,
+        )
+        host_batch = micro_batches[captured.step * captured.accumulation_steps + part.micro_batch]
+        if host_batch["position"].tolist() != list(part.positions):
+            raise ValueError(f"the positions of rank {part.rank} are others now; optim.global_batch_size has changed")
+        return augment.apply(micro_batches.specs, host_batch, config.mean, config.std, self.device)
+
+    def _evaluate(self, part: Part, batch: Mapping[str, Tensor], precision: str) -> Outcome:
+        captured = self.captured
+        scale = captured.loss_scale if precision == captured.precision else 1.0
+        return evaluate(self.objective, batch, captured.step, seed=self._seed(part), precision=precision, scale=scale)
+
+    def _seed(self, part: Part) -> int:
+        return keyed_seed(self.captured.seed, self.captured.step, part.micro_batch, part.rank)
+
+    def _first_module(self, part: Part, batch: Mapping[str, Tensor]) -> str:
+        """The first module, in order of completion, with an output that is not finite."""
+        bad_entries = [name for name, value in batch.items() if not _is_finite(value)]
+        if bad_entries:
+            return f"none: the batch itself is not finite in {', '.join(bad_entries)}"
+        first: list[str] = []
+        with ExitStack() as stack:
+            for name, module in self.objective.named_modules():
+
+                def look(module: Any, inputs: Any, output: Any, name: str = name) -> None:
+                    if not first and not _is_finite(output):
+                        origin = "" if _is_finite(inputs) else ", whose input was not finite either"
+                        first.append(f"{name or 'the objective'} ({type(module).__name__}){origin}")
+
+                stack.callback(module.register_forward_hook(look).remove)
+            self._evaluate(part, batch, self.captured.precision)
+        if not first:
+            return "none: every output is finite, only the gradient is not"
+        return first[0]
+
+
+def _is_finite(value: Any) -> bool:
+    """Of every floating-point tensor in a nest of tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(value.detach().isfinite().all())
+    if isinstance(value, Mapping):
+        return all(_is_finite(part) for part in value.values())
+    return all(_is_finite(part) for part in value) if isinstance(value, tuple | list) else True

@@ -1,0 +1,218 @@
+"""What a run does about steps without a finite loss or gradient: capture each, and go back when there are too many.
+
+The way back is also the one after an alarm of the doctor (`doctor.reaction: rewind`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import PretrainConfig
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from pretrain.data.sampling.order import rank_positions
+from pretrain.engine.checkpoint import commit
+from pretrain.engine.optim.nonfinite import NonFiniteError, NonFiniteSteps
+from pretrain.engine.session.preempt import STOP
+from pretrain.engine.step import MODEL_FILE, keyed_seed
+from pretrain.engine.trainable import Engine, StepResult
+from pretrain.loader import Feed
+from pretrain.nonfinite import capture
+from pretrain.nonfinite.capture import Capture, Part, may_hold_weights
+from pretrain.nonfinite.culprits import evaluate, find_culprits, rows_of
+from pretrain.nonfinite.rewinds import PassedOver
+from pretrain.objectives.base import Objective
+
+
+class RewindError(Exception):
+    """The run goes back to an earlier checkpoint; what it passes over from there on is written down."""
+
+
+class Recovery:
+    """Called by `fit` on every rank after each such step.
+
+    Args:
+        known: what `about` gave for the checkpoint the run resumed from.
+        say: to the person at rank 0.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        objective: Objective,
+        engine: Engine,
+        feed: Feed,
+        passed_over: PassedOver,
+        *,
+        world: World,
+        fingerprint: str,
+        start_step: int,
+        known: dict[str, Any],
+        say: Callable[[str], None],
+    ):
+        self._config, self._objective, self._engine, self._feed = config, objective, engine, feed
+        self._passed_over, self._world, self._fingerprint, self._say = passed_over, world, fingerprint, say
+        self._folder = Path(config.run_dir)
+        self._last_saved = start_step
+        self._culprits: dict[int, list[int]] = {int(s): p for s, p in known.get("non_finite_steps", {}).items()}
+        settings = config.engine
+        self._steps = NonFiniteSteps(
+            most=settings.max_nonfinite_steps, window=settings.nonfinite_window, steps=sorted(self._culprits)
+        )
+
+    def about(self, step: int, *, alarms: Collection[str] = ()) -> dict[str, Any]:
+        """For the checkpoint of `step`: whether the run may go back to it, the steps so far that were not finite, and
+        the doctor's alarms that stand. It may where every step since the checkpoint before was finite and none stands.
+        """
+        healthy = not self._steps.after(self._last_saved) and not alarms
+        self._last_saved = step
+        broken = {str(s): p for s, p in self._culprits.items()}
+        return {"healthy": healthy, "non_finite_steps": broken, "alarms": sorted(alarms)}
+
+    def __call__(self, step: int, result: StepResult) -> None:
+        """Capture the step that is now the `step`-th completed one.
+
+        Raises:
+            RewindError, NonFiniteError: there were too many; see `go_back`.
+        """
+        captured = self._capture(step - 1, result)
+        self._culprits[step] = list(captured.culprits)
+        if not self._steps.add(step) or result.requests & STOP:
+            return
+        positions = sorted({p for broken in self._steps.recent for p in self._culprits[broken]})
+        self.go_back(step, positions, why=self._steps.why(step, result))
+
+    def go_back(self, step: int, positions: list[int], *, why: str, until: int | None = None) -> None:
+        """To the last healthy checkpoint (of step `until` or before), passing over `positions` from there on.
+
+        Raises:
+            RewindError: it is written down. NonFiniteError: too many rewinds already.
+        """
+        rewinds = len(self._passed_over.rewinds)
+        if rewinds >= self._config.engine.max_rewinds:
+            captured = f"; captures are in {self._folder / 'captures'}" if self._culprits else ""
+            raise NonFiniteError(f"{why}\nno more rewinds after {rewinds} (engine.max_rewinds){captured}")
+        to = newest_healthy(self._folder, until=until) if self._world.rank == 0 else None
+        to = distributed.broadcast_object(to) or 0
+        self._passed_over.decide(step, to, positions)
+        if self._world.rank == 0:
+            names = ", ".join(self._feed.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
+            passed = f", passing over {len(positions)} samples: {names}" if positions else ""
+            self._say(f"{why}\ngoing back from step {step} to step {to}{passed}")
+        raise RewindError
+
+    def _capture(self, step: int, result: StepResult) -> Capture:
+        folder = capture.folder_of(self._folder, step, len(self._passed_over.rewinds))
+        parts = self._parts(step, result)
+        temporary = capture.begin(folder) if self._world.rank == 0 else Path()
+        distributed.barrier()
+        weights, size = None, 0
+        if self._config.engine.capture_weights and distributed.broadcast_object(may_hold_weights(self._folder)):
+            receipts = self._engine.save_model(temporary)
+            weights, size = MODEL_FILE, sum(receipt.size for receipt in receipts)
+        newest = _newest_until(self._folder / "checkpoints", step)
+        captured = Capture(
+            step=step,
+            seed=self._config.seed,
+            world_size=self._world.world_size,
+            micro_batch=len(parts[0].positions),
+            accumulation_steps=self._engine.accumulation_steps,
+            precision=self._config.engine.precision,
+            loss_scale=result.loss_scale,
+            first_bad=result.first_bad,
+            losses={name: value if math.isfinite(value) else None for name, value in result.losses.items()},
+            parts=parts,
+            config_sha256=hashlib.sha256((self._folder / "config.yaml").read_bytes()).hexdigest(),
+            fingerprint=self._fingerprint,
+            checkpoint=newest,
+            weights=weights,
+            weights_bytes=size,
+            passed_over=self._passed_over.skips,
+        )
+        if self._world.rank == 0:
+            capture.seal(temporary, folder, captured)
+            found = [position for part in parts for position in part.culprits]
+            named = f"; to blame: {', '.join(self._feed.names(found))}" if found else ""
+            self._say(f"captured{named}; compute it again with: fovea replay {folder}")
+        return captured
+
+    def _parts(self, step: int, result: StepResult) -> list[Part]:
+        """All micro-batches of the step, in the same order on every rank, with their culprits."""
+        mine = self._search(step, result)
+        found = {key: rows for rank in distributed.all_gather_object(mine) for key, rows in rank.items()}
+        world, micros = self._world.world_size, self._engine.accumulation_steps
+        batch = self._config.optim.global_batch_size
+        size, parts = batch // world // micros, []
+        for rank in range(world):
+            share = rank_positions(step, batch, rank, world)
+            names = self._feed.names(share) if self._world.rank == 0 else [""] * len(share)
+            for micro in range(micros):
+                cut = slice(micro * size, (micro + 1) * size)
+                parts.append(
+                    Part(
+                        rank=rank,
+                        micro_batch=micro,
+                        loss_finite=(rank, micro) not in result.bad_parts,
+                        positions=tuple(share[cut]),
+                        samples=tuple(names[cut]),
+                        culprits=tuple(found.get((rank, micro), ())),
+                    )
+                )
+        return parts
+
+    def _search(self, step: int, result: StepResult) -> dict[tuple[int, int], list[int]]:
+        """Positions that break this rank's micro-batches, as far as they do so without the other ranks."""
+        settings, rank = self._config.engine, self._world.rank
+        if settings.name == "deepspeed" and settings.zero_stage == 3:
+            return {}  # no rank has the weights
+        micros = [micro for at, micro in result.bad_parts if at == rank]
+        if not result.bad_parts:
+            micros = list(range(self._engine.accumulation_steps))
+        found = {}
+        for micro in micros:
+            batch = self._feed.again(step, micro)
+            seed = keyed_seed(self._config.seed, step, micro, rank)
+
+            def is_broken(rows: Any, batch: Any = batch, seed: int = seed) -> bool:
+                return evaluate(
+                    self._objective,
+                    rows_of(batch, rows),
+                    step,
+                    seed=seed,
+                    precision=settings.precision,
+                    scale=result.loss_scale,
+                ).broken
+
+            rows = find_culprits(is_broken, len(batch["position"]))
+            if rows:
+                found[rank, micro] = [int(batch["position"][row]) for row in rows]
+        return found
+
+
+def newest_healthy(run_dir: Path, *, until: int | None = None) -> int | None:
+    """Step of the newest whole checkpoint that was healthy when it was saved (see `Recovery.about`).
+
+    Args:
+        until: what is newer is taken only where nothing is as old, and then the oldest.
+    """
+    found = None
+    for folder in commit.checkpoints(run_dir / "checkpoints"):
+        try:
+            if commit.read_manifest(folder).about.get("healthy", True):
+                found = commit.verify(folder).step
+        except commit.CheckpointError:
+            continue
+        if found is not None and (until is None or found <= until):
+            break
+    return found
+
+
+def _newest_until(root: Path, step: int) -> dict[str, Any] | None:
+    for folder in commit.checkpoints(root):
+        if int(folder.name.removeprefix("step-")) <= step:
+            return {"folder": str(folder), "step": int(folder.name.removeprefix("step-"))}
+    return None

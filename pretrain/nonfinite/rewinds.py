@@ -1,0 +1,79 @@
+"""What a run took back: its rewinds, and the positions it passes over since. RUN/passed_over.json
+
+A rewind is written down before any checkpoint is removed. So a run that is killed in the middle of it finds it at the
+next start and completes it: with the list, the order of samples stays a pure function of seed and position.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pretrain.core import distributed
+from pretrain.core.record import write_json
+from pretrain.engine.checkpoint import commit
+
+FILE = "passed_over.json"
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """One return to an earlier checkpoint.
+
+    Attributes:
+        at, to: completed steps when it was decided, and after it (0: the start of the run).
+        positions: sample positions passed over from then on.
+        finished: later checkpoints are gone.
+    """
+
+    at: int
+    to: int
+    positions: tuple[int, ...]
+    finished: bool = False
+
+
+class PassedOver:
+    """The list of one run, the same on every rank. Methods are called by all ranks together."""
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / FILE
+        self._checkpoints = run_dir / "checkpoints"
+        self.rewinds: list[Rewind] = distributed.broadcast_object(
+            _read(self._path) if distributed.rank() == 0 else None
+        )
+
+    @property
+    def skips(self) -> dict[int, int]:
+        """By position how many candidates are not taken: a position named twice leaves its first substitute too."""
+        return dict(Counter(position for rewind in self.rewinds for position in rewind.positions))
+
+    def decide(self, at: int, to: int, positions: Iterable[int]) -> None:
+        """Write down that the run goes back from step `at` to step `to`."""
+        self.rewinds.append(Rewind(at, to, tuple(sorted(positions))))
+        self._write()
+
+    def complete(self) -> Rewind | None:
+        """Remove the checkpoints that the last rewind took back, if that is still to do; that rewind."""
+        if not self.rewinds or self.rewinds[-1].finished:
+            return None
+        last = self.rewinds[-1]
+        if distributed.rank() == 0:
+            commit.remove_after(self._checkpoints, last.to)
+        self.rewinds[-1] = replace(last, finished=True)
+        self._write()
+        return last
+
+    def _write(self) -> None:
+        if distributed.rank() == 0:
+            write_json(self._path, {"rewinds": [asdict(rewind) for rewind in self.rewinds]})
+        distributed.barrier()
+
+
+def _read(path: Path) -> list[Rewind]:
+    if not path.exists():
+        return []
+    listed = json.loads(path.read_text(encoding="utf-8"))["rewinds"]
+    return [Rewind(**{**rewind, "positions": tuple(rewind["positions"])}) for rewind in listed]

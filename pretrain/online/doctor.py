@@ -1,0 +1,179 @@
+"""The doctor of a run: what it measures while training, on which images, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config import Plan, PretrainConfig
+from pretrain.core import distributed
+from pretrain.core.distributed import World
+from pretrain.data.loader.pipeline import make_micro_batches
+from pretrain.data.shards.dataset import Dataset
+from pretrain.data.views import augment
+from pretrain.data.views.view import View
+from pretrain.doctor.history import FIRST, LAST
+from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
+from pretrain.doctor.signs import GRADIENT
+from pretrain.doctor.verdicts import Doctor, Verdict
+from pretrain.engine.trainable import StepResult
+from pretrain.models.backbones.vit import ViT
+from pretrain.objectives.base import Objective
+from pretrain.online.examine import facts_of
+from pretrain.probes.features import backbone_features
+
+_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_ATTENTION_IMAGES = 4
+
+
+class AlarmError(RuntimeError):
+    """The doctor gave an alarm, and the configuration says to stop: the verdicts, a line each."""
+
+
+class OnlineDoctor:
+    """Called after every step on every rank with its result; rank 0's numbers count, so that all ranks decide alike.
+
+    Attributes:
+        measured: by name, of the step just seen; empty between measurements.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        steps: Plan,
+        dataset: Dataset,
+        world: World,
+        objective: Objective,
+        *,
+        start_step: int,
+        rows: Sequence[dict[str, float]] = (),
+    ):
+        assert config.doctor is not None
+        self.settings, self.world, self.objective = config.doctor, world, objective
+        self.global_batch = config.optim.global_batch_size
+        self.measured: dict[str, float] = {}
+        self.doctor = Doctor(facts_of(config, steps), off=config.doctor.off)
+        known = list(rows)
+        for row in distributed.broadcast_object(known if len(known) <= FIRST + LAST else known[:FIRST] + known[-LAST:]):
+            self.doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        self.doctor.say_again()
+        # Under ZeRO-3 no rank holds whole weights: gradients by block and the losses are all there is.
+        self._is_whole = not (config.engine.name == "deepspeed" and config.engine.zero_stage == 3)
+        self._dtype = _PRECISION.get(config.engine.precision)
+        self._images = _fixed_images(config, dataset, world) if self._is_whole else None
+        self._reset(start_step)
+
+    def __call__(self, step: int, result: StepResult) -> list[Verdict]:
+        """The verdicts that begin with the step `result` is of; `step` counts completed steps, this one too."""
+        self.measured = {}
+        if result.skipped:
+            return []
+        every = self.settings.every_steps
+        found: dict[str, float] = {}
+        if step % max(1, every // 4) == 0:
+            found |= self._of_weights(step)
+        if step % every == 0:
+            found |= self._of_gradients(result) | self._of_averages() | self._of_features()
+        if found:
+            self.measured = distributed.broadcast_object(found)
+        row = {**result.losses, "grad_norm": result.grad_norm, "lr": result.lr, **self.measured}
+        return self.doctor.observe(step, row)
+
+    def suspects(self, step: int) -> tuple[int, list[int]]:
+        """Where the illness that is named at `step` may have begun, by the measurement before: that step, and the
+        sample positions since. They are passed over after a rewind: on the same images the run would fall ill again.
+        """
+        batch, begin = self.global_batch, max(0, step - self.settings.every_steps)
+        return begin, list(range(begin * batch, step * batch))
+
+    def _reset(self, step: int) -> None:
+        """Start to watch the weights as they are."""
+        if not self._is_whole:
+            return
+        trained = {name: tensor for name, tensor in self.objective.named_parameters() if tensor.requires_grad}
+        followed = {}
+        for index, (ema, source) in enumerate(self.objective.averages()):
+            names = {name for name, _ in source.named_parameters()}
+            followed |= {f"{index}.{name}": value for name, value in ema.average.named_buffers() if name in names}
+        self._weights, self._followed, self._since = Samples(trained), Samples(followed), step
+
+    def _of_weights(self, step: int) -> dict[str, float]:
+        """How far sampled weights moved since the last time, per step and as a part of their length."""
+        if not self._is_whole:
+            return {}
+        span = max(1, step - self._since)
+        self._since = step
+        found = {}
+        if change := sorted(self._weights.change()):
+            found["doctor/weight_change"] = change[len(change) // 2] / span
+            found["doctor/weight_change_max"] = change[-1] / span
+        if change := self._followed.change():
+            found["doctor/average_change_max"] = max(change) / span
+        return found
+
+    def _of_gradients(self, result: StepResult) -> dict[str, float]:
+        return {GRADIENT + block: norm for block, norm in block_norms(result.norms).items()}
+
+    def _of_averages(self) -> dict[str, float]:
+        distance = average_distance(self.objective.averages()) if self._is_whole else None
+        return {} if distance is None else {"doctor/average_distance": distance}
+
+    @torch.no_grad()
+    def _of_features(self) -> dict[str, float]:
+        if self._images is None:
+            return {}
+        backbone: nn.Module = self.objective.backbone
+        was_training = backbone.training
+        backbone.eval()
+        try:
+            with torch.autocast(self.world.device.type, self._dtype) if self._dtype else nullcontext():
+                features, attention = self._encode(backbone, self._images)
+        finally:
+            backbone.train(was_training)
+        every = torch.cat(distributed.all_gather_object(features.cpu()))
+        found = {"doctor/rankme": rank_me(every), **{f"doctor/{name}": value for name, value in spreads(every).items()}}
+        if attention is not None:
+            found["doctor/attention_entropy"] = attention
+        return found
+
+    def _encode(self, backbone: nn.Module, images: Tensor) -> tuple[Tensor, float | None]:
+        """One vector per image: the class token, else the mean patch; and the entropy of a vision transformer's
+        last attention."""
+        kinds = backbone_features(backbone, images)
+        features = next(iter(kinds.values()))
+        if not isinstance(backbone, ViT):
+            return features, None
+        attention = backbone.last_attention(images[:_ATTENTION_IMAGES])
+        return features, attention_entropy(attention, class_token=backbone.class_token)
+
+
+def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Tensor | None:
+    """This rank's share [n, C, H, W] of the images that are measured on: the first of the data's order, so that they
+    are the same after a resume; None where the objective takes no view of the model's size."""
+    assert config.doctor is not None
+    views = [view for view in config.objective.views(config.model) if isinstance(view, View)]
+    view = next((view for view in views if view.size == config.model.size and view.normalize), None)
+    if view is None:
+        return None
+    view = replace(view, name="image", count=1, same_as=None)
+    batch = config.optim.global_batch_size
+    wanted = min(config.doctor.images or max(32, min(256, batch // 4)), dataset.num_samples)
+    share = max(1, wanted // world.world_size)
+    micro_batches = make_micro_batches(
+        dataset,
+        [view],
+        in_chans=config.model.in_chans,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        block_shards=config.data.block_shards,
+        global_batch=share * world.world_size,
+        micro_batch=share,
+        rank=world.rank,
+        world=world.world_size,
+    )
+    return augment.apply([view], micro_batches[0], config.mean, config.std, world.device)["image"][:, 0]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from pretrain.engine.session import preempt
+from pretrain.engine.session.preempt import SAVE, STOP, Watch
+
+
+@pytest.fixture
+def watch(tmp_path):
+    watch = Watch(tmp_path, rank=0)
+    yield watch
+    watch.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_interrupts_nothing(watch, number):
+    assert watch.poll() == 0
+    os.kill(os.getpid(), number)
+    assert watch.poll() == STOP
+    assert watch.poll() == STOP, "the request stays until the step's edge has seen it"
+    assert watch.reason == signal.Signals(number).name
+
+
+def test_a_second_ctrl_c_interrupts_at_once(watch):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_file_is_one_request(watch, tmp_path):
+    (tmp_path / "save").touch()
+    assert watch.poll() == SAVE
+    (tmp_path / "stop").touch()
+    assert watch.poll() == 0, "the disk is looked at once a second at most"
+    watch._next_look = 0.0
+    assert watch.poll() == STOP
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_rank_0_looks_at_files(tmp_path):
+    (tmp_path / "stop").touch()
+    watch = Watch(tmp_path, rank=1)
+    try:
+        assert watch.poll() == 0
+    finally:
+        watch.close()
+    assert (tmp_path / "stop").exists()
+
+
+def test_handlers_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    watch = Watch(tmp_path, rank=0)
+    assert signal.getsignal(signal.SIGTERM) != before
+    watch.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_markers_say_how_a_run_ended(tmp_path):
+    preempt.mark(tmp_path, "PREEMPTED", "step 7")
+    assert (tmp_path / "PREEMPTED").read_text() == "step 7\n"
+    preempt.unmark(tmp_path)
+    preempt.mark(tmp_path, "DONE")
+    assert [path.name for path in tmp_path.iterdir()] == ["DONE"]
+    with pytest.raises(ValueError, match="FINISHED"):
+        preempt.mark(tmp_path, "FINISHED")

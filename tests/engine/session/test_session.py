@@ -1,0 +1,41 @@
+"""What a run that ends by a foreseen error says, and with which status."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.engine.checkpoint.commit import CheckpointError
+from pretrain.engine.config import EngineConfig
+from pretrain.engine.session.session import session
+
+
+def ends(folder: Path, error: Exception) -> int:
+    def body(_: Any) -> int:
+        raise error
+
+    return session(str(folder), EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}}), body)
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence_and_not_a_traceback(tmp_path: Path, capsys):
+    assert ends(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data.json"))) == 1
+    assert ends(tmp_path, OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/data.json: No space left on device; once it can be written again, the same command goes on",
+        f"a file of {tmp_path}: Disk quota exceeded; once it can be written again, the same command goes on",
+    ]
+
+
+def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        ends(tmp_path, FileNotFoundError("gone"))
+
+
+def test_no_whole_checkpoint_has_a_status_of_its_own_and_the_folder_is_free_again(tmp_path: Path, capsys):
+    for _ in range(2):
+        assert ends(tmp_path, CheckpointError("no checkpoint is whole")) == 3
+    assert capsys.readouterr().err == "no checkpoint is whole\n" * 2

@@ -1,0 +1,326 @@
+"""COCO files: what is read is what was annotated, and nothing that is wrong is trained on."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from finetune.config import Source
+from finetune.data.coco import rle
+from finetune.data.coco.examples import CocoExamples, open_examples
+from finetune.data.examples import BadExample
+from finetune.data.subset import subset
+from finetune.predictions import Classes
+from finetune.tasks.configs import DetectionConfig
+
+ROOT = Path(__file__).parents[4]
+WIDTH, HEIGHT = 24, 16
+SQUARE = {"segmentation": [[2, 3, 10, 3, 10, 9, 2, 9]], "bbox": [2, 3, 8, 6], "area": 48, "iscrowd": 0}
+WHOLE = rle.encode(np.ones((1, HEIGHT, WIDTH), dtype=np.uint8))[0]
+MASKS = DetectionConfig(head={"name": "mask_rcnn"})  # pyright: ignore[reportArgumentType]
+BOXES = DetectionConfig(head={"name": "faster_rcnn"})  # pyright: ignore[reportArgumentType]
+
+
+def annotation(number: int, image: Any = 7, category: int = 0, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": image, "category_id": category, **SQUARE, **changes}
+
+
+def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) -> Source:
+    """Two images (ids 7 and 9) of 24 x 16 pixels in a folder, categories 0 and 40."""
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (WIDTH, HEIGHT), (10, 20, 30)).save(images / name)
+    content: dict[str, Any] = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
+            {"id": 9, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
+        ],
+        "categories": [{"id": 40, "name": "late"}, {"id": 0, "name": "zero"}],
+        "annotations": annotations,
+    }
+    path = folder / "train.json"
+    path.write_text(json.dumps(content | changes))
+    return Source(images=str(images), annotations=str(path))
+
+
+def opened(tmp_path: Path, annotations: list[dict[str, Any]], section: DetectionConfig = MASKS, /, **changes: Any):
+    return open_examples(section, write(tmp_path, annotations, **changes))
+
+
+def kinds(examples: CocoExamples) -> dict[str, int]:
+    return {kind: count for kind, count in examples.findings.counts().items() if kind != "image without objects"}
+
+
+def test_labels_count_from_one_in_the_order_of_the_ids_whatever_the_ids(tmp_path: Path):
+    examples = opened(tmp_path, [annotation(1, category=40), annotation(2, category=0)])
+    assert examples.classes == ("zero", "late")
+    assert examples.classes.category_ids == (0, 40)
+    assert examples[0].target.labels.tolist() == [2, 1]
+    assert examples[0].id == 7
+    assert not kinds(examples)
+
+
+def test_polygons_and_both_kinds_of_run_lengths_are_one_mask(tmp_path: Path):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    mask[3:9, 2:10] = 1
+    runs, last = [0], 0
+    for value in mask.T.flatten().tolist():
+        if value != last:
+            runs, last = [*runs, 0], value
+        runs[-1] += 1
+    packed = rle.encode(mask[None])[0]
+    forms = [SQUARE["segmentation"], {"size": [HEIGHT, WIDTH], "counts": runs}, packed]
+    examples = opened(tmp_path, [annotation(i, segmentation=form) for i, form in enumerate(forms, 1)])
+    decoded = rle.decode(examples[0].target.masks, (HEIGHT, WIDTH))
+    assert len(decoded) == 3
+    assert (decoded == mask).all()
+
+
+def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
+    rng = np.random.default_rng(0)
+    for side in (3, 40, 200):
+        mask = (rng.random((side, 2 * side)) < 0.3).astype(np.uint8)
+        mask[: side // 2] = 0
+        text = coco_mask.encode(np.asfortranarray(mask))["counts"]
+        runs = rle._runs(text)
+        assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs).reshape(2 * side, side).T, mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("box outside the image", {"bbox": [30, 3, 8, 6]}),
+        ("empty box", {"bbox": [2, 3, 0, 6]}),
+        ("bad box", {"bbox": [2, 3, float("nan"), 6]}),
+        ("bad box", {"bbox": [2, 3, 8]}),
+        ("bad box", {"bbox": "2 3 8 6"}),
+        ("class out of range", {"category_id": 3}),
+        ("class out of range", {"category_id": None}),
+        ("class out of range", {"category_id": [0]}),
+        ("unknown image", {"image_id": 8}),
+        ("unknown image", {"image_id": [7]}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT + 1, WIDTH], "counts": [0, (HEIGHT + 1) * WIDTH]}}),
+        ("bad mask", {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [50, HEIGHT * WIDTH - 50]}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 20]}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [50, HEIGHT * WIDTH, -50]}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": WHOLE["counts"] + "P"}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "nonsense~"}}),
+        ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}),
+        ("bad mask", {"segmentation": [[2, 3, 10, 3]]}),
+        ("bad mask", {"segmentation": [[2, 3, 10, 3, None, 4]]}),
+        ("bad mask", {"segmentation": [[2, 3, 10, 3, 10, 9], [2, 3, 10, 3, 10, float("nan")]]}),
+        ("bad mask", {"segmentation": [[2, 3, 1e9, 3, 1e9, 9]]}),
+        ("bad mask", {"segmentation": []}),
+        ("mask outside its box", {"bbox": [14, 10, 8, 6]}),
+        ("repeated annotation id", {"id": 1}),
+        ("bad annotation", {"id": "two"}),
+        ("bad annotation", {"id": 2**63}),
+    ],
+)
+def test_what_is_wrong_is_named_and_left_out(tmp_path: Path, kind: str, wrong: dict[str, Any]):
+    examples = opened(tmp_path, [annotation(1), annotation(2) | wrong])
+    assert kinds(examples) == {kind: 1}
+    assert len(examples[0].target) == 1
+    finding = examples.findings.found[0]
+    assert finding.file.endswith("train.json")
+    assert finding.id in ("1", "2")
+    with pytest.raises(ValueError, match=r"data\.strict"):
+        examples.findings.check(True)
+
+
+def test_a_box_over_the_border_is_clipped_and_named_but_not_for_rounding(tmp_path: Path):
+    over = annotation(1, bbox=[20, 3, 8, 6], segmentation=[[20, 3, 28, 3, 28, 9, 20, 9]])
+    rounding = annotation(2, bbox=[20, 3, 4.6, 6], segmentation=[[20, 3, 24, 3, 24, 9, 20, 9]])
+    examples = opened(tmp_path, [over, rounding])
+    assert kinds(examples) == {"box over the border": 1}
+    assert examples[0].target.boxes.tolist() == [[20, 3, 24, 9], [20, 3, 24, 9]]
+
+
+def test_a_box_or_an_area_that_is_not_given_is_that_of_the_mask(tmp_path: Path):
+    without = [annotation(1, bbox=None), *(annotation(i, area=a) for i, a in enumerate((None, 0, "48"), 2))]
+    target = opened(tmp_path, [*without, annotation(5, area=7.5)])[0].target
+    assert target.boxes.tolist() == [[2, 3, 10, 9]] * 5
+    assert target.areas.tolist() == [48, 48, 48, 48, 7.5]
+
+
+def test_two_images_that_are_one_file_are_refused(tmp_path: Path):
+    size = {"width": WIDTH, "height": HEIGHT}
+    images = [{"id": 7, "file_name": "a.png", **size}, {"id": 9, "file_name": "old/a.png", **size}]
+    with pytest.raises(ValueError, match=r"the images \[7, 9\] are all a\.png"):
+        opened(tmp_path, [annotation(1)], images=images)
+
+
+def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):
+    without = annotation(1)
+    del without["segmentation"]
+    examples = opened(tmp_path, [without], BOXES)
+    assert examples[0].target.masks is None
+    assert not kinds(examples)
+    with pytest.raises(ValueError, match=r"no object that can be used.*1 x bad mask.*task\.head\.name=faster_rcnn"):
+        opened(tmp_path, [without], MASKS)
+
+
+def test_a_part_without_objects_is_refused(tmp_path: Path):
+    whole = opened(tmp_path, [annotation(1, image=9), annotation(2, iscrowd=1)])
+    with pytest.raises(ValueError, match="the 1 images chosen have no object; take more"):
+        subset(whole, Source(images="x", limit=1))
+    assert len(subset(whole, Source(images="x", limit=2))) == 2
+
+
+def test_images_without_objects_are_background_unless_they_are_dropped(tmp_path: Path):
+    for choice, length, found in (("report", 2, 1), ("keep", 2, 0), ("drop", 1, 0)):
+        section = MASKS.model_copy(update={"empty_images": choice})
+        examples = opened(tmp_path, [annotation(1)], section)
+        assert (len(examples), len(examples.findings)) == (length, found)
+    classes = Classes(["zero", "late"], [0, 40])
+    dropping = MASKS.model_copy(update={"empty_images": "drop"})
+    measured = open_examples(dropping, write(tmp_path, [annotation(1)]), classes=classes)
+    assert len(measured) == 2, "what is measured on stays whole"
+    assert len(measured[1].target) == 0
+
+
+def test_crowds_are_kept_for_the_metric_but_alone_they_are_nothing_to_find(tmp_path: Path):
+    assert opened(tmp_path, [annotation(1), annotation(2, iscrowd=1)])[0].target.crowd.tolist() == [False, True]
+    with pytest.raises(ValueError, match="no object that can be used"):
+        opened(tmp_path, [annotation(1, iscrowd=1)])
+
+
+def test_a_file_without_ground_truth_cannot_be_measured_on(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train\.json: no object that can be used"):
+        opened(tmp_path, [])
+
+
+def test_missing_images_are_named_and_none_at_all_is_an_error(tmp_path: Path):
+    source = write(tmp_path, [annotation(1), annotation(2, image=9)])
+    (tmp_path / "images" / "b.png").unlink()
+    examples = open_examples(MASKS, source)
+    assert kinds(examples) == {"missing image": 1}
+    assert [len(examples), examples.findings.found[0].id] == [1, "9"]
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "other.png")
+    with pytest.raises(ValueError, match=r"none of its 2 images is there: it names a\.png"):
+        open_examples(MASKS, source)
+
+
+def test_an_image_of_another_size_than_annotated_is_a_bad_example(tmp_path: Path):
+    source = write(tmp_path, [annotation(1)])
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(BadExample, match=r"25 x 16 pixels, its annotations 24 x 16$"):
+        open_examples(MASKS, source)[0]
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(BadExample, match="16 x 24 pixels, its annotations 24 x 16; an EXIF orientation is not applied"):
+        open_examples(MASKS, source)[0]
+
+
+def named(tmp_path: Path, file_name: str, *files: str) -> list[str]:
+    """The file that an annotation file means, of those that there are."""
+    for name in files:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / name)
+    image = {"id": 7, "file_name": file_name, "width": WIDTH, "height": HEIGHT}
+    return opened(tmp_path, [annotation(1)], images=[image]).names
+
+
+def test_folders_of_a_name_may_be_left_out_on_either_side(tmp_path: Path):
+    assert named(tmp_path, "data/train/x.png", "train/x.png", "val/x.png") == ["train/x.png"]
+    assert named(tmp_path, "y.jpg", "deep/y.png") == ["deep/y.png"]
+    assert named(tmp_path, "w.png", "w.png", "deep/w.png") == ["w.png"]
+    assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
+
+
+def test_an_image_of_another_folder_is_another_image_though_frames_are_numbered_alike(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"it names cam1/0007\.png, the images are .*cam0/0007\.png"):
+        named(tmp_path, "cam1/0007.png", "cam0/0007.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": []}, "categories is empty"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is given more than once"),
+        ({"categories": [{"name": "a"}]}, "needs an integer id and a name"),
+        ({"annotations": None}, "no list named 'annotations'"),
+        ({"images": [{"id": 7, "file_name": "a.png", "width": 24, "height": 16}] * 2}, "image id 7 is given more"),
+    ],
+)
+def test_a_file_that_is_no_coco_file_says_why(tmp_path: Path, changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, [annotation(1)], **changes)
+
+
+def test_a_file_that_is_not_json_says_so(tmp_path: Path):
+    source = write(tmp_path, [annotation(1)])
+    (tmp_path / "train.json").write_text("{")
+    with pytest.raises(ValueError, match=r"train\.json: not JSON"):
+        open_examples(MASKS, source)
+
+
+def test_classes_of_another_training_set_are_refused(tmp_path: Path):
+    source = write(tmp_path, [annotation(1)])
+    assert open_examples(MASKS, source, classes=Classes(["zero", "x", "late"], [0, 5, 40]))[0].target.labels[0] == 1
+    with pytest.raises(ValueError, match="40 is 'late' here, 'other' in the training set"):
+        open_examples(MASKS, source, classes=Classes(["zero", "other"], [0, 40]))
+
+
+def test_images_are_found_in_a_tar_by_the_last_part_of_their_names(tmp_path: Path):
+    source = write(tmp_path, [annotation(1)])
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name in ("a", "b"):
+            data = (tmp_path / "images" / f"{name}.png").read_bytes()
+            member = tarfile.TarInfo(f"deep/down/{name}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    examples = open_examples(MASKS, source.model_copy(update={"images": str(tmp_path / "images.tar")}))
+    assert [len(examples), examples[0].image.shape] == [2, (HEIGHT, WIDTH, 3)]
+
+
+def test_shards_are_read_by_key_and_survive_the_way_to_a_worker():
+    folder = ROOT / "samples" / "nuclei"
+    source = Source(images=str(folder / "val"), annotations=str(folder / "val.json"))
+    examples = open_examples(MASKS, source)
+    copy = pickle.loads(pickle.dumps(examples))
+    assert [len(copy), len(copy.table.boxes)] == [50, 1416]
+    first, again = examples[3], copy[3]
+    assert (first.image == again.image).all()
+    assert (first.target.boxes == again.target.boxes).all()
+    assert first.target.masks == again.target.masks
+    assert np.abs(rle.boxes(first.target.masks) - first.target.boxes).max() <= 1
+    assert np.array_equal(rle.areas(first.target.masks), first.target.areas)
+    assert len(pickle.dumps(examples)) < 200 * len(copy.table.boxes)
+
+
+def test_what_else_is_in_the_folder_does_not_change_the_fingerprint(tmp_path: Path):
+    first = opened(tmp_path, [annotation(1)]).fingerprint
+    (tmp_path / "images" / "runs").mkdir()
+    (tmp_path / "images" / "runs" / "log.txt").write_text("a run in the same folder")
+    assert opened(tmp_path, [annotation(1)]).fingerprint == first
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 9, 7)).save(tmp_path / "images" / "a.png", pnginfo=None, compress_level=0)
+    assert open_examples(MASKS, Source(images=str(tmp_path / "images"), annotations=str(tmp_path / "train.json"))
+                         ).fingerprint != first  # fmt: skip
+
+
+def test_the_fingerprint_is_of_the_annotations_too(tmp_path: Path):
+    first = opened(tmp_path, [annotation(1)]).fingerprint
+    assert opened(tmp_path, [annotation(1)]).fingerprint == first
+    assert opened(tmp_path, [annotation(1, bbox=[2, 3, 8, 5])]).fingerprint != first
+
+
+def test_a_drawn_polygon_covers_what_another_library_draws(tmp_path: Path):
+    points = [(4.0, 2.0), (20.0, 5.0), (12.0, 14.0)]
+    drawn = Image.new("1", (WIDTH, HEIGHT))
+    ImageDraw.Draw(drawn).polygon(points, fill=1)
+    flat = [value for point in points for value in point]
+    given = annotation(1, segmentation=[flat], bbox=[4, 2, 16, 12])
+    mask = rle.decode(opened(tmp_path, [given])[0].target.masks, (HEIGHT, WIDTH))[0]
+    both, either = (mask & np.asarray(drawn)).sum(), (mask | np.asarray(drawn)).sum()
+    assert both / either > 0.7  # Pillow draws the border too
+    assert abs(int(mask.sum()) - 84) < 6, "the area of the triangle"

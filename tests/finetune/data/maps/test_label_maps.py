@@ -1,0 +1,95 @@
+"""Class ids and depths out of PNGs: exact, or refused with the reason."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from finetune.data.maps.label_maps import Labels, decode_depth, decode_ids, decode_segment_ids
+from finetune.predictions import Classes
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    image.save(out, form)
+    return out.getvalue()
+
+
+def ids(high: int = 255) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, high + 1, (6, 9))
+
+
+def test_gray_and_palette_pngs_give_their_ids_and_colours_of_the_palette_do_not_matter():
+    gray = Image.fromarray(ids().astype(np.uint8))
+    assert (decode_ids(encoded(gray)) == ids()).all()
+    palette = Image.fromarray(ids().astype(np.uint8), "P")
+    palette.putpalette([7, 7, 7] * 256)
+    assert (decode_ids(encoded(palette)) == ids()).all()
+
+
+def test_ids_of_16_bits_are_not_cut():
+    assert (decode_ids(encoded(Image.fromarray(ids(40_000).astype(np.uint16)))) == ids(40_000)).all()
+
+
+def test_masks_of_two_values_in_one_bit_are_0_and_1():
+    assert (decode_ids(encoded(Image.fromarray(ids(1).astype(bool)))) == ids(1)).all()
+
+
+def test_panoptic_segments_are_numbered_by_red_green_and_blue():
+    colours = np.array([[[1, 2, 3], [0, 0, 0]]], np.uint8)
+    assert decode_segment_ids(encoded(Image.fromarray(colours))).tolist() == [[1 + 2 * 256 + 3 * 65536, 0]]
+
+
+def test_depth_is_in_metres_and_unknown_stays_0():
+    stored = np.array([[0, 1500, 65535]], np.uint16)
+    depth = decode_depth(encoded(Image.fromarray(stored)), 1000)
+    assert depth.dtype == np.float32 and depth.tolist() == [[0, 1.5, pytest.approx(65.535)]]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded(Image.new("RGB", (4, 4))), "mode RGB: colours are no class ids"),
+        (encoded(Image.new("L", (4, 4)), "JPEG"), "JPEG holds no exact ids"),
+        (encoded(Image.fromarray(ids().astype(np.uint8)))[:60], "damaged"),
+        (b"", "not a JPEG, PNG"),
+        (b"GIF89a" + bytes(20), "not a JPEG, PNG"),
+    ],
+)
+def test_what_holds_no_ids_is_refused(data: bytes, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        decode_ids(data)
+
+
+def test_depth_of_8_bits_is_refused():
+    with pytest.raises(ValueError, match="mode L; expected a gray PNG of 16 bits"):
+        decode_depth(encoded(Image.new("L", (4, 4))), 1000)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 60_000), min_size=1, max_size=200), st.data())
+def test_ids_become_places_among_the_classes_or_void_or_an_error(known: set[int], data: st.DataObject):
+    void = data.draw(st.sets(st.integers(0, 60_000).filter(lambda i: i not in known), max_size=3))
+    classes = Classes([f"c{i}" for i in sorted(known)], sorted(known))
+    labels = Labels(classes, void)
+    drawn = data.draw(st.lists(st.sampled_from(sorted(known | void)), min_size=1, max_size=30))
+    expected = [255 if i in void else sorted(known).index(i) for i in drawn]
+    assert labels.of(np.array([drawn])).tolist() == [expected]
+    other = data.draw(st.integers(0, 70_000).filter(lambda i: i not in known | void))
+    with pytest.raises(ValueError, match=rf"neither a class nor void: {other} \(1 pixels\)"):
+        labels.of(np.array([[*drawn, other]]))
+
+
+def test_an_id_below_0_is_in_no_mask():
+    with pytest.raises(ValueError, match="class id -1 is negative"):
+        Labels(Classes(["void", "wall"], [-1, 0]), {255})
+
+
+def test_an_id_cannot_be_a_class_and_void():
+    with pytest.raises(ValueError, match="id 0 of class 'wall' is void too"):
+        Labels(Classes(["wall"], [0]), {0, 255})
