@@ -29,16 +29,16 @@ from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from pretrain.data.shards.reader import Reader
-from pretrain.data.views.view import Blur, ColorJitter, Noise, View
+from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8)
 GLOBAL, LOCAL, BICUBIC = (0.4, 1.0), (0.05, 0.4), v1.InterpolationMode.BICUBIC
-MAE_VIEWS: list[View | Noise] = [View("image", (224, 224), scale=(0.2, 1.0)), Noise("mask", (196,))]
-DINO_VIEWS: list[View | Noise] = [
-    View("global_crops", (224, 224), GLOBAL, jitter=JITTER, grayscale=0.2, blur=Blur(1.0)),
-    View("global_crops", (224, 224), GLOBAL, jitter=JITTER, grayscale=0.2, blur=Blur(0.1), solarize=0.2),
-    View("local_crops", (96, 96), LOCAL, count=8, jitter=JITTER, grayscale=0.2, blur=Blur(0.5)),
+MAE_VIEWS: list[ViewSpec | Noise] = [ViewSpec("image", (224, 224), scale=(0.2, 1.0)), Noise("mask", (196,))]
+DINO_VIEWS: list[ViewSpec | Noise] = [
+    ViewSpec("global_crops", (224, 224), GLOBAL, jitter=JITTER, grayscale=0.2, blur=Blur(1.0)),
+    ViewSpec("global_crops", (224, 224), GLOBAL, jitter=JITTER, grayscale=0.2, blur=Blur(0.1), solarize=0.2),
+    ViewSpec("local_crops", (96, 96), LOCAL, count=8, jitter=JITTER, grayscale=0.2, blur=Blur(0.5)),
 ]
 
 
@@ -113,7 +113,7 @@ def prepare(images: Path, folder: Path, batch: int) -> tuple[list[Path], Dataset
 
 
 def ours(
-    dataset: Dataset, views: list[View | Noise], batch: int, augment_on: str = "device"
+    dataset: Dataset, views: list[ViewSpec | Noise], batch: int, augment_on: str = "device"
 ) -> Callable[[], HostBatch]:
     """Each call makes one batch: all images of the data set, in another order and with other crops."""
     batches = make_loader(

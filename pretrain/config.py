@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError
-from pretrain.data.views.view import View
+from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 from pretrain.engine.plan import Plan, plan_steps
@@ -97,7 +97,7 @@ class PretrainConfig(Config):
         found = []
         for view in self.objective.views(model):
             # A view that is the same as another one is seen by another model, with patches of its own.
-            if not isinstance(view, View) or view.same_as is not None:
+            if not isinstance(view, ViewSpec) or view.same_as is not None:
                 continue
             if any(side % patch for side in view.size):
                 near = tuple(max(1, round(side / patch)) * patch for side in view.size)

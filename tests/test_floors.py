@@ -26,13 +26,13 @@ ALLOWED = {
     "pretrain.data": CORE,
     "pretrain.engine": CORE,
     # Of data, objectives see the specification of views and masks only; probes also read labelled images.
-    "pretrain.objectives": CORE | {"pretrain.models", "pretrain.data.views.view", "pretrain.data.views.masks"},
+    "pretrain.objectives": CORE | {"pretrain.models", "pretrain.data.views.specs", "pretrain.data.views.masks"},
     "pretrain.probes": CORE | {"pretrain.models", "pretrain.data"},
     "pretrain.doctor": CORE | {"pretrain.models"},
     "pretrain.config": CORE
     | {"pretrain.objectives.configs", "pretrain.models.config", "pretrain.models.backbones.families"}
     | {"pretrain.engine.config", "pretrain.engine.plan"}
-    | {"pretrain.data.views.view", "pretrain.probes.config", "pretrain.doctor.config"},
+    | {"pretrain.data.views.specs", "pretrain.probes.config", "pretrain.doctor.config"},
     **{module: BELOW_4 | FLOOR_4 for module in FLOOR_4},
     "pretrain.__main__": {"pretrain"},
     "finetune.predictions": set(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
-from pretrain.data.views.view import stacks
+from pretrain.data.views.specs import stacks
 
 
 @dataclass(frozen=True)

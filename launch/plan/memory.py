@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.config import PretrainConfig
 from pretrain.data.views.maskdraw import Place, draw
-from pretrain.data.views.view import Mask, Noise, stacks
+from pretrain.data.views.specs import Mask, Noise, stacks
 from pretrain.models.layers import attention
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_objective

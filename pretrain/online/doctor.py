@@ -15,7 +15,7 @@ from pretrain.core.distributed import World
 from pretrain.data.loader.pipeline import make_micro_batches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
-from pretrain.data.views.view import View
+from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.history import FIRST, LAST
 from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
 from pretrain.doctor.signs import GRADIENT
@@ -155,7 +155,7 @@ def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Ten
     """This rank's share [n, C, H, W] of the images that are measured on: the first of the data's order, so that they
     are the same after a resume; None where the objective takes no view of the model's size."""
     assert config.doctor is not None
-    views = [view for view in config.objective.views(config.model) if isinstance(view, View)]
+    views = [view for view in config.objective.views(config.model) if isinstance(view, ViewSpec)]
     view = next((view for view in views if view.size == config.model.size and view.normalize), None)
     if view is None:
         return None

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pretrain.data.sampling import keyed
 from pretrain.data.views.blockmask import Block, place_blocks
-from pretrain.data.views.maskdraw import Place, draw
-from pretrain.data.views.masks import BlockMask, Mask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
+from pretrain.data.views.maskdraw import BatchPosition, draw
+from pretrain.data.views.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
+from pretrain.data.views.specs import Mask
 from tests.golden.case import Case
 
 _SIGMAS = 5.0
@@ -218,14 +219,14 @@ def _variance_of_deviation(sample: Tensor) -> Tensor:
 
 
 def _draw(mask: Mask, draws: int) -> Tensor:
-    at = Place(seed=1, positions=np.arange(draws), first=0, global_batch=draws, epoch_length=draws)
+    at = BatchPosition(seed=1, positions=np.arange(draws), first=0, global_batch=draws, epoch_length=draws)
     return torch.from_numpy(draw(mask, at)[mask.name])
 
 
 def _batch(mask: Mask, step: int, batch: int) -> list[Tensor]:
     """The entries of `mask` for one step of `batch` images."""
     positions = np.arange(step * batch, (step + 1) * batch)
-    at = Place(seed=1, positions=positions, first=step * batch, global_batch=batch, epoch_length=batch)
+    at = BatchPosition(seed=1, positions=positions, first=step * batch, global_batch=batch, epoch_length=batch)
     return [torch.from_numpy(array) for array in draw(mask, at).values()]
 
 

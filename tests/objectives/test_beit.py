@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pretrain.core.configlib import ConfigError
 from pretrain.data.views.masks import BlockMask
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.tokenizers.tokenizer import Tokenizer
 from pretrain.objectives.beit import BEiT
@@ -79,10 +79,10 @@ def test_another_tokenizer_is_refused_when_training_goes_on():
 def test_the_picture_of_the_tokenizer_is_the_same_crop_at_its_own_size():
     config = BEiTConfig(tokenizer="encoder.pkl")
     image, picture, mask, drop_path = config.views(BASE)
-    assert isinstance(image, View) and isinstance(picture, View)
+    assert isinstance(image, ViewSpec) and isinstance(picture, ViewSpec)
     assert (image.size, image.scale, image.hflip) == ((224, 224), (0.08, 1.0), 0.5)
     assert image.jitter is not None and dataclasses.astuple(image.jitter) == (0.4, 0.4, 0.4, 0.0, 1.0)
-    assert picture == View("tokenizer_image", (112, 112), same_as="image", interpolation="lanczos", normalize=False)
+    assert picture == ViewSpec("tokenizer_image", (112, 112), same_as="image", interpolation="lanczos", normalize=False)
     assert mask == BlockMask("mask", (14, 14), num_masked=75, min_per_block=16, max_per_block=None, exact=False)
     assert drop_path == Noise("drop_path", (12, 2)) and config.problems(BASE) == []
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.data.views.masks import BlockMask
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.beit2 import BEiT2
 from pretrain.objectives.configs import BEiT2Config
@@ -101,7 +101,7 @@ def test_drop_path_goes_on_in_the_blocks_of_the_head():
 def test_masks_have_the_exact_count_and_the_tokenizer_sees_the_models_size():
     config = BEiT2Config(tokenizer="vqkd.pth")
     _, picture, mask, drop_path = config.views(BASE)
-    assert picture == View("tokenizer_image", (224, 224), same_as="image", interpolation="bicubic", normalize=False)
+    assert picture == ViewSpec("tokenizer_image", (224, 224), same_as="image", interpolation="bicubic", normalize=False)
     assert mask == BlockMask("mask", (14, 14), num_masked=75, min_per_block=16, max_per_block=None, exact=True)
     assert drop_path == Noise("drop_path", (14, 2)) and config.problems(BASE) == []
 

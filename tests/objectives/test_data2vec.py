@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.data.views.masks import BlockMask
-from pretrain.data.views.view import ColorJitter, View
+from pretrain.data.views.specs import ColorJitter, ViewSpec
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.losses.latent_targets import last_layers
@@ -171,7 +171,7 @@ def test_the_feed_forward_branch_of_a_block_of_timms_is_what_its_last_step_adds(
 
 def test_views_are_those_of_the_authors():
     image, mask = Data2VecConfig().views(Shape(size=(224, 224), patch_size=16, num_blocks=12))
-    assert isinstance(image, View) and isinstance(mask, BlockMask)
+    assert isinstance(image, ViewSpec) and isinstance(mask, BlockMask)
     assert (image.scale, image.hflip, image.jitter) == ((0.08, 1.0), 0.5, ColorJitter(0.4, 0.4, 0.4))
     assert (mask.num_masked, mask.min_per_block, mask.max_per_block, mask.exact) == (120, 16, 196, False)
 

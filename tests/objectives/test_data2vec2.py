@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.views.masks import InverseBlockMask
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2Vec2Config
@@ -142,7 +142,7 @@ def test_the_release_holds_the_student_and_its_heads_the_rest():
 
 def test_views_are_those_of_the_authors():
     image, mask, noise = Data2Vec2Config().views(Shape(size=(224, 224), patch_size=16, num_blocks=12))
-    assert isinstance(image, View) and isinstance(mask, InverseBlockMask) and isinstance(noise, Noise)
+    assert isinstance(image, ViewSpec) and isinstance(mask, InverseBlockMask) and isinstance(noise, Noise)
     assert (image.scale, image.hflip, image.jitter) == ((0.2, 1.0), 0.5, None)
     assert (mask.mask_ratio, mask.block, mask.adjust, mask.count) == (0.8, 3, 0.07, 16)
     assert noise.shape == (16, 196) and Data2Vec2Config().num_visible(196) == mask.num_visible == 39

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 from pretrain.models.teachers.ema import EMA
@@ -152,7 +152,7 @@ def test_colour_changes_of_other_than_rgb_are_named_and_can_be_set_off():
     assert "objective.color_jitter: needs RGB" in found and "objective.grayscale_prob: needs RGB" in found
     plain = DINOConfig(color_jitter=(0.4, 0.4, 0, 0), grayscale_prob=0)
     assert plain.problems(shape) == []
-    assert not any(view.grayscale for view in plain.views(shape) if isinstance(view, View))
+    assert not any(view.grayscale for view in plain.views(shape) if isinstance(view, ViewSpec))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.data.views.view import View, stacks
+from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.losses.koleo import koleo_loss
 from pretrain.models.release.folder import read_release, write_release
@@ -230,7 +230,7 @@ def test_in_the_high_resolution_stage_the_gram_teacher_sees_the_same_crops_large
     shape = Shape(size=(16, 16))
     of = objective("dinov2", shape, gram={"img_size": 32})
     views = of.config.views(shape)
-    assert View("gram", (32, 32), same_as="global", colours=False) in views
+    assert ViewSpec("gram", (32, 32), same_as="global", colours=False) in views
     assert [index for index, _ in stacks(views)["gram"]] == [index for index, _ in stacks(views)["global"]]
     given = batch(of, shape)
     assert given["gram"].shape == (4, 2, 3, 32, 32)

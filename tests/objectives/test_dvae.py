@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.models.tokenizers.dvae import gumbel
 from pretrain.models.tokenizers.tokenizer import from_release
@@ -77,7 +77,7 @@ def test_its_release_is_a_tokenizer_that_gives_the_pictures_of_the_objective(tmp
 
 def test_views_are_a_crop_and_a_number_for_every_code_and_place():
     image, noise = DVAEConfig(num_tokens=32).views(Shape())
-    assert image == View("image", (24, 32), scale=(0.08, 1.0), hflip=0.5)
+    assert image == ViewSpec("image", (24, 32), scale=(0.08, 1.0), hflip=0.5)
     assert noise == Noise("gumbel_noise", (32, 3, 4))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.views.masks import MultiBlockMask
-from pretrain.data.views.view import View
+from pretrain.data.views.specs import ViewSpec
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_strict
 from pretrain.objectives.base import Horizon
@@ -171,7 +171,7 @@ def test_the_picture_shows_predictions_where_they_are():
 
 def test_views_are_those_of_the_paper():
     image, mask = IJEPAConfig().views(Shape(size=(224, 224), patch_size=14, num_blocks=32))
-    assert isinstance(image, View) and isinstance(mask, MultiBlockMask)
+    assert isinstance(image, ViewSpec) and isinstance(mask, MultiBlockMask)
     assert (image.scale, image.hflip, image.jitter, image.interpolation) == ((0.3, 1.0), 0.0, None, "bilinear")
     assert (mask.grid, mask.num_targets, mask.num_contexts, mask.min_keep) == ((16, 16), 4, 1, 10)
     assert (mask.target_scale, mask.aspect, mask.context_scale) == ((0.15, 0.2), (0.75, 1.5), (0.85, 1.0))

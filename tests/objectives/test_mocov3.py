@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 from pretrain.models.losses.contrastive import contrastive_loss
@@ -152,7 +152,7 @@ def test_a_batch_of_the_wrong_shape_is_named():
 
 def test_views_are_those_of_the_paper():
     first, second, drop_path = MoCoV3Config().views(Shape(size=(224, 224), num_blocks=12, drop_path_rate=0.1))
-    assert isinstance(first, View) and isinstance(second, View) and first.blur and second.blur
+    assert isinstance(first, ViewSpec) and isinstance(second, ViewSpec) and first.blur and second.blur
     assert (first.name, second.name, first.scale, first.hflip) == ("views", "views", (0.08, 1.0), 0.5)
     assert (first.blur.prob, second.blur.prob, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
     assert (first.grayscale, second.grayscale) == (0.2, 0.2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.objectives import build
 from pretrain.objectives.base import images_of
@@ -138,7 +138,7 @@ def test_noise_of_another_grid_is_named():
 
 def test_views_are_those_of_the_paper():
     image, noise, drop_path = SimMIMConfig().views(Shape(size=(224, 224), num_blocks=12, drop_path_rate=0.1))
-    assert isinstance(image, View) and (image.scale, image.hflip, image.size) == ((0.67, 1.0), 0.5, (224, 224))
+    assert isinstance(image, ViewSpec) and (image.scale, image.hflip, image.size) == ((0.67, 1.0), 0.5, (224, 224))
     assert image.interpolation == "bilinear"  # torchvision's default
     assert noise == Noise("mask_noise", (49,)) and drop_path == Noise("drop_path", (12, 2))
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.core.configlib import ConfigError
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.models.tokenizers.tokenizer import from_release
@@ -111,8 +111,8 @@ def test_its_release_is_a_tokenizer_with_the_codes_of_the_objective(tmp_path):
 def test_views_are_those_of_the_official_training():
     image, teacher, kmeans = VQKDConfig(teacher="dino.pth").views(BASE)
     assert (image, teacher) == (
-        View("image", (224, 224), scale=(0.08, 1.0), hflip=0.5),
-        View("teacher_image", (224, 224), same_as="image", normalize=False),
+        ViewSpec("image", (224, 224), scale=(0.08, 1.0), hflip=0.5),
+        ViewSpec("teacher_image", (224, 224), same_as="image", normalize=False),
     )
     assert kmeans == Noise("kmeans_noise", (196,))
     assert VQKDConfig(teacher="dino.pth").problems(BASE) == []

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.views.maskdraw import Place, draw
-from pretrain.data.views.view import Mask, Noise, stacks
+from pretrain.data.views.maskdraw import BatchPosition, draw
+from pretrain.data.views.specs import Mask, Noise, stacks
 from pretrain.models.backbones.families import vit_provides
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.tokenizers.dvae import ConvEncoder
@@ -116,7 +116,7 @@ def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: i
         size = (images, sum(view.count for _, view in entry), shape.in_chans, *entry[0][1].size)
         result[name] = pixels(size, generator=generator)
     noises = {s.name: torch.rand(images, *s.shape, generator=generator) for s in specs if isinstance(s, Noise)}
-    at = Place(seed=seed, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
+    at = BatchPosition(seed=seed, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
     masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
     return result | noises | {name: torch.from_numpy(array) for drawn in masks for name, array in drawn.items()}
 

@@ -22,7 +22,7 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views import augment, crops, maskdraw
 from pretrain.data.views.decode import IMAGE_EXTENSIONS, DecodeError, decode_sample
-from pretrain.data.views.view import Mask, Noise, Spec, View, stacks
+from pretrain.data.views.specs import InputSpec, Mask, Noise, ViewSpec, stacks
 
 Sample = dict[str, Any]
 Stage = Callable[[Iterable[Sample]], Iterable[Sample]]
@@ -35,7 +35,7 @@ class MicroBatches:
 
     dataset: Dataset
     order: Order
-    specs: tuple[Spec, ...]
+    specs: tuple[InputSpec, ...]
     in_chans: int
     start_position: int
     global_batch: int
@@ -63,8 +63,8 @@ class MicroBatches:
         first = rank_positions(step, self.global_batch, self.rank, self.world)[micro * self.micro_batch]
         return self.start_position + np.arange(first, first + self.micro_batch)
 
-    def _place(self, index: int) -> maskdraw.Place:
-        return maskdraw.Place(
+    def _place(self, index: int) -> maskdraw.BatchPosition:
+        return maskdraw.BatchPosition(
             seed=self.order.seed,
             positions=self.positions(index),
             first=self.start_position + index // self.accumulation * self.global_batch,
@@ -161,7 +161,7 @@ class _Source:
 class _Entry:
     """The instances of one name in the batch: their pixels, and the uniforms of their colours."""
 
-    def __init__(self, name: str, views: list[tuple[int, View]], batch: int, channels: int) -> None:
+    def __init__(self, name: str, views: list[tuple[int, ViewSpec]], batch: int, channels: int) -> None:
         self.name = name
         self.views = views
         count = sum(view.count for _, view in views)

@@ -4,7 +4,7 @@ A host batch of b samples is a dict:
 
     "position"       int64   [b]
     "<view>"         uint8   [b, n, C, H, W], channels last in memory
-    "<view>.params"  float32 [b, n, NUM_PARAMS], see view.Param
+    "<view>.params"  float32 [b, n, NUM_PARAMS], see specs.Param
     "<noise>"        float32 [b, *shape]
     "<mask>"         bool or int64 [b, ...], see masks.py
     "bad"            list of substitute.BadRecord
@@ -23,14 +23,14 @@ from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.sampling.order import Order
 from pretrain.data.sampling.substitute import BadSamples
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.views.view import Spec, check_channels, stacks
+from pretrain.data.views.specs import InputSpec, check_channels, stacks
 
 Loader = Generator[HostBatch, None, None]
 
 
 def make_loader(
     dataset: Dataset,
-    views: Sequence[Spec],
+    views: Sequence[InputSpec],
     *,
     in_chans: int,
     mean: Sequence[float],
@@ -94,7 +94,7 @@ def make_loader(
 
 def make_micro_batches(
     dataset: Dataset,
-    views: Sequence[Spec],
+    views: Sequence[InputSpec],
     *,
     in_chans: int,
     mean: Sequence[float],
@@ -113,7 +113,7 @@ def make_micro_batches(
     """What the loader iterates over, to be asked for single micro-batches; see `make_loader`."""
     specs = tuple(views)
     if not stacks(specs):
-        raise ValueError("views has no View: there is nothing to load")
+        raise ValueError("views has no ViewSpec, so there is nothing to load")
     check_channels(specs, in_chans)
     if len(mean) != in_chans or len(std) != in_chans:
         raise ValueError(f"mean has {len(mean)} and std {len(std)} numbers for in_chans={in_chans}")

@@ -1,6 +1,6 @@
 """The device part of the augmentation: flip, colour jitter, grayscale, blur, solarize, normalize.
 
-A pure function of a host batch: every random number was drawn on the host (`view.Param`), so it runs the same in a
+A pure function of a host batch: every random number was drawn on the host (`specs.Param`), so it runs the same in a
 worker and on a GPU, without a generator and without waiting for the device. Each operation is torchvision's tensor
 formula (`torchvision.transforms.v2.functional`) on float images in [0, 1]; the blur's tail is cut where it holds less
 than 1e-3 of the weight. Contrast of other than 3 channels blends with the mean of all channels.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.data.views.view import JITTER_ORDERS, Param, Spec, check_channels, drawn_names, stacks
+from pretrain.data.views.specs import JITTER_ORDERS, InputSpec, Param, check_channels, drawn_names, stacks
 
 _LUMA = (0.2989, 0.587, 0.114)
 _TAIL_SIGMAS = 3.3
@@ -30,7 +30,7 @@ _Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def apply(
-    views: Sequence[Spec],
+    views: Sequence[InputSpec],
     host_batch: dict,
     mean: Sequence[float],
     std: Sequence[float],

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretrain.data.views.view import JITTER_ORDERS, NUM_PARAMS, ColorJitter, Param, View
+from pretrain.data.views.specs import JITTER_ORDERS, NUM_PARAMS, ColorJitter, Param, ViewSpec
 
 _TRIES = 10
 BOX_UNIFORMS = 2 * _TRIES + 2
@@ -61,7 +61,7 @@ def resize_into(out: Tensor, image: Tensor, box: tuple[int, int, int, int], inte
     _RESIZE[interpolation](crop, out.shape[2:], False, None, None, out=out)
 
 
-def colour_params(uniforms: np.ndarray, view: View) -> np.ndarray:
+def colour_params(uniforms: np.ndarray, view: ViewSpec) -> np.ndarray:
     """Parameters float32 [..., NUM_PARAMS] of view instances from uniforms [..., UNIFORMS] in [0, 1)."""
     flip, jittered, order, brightness, contrast, saturation, hue, gray, blurred, sigma, solarized = np.moveaxis(
         uniforms[..., BOX_UNIFORMS:], -1, 0

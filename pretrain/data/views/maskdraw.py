@@ -8,19 +8,13 @@ import numpy as np
 
 from pretrain.data.sampling import keyed
 from pretrain.data.views.blockmask import fill_up, place_blocks
-from pretrain.data.views.masks import (
-    BlockMask,
-    InverseBlockMask,
-    Mask,
-    MultiBlockMask,
-    RatioBlockMask,
-    StratifiedBlockMask,
-)
+from pretrain.data.views.masks import BlockMask, InverseBlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
 from pretrain.data.views.multiblock import multi_block
+from pretrain.data.views.specs import Mask
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchPosition:
     """Which samples of which step: what masks may depend on.
 
     Attributes:
@@ -42,7 +36,7 @@ class Place:
         return self.positions - self.first
 
 
-def draw(mask: Mask, at: Place) -> dict[str, np.ndarray]:
+def draw(mask: Mask, at: BatchPosition) -> dict[str, np.ndarray]:
     """The batch entries of `mask`, see the classes of masks.py for shapes."""
     if isinstance(mask, MultiBlockMask):
         drawn = multi_block(mask, at.rows, seed=at.seed, first=at.first, global_batch=at.global_batch)
@@ -71,7 +65,7 @@ def _block(mask: BlockMask, seed: int, position: int, slot: int) -> np.ndarray:
     return fill_up(hidden, mask.num_masked, ranks)
 
 
-def _ratio(mask: RatioBlockMask, at: Place, position: int, slot: int) -> np.ndarray:
+def _ratio(mask: RatioBlockMask, at: BatchPosition, position: int, slot: int) -> np.ndarray:
     if position // at.epoch_length < mask.start_epoch:
         return np.zeros(mask.num_patches, bool)
     purpose = keyed.mask_purpose(mask.name)
@@ -85,7 +79,7 @@ def _ratio(mask: RatioBlockMask, at: Place, position: int, slot: int) -> np.ndar
     return fill_up(np.zeros(mask.num_patches, bool), int(share * mask.num_patches), ranks)
 
 
-def _stratified(mask: StratifiedBlockMask, at: Place) -> np.ndarray:
+def _stratified(mask: StratifiedBlockMask, at: BatchPosition) -> np.ndarray:
     purpose, views = keyed.mask_purpose(mask.name), mask.count * at.global_batch
     bins = int(views * mask.prob)
     edges = np.linspace(*mask.ratio, bins + 1)
@@ -118,5 +112,5 @@ def _inverse(mask: InverseBlockMask, seed: int, position: int) -> np.ndarray:
     return ~fill_up(visible, mask.num_visible, ranks.reshape(mask.count, -1))
 
 
-def _list(at: Place) -> list[int]:
+def _list(at: BatchPosition) -> list[int]:
     return at.positions.tolist()

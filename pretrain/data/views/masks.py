@@ -13,19 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.data.views.view import Mask, Noise, Spec, View
-
-__all__ = [
-    "BlockMask",
-    "InverseBlockMask",
-    "Mask",
-    "MultiBlockMask",
-    "Noise",
-    "RatioBlockMask",
-    "Spec",
-    "StratifiedBlockMask",
-    "View",
-]
+from pretrain.data.views.specs import Mask
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import Noise
+from pretrain.data.views.specs import Noise
 from pretrain.objectives.configs.shape import ModelShape
 from pretrain.objectives.configs.values import Positive
 from pretrain.objectives.configs.visual_tokens import VisualTokensSection

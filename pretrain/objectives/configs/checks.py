@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pretrain.data.views.view import Mask
+from pretrain.data.views.specs import Mask
 from pretrain.objectives.configs.shape import ModelShape
 
 

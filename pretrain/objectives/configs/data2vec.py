@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.views.masks import BlockMask
-from pretrain.data.views.view import ColorJitter, Noise, Spec, View
+from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import jitter_problems, mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
@@ -40,11 +40,11 @@ class Data2VecConfig(ObjectiveSection):
     needs: ClassVar[frozenset[str]] = frozenset({"patches", "mask", "layers"})
     step_momenta: ClassVar[tuple[str, ...]] = ("ema_start", "ema_end")
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, its mask, and the numbers of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
-        specs: list[Spec] = [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
+        specs: list[InputSpec] = [
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
             self.mask(model),
         ]
         if model.drop_path_rate:

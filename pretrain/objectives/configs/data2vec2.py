@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.views.masks import InverseBlockMask
-from pretrain.data.views.view import Noise, Spec, View
+from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
@@ -54,10 +54,10 @@ class Data2Vec2Config(ObjectiveSection):
         """Patches the encoder sees, of `total`."""
         return int(total * (1 - self.mask_ratio))
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, its masks, one number per mask and patch that chooses noise, and the numbers of the drop path."""
-        specs: list[Spec] = [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip),
+        specs: list[InputSpec] = [
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip),
             self.mask(model),
             Noise("decoder_noise", (self.clone_batch, num_patches(model))),
         ]

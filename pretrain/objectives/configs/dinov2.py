@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pretrain.core.configlib import Config
 from pretrain.data.views.masks import StratifiedBlockMask
-from pretrain.data.views.view import Spec, View
+from pretrain.data.views.specs import InputSpec, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
@@ -117,11 +117,11 @@ class DINOv2Config(SelfDistillationConfig):
             min_patches=self.mask_min_patches,
         )
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """The crops of self-distillation, the masks of the global ones, and the Gram teacher's view of those."""
         found = [*super().views(model), self.mask(model)]
         if self.gram is not None and self.gram.img_size is not None:
-            found.append(View("gram", sides(self.gram.img_size), same_as="global", colours=False))
+            found.append(ViewSpec("gram", sides(self.gram.img_size), same_as="global", colours=False))
         return found
 
     def problems(self, model: ModelShape) -> list[str]:

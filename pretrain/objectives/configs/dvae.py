@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import ColorJitter, Noise, Spec, View
+from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
@@ -37,11 +37,11 @@ class DVAEConfig(ObjectiveSection):
 
     needs: ClassVar[frozenset[str]] = frozenset({"conv_map"})
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, and the numbers that choose among the codes at every place."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         return [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
             Noise("gumbel_noise", (self.num_tokens, *patch_grid(model))),
         ]
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.views.masks import RatioBlockMask
-from pretrain.data.views.view import Spec
+from pretrain.data.views.specs import InputSpec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
@@ -63,7 +63,7 @@ class IBOTConfig(SelfDistillationConfig):
             shape=self.pred_shape,
         )
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """The crops of self-distillation, and which patches of the global ones the student does not see."""
         return [*super().views(model), self.mask(model)]
 

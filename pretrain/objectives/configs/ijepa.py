@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.views.masks import MultiBlockMask
-from pretrain.data.views.view import Noise, Spec, View
+from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
@@ -41,10 +41,10 @@ class IJEPAConfig(ObjectiveSection):
         "blocks are cut to the shortest of the global batch: a larger batch shows a smaller context",
     )
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, the patches of its contexts and targets, and the numbers of the drop path."""
-        specs: list[Spec] = [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear"),
+        specs: list[InputSpec] = [
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear"),
             self.mask(model),
         ]
         if model.drop_path_rate:

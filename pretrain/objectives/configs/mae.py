@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches
@@ -31,9 +31,9 @@ class MAEConfig(ObjectiveSection):
         """Patches the encoder sees, of `total`."""
         return int(total * (1 - self.mask_ratio))
 
-    def views(self, model: ModelShape) -> list[View | Noise]:
+    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
         """One crop, one number per patch whose rank decides what is hidden, and the numbers of the drop path."""
-        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip)
+        image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip)
         noises = [Noise("mask_noise", (num_patches(model),))]
         if model.drop_path_rate:
             noises.append(Noise("drop_path", (model.num_blocks, 2)))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import Blur, ColorJitter, Noise, View
+from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
@@ -49,7 +49,7 @@ class MoCoV3Config(ObjectiveSection):
         "batch norm of the heads sees one micro-batch",
     )
 
-    def views(self, model: ModelShape) -> list[View | Noise]:
+    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
         """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
         colour = {
             "scale": self.crop_scale,
@@ -59,9 +59,9 @@ class MoCoV3Config(ObjectiveSection):
             "grayscale": self.grayscale_prob,
         }
         first, second = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
-        views: list[View | Noise] = [
-            View("views", model.size, blur=first, **colour),
-            View("views", model.size, blur=second, solarize=self.solarize_prob, **colour),
+        views: list[ViewSpec | Noise] = [
+            ViewSpec("views", model.size, blur=first, **colour),
+            ViewSpec("views", model.size, blur=second, solarize=self.solarize_prob, **colour),
         ]
         if model.drop_path_rate:
             views.append(Noise("drop_path", (2, model.num_blocks, 2)))

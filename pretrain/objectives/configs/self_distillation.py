@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import Blur, ColorJitter, Noise, Spec, View
+from pretrain.data.views.specs import Blur, ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
@@ -47,7 +47,7 @@ class SelfDistillationConfig(ObjectiveSection):
         """Height and width of the local crops in pixels."""
         return sides(self.local_crops_size)
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """Two global crops, the second solarized and seldom blurred, the local crops, the numbers of the drop path."""
         colour: dict[str, Any] = {
             "hflip": self.hflip,
@@ -56,13 +56,13 @@ class SelfDistillationConfig(ObjectiveSection):
         }
         first, second, local = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
         size, scale = model.size, self.global_crops_scale
-        views: list[Spec] = [
-            View("global", size, scale=scale, blur=first, **colour),
-            View("global", size, scale=scale, blur=second, solarize=self.solarize_prob, **colour),
+        views: list[InputSpec] = [
+            ViewSpec("global", size, scale=scale, blur=first, **colour),
+            ViewSpec("global", size, scale=scale, blur=second, solarize=self.solarize_prob, **colour),
         ]
         if self.local_crops_number:
             size, scale = self.local_size, self.local_crops_scale
-            views.append(View("local", size, scale=scale, count=self.local_crops_number, blur=local, **colour))
+            views.append(ViewSpec("local", size, scale=scale, count=self.local_crops_number, blur=local, **colour))
         if self.drop_path_rate:
             views.append(Noise("drop_path", (2 + self.local_crops_number, model.num_blocks, 2)))
         return views

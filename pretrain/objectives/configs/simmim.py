@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import Noise, View
+from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
@@ -33,9 +33,9 @@ class SimMIMConfig(ObjectiveSection):
         """Cells of an image of `size` (height, width) in pixels."""
         return (size[0] // self.mask_cell) * (size[1] // self.mask_cell)
 
-    def views(self, model: ModelShape) -> list[View | Noise]:
+    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
         """One crop, one number per cell whose rank decides what is masked, and the numbers of the drop path."""
-        image = View("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear")
+        image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear")
         noises = [Noise("mask_noise", (max(1, self.num_cells(model.size)),))]
         if model.drop_path_rate:
             noises.append(Noise("drop_path", (model.num_blocks, 2)))

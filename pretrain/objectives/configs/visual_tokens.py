@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.data.views.masks import BlockMask
-from pretrain.data.views.view import ColorJitter, Noise, Spec, View
+from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs import released
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
@@ -51,7 +51,7 @@ class VisualTokensSection(ObjectiveSection):
         """The numbers of the drop path."""
         return [Noise("drop_path", (model.num_blocks, 2))] if model.drop_path_rate else []
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, the same for the tokenizer at its own size, the mask, the numbers of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         mask = BlockMask(
@@ -63,8 +63,8 @@ class VisualTokensSection(ObjectiveSection):
             exact=self.exact_masks,
         )
         return [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
-            View(
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
+            ViewSpec(
                 "tokenizer_image",
                 self.picture_size(patch_grid(model), model.patch_size),
                 same_as="image",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.data.views.view import ColorJitter, Noise, Spec, View
+from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs import released
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
@@ -51,12 +51,12 @@ class VQKDConfig(ObjectiveSection):
         stride = (released.patch_size(found) if found else None) or patch_size
         return grid[0] * stride, grid[1] * stride
 
-    def views(self, model: ModelShape) -> list[Spec]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, the same for the teacher at its own size, the numbers k-means starts by, those of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
-        specs: list[Spec] = [
-            View("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
-            View(
+        specs: list[InputSpec] = [
+            ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),
+            ViewSpec(
                 "teacher_image",
                 self.picture_size(patch_grid(model), model.patch_size),
                 same_as="image",

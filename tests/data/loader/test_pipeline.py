@@ -12,21 +12,21 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from pretrain.data.views import augment
 from pretrain.data.views.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
-from pretrain.data.views.view import Blur, ColorJitter, Noise, View
+from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 from tests.data.views.test_decode import encoded, png_header
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8)
 VIEWS = [
-    View("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(1.0)),
-    View("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(0.1), solarize=0.2),
-    View("local", (16, 16), scale=(0.05, 0.4), count=3, jitter=JITTER, blur=Blur(0.5)),
+    ViewSpec("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(1.0)),
+    ViewSpec("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(0.1), solarize=0.2),
+    ViewSpec("local", (16, 16), scale=(0.05, 0.4), count=3, jitter=JITTER, blur=Blur(0.5)),
     Noise("mask", (7,)),
 ]
 MASKED = [
-    View("image", (16, 16)),
-    View("smaller", (8, 8), interpolation="lanczos", normalize=False, same_as="image"),
+    ViewSpec("image", (16, 16)),
+    ViewSpec("smaller", (8, 8), interpolation="lanczos", normalize=False, same_as="image"),
     BlockMask("blocks", (8, 8), 20, min_per_block=4),
     StratifiedBlockMask("strata", (8, 8)),
     MultiBlockMask("jepa", (8, 8), min_keep=2),
@@ -125,13 +125,16 @@ def test_masks_go_on_at_the_cursor_after_another_batch_size(dataset):
 
 
 def test_masks_that_begin_with_an_epoch_begin_with_its_first_sample(dataset):
-    views = [View("image", (8, 8)), RatioBlockMask("m", (8, 8), ratio=(0.4,), ratio_var=(0.1,), start_epoch=1)]
+    views = [ViewSpec("image", (8, 8)), RatioBlockMask("m", (8, 8), ratio=(0.4,), ratio_var=(0.1,), start_epoch=1)]
     hidden = joined(load(dataset, views, global_batch=5, micro_batch=5, total_steps=11))["m"].flatten(1).any(1)
     assert hidden.tolist() == [position >= 45 for position in range(55)]
 
 
 def test_a_view_that_is_the_same_as_another_shows_the_same_crop_smaller(dataset):
-    views = [View("image", (16, 16), hflip=0.5, jitter=JITTER), View("half", (8, 8), same_as="image", normalize=False)]
+    views = [
+        ViewSpec("image", (16, 16), hflip=0.5, jitter=JITTER),
+        ViewSpec("half", (8, 8), same_as="image", normalize=False),
+    ]
     for host in load(dataset, views, total_steps=2):
         made = augment.apply(views, host, MEAN, STD, "cpu")
         assert made["half"].min() >= 0 and made["half"].max() <= 1  # pixels, not normalized
@@ -163,7 +166,7 @@ def test_another_batch_size_goes_on_at_the_cursor(dataset):
 
 def test_every_sample_is_loaded_once_an_epoch(dataset):
     # Samples are known by their pixels: the whole image, at its own size, not mirrored.
-    whole = [View("image", (16, 24), scale=(1.0, 1.0), ratio=(1.5, 1.5), hflip=0.0)]
+    whole = [ViewSpec("image", (16, 24), scale=(1.0, 1.0), ratio=(1.5, 1.5), hflip=0.0)]
     images = joined(load(dataset, whole, global_batch=9, micro_batch=9, total_steps=10))["image"]
     counts = Counter(image.numpy().tobytes() for image in images)
     assert len(counts) == 45
@@ -184,7 +187,7 @@ def test_workers_that_augment_do_what_the_device_would(dataset):
         ({"mean": (0.5,)}, "mean has 1"),
         ({"in_chans": 1, "mean": (0.5,), "std": (0.5,)}, "need 3 channels"),
         ({"augment_on": "gpu"}, "augment_on"),
-        ({"views": [Noise("n", (1,))]}, "no View"),
+        ({"views": [Noise("n", (1,))]}, "no ViewSpec"),
         ({"num_workers": 1, "stages": [lambda samples: samples]}, "define it at the top of a module"),
     ],
 )
@@ -332,7 +335,7 @@ def test_other_than_three_channels_come_from_npy(tmp_path):
         members.append((f"{number}.npy", out.getvalue()))
     (tmp_path / "five.tar").write_bytes(tar_bytes(members))
     build_index([str(tmp_path / "five.tar")])
-    views = [View("image", (16, 16), jitter=ColorJitter(0.4, 0.4), blur=Blur(1.0))]
+    views = [ViewSpec("image", (16, 16), jitter=ColorJitter(0.4, 0.4), blur=Blur(1.0))]
     options = {
         "in_chans": 5,
         "mean": [0.5] * 5,

@@ -7,11 +7,11 @@ from torchvision.transforms.v2 import functional as v2
 
 from pretrain.data.views import augment
 from pretrain.data.views.crops import UNIFORMS, colour_params
-from pretrain.data.views.view import JITTER_ORDERS, NUM_PARAMS, Blur, ColorJitter, Noise, Param, View
+from pretrain.data.views.specs import JITTER_ORDERS, NUM_PARAMS, Blur, ColorJitter, Noise, Param, ViewSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-RICH = View(
+RICH = ViewSpec(
     "crops", (48, 40), jitter=ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8), grayscale=0.2, blur=Blur(0.5), solarize=0.2
 )
 
@@ -27,7 +27,7 @@ def images(
     return torch.from_numpy(half.astype(np.uint8))
 
 
-def parameters(batch: int = 6, n: int = 2, view: View = RICH, seed: int = 1) -> torch.Tensor:
+def parameters(batch: int = 6, n: int = 2, view: ViewSpec = RICH, seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(colour_params(np.random.default_rng(seed).random((batch, n, UNIFORMS)), view))
 
 
@@ -63,7 +63,7 @@ def torchvision_view(image: torch.Tensor, numbers: list[float]) -> torch.Tensor:
 
 def test_every_image_is_what_torchvision_makes_of_it_with_its_own_parameters():
     # Solarize is discontinuous: the blur's missing tail may move a value over its threshold. It has its own test.
-    view = View("crops", (48, 40), jitter=RICH.jitter, grayscale=0.2, blur=Blur(0.5))
+    view = ViewSpec("crops", (48, 40), jitter=RICH.jitter, grayscale=0.2, blur=Blur(0.5))
     pixels, params = images(24, 4), parameters(24, 4, view)
     ours = augment.augment(pixels, params, ZERO, ONE, sigma_max=2.0)
     for b in range(24):
@@ -140,7 +140,7 @@ def test_channels_last_memory_gives_the_same():
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_other_channels_have_flip_brightness_contrast_blur_and_solarize(channels):
-    view = View("crops", (48, 40), jitter=ColorJitter(0.4, 0.4), blur=Blur(1.0), solarize=0.5)
+    view = ViewSpec("crops", (48, 40), jitter=ColorJitter(0.4, 0.4), blur=Blur(1.0), solarize=0.5)
     batch = {
         "position": torch.arange(4),
         "crops": images(4, channels=channels),
@@ -154,9 +154,9 @@ def test_other_channels_have_flip_brightness_contrast_blur_and_solarize(channels
 @pytest.mark.parametrize(
     ("view", "named"),
     [
-        (View("v", (8, 8), grayscale=0.1), "grayscale"),
-        (View("v", (8, 8), jitter=ColorJitter(saturation=0.1)), "saturation"),
-        (View("v", (8, 8), jitter=ColorJitter(hue=0.1)), "hue"),
+        (ViewSpec("v", (8, 8), grayscale=0.1), "grayscale"),
+        (ViewSpec("v", (8, 8), jitter=ColorJitter(saturation=0.1)), "saturation"),
+        (ViewSpec("v", (8, 8), jitter=ColorJitter(hue=0.1)), "hue"),
     ],
 )
 def test_colour_operations_that_need_rgb_are_refused_for_other_channels(view, named):
@@ -173,7 +173,7 @@ def test_a_mean_of_another_length_is_refused():
 def test_apply_moves_noises_and_positions_and_takes_what_a_worker_made_as_it_is():
     floats = torch.randn(2, 1, 3, 8, 8)
     batch = {"position": torch.arange(2), "v": floats, "mask": torch.rand(2, 4), "bad": []}
-    made = augment.apply([View("v", (8, 8)), Noise("mask", (4,))], batch, MEAN, STD, "cpu")
+    made = augment.apply([ViewSpec("v", (8, 8)), Noise("mask", (4,))], batch, MEAN, STD, "cpu")
     assert set(made) == {"position", "v", "mask"}
     assert torch.equal(made["v"], floats)
 
@@ -201,8 +201,8 @@ def pil_view(image: Image.Image, numbers: list[float]) -> Image.Image:
 @pytest.mark.parametrize(
     ("view", "mean", "most"),
     [
-        (View("v", (96, 96), jitter=RICH.jitter, grayscale=0.2), 1.5, 20),
-        (View("v", (96, 96), blur=Blur(1.0)), 0.6, 8),
+        (ViewSpec("v", (96, 96), jitter=RICH.jitter, grayscale=0.2), 1.5, 20),
+        (ViewSpec("v", (96, 96), blur=Blur(1.0)), 0.6, 8),
     ],
 )
 def test_an_image_is_close_to_the_official_pil_pipeline_that_rounds_after_every_step(view, mean, most):

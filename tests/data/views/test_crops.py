@@ -11,7 +11,7 @@ from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as v2
 
 from pretrain.data.views.crops import BOX_UNIFORMS, UNIFORMS, colour_params, crop_box, resize_into
-from pretrain.data.views.view import JITTER_ORDERS, Blur, ColorJitter, Param, View
+from pretrain.data.views.specs import JITTER_ORDERS, Blur, ColorJitter, Param, ViewSpec
 
 uniform = st.floats(0, 1, exclude_max=True)
 uniforms = st.lists(uniform, min_size=BOX_UNIFORMS, max_size=BOX_UNIFORMS)
@@ -126,7 +126,7 @@ def test_lanczos_is_pils_on_the_crop_alone(channels):
 
 
 def test_colour_parameters_have_the_distribution_of_their_view():
-    view = View(
+    view = ViewSpec(
         "a",
         (8, 8),
         hflip=0.5,
@@ -153,7 +153,7 @@ def test_colour_parameters_have_the_distribution_of_their_view():
 
 
 def test_parameters_do_not_depend_on_each_other():
-    view = View(
+    view = ViewSpec(
         "a", (8, 8), jitter=ColorJitter(0.4, 0.4, 0.4, 0.1, prob=0.5), grayscale=0.5, blur=Blur(0.5), solarize=0.5
     )
     params = colour_params(np.random.default_rng(0).random((20_000, UNIFORMS)), view)
@@ -162,7 +162,7 @@ def test_parameters_do_not_depend_on_each_other():
 
 
 def test_a_view_without_colours_leaves_the_image_alone():
-    params = colour_params(np.random.default_rng(0).random((50, UNIFORMS)), View("a", (8, 8), hflip=0.0))
+    params = colour_params(np.random.default_rng(0).random((50, UNIFORMS)), ViewSpec("a", (8, 8), hflip=0.0))
     for param in (Param.FLIP, Param.JITTER, Param.GRAY, Param.SIGMA, Param.SOLARIZE):
         assert (params[:, param] == 0).all()
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.views.maskdraw import Place, draw
+from pretrain.data.views.maskdraw import BatchPosition, draw
 from pretrain.data.views.masks import (
     BlockMask,
     InverseBlockMask,
-    Mask,
     MultiBlockMask,
     RatioBlockMask,
     StratifiedBlockMask,
 )
+from pretrain.data.views.specs import Mask
 
 GRID = (7, 9)
 EXAMPLES: list[Mask] = [
@@ -33,8 +33,8 @@ grids = st.tuples(st.integers(3, 16), st.integers(3, 16))
 seeds = st.integers(0, 2**63)
 
 
-def place(positions: np.ndarray, first: int, batch: int, *, seed: int = 0, epoch: int = 10**9) -> Place:
-    return Place(seed=seed, positions=positions, first=first, global_batch=batch, epoch_length=epoch)
+def place(positions: np.ndarray, first: int, batch: int, *, seed: int = 0, epoch: int = 10**9) -> BatchPosition:
+    return BatchPosition(seed=seed, positions=positions, first=first, global_batch=batch, epoch_length=epoch)
 
 
 def whole(mask: Mask, batch: int = 8, first: int = 0, **more: int) -> dict[str, np.ndarray]:

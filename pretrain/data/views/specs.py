@@ -1,6 +1,6 @@
 """What one image becomes: the specification of views, noises and masks, free of torch.
 
-An objective lists `View`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random
+An objective lists `ViewSpec`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random
 numbers on the host, keyed by sample position, and sends those of the views along as one float32 vector per view
 instance (`Param`), so that the device part of the augmentation is a pure function.
 """
@@ -66,7 +66,7 @@ class Blur:
 
 
 @dataclass(frozen=True)
-class View:
+class ViewSpec:
     """`count` random crops of one image, and what happens to their colours.
 
     name           entry of the batch; views of one name and size are stacked in list order
@@ -157,21 +157,21 @@ class Mask:
         return (self.name,)
 
 
-Spec = View | Noise | Mask
+InputSpec = ViewSpec | Noise | Mask
 RESERVED_NAMES = frozenset({"position", "bad"})
 
 
-def stacks(specs: Sequence[Spec]) -> dict[str, list[tuple[int, View]]]:
-    """Batch entry name -> its (index in `specs`, View)s in list order. Checks the list as a whole.
+def stacks(specs: Sequence[InputSpec]) -> dict[str, list[tuple[int, ViewSpec]]]:
+    """Batch entry name -> its (index in `specs`, ViewSpec)s in list order. Checks the list as a whole.
 
     A view that is the same as others comes as those views, of its own size, with their indices.
 
     Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view,
     and for a noise or a mask that shares its name.
     """
-    entries: dict[str, list[tuple[int, View]]] = {}
+    entries: dict[str, list[tuple[int, ViewSpec]]] = {}
     for index, spec in enumerate(specs):
-        if isinstance(spec, View):
+        if isinstance(spec, ViewSpec):
             entry = entries.setdefault(spec.name, [])
             if entry and (entry[0][1].size, entry[0][1].normalize) != (spec.size, spec.normalize):
                 what = "size" if entry[0][1].size != spec.size else "normalize"
@@ -187,16 +187,16 @@ def stacks(specs: Sequence[Spec]) -> dict[str, list[tuple[int, View]]]:
     return entries
 
 
-def drawn_names(specs: Sequence[Spec]) -> list[str]:
+def drawn_names(specs: Sequence[InputSpec]) -> list[str]:
     """Batch entries that hold random numbers or choices instead of pictures."""
     noises = [spec.name for spec in specs if isinstance(spec, Noise)]
     return noises + [name for spec in specs if isinstance(spec, Mask) for name in spec.entries]
 
 
-def _seen_again(spec: View, specs: Sequence[Spec]) -> list[tuple[int, View]]:
-    found = [(i, other) for i, other in enumerate(specs) if isinstance(other, View) and other.name == spec.same_as]
+def _seen_again(spec: ViewSpec, specs: Sequence[InputSpec]) -> list[tuple[int, ViewSpec]]:
+    found = [(i, other) for i, other in enumerate(specs) if isinstance(other, ViewSpec) and other.name == spec.same_as]
     if not found or any(view.same_as is not None for _, view in found):
-        views = ", ".join(sorted({view.name for view in specs if isinstance(view, View) and view.same_as is None}))
+        views = ", ".join(sorted({view.name for view in specs if isinstance(view, ViewSpec) and view.same_as is None}))
         raise ValueError(
             f"view {spec.name!r}: same_as {spec.same_as!r} must name views that are drawn by themselves, of: {views}"
         )
@@ -205,10 +205,10 @@ def _seen_again(spec: View, specs: Sequence[Spec]) -> list[tuple[int, View]]:
     return [(index, replace(view, **own, **plain)) for index, view in found]
 
 
-def check_channels(specs: Sequence[Spec], in_chans: int) -> None:
+def check_channels(specs: Sequence[InputSpec], in_chans: int) -> None:
     """Raise ValueError for colour operations that other than RGB images do not have."""
     for spec in specs:
-        if in_chans == 3 or not isinstance(spec, View):
+        if in_chans == 3 or not isinstance(spec, ViewSpec):
             continue
         asked = {
             "jitter.saturation": spec.jitter is not None and spec.jitter.saturation > 0,
