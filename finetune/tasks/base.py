@@ -17,6 +17,7 @@ from finetune.dense.opened import Opened
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.groups import task_groups
+from pretrain.core.trainable import ParamGroup
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.teachers.ema import EMA
 
@@ -100,7 +101,7 @@ class Task(nn.Module):
         prefix = self.backbone_prefix
         return {name for name, _ in self.named_parameters() if name.startswith(prefix) and name.endswith(ends)}
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Groups as `pretrain.models.param_groups.split` describes them."""
         optim = self._optim
         return task_groups(

@@ -29,6 +29,7 @@ from finetune.report.labels import classification_picture
 from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
+from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.layers.sync_batch_norm import BatchStatistics, synchronized
 
@@ -102,7 +103,7 @@ class Classification(Task):
         pairs = self.mixer.mixes and self.mixer.mode == "pair"
         return super().noises | ({"mix": (UNIFORMS,)} if pairs else {})
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         groups = super().param_groups()
         if not isinstance(self.head, GridHead):
             return groups

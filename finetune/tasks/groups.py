@@ -7,8 +7,10 @@ from typing import Any
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
+from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.layer_decay import layer_decay as by_layer
+from pretrain.models.param_groups import GroupChange
 
 _CLASSIFIER = "a classifier"  # no name that a parameter has
 
@@ -21,7 +23,7 @@ def task_groups(
     no_decay: set[str],
     layer_decay: float,
     head_lr_scale: float,
-) -> list[dict[str, Any]]:
+) -> list[ParamGroup]:
     """Groups of the trained parameters as `param_groups.split` describes them.
 
     Args:
@@ -41,7 +43,7 @@ def task_groups(
     if head_lr_scale == 1:
         return groups
 
-    def change(source: dict[str, Any], is_backbone: bool) -> dict[str, Any]:
+    def change(source: ParamGroup, is_backbone: bool) -> GroupChange:
         if is_backbone:
             return {}
         return {"name": f"{source['name']}_head", "lr_scale": source["lr_scale"] * head_lr_scale}
@@ -49,7 +51,7 @@ def task_groups(
     return param_groups.divide(groups, lambda name: name.startswith(prefix), change)
 
 
-def _by_layer_of_timm(groups: param_groups.Groups, backbone: Any, *, prefix: str, decay: float) -> param_groups.Groups:
+def _by_layer_of_timm(groups: list[ParamGroup], backbone: Any, *, prefix: str, decay: float) -> list[ParamGroup]:
     """Layers as timm counts them: stem, each block of each stage; a classifier, and what timm has beside it, do not
     decay."""
     names = [name for name, _ in backbone.model.named_parameters()]
@@ -57,7 +59,7 @@ def _by_layer_of_timm(groups: param_groups.Groups, backbone: Any, *, prefix: str
     # What no rule of timm's names is its last layer, as its classifier is, which this model lacks.
     layers: Any = group_with_matcher(((name, name) for name in [*names, _CLASSIFIER]), matcher, reverse=True)
 
-    def change(source: dict[str, Any], layer: int | None) -> dict[str, Any]:
+    def change(source: ParamGroup, layer: int | None) -> GroupChange:
         if layer is None:
             return {}
         scale = source["lr_scale"] * decay ** (layers[_CLASSIFIER] - layer)

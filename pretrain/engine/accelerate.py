@@ -11,10 +11,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from pretrain.core.distributed import World
+from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.optim.fragments import Fragment
 from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
 from pretrain.engine.step import Autocast, StepEngine
-from pretrain.engine.trainable import Batch, EngineSettings, Trainable
+from pretrain.engine.trainable import EngineSettings
 
 
 class AccelerateEngine(StepEngine):

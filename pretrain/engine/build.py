@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretrain.core.distributed import World
+    from pretrain.core.trainable import Trainable
     from pretrain.engine.config import EngineConfig, OptimConfig
     from pretrain.engine.optim.optimizer import OptimSettings
     from pretrain.engine.plan import Plan
-    from pretrain.engine.trainable import Engine, EngineSettings, Trainable
+    from pretrain.engine.trainable import Engine, EngineSettings
 
 ENGINES = {
     "accelerate": ("pretrain.engine.accelerate", "AccelerateEngine"),

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.core.distributed import World
+from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.config import deepspeed_problems
 from pretrain.engine.optim.fragments import Fragment
 from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
 from pretrain.engine.step import Autocast, StepEngine
-from pretrain.engine.trainable import Batch, EngineSettings, Trainable
+from pretrain.engine.trainable import EngineSettings
 
 _INTERNALS = {
     0: (),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pretrain.core import distributed, heartbeat
+from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.session.preempt import SAVE, STOP
-from pretrain.engine.trainable import Batch, Engine, Requests, StepResult, Trainable
+from pretrain.engine.trainable import Engine, Requests, StepResult
 from pretrain.engine.watchdog.stragglers import Stragglers
 
 

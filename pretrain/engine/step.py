@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pretrain.core import distributed, heartbeat
 from pretrain.core.distributed import World
+from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.checkpoint.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.optim import lars
@@ -28,7 +29,7 @@ from pretrain.engine.optim.head_warmup import hold_trunk
 from pretrain.engine.optim.optimizer import OptimSettings, apply_schedules, forget, trainable_groups
 from pretrain.engine.optim.scaler import LossScaler
 from pretrain.engine.session.pace import ForwardClock
-from pretrain.engine.trainable import Batch, EngineSettings, StepResult, Trainable
+from pretrain.engine.trainable import EngineSettings, StepResult
 from pretrain.engine.watchdog.replicas import check_replicas
 
 Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples

@@ -1,50 +1,18 @@
-"""What `fit` needs of a model, and what it needs of an engine. No engine is imported here."""
+"""What `fit` needs of an engine. No engine is imported here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from torch import Tensor, nn
+from pretrain.core.trainable import Batch
 
 if TYPE_CHECKING:
     from pretrain.engine.checkpoint.commit import Receipt
 
-Batch = Mapping[str, Tensor]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class ParamGroup(TypedDict):
-    """Parameters that share schedules. `names` are those of `trainable.named_parameters()`."""
-
-    name: str
-    names: list[str]
-    params: list[nn.Parameter]
-    lr_scale: float
-    weight_decay_scale: float
-    frozen_steps: int  # until then the group stays exactly as it is, its optimizer state too
-    keeps_moments: NotRequired[bool]  # then its optimizer state already follows the gradients
-    clip_group: NotRequired[str]  # what clip_mode "per_module" clips together
-
-
-class Trainable(Protocol):
-    """An nn.Module with these methods (objectives and tasks)."""
-
-    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars of one micro-batch: "loss" is differentiated, the others are logged."""
-        ...
-
-    def after_step(self, step: int) -> None:
-        """Once per applied optimizer step; `step` counts completed steps."""
-        ...
-
-    def discard_pending(self) -> None:
-        """The step was skipped: forget what forward put aside for `after_step`."""
-        ...
-
-    def param_groups(self) -> list[ParamGroup]: ...
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.param_groups import Groups
+from pretrain.models.param_groups import GroupChange
 
 _FIRST = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed")
 
@@ -34,14 +35,14 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def layer_decay(
-    groups: Groups,
+    groups: list[ParamGroup],
     *,
     decay: float,
     depth: int,
     prefix: str = "",
     first: Collection[str] = (),
     patch_embed_lr_scale: float = 1.0,
-) -> Groups:
+) -> list[ParamGroup]:
     """Cut the groups by layer of the ViT below `prefix` and scale layer i's learning rate by decay^(depth + 1 - i).
 
     Weight decay, freezing and clip groups stay; parameters outside `prefix` keep their learning rate.
@@ -71,7 +72,7 @@ def layer_decay(
         inner = name.removeprefix(prefix)
         return layer_of(inner, depth), inner.startswith("patch_embed.") and patch_embed_lr_scale != 1.0
 
-    def change(source: dict, at: tuple[int, bool]) -> dict:
+    def change(source: ParamGroup, at: tuple[int, bool]) -> GroupChange:
         layer, is_patch_embed = at
         scale = decay ** (depth + 1 - layer) * (patch_embed_lr_scale if is_patch_embed else 1.0)
         name = f"{source['name']}_layer{layer}" + ("_patch_embed" if is_patch_embed else "")

@@ -1,20 +1,30 @@
-"""Parameter groups: which parameters decay, which stand still at the start, which are clipped together."""
+"""Parameter groups: which parameters decay, which are frozen at first, which are clipped together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable
-from typing import Any
+from typing import TypedDict, TypeVar
 
 from torch import nn
 
-Groups = list[dict[str, Any]]
+from pretrain.core.trainable import ParamGroup
+
+KeyT = TypeVar("KeyT", bound=Hashable)
 
 
-def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all: bool = False) -> Groups:
+class GroupChange(TypedDict, total=False):
+    """The fields of a group in which a part of it differs."""
+
+    name: str
+    lr_scale: float
+    weight_decay_scale: float
+    frozen_steps: int
+    keeps_moments: bool
+    clip_group: str
+
+
+def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all: bool = False) -> list[ParamGroup]:
     """Two groups of the trainable parameters: with weight decay, and without (biases, 1-D and `no_decay_names`).
-
-    Each group is {name, names, params, lr_scale, weight_decay_scale, frozen_steps}: the engine multiplies the learning
-    rate and the weight decay of the step by the scales, and keeps the group still for the first `frozen_steps` steps.
 
     Args:
         decay_all: one group, in which everything decays (MoCo v3).
@@ -40,7 +50,7 @@ def tokens_and_positions(module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad and name.endswith(ends)}
 
 
-def group(name: str, *, weight_decay_scale: float = 1.0, frozen_steps: int = 0) -> dict[str, Any]:
+def group(name: str, *, weight_decay_scale: float = 1.0, frozen_steps: int = 0) -> ParamGroup:
     """An empty group."""
     return {
         "name": name,
@@ -53,50 +63,49 @@ def group(name: str, *, weight_decay_scale: float = 1.0, frozen_steps: int = 0) 
 
 
 def divide(
-    groups: Groups, key: Callable[[str], Hashable], change: Callable[[dict[str, Any], Any], dict[str, Any]]
-) -> Groups:
-    """Cut every group by `key` of its parameters' names; `change` gives what the part with that key has of its own.
+    groups: list[ParamGroup], key: Callable[[str], KeyT], change: Callable[[ParamGroup, KeyT], GroupChange]
+) -> list[ParamGroup]:
+    """Cut every group by `key` of its parameters' names; `change` returns the fields in which that part differs.
 
-    Parts of a group follow each other in the order of their first parameters; what `change` leaves alone stays.
+    The parts of a group follow each other in the order of their first parameters.
     """
-    result = []
+    result: list[ParamGroup] = []
     for source in groups:
-        parts: dict[Hashable, dict[str, Any]] = {}
+        parts: dict[KeyT, ParamGroup] = {}
         for name, parameter in zip(source["names"], source["params"], strict=True):
             at = key(name)
             if at not in parts:
-                parts[at] = source | change(source, at) | {"names": [], "params": []}
+                parts[at] = {**source, **change(source, at), "names": [], "params": []}
             parts[at]["names"].append(name)
             parts[at]["params"].append(parameter)
         result += parts.values()
     return result
 
 
-def take(groups: Groups, prefix: str, *, into: str, frozen_steps: int, keeps_moments: bool = False) -> Groups:
-    """Move the parameters whose name starts with `prefix` to groups of their own, still for `frozen_steps`.
+def take(
+    groups: list[ParamGroup], prefix: str, *, into: str, frozen_steps: int, keeps_moments: bool = False
+) -> list[ParamGroup]:
+    """Move the parameters whose name starts with `prefix` to groups of their own, frozen for `frozen_steps`.
 
     Args:
-        keeps_moments: the optimizer's averages follow the gradients meanwhile, as where the learning rate is 0
-            (DINOv2); else it begins afresh, as where there is no gradient (DINO).
+        keeps_moments: the optimizer's moments follow the gradients meanwhile, as with a learning rate of 0 (DINOv2);
+            else they start after it, as without a gradient (DINO).
     """
 
-    def change(source: dict[str, Any], moved: bool) -> dict[str, Any]:
+    def change(source: ParamGroup, moved: bool) -> GroupChange:
         if not moved:
             return {}
-        return {
-            "name": f"{into}_{source['name']}",
-            "frozen_steps": frozen_steps,
-            **({"keeps_moments": True} if keeps_moments else {}),
-        }
+        changed: GroupChange = {"name": f"{into}_{source['name']}", "frozen_steps": frozen_steps}
+        return {**changed, "keeps_moments": True} if keeps_moments else changed
 
     divided = (divide([source], lambda name: name.startswith(prefix), change) for source in groups)
     return [g for parts in divided for g in sorted(parts, key=lambda g: g["names"][0].startswith(prefix))]
 
 
-def clip_together(groups: Groups, *prefixes: str) -> Groups:
-    """Groups of one clip group each: the prefix their names start with, the longest that does.
+def clip_together(groups: list[ParamGroup], *prefixes: str) -> list[ParamGroup]:
+    """Groups of one clip group each: the longest of the prefixes that their names start with.
 
-    With clip_mode "per_module" the engine clips the norm of each clip group by itself, as DINOv2 does with backbone
+    With clip_mode "per_module" the engine clips the norm of each clip group separately, as DINOv2 does with backbone
     and heads (Oquab et al. 2023, official code).
 
     Raises:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core import distributed
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import MatchReport, Weights, load_strict
@@ -46,11 +47,11 @@ class Objective(nn.Module):
     renewed_prefixes: tuple[str, ...] = ()
     _statistics: BatchStatistics | None = None
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.training:
             self._statistics = self._statistics or BatchStatistics(self)
             self._statistics.remember()
-        return super().__call__(*given, **named)
+        return super().__call__(batch, step)
 
     @property
     def backbone(self) -> ViT:
@@ -61,7 +62,7 @@ class Objective(nn.Module):
         """Each average of weights with the module it follows: what the distance between the two is measured on."""
         return []
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log.
 
         `step` counts completed optimizer steps. Must not read `.grad`: under ZeRO it is not there.
@@ -78,8 +79,8 @@ class Objective(nn.Module):
         if self._statistics is not None:
             self._statistics.restore()
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Groups as `pretrain.models.param_groups.split` describes them."""
+    def param_groups(self) -> list[ParamGroup]:
+        """Every trainable parameter, in one group each."""
         return param_groups.split(self)
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,13 +113,13 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """Pictures for a person, uint8 [3, H, W] by name; `mean` and `std` per channel undo the normalization."""
         raise NotImplementedError
 
 
-def images_of(batch: dict[str, Tensor], name: str) -> Tensor:
+def images_of(batch: Batch, name: str) -> Tensor:
     """The single view `name` of a batch, [b, 1, C, H, W] -> [b, C, H, W]."""
     views = batch[name]
     if views.ndim != 5 or views.shape[1] != 1:

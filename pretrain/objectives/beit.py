@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
@@ -57,7 +58,7 @@ class BEiT(Objective):
     def backbone(self) -> Any:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, mask = images_of(batch, "image"), batch["mask"]
         targets = self.tokenizer.tokens(images_of(batch, "tokenizer_image"))[mask]
         tokens = self.encoder(images, drop=batch.get("drop_path"), mask=mask, mask_token=self.mask_token)
@@ -72,7 +73,7 @@ class BEiT(Objective):
         """Normalized tokens [b, P + N, D] -> fp32 logits of the patches that `mask` [b, N] hides, [hidden, K]."""
         return self.lm_head(tokens[:, self.encoder.num_prefix_tokens :][mask]).float()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Everything of two dimensions or more decays, relative positions and the mask token too; class token and
         absolute positions do not."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
@@ -87,7 +88,7 @@ class BEiT(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, what is visible, and, with a tokenizer that can show its tokens,
         the picture of its tokens with the hidden ones as predicted."""

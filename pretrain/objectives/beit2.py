@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers import rel_pos
@@ -64,7 +65,7 @@ class BEiT2(Objective):
     def backbone(self) -> ViT:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, mask = images_of(batch, "image"), batch["mask"]
         targets = self.tokenizer.tokens(images_of(batch, "tokenizer_image"))[mask]
         tokens, completed = self.encode(images, mask, drop=batch.get("drop_path"))
@@ -107,7 +108,7 @@ class BEiT2(Objective):
             second = self.cls_pt_lm_head(self.cls_pt_norm(rows[1]))
         return first.float(), second.float()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """As BEiT's."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
@@ -121,7 +122,7 @@ class BEiT2(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, what is visible; and the maps of the tokens, a colour for each:
         the tokenizer's, and with the hidden ones as predicted."""

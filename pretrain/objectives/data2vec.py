@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.initialize import initialize_linears
@@ -50,7 +51,7 @@ class Data2Vec(Objective):
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.teacher, self.encoder)]
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, mask = images_of(batch, "image"), batch["mask"]
         features, pred = self.predict(images, mask, drop=batch.get("drop_path"))
         target = self.targets(images)[mask]
@@ -86,7 +87,7 @@ class Data2Vec(Objective):
         super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step - 1))
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Class token and absolute positions do not decay."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
@@ -99,7 +100,7 @@ class Data2Vec(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """A row per image (8 at most): the input, what is not masked of it, all targets, the predicted ones."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8]

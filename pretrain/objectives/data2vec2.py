@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.conv_decoder import ConvDecoder
 from pretrain.models.layers.initialize import initialize_linears
@@ -56,7 +57,7 @@ class Data2Vec2(Objective):
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.teacher, self.encoder)]
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, views = images_of(batch, "image"), batch["mask"].shape[1]
         drop = batch["drop_path"].flatten(0, 1) if "drop_path" in batch else None
         keep, hidden = self.split(batch["mask"])
@@ -130,7 +131,7 @@ class Data2Vec2(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """A row per image (8 at most): the input, what its first view shows, all targets, the predicted ones."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8, :1]

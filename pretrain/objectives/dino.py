@@ -6,13 +6,13 @@ Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.schedule import teacher_temp
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.projection import DINOHead
@@ -77,7 +77,7 @@ class DINO(SelfDistillation):
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         self._pending = PendingMean()
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops = self.crops(batch)
         images = len(batch["global"])
         drop = crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
@@ -122,7 +122,7 @@ class DINO(SelfDistillation):
         super().discard_pending()
         self._pending.discard()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         return param_groups.take(
             param_groups.split(self), "student.head.last_layer.", into="last_layer", frozen_steps=frozen

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.schedule import teacher_temp
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.projection import DINOHead, Prototypes
@@ -103,7 +104,7 @@ class DINOv2(SelfDistillation):
         self.register_buffer("patch_center", torch.zeros(1, patch_out_dim))
         self._pending, self._pending_patches = PendingMean(), PendingMean()
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops, mask, config = self.crops(batch), crop_after_crop(batch["mask"]), self.config
         features, patches = self.encode_student(batch, crops, mask)
         with torch.no_grad():
@@ -139,7 +140,7 @@ class DINOv2(SelfDistillation):
             "student_teacher_cosine": F.cosine_similarity(both.float(), teacher_features.float()).mean(),
         }
 
-    def encode_student(self, batch: dict[str, Tensor], crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_student(self, batch: Batch, crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D]."""
         drops: list[Tensor | None] = [None, None]
         if "drop_path" in batch:
@@ -221,7 +222,7 @@ class DINOv2(SelfDistillation):
         self._pending.discard()
         self._pending_patches.discard()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Decay by layer; last layers still at first; backbone with mask token, and each head, clipped by itself."""
         config = self.config
         frozen = config.freeze_last_layer_epochs * self._epoch_steps
@@ -240,4 +241,7 @@ class DINOv2(SelfDistillation):
             )
         modules = ("student.backbone.", "student.dino_head.", "student.ibot_head.", "mask_token")
         groups = param_groups.clip_together(groups, *modules)
-        return [g | {"clip_group": "student.backbone."} if g["clip_group"] == "mask_token" else g for g in groups]
+        for group in groups:
+            if group.get("clip_group") == "mask_token":
+                group["clip_group"] = "student.backbone."
+        return groups

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.schedule import cosine
+from pretrain.core.trainable import Batch
 from pretrain.models.pictures import token_pictures
 from pretrain.models.tokenizers.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
 from pretrain.models.tokenizers.quantizer import perplexity
@@ -31,7 +32,7 @@ class DVAE(Objective):
     def backbone(self) -> ConvEncoder:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, images = self.config, images_of(batch, "image")
         features = self.encoder.map(images)
         logits = self.codes.to_logits(features)
@@ -72,7 +73,7 @@ class DVAE(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, and what its most likely codes give back."""
         images = images_of(batch, "image")[:8]

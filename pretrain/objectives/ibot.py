@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.schedule import teacher_temp
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.projection import IBOTHead
@@ -78,7 +79,7 @@ class IBOT(SelfDistillation):
         self.register_buffer("patch_center", torch.zeros(1, config.patch_out_dim))
         self._pending, self._pending_patches = PendingMean(), PendingMean()
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops, mask = self.crops(batch), crop_after_crop(batch["mask"])
         images, config = len(batch["global"]), self.config
         student, teacher = self.student, self.teacher.average
@@ -124,7 +125,7 @@ class IBOT(SelfDistillation):
             "center_norm": self.center.norm(),
         }
 
-    def encode_student(self, batch: dict[str, Tensor], crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_student(self, batch: Batch, crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         """Features [crops * b, D] of masked global and of local crops; the patches [m, D] that mask [2b, N] hides."""
         drops: list[Tensor | None] = [None, None]
         if "drop_path" in batch:
@@ -161,7 +162,7 @@ class IBOT(SelfDistillation):
         self._pending.discard()
         self._pending_patches.discard()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """The last layers of both stand still at first, as in the official code, whose rule is the name's part."""
         frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         return param_groups.take(

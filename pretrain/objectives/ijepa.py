@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.ijepa_predictor import JEPAPredictor
 from pretrain.models.losses.latent_targets import cosine, layer_norm, target_std
@@ -53,7 +54,7 @@ class IJEPA(Objective):
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.teacher, self.encoder)]
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images, keep, blocks = images_of(batch, "image"), batch["mask_context"], batch["mask_targets"]
         context, pred = self.predict(images, keep, blocks, drop=batch.get("drop_path"))
         target = self.targets(images, blocks)[:, :, None].expand_as(pred)
@@ -100,7 +101,7 @@ class IJEPA(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """A row per image (8 at most): the input, the first context, all target features, the predicted ones."""
         images = images_of(batch, "image")[:8]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pretrain.core.trainable import Batch
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.mae_decoder import MAEDecoder
 from pretrain.models.layers.patches import normalize_patches, patchify, split_by_noise, unpatchify
@@ -40,7 +41,7 @@ class MAE(Objective):
     def backbone(self) -> ViT:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = images_of(batch, "image")
         keep, masked = self.split(batch["mask_noise"])
         latent = self.encoder(images, keep=keep, drop=batch.get("drop_path"))
@@ -71,7 +72,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, what the encoder sees, the reconstruction around what it saw."""
         images, noise = images_of(batch, "image")[:8], batch["mask_noise"][:8]

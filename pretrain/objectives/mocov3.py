@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.schedule import cosine
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.mlp import mlp_head
@@ -75,7 +76,7 @@ class MoCoV3(Objective):
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.momentum_encoder, self.base)]
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         first, second = self.views(batch)
         drops = batch["drop_path"].unbind(1) if "drop_path" in batch else (None, None)
         features, first_query = self._query(first, drops[0])
@@ -92,7 +93,7 @@ class MoCoV3(Objective):
             "student_teacher_cosine": F.cosine_similarity(features.detach().float(), key_features.float()).mean(),
         }
 
-    def views(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both views, [b, C, H, W] each."""
         views = batch["views"]
         if views.ndim != 5 or views.shape[1] != 2:
@@ -116,7 +117,7 @@ class MoCoV3(Objective):
         super().after_step(step)
         self.move_momentum_encoder(step)
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Everything decays, as in the official code; LARS leaves vectors out by itself."""
         return param_groups.split(self, decay_all=True)
 
@@ -129,7 +130,7 @@ class MoCoV3(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """Both views of the first images, and how alike the queries of one and the keys of the other are."""
         first, second = (views[:8] for views in self.views(batch))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.core.schedule import cosine
+from pretrain.core.trainable import Batch
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.pictures import drawing
 from pretrain.models.teachers.ema import EMA
@@ -33,7 +34,7 @@ class SelfDistillation(Objective):
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.teacher, self.student)]
 
-    def crops(self, batch: dict[str, Tensor]) -> list[Tensor]:
+    def crops(self, batch: Batch) -> list[Tensor]:
         """One tensor per resolution, crop after crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
         expected = {"global": 2, "local": self.config.local_crops_number}
         for name, count in expected.items():
@@ -61,7 +62,7 @@ class SelfDistillation(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """The crops of the first images, and where the teacher's class token looks, head by head."""
         crops = {name: batch[name][:4] for name in ("global", "local") if name in batch}

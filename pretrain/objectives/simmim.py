@@ -5,11 +5,10 @@ Xie et al. 2021, "SimMIM: A Simple Framework for Masked Image Modeling", section
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.patches import gather_pixels, split_by_noise
@@ -43,7 +42,7 @@ class SimMIM(Objective):
     def backbone(self) -> ViT:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = images_of(batch, "image")
         cells = self.cells(images, batch["mask_noise"])
         tokens = self.encode(images, cells, drop=batch.get("drop_path"))
@@ -83,7 +82,7 @@ class SimMIM(Objective):
         pixels = self.decoder(tokens).float().reshape(len(tokens), *grid, -1, patch, patch)
         return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, grid[0] * patch, grid[1] * patch)
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Beside biases and 1-D parameters, class token and positions do not decay, nor does the mask token of a
         hierarchical backbone; that of a ViT does (official code)."""
         names = param_groups.tokens_and_positions(self)
@@ -99,7 +98,7 @@ class SimMIM(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, what was masked, the reconstruction around what was visible."""
         images, noise = images_of(batch, "image")[:8], batch["mask_noise"][:8]

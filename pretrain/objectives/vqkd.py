@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_weights import divide_outputs
@@ -74,7 +75,7 @@ class VQKD(Objective):
     def backbone(self) -> Any:
         return self.encoder
 
-    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         target = self.teacher.features(images_of(batch, "teacher_image"))
         features, quantized = self.encode(images_of(batch, "image"), batch)
         if self.training:
@@ -90,7 +91,7 @@ class VQKD(Objective):
             "feature_std": feature_std(features.mean(1)),
         }
 
-    def encode(self, images: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Quantized]:
+    def encode(self, images: Tensor, batch: Batch) -> tuple[Tensor, Quantized]:
         """Normalized images [b, C, H, W] -> what is quantized [b, N, code_dim], and what became of it."""
         features = code_features(self.encoder, self.encode_task_layer, images, drop=batch.get("drop_path"))
         return features, self.quantize(features, batch.get("kmeans_noise"))
@@ -108,7 +109,7 @@ class VQKD(Objective):
         super().discard_pending()
         self.quantize.discard()
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Class tokens and positions do not decay."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
@@ -122,7 +123,7 @@ class VQKD(Objective):
 
     @torch.no_grad()
     def pictures(
-        self, batch: dict[str, Tensor], step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
         """One row per image (8 at most): the input, and the map of its codes, a colour for each."""
         given = {name: value[:8] for name, value in batch.items() if name in ("image", "kmeans_noise")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pretrain.engine.trainable import ParamGroup
+from pretrain.core.trainable import ParamGroup
 
 
 def hold_trunk(groups: Sequence[ParamGroup], head_prefixes: tuple[str, ...], steps: int) -> list[ParamGroup]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.core.schedule import WarmupForm, cosine, multistep, poly, warmup, warmup_cosine
-from pretrain.engine.trainable import ParamGroup
+from pretrain.core.trainable import ParamGroup
 
 
 @dataclass(frozen=True)
