@@ -158,7 +158,7 @@ def test_ranks_agree_on_a_name_that_no_dead_rank_knows():
 
 RESTARTED = """
 import os, signal, sys, torch
-from pretrain import distributed
+from pretrain.core import distributed
 world = distributed.setup("cpu")
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 total = distributed.all_reduce_sum(torch.tensor([world.rank + 1.0])).item()

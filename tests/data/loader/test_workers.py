@@ -112,8 +112,8 @@ def test_leaving_the_loop_ends_the_workers():
 
 
 PARENT = """
-from pretrain.data.workers import run_in_workers
-from tests.data.test_workers import Slow
+from pretrain.data.loader.workers import run_in_workers
+from tests.data.loader.test_workers import Slow
 if __name__ == "__main__":
     for item in run_in_workers(Slow(), 100_000, num_workers=2):
         pass

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pretrain.engine.lease import Lease
+from pretrain.engine.session.lease import Lease
 lease = Lease(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -95,8 +95,8 @@ sys.exit(85)
 LAUNCHER = """
 import sys
 from pathlib import Path
-from launch.local import run_once
-from launch.restarts import keep_running
+from launch.hosts.local import run_once
+from launch.hosts.restarts import keep_running
 run_dir = Path(sys.argv[1])
 print("ready", flush=True)
 sys.exit(keep_running(run_dir, lambda wish: run_once(sys.argv[2:], wish), max_restarts=3))
