@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import files
 from pathlib import Path
 
+from pretrain.core.text import has_control_characters
+
 _CHECKOUT = Path(__file__).parents[2] / "SLURM"
 _ENVIRONMENT = "# Modules and variables of your site:"
 _SPECIAL = r"[\s'\"\\#]"
@@ -54,8 +56,14 @@ def render(
         environment: lines of shell for modules and variables.
 
     Raises:
-        ValueError: the template lacks a setting or the place for the environment.
+        ValueError: the template lacks a setting or the place for the environment, or a value has a control character,
+            which could end its line and begin a command.
     """
+    given = {**{f"--{name}": value or "" for name, value in options.items()}, **settings}
+    for name, value in given.items():
+        for text in [value] if isinstance(value, str) else value:
+            if has_control_characters(text):
+                raise ValueError(f"{name}: control character in {text!r}; remove it")
     lines, left = [], dict(options)
     for line in template.splitlines():
         match = re.match(r"#SBATCH --([\w-]+)", line)

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pretrain.core.text import has_control_characters
+
 
 class Config(BaseModel):
     """Base of every section: frozen, unknown keys refused, defaults validated."""
@@ -89,6 +91,8 @@ def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, An
 
 def validate(model: type[ConfigType], values: dict[str, Any], *, source: str) -> ConfigType:
     """`values` as `model`, or a ConfigError naming `source` and every problem."""
+    if problems := [f"{key}: control character in {text!r}; remove it" for key, text in _controlling(values)]:
+        raise ConfigError(source, problems)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -106,6 +110,21 @@ def write_values(path: Path | str, values: dict[str, Any], *, notes: Sequence[st
     head = "".join(f"# {line}\n" for line in notes)
     body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
     Path(path).write_text(head + body, encoding="utf-8")
+
+
+def _controlling(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every key and string with a control character: it could end a line of a script or of a log."""
+    if isinstance(value, str) and has_control_characters(value):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(name, str) and has_control_characters(name):
+                yield f"{key or 'config'}: key", name
+            else:
+                yield from _controlling(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _controlling(item, key)
 
 
 def _apply(values: dict[str, Any], override: str) -> str | None:

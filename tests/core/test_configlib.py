@@ -202,3 +202,20 @@ def test_a_validator_may_report_several_problems_each_on_its_own_line():
     with pytest.raises(ConfigError) as caught:
         validate(Gallery, {"frame": {"width": 11, "height": 12}}, source="test")
     assert caught.value.problems == ["frame: width: too large", "frame: height: too large"]
+
+
+@pytest.mark.parametrize("text", ["runs/a\nrm -rf b", "runs/\x1b[31m", "a\u2028b", "a\x85b"])
+def test_a_control_character_in_any_key_or_value_is_refused_by_its_key(text: str):
+    class Section(Config):
+        paths: tuple[str, ...] = ()
+
+    class Whole(Config):
+        run_dir: str = "runs/x"
+        data: Section = Section()
+
+    for values, key in (({"run_dir": text}, "run_dir"), ({"data": {"paths": ["ok", text]}}, "data.paths")):
+        with pytest.raises(ConfigError, match=f"{key}: control character in") as raised:
+            validate(Whole, values, source="a.yaml")
+        assert text not in str(raised.value), "the message itself must not send it"
+    with pytest.raises(ConfigError, match="data: key: control character"):
+        validate(Whole, {"data": {text: 1}}, source="a.yaml")

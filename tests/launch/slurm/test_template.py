@@ -30,7 +30,7 @@ def test_options_are_replaced_added_and_taken_away():
 
 def test_an_installation_without_a_checkout_has_the_batch_scripts(tmp_path: Path):
     source, wheels, home = tmp_path / "source", tmp_path / "wheels", tmp_path / "home"
-    for name in ("launch", "pretrain/core/configlib.py", "SLURM", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("launch", "pretrain/core", "SLURM", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, source / name)
@@ -53,6 +53,14 @@ def test_settings_and_lines_of_the_site_are_quoted_for_the_shell():
     script = render(TEMPLATE, options={}, settings={"PYTHON": ["/my env/python", "a'b"]}, environment=["export A=1"])
     done = subprocess.run(["bash", "-c", script + 'printf "%s|" "${PYTHON[@]}" "$A"'], capture_output=True, text=True)
     assert done.stdout == "/my env/python|a'b|1|"
+
+
+@pytest.mark.parametrize("place", ["options", "settings"])
+def test_a_value_cannot_end_its_line_and_begin_a_command(place: str):
+    given = {"options": {"output": "a"}, "settings": {"PYTHON": ["python"]}}
+    given[place] = {"output": "a\ntouch b"} if place == "options" else {"PYTHON": ["python", "a\ntouch b"]}
+    with pytest.raises(ValueError, match=r"control character in 'a\\ntouch b'; remove it"):
+        render(TEMPLATE, **given)
 
 
 def test_a_template_without_the_setting_is_refused():

@@ -1,0 +1,13 @@
+"""Text that reaches a script, a log or a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Control characters, and the two separators that end a line: what a shell, a log or a terminal acts upon.
+_ACTS = frozenset({"Cc", "Zl", "Zp"})
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether `text` holds a control character or a line separator (Unicode categories Cc, Zl, Zp)."""
+    return any(unicodedata.category(character) in _ACTS for character in text)
