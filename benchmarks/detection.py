@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.report import print_json, print_table
 from finetune.data.batches import move
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.detection import Detection
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
 from pretrain.engine.optim.optimizer import OptimSettings
@@ -129,7 +129,7 @@ def detection(head: str, args: argparse.Namespace) -> Detection:
         options["window"] = args.window
     if head == "eomt":  # its queries go through the last four blocks, which are global
         options |= {"rel_pos": False, "global_blocks": sorted({2, 5, *range(backbone.depth - 4, backbone.depth)})}
-    opened = Opened(backbone, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "untrained")
+    opened = OpenedBackbone(backbone, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "untrained")
     return Detection(DetectionConfig.model_validate(options), opened, Classes([f"class {i}" for i in range(80)]))
 
 

@@ -17,14 +17,14 @@ from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
 
 
-class Checked(NamedTuple):
+class CheckedRun(NamedTuple):
     config: FinetuneConfig
     train: Examples
     val: Examples
     steps: Plan
 
 
-def check(path: str, overrides: Sequence[str], *, world_size: int) -> Checked:
+def check(path: str, overrides: Sequence[str], *, world_size: int) -> CheckedRun:
     """Everything that can be found wrong without torch, a process group or a GPU.
 
     Raises:
@@ -41,7 +41,7 @@ def check(path: str, overrides: Sequence[str], *, world_size: int) -> Checked:
     steps, problems = plan_steps(config.optim, config.engine, num_samples=len(train), world_size=world_size)
     if problems:
         raise ConfigError(path, problems)
-    return Checked(config, train, val, steps)
+    return CheckedRun(config, train, val, steps)
 
 
 def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples:
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     return measure(checked.config, checked.val) if chosen.evaluate else run(*checked)
 
 
-def describe(checked: Checked) -> str:
+def describe(checked: CheckedRun) -> str:
     """What will run, in one line per fact."""
     config, train, val, steps = checked
     kind, value = config.model.source

@@ -57,7 +57,7 @@ class ModelSource(Config):
         return next((key, value) for key in SOURCES if (value := getattr(self, key)) is not None)
 
 
-class Source(Config):
+class DataSource(Config):
     """A set of labelled images. Which keys a task reads, its documentation says; paths are local."""
 
     images: str | list[str] = Field(description="shards (folder, brace pattern, list), a .tar, a folder, a .csv")
@@ -72,18 +72,18 @@ class Source(Config):
     subset_seed: int = Field(0, ge=0, lt=2**63, description="chooses them")
 
     @model_validator(mode="after")
-    def _one_subset(self) -> Source:
+    def _one_subset(self) -> DataSource:
         given = [key for key in ("fraction", "per_class", "limit") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of fraction, per_class and limit, got {', '.join(given)}")
         return self
 
 
-class DataConfig(Config):
+class FinetuneDataConfig(Config):
     """What is learnt from and what is measured on."""
 
-    train: Source
-    val: Source
+    train: DataSource
+    val: DataSource
     num_workers: int = Field(4, ge=0, description="reading processes per rank; changes speed, never the images")
     prefetch: Positive = Field(4, description="batches each worker keeps ready")
     strict: bool = Field(False, description="stop over what is wrong in annotations; default: list, count, leave out")
@@ -127,7 +127,7 @@ class FinetuneConfig(Config):
     seed: int = Field(0, ge=0, lt=2**63)
     task: TaskConfig = Field(discriminator="name")
     model: ModelSource
-    data: DataConfig
+    data: FinetuneDataConfig
     optim: FinetuneOptim
     engine: EngineConfig = EngineConfig()  # pyright: ignore[reportCallIssue]
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]

@@ -72,7 +72,7 @@ def evaluate(
         model.collate,
         batch_size=batch_size,
         rank=world.rank,
-        world=world.world_size,
+        world_size=world.world_size,
     )
     metric, kept, failed, done = model.metric(examples), _Kept(keep), [], 0
     was_training = model.training

@@ -17,7 +17,7 @@ from pretrain.data.sampling.substitute import BadList, BadSamples
 from pretrain.engine.plan import Plan
 
 
-class Feed:
+class FinetuneLoader:
     """Iterates over this rank's micro-batches from `start_step` on.
 
     Attributes:
@@ -47,7 +47,7 @@ class Feed:
             global_batch=config.optim.global_batch_size,
             micro_batch=steps.micro_batch,
             rank=world.rank,
-            world=world.world_size,
+            world_size=world.world_size,
             noises=task.noises,
             first=start_step * accumulation,
         )

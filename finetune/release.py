@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.card import card
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
 from pretrain.core.record import replacing_folder, write_json
 from pretrain.engine.checkpoint.commit import newest_whole, read_manifest
@@ -126,7 +126,7 @@ def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:
     if record.get("format") != FORMAT:
         raise ValueError(f"{folder}: format {record.get('format')} of a fine-tuned task; this version reads {FORMAT}")
     section = validate(_Section, {"task": record["task"]}, source=str(folder)).task
-    opened = Opened(
+    opened = OpenedBackbone(
         backbone_of(record["model"]),
         tuple(record["mean"]),
         tuple(record["std"]),

@@ -15,11 +15,11 @@ from finetune import results
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.evaluate import Evaluation, EvaluationError, evaluate
-from finetune.loader import Feed
+from finetune.loader import FinetuneLoader
 from finetune.release import TASK, described, open_task, write_release
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
-from finetune.weights import Opened, open_source
+from finetune.weights import OpenedBackbone, open_source
 from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
@@ -54,7 +54,7 @@ def run(config: FinetuneConfig, train: Examples, val: Examples, steps: Plan) -> 
 
     def body(world: World) -> int:
         with ExitStack() as stack:
-            return Run(config, train, val, steps, world, stack).train()
+            return FinetuneRun(config, train, val, steps, world, stack).train()
 
     return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, EvaluationError))
 
@@ -82,7 +82,7 @@ def measure(config: FinetuneConfig, val: Examples) -> int:
     return session(config.run_dir, config.engine, body, failures=(EvaluationError,))
 
 
-class Run:
+class FinetuneRun:
     """The parts of one run on one rank."""
 
     def __init__(
@@ -120,8 +120,8 @@ class Run:
             self.say(line)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
         stack.callback(self.watch.close)
-        self.feed = Feed(config, steps, self.task, train, world, start_step=self.start_step, say=self.say)
-        stack.callback(self.feed.close)
+        self.loader = FinetuneLoader(config, steps, self.task, train, world, start_step=self.start_step, say=self.say)
+        stack.callback(self.loader.close)
         self.evaluate_every = config.evaluate.period(steps.steps_per_epoch)
         self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
 
@@ -141,7 +141,7 @@ class Run:
         reached = fit(
             self.engine,
             trainable,
-            iter(self.feed),
+            iter(self.loader),
             total_steps=total,
             log=self._log,
             save=self._save,
@@ -159,7 +159,7 @@ class Run:
             if self.first:
                 preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
             return preempt.EXIT_PREEMPTED
-        self.feed.close()
+        self.loader.close()
         self._finish(self._measure(total))
         distributed.barrier()
         return 0
@@ -206,9 +206,9 @@ class Run:
             self.say(f"step {step}: {what} ({result.first_bad}); the step was skipped on all ranks")
         if self.log is None:
             return
-        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
+        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.loader.bad.num_bad)}
         learnt = {} if result.skipped else {**result.losses, "grad_norm": result.grad_norm}
-        self.log.scalars(step, {**learnt, **fixed, **self.pace.rates(step, self.feed.waited)})
+        self.log.scalars(step, {**learnt, **fixed, **self.pace.rates(step, self.loader.waited)})
 
     def _save(self, step: int) -> None:
         about = {
@@ -275,7 +275,7 @@ class Run:
         preempt.mark(self.folder, "DONE", f"step {total}")
 
 
-def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> tuple[Opened, Task]:
+def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> tuple[OpenedBackbone, Task]:
     """The backbone and the task on it, ready to train: equal on every rank, what no weights give drawn from the seed.
 
     Raises:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from finetune.config import ModelSource
-from finetune.dense.opened import Opened
 from finetune.heads.pooled.lora import merged_state
 from finetune.release import is_task, open_task
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -29,13 +29,13 @@ from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, backbone_of, read_release
 
-__all__ = ["Opened", "open_source"]
+__all__ = ["OpenedBackbone", "open_source"]
 DEFAULT_SIDE = 224  # of weights that do not say which image size they are of
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SourceContents:
     """What a source holds: a recipe of the backbone (`release_model`), its weights, and what is known about them."""
 
     model: dict[str, Any]
@@ -47,7 +47,7 @@ class _Found:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> Opened:
+def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> OpenedBackbone:
     """The backbone of a configuration with its weights.
 
     What the weights leave open, and everything with `random`, is drawn from `seed`. Fixed position tables become
@@ -65,7 +65,7 @@ def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> Open
         raise ConfigError(f"model.{kind}={value}", str(error).splitlines()) from error
 
 
-def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int) -> Opened:
+def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int) -> OpenedBackbone:
     found = _READERS[kind](model)
     described = {**found.model, **model.args}
     if model.size is not None:
@@ -89,7 +89,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int
         lines += tuple(str(report).splitlines())
     if model.activation_checkpointing:
         backbone.set_checkpointing(True)
-    return Opened(
+    return OpenedBackbone(
         backbone,
         model.mean or tuple(found.mean),
         model.std or tuple(found.std),
@@ -99,7 +99,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int
     )
 
 
-def _of_release(model: ModelSource) -> _Found:
+def _of_release(model: ModelSource) -> _SourceContents:
     assert model.release is not None
     if is_task(model.release):
         return _of_task(model.release)
@@ -107,7 +107,7 @@ def _of_release(model: ModelSource) -> _Found:
     assert release.model is not None and release.record is not None
     kept = ("objective", "data", "metrics", "commit")
     heads = tuple(f"{name} ({release.kind})" for name in release.heads)
-    return _Found(
+    return _SourceContents(
         release.model,
         replace(release, left_out=heads),
         f"{release.kind} release {model.release}",
@@ -117,7 +117,7 @@ def _of_release(model: ModelSource) -> _Found:
     )
 
 
-def _of_task(path: str) -> _Found:
+def _of_task(path: str) -> _SourceContents:
     """The backbone of a fine-tuned task, low-rank updates merged, a detector's relative positions left out."""
     task, record = open_task(path)
     backbone = task.bare_backbone
@@ -132,20 +132,20 @@ def _of_task(path: str) -> _Found:
     weights = Weights("task", kept, {}, grid=backbone.grid_size, left_out=left_out)
     kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
     mean, std = tuple(record["mean"]), tuple(record["std"])
-    return _Found(record["model"], weights, f"{record['task']['name']} release {path}", mean, std, record=kept)
+    return _SourceContents(record["model"], weights, f"{record['task']['name']} release {path}", mean, std, record=kept)
 
 
-def _of_official(model: ModelSource) -> _Found:
+def _of_official(model: ModelSource) -> _SourceContents:
     assert model.official is not None
     path = Path(model.official)
     weights = load_official(path)
     described, lines = _described(model, weights)
     lines += ("mean and std: ImageNet's; give model.mean and model.std if it was trained with others (BEiT: 0.5)",)
     record = {"objective": weights.kind, "sha256": _sha256(path)}
-    return _Found(described, weights, f"{weights.kind} checkpoint {path.name}", lines=lines, record=record)
+    return _SourceContents(described, weights, f"{weights.kind} checkpoint {path.name}", lines=lines, record=record)
 
 
-def _of_huggingface(model: ModelSource) -> _Found:
+def _of_huggingface(model: ModelSource) -> _SourceContents:
     assert model.huggingface is not None
     folder = Path(model.huggingface)
     if not (folder / "config.json").is_file():
@@ -160,7 +160,7 @@ def _of_huggingface(model: ModelSource) -> _Found:
     known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
     given = {key: value for key, value in known.items() if value is not None} | model.args
     described, lines = _described(model.model_copy(update={"args": given}), weights)
-    found = _Found(described | given, weights, f"{config.get('model_type')} of {folder.name}", lines=lines)
+    found = _SourceContents(described | given, weights, f"{config.get('model_type')} of {folder.name}", lines=lines)
     preprocessor = folder / "preprocessor_config.json"
     values = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
     if "image_mean" in values and "image_std" in values:
@@ -168,7 +168,7 @@ def _of_huggingface(model: ModelSource) -> _Found:
     return found
 
 
-def _of_timm(model: ModelSource) -> _Found:
+def _of_timm(model: ModelSource) -> _SourceContents:
     assert model.timm is not None
     size = model.size or (DEFAULT_SIDE, DEFAULT_SIDE)
     described = {"class": "timm", "name": model.timm, "img_size": size, "in_chans": 3}
@@ -177,7 +177,7 @@ def _of_timm(model: ModelSource) -> _Found:
     defaults = built.model.pretrained_cfg
     mean, std = tuple(defaults.get("mean", IMAGENET_MEAN)), tuple(defaults.get("std", IMAGENET_STD))
     if model.weights is None:
-        return _Found(described, None, f"timm/{model.timm}", mean, std)
+        return _SourceContents(described, None, f"timm/{model.timm}", mean, std)
     path = Path(model.weights)
     state = _read_folder(path) if path.is_dir() else read_state(path)
     own = {name.removeprefix("model.") for name in built.state_dict()}
@@ -190,10 +190,10 @@ def _of_timm(model: ModelSource) -> _Found:
     else:
         weights = load_official(path)
     record = {} if path.is_dir() else {"sha256": _sha256(path)}
-    return _Found(described, weights, f"timm/{model.timm} with {path.name}", mean, std, record=record)
+    return _SourceContents(described, weights, f"timm/{model.timm} with {path.name}", mean, std, record=record)
 
 
-_READERS: dict[str, Callable[[ModelSource], _Found]] = {
+_READERS: dict[str, Callable[[ModelSource], _SourceContents]] = {
     "release": _of_release,
     "official": _of_official,
     "timm": _of_timm,

@@ -76,7 +76,7 @@ class TrainBatches:
         global_batch: int,
         micro_batch: int,
         rank: int,
-        world: int,
+        world_size: int,
         noises: Mapping[str, Sequence[int]] | None = None,
         first: int = 0,
     ) -> None:
@@ -85,13 +85,13 @@ class TrainBatches:
         self.examples, self.transform, self.collate_samples = examples, transform, collate_samples
         self.order = Order(np.array([len(examples)]), seed, block_shards=1)
         self.seed, self.global_batch, self.micro_batch = seed, global_batch, micro_batch
-        self.rank, self.world, self.first = rank, world, first
+        self.rank, self.world_size, self.first = rank, world_size, first
         self.noises = {name: tuple(shape) for name, shape in (noises or {}).items()}
-        self.accumulation = global_batch // world // micro_batch
+        self.accumulation = global_batch // world_size // micro_batch
 
     def __getitem__(self, index: int) -> Batch:
         step, micro = divmod(self.first + index, self.accumulation)
-        begin = rank_positions(step, self.global_batch, self.rank, self.world)[micro * self.micro_batch]
+        begin = rank_positions(step, self.global_batch, self.rank, self.world_size)[micro * self.micro_batch]
         positions = list(range(begin, begin + self.micro_batch))
         bad: list[BadRecord] = []
         batch = self.collate_samples([self._sample(position, bad) for position in positions])
@@ -128,7 +128,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Item i is batch `rank` + i * `world` of the set: (batch, examples, failures).
+    """Item i is batch `rank` + i * `world_size` of the set: (batch, examples, failures).
 
     The batch holds "index" int64 [b], numbers of the examples; it is None when all of them failed. The examples have
     no pixels (see `Example.without_pixels`). Failures are (number, name, reason) of what cannot be decoded.
@@ -142,20 +142,20 @@ class EvalBatches:
         *,
         batch_size: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected at least 1")
         self.examples, self.transform, self.collate_samples = examples, transform, collate_samples
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:
         """Batches of this rank."""
         count = -(-len(self.examples) // self.batch_size)
-        return len(range(self.rank, count, self.world))
+        return len(range(self.rank, count, self.world_size))
 
     def __getitem__(self, index: int) -> tuple[Batch | None, list[Example], list[Failure]]:
-        begin = (self.rank + index * self.world) * self.batch_size
+        begin = (self.rank + index * self.world_size) * self.batch_size
         samples, kept, numbers, failed = [], [], [], []
         for number in range(begin, min(begin + self.batch_size, len(self.examples))):
             try:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.class_names import FILE, numbered, read_classes
-from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.predictions import Classes
 from pretrain.data.shards.dataset import Dataset
@@ -35,7 +35,7 @@ UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown
 
 
 def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> LabelledShards | LabelledFiles:
-    """The labelled images of a `finetune.config.Source`.
+    """The labelled images of a `finetune.config.DataSource`.
 
     Args:
         classes: those of the training set, which the labels of this one must have; None: found in the source.
@@ -60,7 +60,7 @@ class LabelledShards:
     """
 
     def __init__(
-        self, dataset: Dataset, places: np.ndarray, labels: np.ndarray, classes: Classes, findings: Findings
+        self, dataset: Dataset, places: np.ndarray, labels: np.ndarray, classes: Classes, findings: DataProblems
     ) -> None:
         self.reader, self.places, self.labels = Reader(dataset), places, labels
         self.classes, self.findings = classes, findings
@@ -87,7 +87,7 @@ class LabelledFiles:
     """Image files and the place of each one's class in `classes`, int64 [n]."""
 
     def __init__(
-        self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: Findings
+        self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: DataProblems
     ) -> None:
         self.files, self.names, self.labels = files, tuple(names), labels
         self.classes, self.findings = classes, findings
@@ -129,7 +129,7 @@ def _open_shards(images: str | list[str], given: Classes | None, classes: Classe
         )
     beside = Path(dataset.paths[0]).with_name(FILE)
     own = given or (read_classes(beside) if beside.is_file() else None)
-    findings, places, numbers = Findings(), [], []
+    findings, places, numbers = DataProblems(), [], []
     reader = Reader(dataset)
     for shard, count in enumerate(dataset.counts.tolist()):
         for sample in range(count):
@@ -152,7 +152,7 @@ def _open_shards(images: str | list[str], given: Classes | None, classes: Classe
     )  # fmt: skip
 
 
-def _number(reader: Reader, shard: int, sample: int, findings: Findings) -> int | None:
+def _number(reader: Reader, shard: int, sample: int, findings: DataProblems) -> int | None:
     """The number in a sample's `.cls` member."""
     name = reader.dataset.names[shard]
     try:
@@ -172,7 +172,7 @@ def _number(reader: Reader, shard: int, sample: int, findings: Findings) -> int 
 
 
 def _open_folders(where: str, given: Classes | None, classes: Classes | None) -> LabelledFiles:
-    files, findings = Files.open(where), Findings()
+    files, findings = Files.open(where), DataProblems()
     found = [(PurePosixPath(name), name) for name in files.names]
     pictures = [(path, name) for path, name in found if path.suffix.lower() in SUFFIXES]
     folders = {path.parts[0] for path, _ in found if len(path.parts) > 1}
@@ -213,7 +213,7 @@ def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> Lab
     if not any(name.isdecimal() for name in known):  # else 7 could be the name or the number of a class
         by_text |= {str(number): place for place, number in enumerate(known.category_ids)}
     listed = [str(PurePosixPath((row["filename"] or "").strip())) for row in rows]
-    files, findings, names, labels = Files.listed(path.parent, listed), Findings(), [], []
+    files, findings, names, labels = Files.listed(path.parent, listed), DataProblems(), [], []
     there, seen = set(files.names), set()
     for line, (name, text) in enumerate(zip(listed, texts, strict=True), start=2):
         if name not in there:
@@ -265,7 +265,7 @@ def _labels(numbers: np.ndarray, classes: Classes) -> np.ndarray:
     return np.array([places.get(number, -1) for number in numbers.tolist()], np.int64)
 
 
-def _need_some(count: int, where: Any, findings: Findings) -> None:
+def _need_some(count: int, where: Any, findings: DataProblems) -> None:
     if not count:
         why = "\n  ".join(["", *findings.lines(10)])
         formats = "(class folders, a .csv of filename and label, or shards with .cls members)"

@@ -64,7 +64,7 @@ class Examples(Protocol):
 
     classes: Classes
     fingerprint: str
-    findings: Findings
+    findings: DataProblems
 
     def __len__(self) -> int: ...
 
@@ -74,7 +74,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class Finding:
+class DataProblem:
     """One thing that is wrong: its kind ("box of zero area"), the file, the id there, and a sentence."""
 
     kind: str
@@ -88,13 +88,13 @@ class Finding:
 
 
 @dataclass
-class Findings:
+class DataProblems:
     """What is wrong with annotations, found when a set is opened. What is listed here is not trained on."""
 
-    found: list[Finding] = field(default_factory=list)
+    found: list[DataProblem] = field(default_factory=list)
 
     def add(self, kind: str, file: str, id: str | int, text: str) -> None:
-        self.found.append(Finding(kind, str(file), str(id), text))
+        self.found.append(DataProblem(kind, str(file), str(id), text))
 
     def counts(self) -> Mapping[str, int]:
         """How many of each kind, most frequent first."""

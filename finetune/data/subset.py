@@ -39,7 +39,7 @@ class Subset:
 
 
 def subset(whole: Examples, source: Any) -> Examples:
-    """The part that a `Source` asks for; all of it when it asks for none.
+    """The part that a `DataSource` asks for; all of it when it asks for none.
 
     A fraction is taken of each class alike where the set has `labels` (int [n], of whole images), at least one of each.
 

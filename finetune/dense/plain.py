@@ -22,7 +22,7 @@ from pretrain.models.layers.attention import EVERY_TOKEN, Bias
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class _GridGeometry:
     """What the blocks of one kind (local or global) share in a forward pass.
 
     Attributes:
@@ -162,14 +162,14 @@ class PlainDense(nn.Module):
         """Tokens through the backbone's last norm, if `norm`."""
         return self.backbone.norm(x) if self.norm else x
 
-    def _run(self, x: Tensor, kinds: dict[bool, _Geometry], start: int, stop: int, drop: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, kinds: dict[bool, _GridGeometry], start: int, stop: int, drop: Tensor | None) -> Tensor:
         for index in range(start, stop):
             x = self._through(
                 index, x, kinds[index in self.global_blocks], None if drop is None else drop[:, index], None
             )
         return x
 
-    def _through(self, index: int, x: Tensor, kind: _Geometry, drop: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _through(self, index: int, x: Tensor, kind: _GridGeometry, drop: Tensor | None, mask: Tensor | None) -> Tensor:
         backbone, block = self.backbone, cast(Any, self.backbone.blocks[index])
         if drop is None and block.training and block.drop_rate:
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
@@ -185,12 +185,12 @@ class PlainDense(nn.Module):
             x = windows.join(x, kind.grid, kind.window, num_prefix=kind.num_prefix)
         return x
 
-    def _geometries(self, grid: tuple[int, int], batch: int, extra: int) -> dict[bool, _Geometry]:
+    def _geometries(self, grid: tuple[int, int], batch: int, extra: int) -> dict[bool, _GridGeometry]:
         """That of the global blocks (True) and of the local ones (False), as far as there are any."""
         kinds = {index in self.global_blocks for index in range(self.depth)}
         return {kind: self._geometry(grid, batch, extra, is_global=kind) for kind in kinds}
 
-    def _geometry(self, grid: tuple[int, int], batch: int, extra: int, *, is_global: bool) -> _Geometry:
+    def _geometry(self, grid: tuple[int, int], batch: int, extra: int, *, is_global: bool) -> _GridGeometry:
         backbone, num_prefix = self.backbone, extra + self.num_prefix_tokens
         device = backbone.patch_embed.proj.weight.device
         window = None if is_global else windows.fit(grid, cast(int, self.window))
@@ -207,7 +207,7 @@ class PlainDense(nn.Module):
         if window is not None:
             empty = windows.empty_places(grid, window, num_prefix=num_prefix, device=device)
             hidden = None if empty is None else empty.repeat(batch, 1)[:, None, None]
-        return _Geometry(grid, window, num_prefix, shared, turns, hidden)
+        return _GridGeometry(grid, window, num_prefix, shared, turns, hidden)
 
     def _table_bias(
         self, table: Tensor, grid: tuple[int, int], window: tuple[int, int] | None, num_prefix: int
@@ -218,7 +218,7 @@ class PlainDense(nn.Module):
             table = rel_pos.crop_table(table, grid, window)
         return rel_pos.bias_of(table, rel_pos.relative_index(window or grid, num_prefix, device=table.device))
 
-    def _bias(self, block: Any, kind: _Geometry, mask: Tensor | None) -> Bias | None:
+    def _bias(self, block: Any, kind: _GridGeometry, mask: Tensor | None) -> Bias | None:
         """All that is added to the scores of a block, as a function of its queries where it has to be computed."""
         own = getattr(block.attn, "relative_position_bias_table", None)
         hidden = kind.hidden if mask is None else ~mask

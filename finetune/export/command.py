@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from finetune.config import FinetuneConfig, Source
+from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, read_values, validate
@@ -75,7 +75,7 @@ class NotEqualError(ValueError):
     """A graph that does not compute what the task computes; its file was removed."""
 
 
-def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> Source:
+def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> DataSource:
     """The validation set that the task was measured on, with `overrides` of its keys.
 
     Raises:
@@ -92,7 +92,7 @@ def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -
         values[key] = yaml.safe_load(text)
     if "images" not in values:
         raise ConfigError("--val", ["the task does not name its validation set; give images=... and its annotations"])
-    return validate(Source, values, source="--val")
+    return validate(DataSource, values, source="--val")
 
 
 def export(

@@ -64,7 +64,7 @@ class Graph(nn.Module):
 
 
 @dataclass(frozen=True)
-class Checked:
+class GraphCheck:
     """The largest difference from the task itself, on random pixels of a batch size and an image size."""
 
     batch: int
@@ -115,7 +115,7 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) 
 
 def compare(
     graph: Graph, run: Callable[[Tensor], Sequence[Tensor]], cases: Sequence[tuple[int, Size]]
-) -> list[Checked]:
+) -> list[GraphCheck]:
     """`run` beside the task itself, on random pixels of each (batch, size).
 
     Raises:
@@ -134,7 +134,7 @@ def compare(
                 raise ValueError(f"{name}: shape {list(theirs.shape)}, the task gives {list(ours.shape)}")
             difference = max(difference, (ours - theirs).abs().max().item())
             allowed = max(allowed, TOLERANCE * max(1.0, ours.abs().max().item()))
-        checked.append(Checked(batch, size, difference, allowed))
+        checked.append(GraphCheck(batch, size, difference, allowed))
         if not difference <= allowed:  # also of NaN
             raise ValueError(f"{checked[-1]} from the task itself; {allowed:.1e} is allowed")
     return checked

@@ -24,7 +24,7 @@ _TITLES = {"bbox": "box", "segm": "mask"}
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ImageRow:
     """One image."""
 
     size: tuple[int, int]
@@ -48,7 +48,7 @@ class AveragePrecision:
     data: str
     max_detections: int = 100
     tool: coco_tools.Tool = "auto"
-    _rows: dict[int, _Row] = field(default_factory=dict, init=False)
+    _rows: dict[int, _ImageRow] = field(default_factory=dict, init=False)
 
     @property
     def protocol(self) -> str:
@@ -61,7 +61,7 @@ class AveragePrecision:
     def update(self, index: int, example: Example, prediction: Detected) -> float:
         """Returns the panoptic quality of this image, see `image_quality`."""
         height, width = example.image.shape[:2]
-        self._rows[index] = _Row((height, width), example.target, prediction)
+        self._rows[index] = _ImageRow((height, width), example.target, prediction)
         return panoptic_quality(example.target, prediction, masks=self.masks)
 
     def gather(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.tasks.configs import TaskSection
 
 
-class Entry(NamedTuple):
+class TaskEntry(NamedTuple):
     """Where a task is: its class (a `Task`), and the module whose `open_examples` reads its data (without torch)."""
 
     module: str
@@ -23,10 +23,10 @@ class Entry(NamedTuple):
 
 
 TASKS = {
-    "classification": Entry("finetune.tasks.classification", "Classification", "finetune.data.classification"),
-    "detection": Entry("finetune.tasks.detection", "Detection", "finetune.data.coco.examples"),
-    "segmentation": Entry("finetune.tasks.segmentation", "Segmentation", "finetune.data.maps.masks"),
-    "depth": Entry("finetune.tasks.depth", "Depth", "finetune.data.maps.depth"),
+    "classification": TaskEntry("finetune.tasks.classification", "Classification", "finetune.data.classification"),
+    "detection": TaskEntry("finetune.tasks.detection", "Detection", "finetune.data.coco.examples"),
+    "segmentation": TaskEntry("finetune.tasks.segmentation", "Segmentation", "finetune.data.maps.masks"),
+    "depth": TaskEntry("finetune.tasks.depth", "Depth", "finetune.data.maps.depth"),
 }
 
 
@@ -36,7 +36,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def open_examples(section: TaskSection, source: Any, *, classes: Classes | None = None) -> Examples:
-    """The examples of a `finetune.config.Source` for a task, the chosen subset of them.
+    """The examples of a `finetune.config.DataSource` for a task, the chosen subset of them.
 
     Each data module has a function of this name and these arguments; the subset is taken here.
 
@@ -53,7 +53,7 @@ def open_examples(section: TaskSection, source: Any, *, classes: Classes | None 
     return subset(found, source)
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> TaskEntry:
     if name not in TASKS:
         raise ConfigError("task.name", [f"unknown task {name!r}; one of {', '.join(TASKS)}"])
     return TASKS[name]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from finetune.data import batches
 from finetune.data.examples import Example, Examples
-from finetune.dense.opened import Opened
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.groups import task_groups
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.trainable import ParamGroup
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.teachers.ema import EMA
@@ -44,7 +44,7 @@ class Task(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: Any, opened: Opened, classes: Classes):
+    def __init__(self, config: Any, opened: OpenedBackbone, classes: Classes):
         super().__init__()
         self.config, self.classes = config, classes
         for name, values in (("mean", opened.mean), ("std", opened.std)):

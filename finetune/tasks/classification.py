@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from finetune.data.examples import Example, Examples
 from finetune.data.transforms.images import EvalTransform, TrainTransform
-from finetune.dense.opened import Opened
 from finetune.heads.pooled import lora
 from finetune.heads.pooled.attentive import AttentiveHead
 from finetune.heads.pooled.grid import GridHead
@@ -28,6 +27,7 @@ from finetune.predictions import Classes, Classified, Prediction
 from finetune.report.labels import classification_picture
 from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
+from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
@@ -49,7 +49,7 @@ class Classification(Task):
     head_prefixes = ("head.",)
     config: ClassificationConfig
 
-    def __init__(self, config: ClassificationConfig, opened: Opened, classes: Classes):
+    def __init__(self, config: ClassificationConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
         if len(classes) < 2:
             raise ValueError(f"data.train: {len(classes)} class; a classifier needs at least 2")

@@ -8,13 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from finetune.data.examples import Example, Examples
-from finetune.dense.opened import Opened
 from finetune.heads.pixels.dense_parts import resize, without_padding
 from finetune.heads.pixels.depth_bins import DepthBins, gradient_loss, silog
 from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
 from finetune.report.maps import depth_picture
 from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_reader
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
 
@@ -22,7 +22,7 @@ from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
 class Depth(PixelTask):
     """See `DepthConfig`. Where the truth is 0 or outside the range, nothing is learnt."""
 
-    def __init__(self, config: DepthConfig, opened: Opened, classes: Classes):
+    def __init__(self, config: DepthConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
         self.head = build_reader(config.head, self.dense, config.bins)
         self.bins = DepthBins(

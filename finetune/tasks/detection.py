@@ -10,7 +10,6 @@ from torch import Tensor
 from finetune.data.examples import Example, Examples
 from finetune.data.transforms.detection import DetectionEval, DetectionTrain
 from finetune.dense.build import dense
-from finetune.dense.opened import Opened
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.predictions import Classes, Detected
 from finetune.report.objects import detection_picture
@@ -18,6 +17,7 @@ from finetune.tasks import detection_heads
 from finetune.tasks.base import Task
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import RCNNHead
+from finetune.tasks.opened import OpenedBackbone
 
 
 class Detection(Task):
@@ -26,7 +26,7 @@ class Detection(Task):
     backbone_prefix = "dense.backbone."
     head_prefixes = ("head.",)
 
-    def __init__(self, config: DetectionConfig, opened: Opened, classes: Classes):
+    def __init__(self, config: DetectionConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
         # ViTDet's pyramid reads a plain backbone without its norm; Swin's and ConvNeXt's have one for each stage.
         plain = "layers" in opened.backbone.provides

@@ -14,10 +14,10 @@ from finetune.data.batches import Sample
 from finetune.data.examples import Example
 from finetune.data.transforms.dense import DenseEval, DenseTrain
 from finetune.dense.build import dense, four_blocks
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import sliding
 from finetune.tasks.base import Task
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
 
 
@@ -31,7 +31,7 @@ class PixelTask(Task):
     backbone_prefix = "dense.backbone."
     head_prefixes = ("head.",)
 
-    def __init__(self, config: Any, opened: Opened, classes: Classes):
+    def __init__(self, config: Any, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
         backbone = opened.backbone
         plain = "layers" in backbone.provides

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from finetune.data.examples import Example, Examples
 from finetune.data.maps.label_maps import VOID
-from finetune.dense.opened import Opened
 from finetune.metrics.confusion import SegmentationMetric
 from finetune.predictions import Classes, ClassMap
 from finetune.report.maps import segmentation_picture
 from finetune.tasks import sliding
 from finetune.tasks.configs.segmentation import SegmentationConfig
+from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_head
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
 
@@ -27,7 +27,7 @@ class Segmentation(PixelTask):
         ValueError: fewer than two classes, or the head does not fit the backbone.
     """
 
-    def __init__(self, config: SegmentationConfig, opened: Opened, classes: Classes):
+    def __init__(self, config: SegmentationConfig, opened: OpenedBackbone, classes: Classes):
         if len(classes) < 2:
             raise ValueError(
                 f"segmentation of {len(classes)} class ({', '.join(classes)}): with only one there is nothing to tell "

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from finetune.data.examples import BadExample, Example, Findings
+from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.predictions import Classes
 
 
@@ -15,7 +15,7 @@ class Planted:
 
     def __init__(self, count: int, *, size: int = 32, broken: tuple[int, ...] = ()) -> None:
         self.count, self.size, self.broken = count, size, broken
-        self.classes, self.findings = Classes(("dark", "bright")), Findings()
+        self.classes, self.findings = Classes(("dark", "bright")), DataProblems()
         self.labels = np.arange(count) % 2
         self.fingerprint = hashlib.sha256(f"{count} {size} {broken}".encode()).hexdigest()
         self.read: list[int] = []

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
 from pretrain.models.backbones.vit import ViT
 
@@ -36,7 +36,7 @@ def small_task(
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "pos_embed": "learned"}
     backbone = backbone or ViT((32, 32), 8, **{**arguments, **(vit or {})})
-    opened = Opened(backbone, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "a small ViT")
+    opened = OpenedBackbone(backbone, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "a small ViT")
     config = validate(_Section, {"task": {"name": name, **section}}, source="test").task
     task = task_class(name)(config, opened, Classes(CLASSES) if classes is None else classes)
     with torch.no_grad():  # heads start near zero: everything they say would be the same

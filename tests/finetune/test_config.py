@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.__main__ import check, main
-from finetune.config import FinetuneConfig, ModelSource, Source
+from finetune.config import DataSource, FinetuneConfig, ModelSource
 from finetune.run import FREE_KEYS
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.session.folder import check_same_run, write_records
@@ -120,4 +120,4 @@ def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
 
 
 def test_a_source_is_a_list_of_shards_too():
-    assert Source(images=[str(SHARDS / "train")]).images == [str(SHARDS / "train")]
+    assert DataSource(images=[str(SHARDS / "train")]).images == [str(SHARDS / "train")]

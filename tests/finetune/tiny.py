@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.data.examples import Example, Examples
-from finetune.dense.opened import Opened
 from finetune.metrics.metric import Scores, gather_rows
 from finetune.predictions import Classes, Classified, Prediction
 from finetune.tasks.base import Task
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.models.backbones.vit import ViT
 
 
-def opened(*, img_size: tuple[int, int] = (32, 32), drop_path_rate: float = 0.0) -> Opened:
+def opened(*, img_size: tuple[int, int] = (32, 32), drop_path_rate: float = 0.0) -> OpenedBackbone:
     """A ViT of 2 blocks, 48 wide."""
     torch.manual_seed(0)
     vit = ViT(img_size, 8, embed_dim=48, depth=2, num_heads=3, pos_embed="learned", drop_path_rate=drop_path_rate)
-    return Opened(vit, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "a small ViT")
+    return OpenedBackbone(vit, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "a small ViT")
 
 
 def to_train(example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def pixels(image: np.ndarray) -> Tensor:
 class Brightness(Task):
     head_prefixes = ("head.",)
 
-    def __init__(self, config: Any, opened: Opened, classes: Classes):
+    def __init__(self, config: Any, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
         self.backbone = opened.backbone
         self.norm = nn.BatchNorm1d(opened.backbone.embed_dim)

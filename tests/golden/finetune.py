@@ -7,11 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 
 from finetune.config import FinetuneOptim
-from finetune.dense.opened import Opened
 from finetune.heads.pooled.linear import PooledHead
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.rel_pos import relative_index
 from tests.golden.case import Case, key_third
@@ -60,7 +60,7 @@ def _run(case: Case, backbone: ViT, num_classes: int, *, mean: bool) -> None:
     channels = (0.5,) * backbone.in_chans
     classes = Classes([str(number) for number in range(num_classes)])
     config = ClassificationConfig.model_validate({"pool": "mean" if mean else "token"})
-    model = Classification(config, Opened(backbone, channels, channels, case.name), classes).train()
+    model = Classification(config, OpenedBackbone(backbone, channels, channels, case.name), classes).train()
     model.load_state_dict({ours(name): value for name, value in case.below("state").items()})
     assert isinstance(model.head, PooledHead)
     features = model.head.features(backbone, case["input/images"])

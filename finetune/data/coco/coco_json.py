@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances, no_instances
-from finetune.data.examples import Findings
+from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
 
 ROUNDING = 1.0  # pixels that a box may reach over the border before it is a finding
@@ -24,7 +24,7 @@ _KEYS = {"images": list, "annotations": list, "categories": list}
 
 
 @dataclass(frozen=True)
-class Entry:
+class CocoEntry:
     """One image of the file: width and height in pixels, as annotated."""
 
     id: int | str
@@ -40,11 +40,11 @@ class CocoFile:
 
     path: Path
     classes: Classes
-    entries: list[Entry]
+    entries: list[CocoEntry]
     instances: dict[int | str, Instances]
 
 
-def read_coco(path: Path, *, masks: bool, findings: Findings, like: Classes | None = None) -> CocoFile:
+def read_coco(path: Path, *, masks: bool, findings: DataProblems, like: Classes | None = None) -> CocoFile:
     """Read and check `path`.
 
     Args:
@@ -128,11 +128,11 @@ def _same_classes(path: Path, have: Classes, like: Classes) -> Classes:
     return like
 
 
-def _entries(path: Path, rows: Sequence[Any], findings: Findings) -> list[Entry]:
-    entries: list[Entry] = []
+def _entries(path: Path, rows: Sequence[Any], findings: DataProblems) -> list[CocoEntry]:
+    entries: list[CocoEntry] = []
     for place, row in enumerate(rows):
         try:
-            entry = Entry(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"]))
+            entry = CocoEntry(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             findings.add("bad image entry", str(path), place, f"images[{place}] has no usable {error}")
             continue
@@ -147,7 +147,7 @@ def _entries(path: Path, rows: Sequence[Any], findings: Findings) -> list[Entry]
 
 
 def _by_image(
-    path: Path, rows: Sequence[Any], known: set[int | str], findings: Findings
+    path: Path, rows: Sequence[Any], known: set[int | str], findings: DataProblems
 ) -> dict[int | str, list[dict[str, Any]]]:
     """Annotations by image, in the order of the file."""
     found: dict[int | str, list[dict[str, Any]]] = {}
@@ -166,7 +166,7 @@ def _by_image(
 
 
 def _object(
-    path: Path, row: dict[str, Any], entry: Entry, labels: dict[int, int], masks: bool, findings: Findings
+    path: Path, row: dict[str, Any], entry: CocoEntry, labels: dict[int, int], masks: bool, findings: DataProblems
 ) -> _Object | None:
     """One annotation, or None after adding what is wrong with it."""
 
@@ -236,5 +236,5 @@ def _first_twice(values: Sequence[Any]) -> Any:
     return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
-def _size(entry: Entry) -> str:
+def _size(entry: CocoEntry) -> str:
     return f"an image of {entry.width} x {entry.height} pixels"

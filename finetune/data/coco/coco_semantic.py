@@ -18,7 +18,7 @@ from finetune.data.coco import examples as coco
 from finetune.data.coco import rle
 from finetune.data.coco.coco_json import load
 from finetune.data.coco.instances import Instances
-from finetune.data.examples import BadExample, Example, Findings, check_size
+from finetune.data.examples import BadExample, DataProblems, Example, check_size
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import VOID, decode_segment_ids
 from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_image, split_container
@@ -90,7 +90,7 @@ def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> 
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ImageSegments:
     pair: Pair
     segments: Mapping[int, int]  # ids in the PNG to labels
 
@@ -100,7 +100,7 @@ class PanopticMaps:
 
     def __init__(self, path: Path, images: Files, images_prefix: str, targets: Files, prefix: str) -> None:
         data = load(path)
-        self.images, self.targets, self.findings = images, targets, Findings()
+        self.images, self.targets, self.findings = images, targets, DataProblems()
         try:
             pairs = sorted((int(row["id"]), str(row["name"])) for row in data["categories"])
             names = {row["id"]: str(row["file_name"]) for row in data["images"]}
@@ -108,7 +108,7 @@ class PanopticMaps:
             raise ValueError(f"{path}: categories need id and name, images id and file_name: {error!r}") from error
         self.classes = Classes([name for _, name in pairs], [number for number, _ in pairs])
         labels = {number: label for label, number in enumerate(self.classes.category_ids)}
-        self.rows: list[_Row] = []
+        self.rows: list[_ImageSegments] = []
         here, there = set(images.names), set(targets.names)
         annotated: set[Any] = set()
         for row in data["annotations"]:
@@ -160,7 +160,7 @@ class PanopticMaps:
         labels: Mapping[int, int],
         images: tuple[str, set[str]],
         targets: tuple[str, set[str]],
-    ) -> _Row | None:
+    ) -> _ImageSegments | None:
         """The annotation of the image `name`, or None after adding what is wrong with it."""
         number = row["image_id"]
         image, target = _there(images, name), _there(targets, str(row.get("file_name")))
@@ -181,7 +181,7 @@ class PanopticMaps:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             text = f"its segments_info is no list of id and category_id: {error!r}"
             return self.findings.add("bad annotation", str(path), number, text)
-        return _Row(Pair(str(number), image, target), segments)
+        return _ImageSegments(Pair(str(number), image, target), segments)
 
 
 def _there(place: tuple[str, set[str]], name: str) -> str | None:

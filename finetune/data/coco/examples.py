@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.coco.coco_json import CocoFile, Entry, read_coco
+from finetune.data.coco.coco_json import CocoEntry, CocoFile, read_coco
 from finetune.data.coco.instance_table import InstanceTable
 from finetune.data.coco.instances import no_instances
-from finetune.data.examples import BadExample, Example, Findings, check_size
+from finetune.data.examples import BadExample, DataProblems, Example, check_size
 from finetune.data.files import Files
 from finetune.predictions import Classes
 from pretrain.data.shards.image_files import SUFFIXES
@@ -21,7 +21,7 @@ from pretrain.data.views.decode import DecodeError, decode_image
 
 
 def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> CocoExamples:
-    """The images of a `finetune.config.Source` with their objects.
+    """The images of a `finetune.config.DataSource` with their objects.
 
     Args:
         section: with `with_masks` and `empty_images`, see `DetectionConfig`.
@@ -32,7 +32,7 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     """
     if source.annotations is None:
         raise ValueError(f"{source.images}: detection needs `annotations`, a COCO json")
-    findings = Findings()
+    findings = DataProblems()
     path = Path(source.annotations)
     content = read_coco(path, masks=section.with_masks, findings=findings, like=classes)
     files = Files.open(source.images)
@@ -57,7 +57,13 @@ class CocoExamples:
     """
 
     def __init__(
-        self, content: CocoFile, files: Files, named: Sequence[tuple[Entry, str]], findings: Findings, *, masks: bool
+        self,
+        content: CocoFile,
+        files: Files,
+        named: Sequence[tuple[CocoEntry, str]],
+        findings: DataProblems,
+        *,
+        masks: bool,
     ) -> None:
         nothing = no_instances(masks=masks)
         objects = [content.instances.get(entry.id, nothing) for entry, _ in named]
@@ -90,7 +96,9 @@ class CocoExamples:
         return total.hexdigest()
 
 
-def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Findings) -> list[tuple[Entry, str]]:
+def _named(
+    entries: Sequence[CocoEntry], files: Files, path: Path, findings: DataProblems
+) -> list[tuple[CocoEntry, str]]:
     """The entries whose image is there, with the name of it in `files`."""
     images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     whole = set(images)
@@ -98,7 +106,7 @@ def _named(entries: Sequence[Entry], files: Files, path: Path, findings: Finding
     for file in map(PurePosixPath, images):
         for folder in (file.parent.name, None):
             by_stem.setdefault((folder, file.stem), []).append(file)
-    found: list[tuple[Entry, str]] = []
+    found: list[tuple[CocoEntry, str]] = []
     for entry in entries:
         wanted = PurePosixPath(entry.file_name)
         name = str(wanted) if str(wanted) in whole else _nearest(wanted, by_stem)
@@ -137,7 +145,7 @@ def _ends_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     return a[len(a) - shorter :] == b[len(b) - shorter :]
 
 
-def _why(findings: Findings) -> str:
+def _why(findings: DataProblems) -> str:
     if not len(findings):
         return ""
     counts = ", ".join(f"{count} x {kind}" for kind, count in findings.counts().items())

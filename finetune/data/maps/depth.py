@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from finetune.data.examples import Findings
+from finetune.data.examples import DataProblems
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import decode_depth
 from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
@@ -13,7 +13,7 @@ from finetune.predictions import Classes
 
 
 def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Pairs:
-    """The images of a `finetune.config.Source` with their depth, float32 [H, W] metres, 0 where it is not known.
+    """The images of a `finetune.config.DataSource` with their depth, float32 [H, W] metres, 0 where it is not known.
 
     Args:
         section: a `DepthConfig`. classes: there are none.
@@ -26,7 +26,7 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     (where, prefix), (maps_where, maps_prefix) = split_container(source.images), split_container(source.depth)
     images = Files.open(where)
     targets = images if maps_where == where else Files.open(maps_where)
-    findings = Findings()
+    findings = DataProblems()
     pairs = match(images, targets, stem_below(prefix), stem_below(maps_prefix, suffixes=frozenset({".png"})), findings)
     decode = partial(decode_depth, units_per_metre=section.units_per_metre)
     settings = f"{section.units_per_metre} units per metre"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.examples import BadExample, Example, Findings, check_size
+from finetune.data.examples import BadExample, DataProblems, Example, check_size
 from finetune.data.files import Files
 from finetune.predictions import Classes
 from pretrain.data.shards.image_files import SUFFIXES
@@ -48,7 +48,7 @@ class Pairs:
         decode: Decode,
         *,
         classes: Classes,
-        findings: Findings,
+        findings: DataProblems,
         settings: str = "",
     ) -> None:
         self.images, self.targets, self.pairs, self.decode = images, targets, tuple(pairs), decode
@@ -112,7 +112,7 @@ def match(
     targets: Files,
     image_key: Key,
     target_key: Key,
-    findings: Findings,
+    findings: DataProblems,
     *,
     only: Sequence[str] | None = None,
 ) -> list[Pair]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from finetune.data.class_names import FILE, read_classes
 from finetune.data.coco.coco_semantic import open_instances, open_panoptic
-from finetune.data.examples import Examples, Findings
+from finetune.data.examples import DataProblems, Examples
 from finetune.data.files import Files
 from finetune.data.maps import mask_layouts
 from finetune.data.maps.label_maps import VOID, Labels, decode_ids
@@ -33,7 +33,7 @@ _PNG = frozenset({".png"})
 
 
 def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Examples:
-    """The images of a `finetune.config.Source` with their class maps, uint8 [H, W], 255 void.
+    """The images of a `finetune.config.DataSource` with their class maps, uint8 [H, W], 255 void.
 
     Args:
         section: a `SegmentationConfig`.
@@ -82,7 +82,7 @@ def _open_masks(section: Any, source: Any, classes: Classes | None) -> Pairs:
         raise ValueError(f"classes: missing for {source.masks}; give a json of the class names")
     known = classes if names is None else _as_ids(read_classes(names), section)
     assert known is not None
-    findings = Findings()
+    findings = DataProblems()
     pairs = match(images, targets, stem_below(prefix), stem_below(masks_prefix, suffixes=_PNG), findings)
     found = _pairs(section, images, targets, pairs, known, findings)
     _look_for_both_classes(found, source.masks)
@@ -109,14 +109,14 @@ def _open_ade20k(section: Any, source: Any, classes: Classes | None) -> Pairs:
     images, targets, known = mask_layouts.ade20k(_one(source.images))
     if source.classes:
         known = read_classes(source.classes)
-    findings = Findings()
+    findings = DataProblems()
     pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings)
     return _pairs(section, images, targets, pairs, known, findings, void={0})
 
 
 def _open_cityscapes(section: Any, source: Any, classes: Classes | None) -> Pairs:
     images, targets, known, ending, void = mask_layouts.cityscapes(_one(source.images))
-    findings = Findings()
+    findings = DataProblems()
     image_key = stem_below("", ending=mask_layouts.CITYSCAPES_IMAGE)
     pairs = match(images, targets, image_key, stem_below("", ending=ending, suffixes=_PNG), findings)
     found = _pairs(section, images, targets, pairs, known, findings, void=void)
@@ -128,7 +128,7 @@ def _open_voc(section: Any, source: Any, classes: Classes | None) -> Pairs:
     images, targets, only, known = mask_layouts.voc(_one(source.images))
     if source.classes:
         known = read_classes(source.classes)
-    findings = Findings()
+    findings = DataProblems()
     pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings, only=only)
     return _pairs(section, images, targets, pairs, known, findings)
 
@@ -139,7 +139,7 @@ def _pairs(
     targets: Files,
     pairs: Any,
     known: Classes,
-    findings: Findings,
+    findings: DataProblems,
     *,
     void: set[int] | None = None,
 ) -> Pairs:

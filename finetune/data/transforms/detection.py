@@ -22,7 +22,7 @@ MIN_SIDE = 1.0  # pixels of a box that is kept after the crop
 
 
 @dataclass(frozen=True)
-class View:
+class CropView:
     """Where a canvas lies on the resized image.
 
     Attributes:
@@ -132,11 +132,11 @@ class DetectionTrain:
             sample["valid"] = _valid(truth.select(truth.crowd), mirror, view, self.masks)
         return sample
 
-    def _view(self, example: Example, rng: np.random.Generator) -> View:
+    def _view(self, example: Example, rng: np.random.Generator) -> CropView:
         original = example.image.shape[0], example.image.shape[1]
         size = fitted(original, self.size, float(rng.uniform(*self.scale)))
         top, left = (int(rng.integers(max(side - limit, 0) + 1)) for side, limit in zip(size, self.size, strict=True))
-        return View(original, size, top, left, self.size)
+        return CropView(original, size, top, left, self.size)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class DetectionEval:
     def __call__(self, example: Example) -> dict[str, Any]:
         """image uint8 [3, H, W]; content and original_size, (height, width) of the image in it and in the file."""
         original = example.image.shape[0], example.image.shape[1]
-        view = View(original, fitted(original, self.size), 0, 0, self.size)
+        view = CropView(original, fitted(original, self.size), 0, 0, self.size)
         return {
             "image": view.image(example.image, self.fill),
             "content": torch.tensor(view.size),
@@ -163,7 +163,7 @@ def fitted(original: tuple[int, int], canvas: tuple[int, int], factor: float = 1
     return max(round(original[0] * ratio), 1), max(round(original[1] * ratio), 1)
 
 
-def _targets(truth: Instances, mirror: Mirror, view: View, masks: bool) -> dict[str, Tensor]:
+def _targets(truth: Instances, mirror: Mirror, view: CropView, masks: bool) -> dict[str, Tensor]:
     """Boxes, labels and masks of the objects that the view shows."""
     boxes = view.boxes(mirror.boxes(truth.boxes))
     seen = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE
@@ -177,7 +177,7 @@ def _targets(truth: Instances, mirror: Mirror, view: View, masks: bool) -> dict[
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
-def _masks(truth: Instances, mirror: Mirror, view: View) -> np.ndarray:
+def _masks(truth: Instances, mirror: Mirror, view: CropView) -> np.ndarray:
     """uint8 [n, H, W] on the canvas."""
     assert truth.masks is not None, "masks were asked for when the annotations were opened"
     around = view.boxes(mirror.boxes(rle.boxes(truth.masks)))  # a mask may reach a little over its annotated box
@@ -187,7 +187,7 @@ def _masks(truth: Instances, mirror: Mirror, view: View) -> np.ndarray:
     return shown
 
 
-def _valid(crowds: Instances, mirror: Mirror, view: View, masks: bool) -> Tensor:
+def _valid(crowds: Instances, mirror: Mirror, view: CropView, masks: bool) -> Tensor:
     """bool [H, W], False in a crowd."""
     if masks:
         return torch.from_numpy(~_masks(crowds, mirror, view).any(axis=0))

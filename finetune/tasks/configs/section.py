@@ -10,8 +10,8 @@ from pretrain.core.configlib import Config
 class TaskSection(Config):
     """Base of the tasks' configurations.
 
-    formats    of `Source.format`, which this task reads, beside "auto"
-    keys       of `Source`, which this task reads beside `images` ("annotations", "masks", "depth", "classes")
+    formats    of `DataSource.format`, which this task reads, beside "auto"
+    keys       of `DataSource`, which this task reads beside `images` ("annotations", "masks", "depth", "classes")
     """
 
     formats: ClassVar[frozenset[str]] = frozenset()
@@ -22,7 +22,7 @@ class TaskSection(Config):
         return []
 
     def source_problems(self, key: str, source: Any) -> list[str]:
-        """What is wrong with one `Source`, by its key in the configuration ("data.train")."""
+        """What is wrong with one `DataSource`, by its key in the configuration ("data.train")."""
         found = []
         if source.format != "auto" and source.format not in self.formats:
             name = getattr(self, "name", "this task")

@@ -28,7 +28,7 @@ def plain(example: Example) -> dict[str, Any]:
     return {"id": torch.tensor(example.id)}
 
 
-def make(examples: Planted, *, micro: int = 4, rank: int = 0, world: int = 1, first: int = 0) -> TrainBatches:
+def make(examples: Planted, *, micro: int = 4, rank: int = 0, world_size: int = 1, first: int = 0) -> TrainBatches:
     return TrainBatches(
         examples,
         with_noise,
@@ -37,7 +37,7 @@ def make(examples: Planted, *, micro: int = 4, rank: int = 0, world: int = 1, fi
         global_batch=8,
         micro_batch=micro,
         rank=rank,
-        world=world,
+        world_size=world_size,
         noises={"drop": (2, 2)},
         first=first,
     )
@@ -47,14 +47,14 @@ def joined(parts: list[dict[str, Any]], key: str) -> torch.Tensor:
     return torch.cat([part[key] for part in parts])
 
 
-@pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 4), (4, 2), (2, 1), (1, 8)])
-def test_a_step_is_the_same_however_it_is_divided(world: int, micro: int):
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 4), (2, 4), (4, 2), (2, 1), (1, 8)])
+def test_a_step_is_the_same_however_it_is_divided(world_size: int, micro: int):
     examples = Planted(20)
     whole = make(examples, micro=8)[3]
-    accumulation = 8 // world // micro
+    accumulation = 8 // world_size // micro
     parts = [
-        make(examples, micro=micro, rank=rank, world=world)[3 * accumulation + i]
-        for rank in range(world)
+        make(examples, micro=micro, rank=rank, world_size=world_size)[3 * accumulation + i]
+        for rank in range(world_size)
         for i in range(accumulation)
     ]
     for key in ("id", "u", "image", "position", "drop"):
@@ -90,7 +90,7 @@ def test_a_broken_example_is_replaced_alike_on_any_rank_and_listed():
         assert sorted(record["position"] for record in batch["bad"]) == batch["position"][changed].tolist()
         assert {record["key"] for record in batch["bad"]} <= {"4.jpg", "9.jpg"}
         assert all(record["substitute"].startswith("folder/") for record in batch["bad"])
-        parts = [make(Planted(20, broken=(4, 9)), rank=rank, world=2)[index] for rank in range(2)]
+        parts = [make(Planted(20, broken=(4, 9)), rank=rank, world_size=2)[index] for rank in range(2)]
         assert joined(parts, "id").equal(batch["id"])
 
 
@@ -112,15 +112,17 @@ def test_a_transform_may_refuse_an_example_too():
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
-def test_ranks_evaluate_every_example_once_in_the_batches_of_one_rank(count: int, batch_size: int, world: int):
-    def cut(rank: int, world: int) -> list[tuple[int, ...]]:
-        batches = EvalBatches(Planted(count, size=1), plain, collate, batch_size=batch_size, rank=rank, world=world)
+def test_ranks_evaluate_every_example_once_in_the_batches_of_one_rank(count: int, batch_size: int, world_size: int):
+    def cut(rank: int, world_size: int) -> list[tuple[int, ...]]:
+        batches = EvalBatches(
+            Planted(count, size=1), plain, collate, batch_size=batch_size, rank=rank, world_size=world_size
+        )
         items = [batches[i][0] for i in range(len(batches))]
         return [tuple(item["index"].tolist()) for item in items if item is not None]
 
     alone = cut(0, 1)
     assert [index for batch in alone for index in batch] == list(range(count))
-    assert sorted(batch for rank in range(world) for batch in cut(rank, world)) == sorted(alone)
+    assert sorted(batch for rank in range(world_size) for batch in cut(rank, world_size)) == sorted(alone)
 
 
 def test_what_cannot_be_decoded_is_left_out_of_evaluation_by_name():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.config import Source
+from finetune.config import DataSource
 from finetune.data.class_names import read_classes
 from finetune.data.classification import open_examples
 from finetune.data.examples import BadExample
@@ -23,7 +23,7 @@ GROCERY = Path(__file__).parents[3] / "samples" / "grocery"
 
 
 def opened(images, trained=None, **options):
-    return open_examples(None, Source(images=str(images), **options), classes=trained)
+    return open_examples(None, DataSource(images=str(images), **options), classes=trained)
 
 
 def picture(path: Path, level: int) -> None:

@@ -169,7 +169,7 @@ def test_an_attentive_probe_is_a_graph_of_any_batch():
     assert compared_as_traced(Graph(small_task("classification", train="attentive")), (32, 32))
 
 
-def compared_as_traced(graph: Graph, size: tuple[int, int]) -> list[graphs.Checked]:
+def compared_as_traced(graph: Graph, size: tuple[int, int]) -> list[graphs.GraphCheck]:
     module = graphs.trace(graph, size).module()
 
     def run(pixels: Tensor) -> tuple[Tensor, ...]:

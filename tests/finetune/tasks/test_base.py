@@ -10,8 +10,8 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from finetune.config import FinetuneOptim
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.engine.optim.optimizer import trainable_groups
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from tests.finetune.tiny import Brightness, opened
@@ -53,7 +53,7 @@ def test_layers_decay_towards_the_input_and_the_head_has_its_own_rate():
 )
 def test_layers_of_a_hierarchical_backbone_are_those_of_timm(name: str, arguments: dict[str, Any]):
     backbone = TimmBackbone(name, (224, 224), **arguments)
-    made = Brightness(None, Opened(backbone, (0.5,) * 3, (0.5,) * 3, ""), Classes(("dark", "bright")))
+    made = Brightness(None, OpenedBackbone(backbone, (0.5,) * 3, (0.5,) * 3, ""), Classes(("dark", "bright")))
     made.prepare(FinetuneOptim(**OPTIM, layer_decay=0.5))
     found = {name: scale for name, (scale, _) in scales(made).items()}
     theirs = timm.create_model(name, num_classes=2, **arguments)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from finetune.config import FinetuneConfig, FinetuneOptim
 from finetune.data.examples import Example
-from finetune.dense.opened import Opened
 from finetune.heads.pooled.grid import features
 from finetune.heads.pooled.lora import AdaptedLinear
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -39,7 +39,7 @@ def vit(**options) -> ViT:
 
 
 def task(backbone=None, *, optim=None, **section) -> Classification:
-    opened = Opened(backbone or vit(), (0.5,) * 3, (0.25,) * 3, "a test")
+    opened = OpenedBackbone(backbone or vit(), (0.5,) * 3, (0.25,) * 3, "a test")
     torch.manual_seed(0)
     made = Classification(ClassificationConfig.model_validate(section), opened, Classes(["a", "b", "c", "d"]))
     values = {"global_batch_size": 4, "total_steps": 10, "lr": 1.0, **(optim or {})}
@@ -225,7 +225,7 @@ def test_from_an_image_to_its_picture():
 def test_one_class_is_no_classification():
     with pytest.raises(ValueError, match="1 class; a classifier needs at least 2"):
         Classification(
-            ClassificationConfig.model_validate({}), Opened(vit(), (0.5,) * 3, (0.5,) * 3, ""), Classes(["a"])
+            ClassificationConfig.model_validate({}), OpenedBackbone(vit(), (0.5,) * 3, (0.5,) * 3, ""), Classes(["a"])
         )
 
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from finetune.data.batches import EvalBatches, TrainBatches
-from finetune.data.examples import Example, Findings
-from finetune.dense.opened import Opened
+from finetune.data.examples import DataProblems, Example
 from finetune.heads.pixels.depth_bins import DepthBins
 from finetune.predictions import Classes
 from finetune.tasks.configs.depth import DepthConfig
 from finetune.tasks.depth import Depth
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.models.backbones.vit import ViT
 
 
 class Walls:
     """Images of walls: the darker, the farther, from 1 to 8 metres; a strip without depth."""
 
-    classes, fingerprint, findings = Classes(), "walls", Findings()
+    classes, fingerprint, findings = Classes(), "walls", DataProblems()
 
     def __len__(self) -> int:
         return 8
@@ -48,10 +48,10 @@ def test_both_heads_learn_planted_depth(head: dict, spacing: str):
         scale=(0.9, 1.1), flip=True,
     )  # fmt: skip # pyright: ignore
     backbone = ViT((64, 64), 8, embed_dim=48, depth=4, num_heads=3, pos_embed="learned")
-    task = Depth(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
+    task = Depth(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
     batches = TrainBatches(
         pickle.loads(pickle.dumps(Walls())), task.train_transform(), task.collate, seed=0, global_batch=4,
-        micro_batch=4, rank=0, world=1, noises=task.noises,
+        micro_batch=4, rank=0, world_size=1, noises=task.noises,
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=3e-3)
     for step in range(50):
@@ -82,7 +82,7 @@ def test_both_heads_learn_planted_depth(head: dict, spacing: str):
 def test_what_is_nearer_or_farther_than_the_range_is_not_learnt():
     config = DepthConfig(head={"name": "linear"}, crop=32, min_depth=1.0, max_depth=4.0, bins=8)  # pyright: ignore
     backbone = ViT((32, 32), 8, embed_dim=32, depth=1, num_heads=2, pos_embed="learned")
-    task = Depth(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
+    task = Depth(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
     truth = torch.full((2, 32, 32), 2.0)
     batch = {"image": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)}
     losses = []

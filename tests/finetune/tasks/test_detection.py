@@ -12,11 +12,11 @@ from finetune.config import FinetuneConfig
 from finetune.data.batches import EvalBatches, TrainBatches
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances, no_instances
-from finetune.data.examples import Example, Findings
-from finetune.dense.opened import Opened
+from finetune.data.examples import DataProblems, Example
 from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
 from finetune.tasks.detection import Detection
+from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -40,7 +40,7 @@ class Squares:
 
     def __init__(self, count: int, *, size: tuple[int, int] = (48, 80)) -> None:
         self.count, self.size = count, size
-        self.classes, self.fingerprint, self.findings = CLASSES, "squares", Findings()
+        self.classes, self.fingerprint, self.findings = CLASSES, "squares", DataProblems()
 
     def __len__(self) -> int:
         return self.count
@@ -72,12 +72,13 @@ def task_of(head: str, *, width: int = 32, **changes: Any) -> Detection:
     section = {"name": "detection", "head": HEADS[head], "size": 64, "scale": [0.8, 1.2], **changes}
     backbone = ViT((64, 64), 8, embed_dim=width, depth=2, num_heads=2, pos_embed="learned")
     config = validate(DetectionConfig, section, source="test")
-    return Detection(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), CLASSES)
+    return Detection(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), CLASSES)
 
 
 def train_batches(task: Detection, examples: Squares, batch: int) -> TrainBatches:
     return TrainBatches(
-        examples, task.train_transform(), task.collate, seed=0, global_batch=batch, micro_batch=batch, rank=0, world=1,
+        examples, task.train_transform(), task.collate, seed=0, global_batch=batch, micro_batch=batch, rank=0,
+        world_size=1,
         noises=task.noises,
     )  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_stages_of_a_hierarchical_backbone_get_a_norm_each_before_the_pyramid_of
     backbone = TimmBackbone("test_convnext", (64, 64))
     head = {**HEADS["faster_rcnn"], "anchors": [12, 24, 48, 96, 192]}
     config = validate(DetectionConfig, {"name": "detection", "head": head, "size": 64}, source="test")
-    task = Detection(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a ConvNeXt"), CLASSES).train()
+    task = Detection(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a ConvNeXt"), CLASSES).train()
     with torch.no_grad():
         for level in task.dense(torch.randn(1, 3, 64, 64) * 20):
             torch.testing.assert_close(level.std(1, correction=0), torch.ones(level[:, 0].shape), atol=0.05, rtol=0)

@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune.config import Source
+from finetune.config import DataSource
 from finetune.data.batches import EvalBatches, TrainBatches
-from finetune.data.examples import Example, Findings
+from finetune.data.examples import DataProblems, Example
 from finetune.data.maps.masks import open_examples
-from finetune.dense.opened import Opened
 from finetune.heads.pixels.dense_parts import resize
 from finetune.predictions import Classes, ClassMap
 from finetune.tasks.configs.segmentation import SegmentationConfig
+from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import pixel_loss
 from finetune.tasks.segmentation import Segmentation
 from pretrain.models.backbones.timm_backbone import TimmBackbone
@@ -35,7 +35,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def nuclei(config: SegmentationConfig, limit: int = 8) -> Any:
     images, file = ROOT / "samples/nuclei/train", ROOT / "samples/nuclei/train.json"
-    found = open_examples(config, Source(images=str(images), annotations=str(file)))  # pyright: ignore[reportCallIssue]
+    found = open_examples(config, DataSource(images=str(images), annotations=str(file)))  # pyright: ignore[reportCallIssue]
     found.objects.ids = found.objects.ids[:limit]
     return found
 
@@ -44,7 +44,7 @@ class Squares:
     """Images of three colours whose classes are the colours, in rectangles at random places."""
 
     classes = Classes(["red", "green", "blue"])
-    fingerprint, findings = "squares", Findings()
+    fingerprint, findings = "squares", DataProblems()
 
     def __len__(self) -> int:
         return 12
@@ -68,10 +68,12 @@ def configured(head: str, **options: Any) -> SegmentationConfig:
 def task_of(config: SegmentationConfig, classes: Classes, *, drop_path: float = 0.0) -> Segmentation:
     torch.manual_seed(0)
     backbone = ViT((64, 64), 8, embed_dim=48, depth=4, num_heads=3, drop_path_rate=drop_path, pos_embed="learned")
-    return Segmentation(config, Opened(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), classes)
+    return Segmentation(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), classes)
 
 
-def train_batches(task: Segmentation, examples: Any, *, micro: int = 4, rank: int = 0, world: int = 1) -> TrainBatches:
+def train_batches(
+    task: Segmentation, examples: Any, *, micro: int = 4, rank: int = 0, world_size: int = 1
+) -> TrainBatches:
     return TrainBatches(
         examples,
         task.train_transform(),
@@ -80,7 +82,7 @@ def train_batches(task: Segmentation, examples: Any, *, micro: int = 4, rank: in
         global_batch=4,
         micro_batch=micro,
         rank=rank,
-        world=world,
+        world_size=world_size,
         noises=task.noises,
     )
 
@@ -200,7 +202,7 @@ def test_void_pixels_have_no_gradient_and_two_halves_of_a_batch_weigh_as_one():
 def test_a_hierarchical_backbone_gives_its_own_pyramid(head: str):
     backbone = TimmBackbone("convnext_atto", (64, 64))
     config = configured(head)
-    task = Segmentation(config, Opened(backbone, (0.5,) * 3, (0.5,) * 3, "convnext"), Classes(["a", "b", "c"]))
+    task = Segmentation(config, OpenedBackbone(backbone, (0.5,) * 3, (0.5,) * 3, "convnext"), Classes(["a", "b", "c"]))
     batch = {
         "image": torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8),
         "target": torch.randint(0, 3, (2, 64, 64)),
@@ -220,7 +222,7 @@ def test_pixels_stay_where_they_are_in_images_that_are_no_whole_patches(
 ):
     task = task_of(configured(head), Squares.classes)
     if timm is not None:
-        opened = Opened(TimmBackbone(timm, (64, 64)), (0.5,) * 3, (0.5,) * 3, timm)
+        opened = OpenedBackbone(TimmBackbone(timm, (64, 64)), (0.5,) * 3, (0.5,) * 3, timm)
         task = Segmentation(configured(head), opened, Squares.classes)
     images = torch.randn(1, 3, 43, 53)
     padded = F.pad(images, (0, size[1] - 53, 0, size[0] - 43))

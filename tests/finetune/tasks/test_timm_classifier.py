@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from finetune.dense.opened import Opened
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
+from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.timm_classifier import write_timm
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -33,7 +33,7 @@ SECTIONS = {
 
 def classifier(backbone, section) -> Classification:
     """With weights that are nowhere at their start."""
-    opened = Opened(backbone, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "a test")
+    opened = OpenedBackbone(backbone, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "a test")
     made = Classification(ClassificationConfig.model_validate(section), opened, Classes(["a", "b", "c"]))
     torch.manual_seed(1)
     with torch.no_grad():

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from finetune.config import Source
+from finetune.config import DataSource
 from finetune.data.coco import rle
 from finetune.data.coco.examples import CocoExamples, open_examples
 from finetune.data.examples import BadExample
@@ -34,7 +34,7 @@ def annotation(number: int, image: Any = 7, category: int = 0, **changes: Any) -
     return {"id": number, "image_id": image, "category_id": category, **SQUARE, **changes}
 
 
-def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) -> Source:
+def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) -> DataSource:
     """Two images (ids 7 and 9) of 24 x 16 pixels in a folder, categories 0 and 40."""
     images = folder / "images"
     images.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) ->
     }
     path = folder / "train.json"
     path.write_text(json.dumps(content | changes))
-    return Source(images=str(images), annotations=str(path))
+    return DataSource(images=str(images), annotations=str(path))
 
 
 def opened(tmp_path: Path, annotations: list[dict[str, Any]], section: DetectionConfig = MASKS, /, **changes: Any):
@@ -173,8 +173,8 @@ def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):
 def test_a_part_without_objects_is_refused(tmp_path: Path):
     whole = opened(tmp_path, [annotation(1, image=9), annotation(2, iscrowd=1)])
     with pytest.raises(ValueError, match="the 1 images chosen have no object; take more"):
-        subset(whole, Source(images="x", limit=1))
-    assert len(subset(whole, Source(images="x", limit=2))) == 2
+        subset(whole, DataSource(images="x", limit=1))
+    assert len(subset(whole, DataSource(images="x", limit=2))) == 2
 
 
 def test_images_without_objects_are_background_unless_they_are_dropped(tmp_path: Path):
@@ -285,7 +285,7 @@ def test_images_are_found_in_a_tar_by_the_last_part_of_their_names(tmp_path: Pat
 
 def test_shards_are_read_by_key_and_survive_the_way_to_a_worker():
     folder = ROOT / "samples" / "nuclei"
-    source = Source(images=str(folder / "val"), annotations=str(folder / "val.json"))
+    source = DataSource(images=str(folder / "val"), annotations=str(folder / "val.json"))
     examples = open_examples(MASKS, source)
     copy = pickle.loads(pickle.dumps(examples))
     assert [len(copy), len(copy.table.boxes)] == [50, 1416]
@@ -304,7 +304,7 @@ def test_what_else_is_in_the_folder_does_not_change_the_fingerprint(tmp_path: Pa
     (tmp_path / "images" / "runs" / "log.txt").write_text("a run in the same folder")
     assert opened(tmp_path, [annotation(1)]).fingerprint == first
     Image.new("RGB", (WIDTH, HEIGHT), (200, 9, 7)).save(tmp_path / "images" / "a.png", pnginfo=None, compress_level=0)
-    assert open_examples(MASKS, Source(images=str(tmp_path / "images"), annotations=str(tmp_path / "train.json"))
+    assert open_examples(MASKS, DataSource(images=str(tmp_path / "images"), annotations=str(tmp_path / "train.json"))
                          ).fingerprint != first  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.config import Source
+from finetune.config import DataSource
 from finetune.data.examples import BadExample
 from finetune.data.maps import depth, masks
 from finetune.tasks.configs.depth import DepthConfig
@@ -48,7 +48,7 @@ def write(root: Path, files: dict[str, bytes | str]) -> Path:
 
 
 def opened(config: SegmentationConfig | None = None, **source: Any) -> Any:
-    return masks.open_examples(config or SegmentationConfig(), Source(**{k: str(v) for k, v in source.items()}))
+    return masks.open_examples(config or SegmentationConfig(), DataSource(**{k: str(v) for k, v in source.items()}))
 
 
 def test_pairs_are_matched_by_name_in_nested_folders_and_what_is_left_over_is_named(tmp_path: Path):
@@ -196,14 +196,14 @@ def test_instances_are_painted_with_the_smaller_on_top_and_crowds_void(tmp_path:
     }
     write(tmp_path, {"i/1.png": photo(), "a.json": json.dumps(file)})
     config = SegmentationConfig(background="rest")
-    found = masks.open_examples(config, Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json")))
+    found = masks.open_examples(config, DataSource(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json")))
     assert found.classes == ("rest", "cell", "dot") and found.classes.category_ids == (7, 0, 6)
     target = found[0].target
     assert target[1, 1] == 2 and (target[:, 0] == 1).all() and (target[:, 4:] == 255).all() and target[0, 3] == 1
-    source = Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
+    source = DataSource(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
     assert (masks.open_examples(config, source, classes=found.classes)[0].target == target).all()
     without = masks.open_examples(
-        SegmentationConfig(), Source(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
+        SegmentationConfig(), DataSource(images=str(tmp_path / "i"), annotations=str(tmp_path / "a.json"))
     )
     assert without.classes == ("cell", "dot") and without[0].target[1, 1] == 1
 
@@ -245,7 +245,7 @@ def test_a_validation_set_of_other_classes_is_refused(tmp_path: Path):
     for name, known in (("t", ["a", "b"]), ("v", ["a", "c"])):
         write(tmp_path / name, {"i/1.jpg": photo(), "m/1.png": ids(0), "classes.json": json.dumps(known)})
     train = opened(images=tmp_path / "t/i", masks=tmp_path / "t/m")
-    source = Source(images=str(tmp_path / "v/i"), masks=str(tmp_path / "v/m"))
+    source = DataSource(images=str(tmp_path / "v/i"), masks=str(tmp_path / "v/m"))
     with pytest.raises(ValueError, match=r"\(2: 0 a, 1 c \.\.\.\) are not those of the training set \(2: 0 a, 1 b"):
         masks.open_examples(SegmentationConfig(), source, classes=train.classes)
 
@@ -271,7 +271,7 @@ def test_depth_maps_are_read_in_metres(tmp_path: Path):
     far = np.full((6, 8), 2560, np.uint16)
     far[0] = 0
     write(tmp_path, {"i/1.jpg": photo(), "d/1.png": png(far)})
-    source = Source(images=str(tmp_path / "i"), depth=str(tmp_path / "d"))
+    source = DataSource(images=str(tmp_path / "i"), depth=str(tmp_path / "d"))
     found = depth.open_examples(DepthConfig(units_per_metre=256), source)
     assert found[0].target.dtype == np.float32 and np.unique(found[0].target).tolist() == [0, 10]
 

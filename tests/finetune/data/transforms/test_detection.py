@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances
 from finetune.data.examples import Example
-from finetune.data.transforms.detection import DetectionEval, DetectionTrain, Mirror, View, fitted
+from finetune.data.transforms.detection import CropView, DetectionEval, DetectionTrain, Mirror, fitted
 
 FILL = (1, 2, 3)
 RED = (250, 0, 0)
@@ -137,7 +137,7 @@ def test_a_fitted_image_fills_its_canvas_in_one_direction_and_keeps_its_shape(si
 def test_a_view_of_the_whole_image_changes_no_mask():
     rng = np.random.default_rng(0)
     mask = (rng.random((17, 23)) < 0.4).astype(np.uint8)
-    view = View((17, 23), (17, 23), 0, 0, (17, 23))
+    view = CropView((17, 23), (17, 23), 0, 0, (17, 23))
     assert np.array_equal(view.mask(mask, np.array([0, 0, 23, 17], dtype=np.float32)), mask)
 
 

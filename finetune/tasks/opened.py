@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedBackbone:
     """A backbone with its weights, made for the image size of the configuration.
 
     backbone      a `ViT` or a `TimmBackbone`
