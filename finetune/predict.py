@@ -58,9 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         files = find_images(chosen.images)
         ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
         from finetune.release import open_task
+        from pretrain.core.device import find_device
 
         task, record = open_task(chosen.task)
-        out, where = Path(chosen.out), _device(chosen.device)
+        out, where = Path(chosen.out), find_device(chosen.device)
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, CheckpointError) as error:
         print(f"fovea predict: {error}", file=sys.stderr)
@@ -80,21 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
     done = len(files) - len(failed)
     print(f"{record['task']['name']}: {done} of {len(files)} images predicted, {out / 'predictions.json'}")
     return 0 if done else 1
-
-
-def _device(name: str) -> torch.device:
-    """
-    Raises:
-        ValueError: there is none of this name.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, or auto") from error
 
 
 def find_images(given: Sequence[str]) -> list[Path]:

@@ -47,11 +47,14 @@ class _SourceContents:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> OpenedBackbone:
+def open_source(model: ModelSource, *, in_chans: int | None = 3, seed: int = 0) -> OpenedBackbone:
     """The backbone of a configuration with its weights.
 
     What the weights leave open, and everything with `random`, is drawn from `seed`. Fixed position tables become
     trained ones, as the official codes fine-tune them.
+
+    Args:
+        in_chans: of the images; None: those of the backbone.
 
     Raises:
         ConfigError: the source is missing, damaged, or of another architecture; every name that does not fit is listed.
@@ -65,14 +68,14 @@ def open_source(model: ModelSource, *, in_chans: int = 3, seed: int = 0) -> Open
         raise ConfigError(f"model.{kind}={value}", str(error).splitlines()) from error
 
 
-def _open(model: ModelSource, kind: str, value: str, *, in_chans: int, seed: int) -> OpenedBackbone:
+def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, seed: int) -> OpenedBackbone:
     found = _READERS[kind](model)
     described = {**found.model, **model.args}
     if model.size is not None:
         described["img_size"] = model.size
     torch.manual_seed(seed)
     backbone = backbone_of(described)
-    if backbone.in_chans != in_chans:
+    if in_chans is not None and backbone.in_chans != in_chans:
         raise ValueError(f"its backbone takes {backbone.in_chans} channels; the images have {in_chans}")
     if model.drop_path_rate:
         backbone.set_drop_path(model.drop_path_rate)

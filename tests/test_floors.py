@@ -17,7 +17,7 @@ FLOOR_1 = {"pretrain.models", "pretrain.data", "pretrain.engine"}
 FLOOR_2 = {"pretrain.objectives", "pretrain.probes", "pretrain.doctor"}
 BELOW_4 = CORE | FLOOR_1 | FLOOR_2 | {"pretrain.config"}
 FLOOR_4 = {f"pretrain.{name}" for name in ("run", "start", "loader", "release", "online", "nonfinite")}
-EVERYTHING = {"pretrain", "launch", "finetune"}
+EVERYTHING = {"pretrain", "launch", "finetune", "fovea"}
 ABOUT_IMAGES = {"finetune.predictions", "finetune.data"}
 PARTS_OF_A_TASK = {f"finetune.{name}" for name in ("heads", "dense", "metrics", "report", "tasks")} | ABOUT_IMAGES
 ALLOWED = {
@@ -46,7 +46,8 @@ ALLOWED = {
     "finetune.tasks.configs": {"pretrain.core.configlib"},
     "finetune.config": CORE | {"finetune.tasks.configs", "pretrain.engine.config"},
     "finetune": CORE | FLOOR_1 | PARTS_OF_A_TASK | {"pretrain.probes"},
-    "launch": EVERYTHING,
+    "launch": EVERYTHING - {"fovea"},
+    "fovea": EVERYTHING,
 }
 LOADED_IN_ONE_FILE = {"deepspeed": "pretrain/engine/deepspeed.py", "accelerate": "pretrain/engine/accelerate.py"}
 MOST_FILES = 14
@@ -56,12 +57,12 @@ NO_TORCH = (
     *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.attempt_command", "launch.check.command"),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco.examples", "finetune.data.maps.masks"),
-    "finetune.data.maps.depth",
+    *("finetune.data.maps.depth", "finetune.locate", "fovea"),
 )
 
 
 def modules() -> list[Path]:
-    return sorted(path for package in ("pretrain", "finetune", "launch") for path in (ROOT / package).rglob("*.py"))
+    return sorted(path for package in sorted(EVERYTHING) for path in (ROOT / package).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:

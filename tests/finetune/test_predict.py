@@ -169,7 +169,7 @@ def test_arrays_are_images_as_in_training(photos: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [(["--device", "gpu"], "--device gpu: "), (["--out", "photos/b.png"], "not a folder to write to")],
+    [(["--device", "gpu"], "device gpu: "), (["--out", "photos/b.png"], "not a folder to write to")],
 )
 def test_a_device_or_folder_that_is_none_is_said(
     wrong: list[str], said: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import BadSample, Reader
-from pretrain.data.views.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, MAX_PIXELS, DecodeError, decode_sample
+from pretrain.data.views.center_crop import CenterCrop
+from pretrain.data.views.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, DecodeError, decode_sample
 
 
 class EvalImages:
@@ -61,7 +59,7 @@ class EvalImages:
         count = dataset.num_samples
         chosen = np.arange(count) if max_samples is None else np.linspace(0, count - 1, min(max_samples, count)).round()
         share = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world].astype(np.int64)
-        geometry = _Geometry(size, resize, interpolation)
+        geometry = CenterCrop(size, resize, interpolation)
         self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, tuple(mean), tuple(std))
         self._num_workers = num_workers
         self.bad: list[tuple[str, str, str]] = []
@@ -77,25 +75,6 @@ class EvalImages:
                 yield images, labels
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    size: tuple[int, int]
-    resize: int
-    interpolation: str
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        """uint8 [H, W, C] to [C, h, w]. DecodeError for an image so narrow that resizing would take all memory."""
-        height, width = image.shape[:2]
-        shorter = min(height, width)
-        new = (self.resize * height // shorter, self.resize * width // shorter)
-        if math.prod(new) > MAX_PIXELS:
-            raise DecodeError(f"too long: {width} x {height} pixels would be resized to {new[1]} x {new[0]}")
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-        pixels = F.interpolate(pixels, size=new, mode=self.interpolation, antialias=True)[0]
-        top, left = (round((a - b) / 2) for a, b in zip(new, self.size, strict=True))
-        return pixels[:, top : top + self.size[0], left : left + self.size[1]]
-
-
 class _EvalBatches:
     """Item i is batch i, with what was left out of it."""
 
@@ -104,7 +83,7 @@ class _EvalBatches:
         dataset: Dataset,
         samples: np.ndarray,
         batch_size: int,
-        geometry: _Geometry,
+        geometry: CenterCrop,
         in_chans: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],

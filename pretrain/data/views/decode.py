@@ -22,7 +22,7 @@ MAX_SIDE = 16_384
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")
 LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 # They harm no pixel and are common in images of the web and of phones; every other warning means damage.
 _HARMLESS_WARNINGS = ("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters")
@@ -46,7 +46,7 @@ def decode_sample(sample: Mapping[str, bytes], in_chans: int) -> np.ndarray:
 
 def decode_image(data: bytes, in_chans: int) -> np.ndarray:
     """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans]; 16-bit values are shifted right by 8."""
-    if in_chans not in _MODES:
+    if in_chans not in PIL_MODES:
         raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
     if not data:
         raise DecodeError("empty file")
@@ -107,7 +107,7 @@ def _decode_with_pil(data: bytes, in_chans: int) -> np.ndarray:
         image.load()
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.array(image.convert(_MODES[in_chans])).reshape(image.height, image.width, in_chans)
+        return np.array(image.convert(PIL_MODES[in_chans])).reshape(image.height, image.width, in_chans)
     except DecodeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -42,6 +42,7 @@ def test_an_installation_without_a_checkout_has_the_batch_scripts(tmp_path: Path
         [*pip, "install", *offline, "--ignore-installed", "--prefix", str(home), str(wheel)], check=True, timeout=300
     )
     (packages,) = home.glob("lib/python*/site-packages")
+    assert (packages / "launch" / "py.typed").is_file(), "type checkers read the annotations of an installation"
     code = "from launch.slurm.template import folder, read_template; print(folder(), len(read_template('finetune')))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(packages)}, capture_output=True, text=True

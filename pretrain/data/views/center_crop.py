@@ -1,0 +1,34 @@
+"""The geometry of an evaluation: the shorter side resized with antialiasing, then a central crop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.data.views.decode import MAX_PIXELS, DecodeError
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """size: (height, width) of the crop. resize: length of the shorter side before it. Both in pixels."""
+
+    size: tuple[int, int]
+    resize: int
+    interpolation: str = "bicubic"
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """uint8 [H, W, C] to [C, h, w]. DecodeError for an image so narrow that resizing would take all memory."""
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        new = (self.resize * height // shorter, self.resize * width // shorter)
+        if math.prod(new) > MAX_PIXELS:
+            raise DecodeError(f"too long: {width} x {height} pixels would be resized to {new[1]} x {new[0]}")
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        pixels = F.interpolate(pixels, size=new, mode=self.interpolation, antialias=True)[0]
+        top, left = (round((a - b) / 2) for a, b in zip(new, self.size, strict=True))
+        return pixels[:, top : top + self.size[0], left : left + self.size[1]]

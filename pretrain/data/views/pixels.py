@@ -1,0 +1,61 @@
+"""Images as a program holds them (NumPy arrays, PIL images, tensors, files) to uint8 [height, width, channels]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pretrain.data.views.decode import PIL_MODES, decode_image, decode_npy
+
+ImageInput = np.ndarray | Image.Image | Tensor | Path | str
+
+
+def to_pixels(image: ImageInput, in_chans: int) -> np.ndarray:
+    """One image as uint8 [H, W, in_chans].
+
+    Read are arrays uint8 [H, W, C] ([H, W] for one channel), PIL images, tensors [C, H, W] (uint8, or floating point
+    within [0, 1]) and paths of JPEG, PNG, WebP or `.npy` files.
+
+    Raises:
+        ValueError: another shape, type, range or number of channels, or a file that cannot be decoded.
+    """
+    if isinstance(image, str | Path):
+        decode = decode_npy if Path(image).suffix.lower() == ".npy" else decode_image
+        return decode(Path(image).read_bytes(), in_chans)
+    if isinstance(image, Image.Image):
+        if in_chans not in PIL_MODES:
+            raise ValueError(f"a PIL image has 1, 3 or 4 channels, not {in_chans}; give an array [H, W, {in_chans}]")
+        return np.array(image.convert(PIL_MODES[in_chans])).reshape(image.height, image.width, in_chans)
+    if isinstance(image, Tensor):
+        return _array(_from_tensor(image), in_chans, "a tensor [C, H, W]")
+    return _array(image, in_chans, "an array [H, W, C]")
+
+
+def to_images(images: ImageInput | Sequence[ImageInput], in_chans: int) -> list[np.ndarray]:
+    """A list of images, one image, or a batch [n, H, W, C] (array) or [n, C, H, W] (tensor): uint8 [H, W, C] each."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+        return [to_pixels(image, in_chans) for image in images]
+    if isinstance(images, np.ndarray | Image.Image | Tensor | Path | str):
+        return [to_pixels(images, in_chans)]
+    return [to_pixels(image, in_chans) for image in images]
+
+
+def _from_tensor(image: Tensor) -> np.ndarray:
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise ValueError("a floating-point tensor must hold pixels within [0, 1], not normalized values")
+        image = (image * 255).round().to(torch.uint8)
+    return image.detach().cpu().movedim(0, -1).numpy() if image.ndim == 3 else image.detach().cpu().numpy()
+
+
+def _array(image: np.ndarray, in_chans: int, what: str) -> np.ndarray:
+    if image.ndim == 2 and in_chans == 1:
+        image = image[..., None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans or not image.size:
+        raise ValueError(f"expected {what} of uint8 with {in_chans} channels, got {image.dtype} {tuple(image.shape)}")
+    return np.require(image, requirements=["C", "W"])  # torch wants arrays that can be written to

@@ -1,0 +1,28 @@
+"""The package itself: every public name is there, and typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import fovea
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", fovea.__all__)
+def test_every_public_name_is_there_and_documented(name: str):
+    assert name in dir(fovea)
+    assert getattr(fovea, name).__doc__
+    assert f"`{name}" in (ROOT / "docs" / "api.md").read_text() or f"fovea.{name}" in (ROOT / "docs/api.md").read_text()
+
+
+def test_other_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        _ = fovea.lod  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("package", ["fovea", "pretrain", "finetune", "launch"])
+def test_the_packages_say_that_they_are_typed(package: str):
+    assert (ROOT / package / "py.typed").is_file()
