@@ -25,6 +25,7 @@ from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.detection import Detection
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.distributed import World
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.engine.build import build_engine
 from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.trainable import EngineSettings
@@ -129,7 +130,7 @@ def detection(head: str, args: argparse.Namespace) -> Detection:
         options["window"] = args.window
     if head == "eomt":  # its queries go through the last four blocks, which are global
         options |= {"rel_pos": False, "global_blocks": sorted({2, 5, *range(backbone.depth - 4, backbone.depth)})}
-    opened = OpenedBackbone(backbone, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "untrained")
+    opened = OpenedBackbone(backbone, IMAGENET_MEAN, IMAGENET_STD, "untrained")
     return Detection(DetectionConfig.model_validate(options), opened, Classes([f"class {i}" for i in range(80)]))
 
 

@@ -24,6 +24,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from benchmarks.report import paired, print_json, print_table, summary
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader.microbatch import HostBatch
 from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.shards.dataset import Dataset
@@ -31,7 +32,7 @@ from pretrain.data.shards.index import build_index
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8)
 GLOBAL, LOCAL, BICUBIC = (0.4, 1.0), (0.05, 0.4), v1.InterpolationMode.BICUBIC
 MAE_VIEWS: list[ViewSpec | Noise] = [ViewSpec("image", (224, 224), scale=(0.2, 1.0)), Noise("mask", (196,))]

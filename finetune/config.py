@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from finetune.tasks.configs import TaskConfig
-from finetune.tasks.configs.values import Positive, Size, pair
-from pretrain.core.configlib import Config
+from finetune.tasks.configs.values import Size, pair
+from pretrain.core.configlib import Config, Positive
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -149,7 +149,7 @@ class FinetuneConfig(Config):
         found, engine, optim = [], self.engine, self.optim
         if engine.deepspeed and engine.name != "deepspeed":
             found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
-        if engine.name == "deepspeed" and engine.zero_stage == 3:
+        if engine.is_zero3:
             found.append("engine.zero_stage: under ZeRO-3 no rank holds the weights to evaluate; use stage 0, 1 or 2")
         if optim.clip_grad and optim.clip_mode == "per_module":
             found.append("optim.clip_mode: per_module is for objectives of pretraining; use global or per_tensor")

@@ -19,7 +19,9 @@ from finetune.metrics.metric import Scores
 from finetune.predictions import Prediction
 from finetune.tasks.base import Task
 from pretrain.core import distributed
+from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
+from pretrain.core.precision import autocast
 from pretrain.data.loader.workers import run_in_workers
 
 Chosen = tuple[float, int, Prediction]  # quality, number of the example, prediction
@@ -51,7 +53,7 @@ def evaluate(
     batch_size: int,
     num_workers: int = 0,
     keep: int = 0,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict every example once, over all ranks, and measure; the numbers do not depend on how many ranks there are.
@@ -77,13 +79,12 @@ def evaluate(
     metric, kept, failed, done = model.metric(examples), _Kept(keep), [], 0
     was_training = model.training
     model.eval()
-    autocast = torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     try:
         for batch, held, bad in run_in_workers(batches, len(batches), num_workers=num_workers):
             failed += bad
             if batch is not None:
                 numbers = batch["index"].tolist()
-                with torch.no_grad(), autocast:
+                with torch.no_grad(), autocast(world.device, precision):
                     predictions = model.predict(move(batch, world.device))
                 for index, example, prediction in zip(numbers, held, predictions, strict=True):
                     kept.add(metric.update(index, example, prediction), index, prediction)

@@ -21,13 +21,14 @@ from finetune.heads.pooled.lora import merged_state
 from finetune.release import is_task, open_task
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface import huggingface
-from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, backbone_of, read_release
+from pretrain.models.release.folder import backbone_of, read_release
 
 __all__ = ["OpenedBackbone", "open_source"]
 DEFAULT_SIDE = 224  # of weights that do not say which image size they are of

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pretrain.core.configlib import Config, ConfigError
+from pretrain.core.configlib import Config, ConfigError, Positive
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
@@ -19,9 +20,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
 from pretrain.probes.config import ProbeConfig
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INIT_SOURCES = ("release", "official", "checkpoint")
-Positive = Annotated[int, Field(gt=0)]
 
 
 class DataConfig(Config):
@@ -129,12 +128,12 @@ class PretrainConfig(Config):
         found, side = [], max(self.model.size)
         if self.probe.resize is not None and self.probe.resize < side:
             found.append(f"probe.resize: {self.probe.resize} is smaller than model.img_size {side}")
-        if self.engine.name == "deepspeed" and self.engine.zero_stage == 3:
+        if self.engine.is_zero3:
             found.append("probe: not possible under ZeRO-3, no rank holds whole weights; remove it or use stage 0-2")
         return found
 
     def _engine_problems(self) -> list[str]:
-        found, zero3 = [], self.engine.name == "deepspeed" and self.engine.zero_stage == 3
+        found, zero3 = [], self.engine.is_zero3
         if self.engine.deepspeed and self.engine.name != "deepspeed":
             found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
         if zero3 and self.objective.has_teacher:

@@ -213,7 +213,8 @@ class Run:
         fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
         norm = {} if result.skipped else {"grad_norm": result.grad_norm}
         self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
-        if every(step, self.config.log.pictures_every_steps, self.steps.total_steps) and not self._is_partitioned:
+        due = every(step, self.config.log.pictures_every_steps, self.steps.total_steps)
+        if due and not self.config.engine.is_zero3:
             self.objective.eval()
             with torch.no_grad():
                 pictures = self.objective.pictures(self.feed.latest, step, mean=self.config.mean, std=self.config.std)
@@ -313,8 +314,3 @@ class Run:
                 parts.append(f"raw pixels {start[f'{kind}/pixels']:.1%}")
             if parts:
                 self.log.say(f"step {step}: {title} accuracy " + ", ".join(parts))
-
-    @property
-    def _is_partitioned(self) -> bool:
-        """Under ZeRO-3 no rank holds the weights that a picture needs."""
-        return self.config.engine.name == "deepspeed" and self.config.engine.zero_stage == 3

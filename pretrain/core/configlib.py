@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretrain.core.text import has_control_characters
 
@@ -32,6 +32,8 @@ class ConfigError(ValueError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
 
+Positive = Annotated[int, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "fp16"]
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from pretrain.core.configlib import Config
+from pretrain.core.configlib import Config, Positive
 from pretrain.doctor.rules import RULES
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class DoctorConfig(Config):

@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pretrain.core.configlib import Config
+from pretrain.core.configlib import Config, Positive, Precision
 
 OWNED_DEEPSPEED_KEYS = frozenset(
     {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"}
     | {"fp16", "bf16", "torch_autocast", "gradient_clipping"}
 )
-Positive = Annotated[int, Field(gt=0)]
 
 
 class OptimConfig(Config):
@@ -117,7 +116,7 @@ class EngineConfig(Config):
 
     name: Literal["accelerate", "deepspeed"] = "accelerate"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of forward and backward; weights are fp32")
+    precision: Precision = Field("fp32", description="of forward and backward; weights are fp32")
     accumulation_steps: Positive = Field(1, description="micro-batches of a step")
     compile: bool = Field(False, description="torch.compile")
     deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
@@ -138,9 +137,14 @@ class EngineConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> EngineConfig:
-        if self.compile and self.name == "deepspeed" and self.zero_stage == 3:
+        if self.compile and self.is_zero3:
             raise ValueError("compile: not possible with zero_stage 3; use zero_stage 0, 1 or 2, or compile=false")
         return self
+
+    @property
+    def is_zero3(self) -> bool:
+        """Under ZeRO-3 no rank holds all the weights."""
+        return self.name == "deepspeed" and self.zero_stage == 3
 
 
 def deepspeed_problems(raw: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.core import distributed, heartbeat
+from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
+from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.checkpoint.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.checkpoint.tensorfile import write_tensors
@@ -34,7 +36,6 @@ from pretrain.engine.watchdog.replicas import check_replicas
 
 Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples
 MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Autocast(nn.Module):
@@ -43,15 +44,14 @@ class Autocast(nn.Module):
     The cast is ours in both engines, so that they compute the same; gradients are then averaged in fp32.
     """
 
-    def __init__(self, trainable: nn.Module, precision: str, device: torch.device, *, cache: bool = True):
+    def __init__(self, trainable: nn.Module, precision: Precision, device: torch.device, *, cache: bool = True):
         super().__init__()
         self.trainable = trainable
-        self._dtype, self._device, self._cache = _DTYPES[precision], device.type, cache
+        self._precision: Precision = precision
+        self._device, self._cache = device, cache
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if self._dtype == torch.float32:
-            return self.trainable(batch, step)
-        with torch.autocast(self._device, dtype=self._dtype, cache_enabled=self._cache):
+        with autocast(self._device, self._precision, cache=self._cache):
             return self.trainable(batch, step)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pretrain.core.configlib import Config
+from pretrain.core.configlib import Config, Positive
 from pretrain.models.backbones import families
 from pretrain.models.backbones.sizes import SIZES
 
-Positive = Annotated[int, Field(gt=0)]
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.configlib import Precision
+
 FILE = "capture.json"
 FORMAT = 1
 MOST_WEIGHTS = 8  # captures of a run that hold weights: a sample that breaks every epoch must not fill the disk
@@ -53,7 +55,7 @@ class Capture:
     world_size: int
     micro_batch: int
     accumulation_steps: int
-    precision: str
+    precision: Precision
     loss_scale: float
     first_bad: str
     losses: Mapping[str, float | None]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pretrain.core import distributed, heartbeat
+from pretrain.core.configlib import Precision
+from pretrain.core.precision import autocast
 from pretrain.objectives.base import Objective
 
 MOST_CULPRITS = 8
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def evaluate(
-    objective: Objective, batch: Mapping[str, Tensor], step: int, *, seed: int, precision: str, scale: float = 1.0
+    objective: Objective, batch: Mapping[str, Tensor], step: int, *, seed: int, precision: Precision, scale: float = 1.0
 ) -> Outcome:
     """Compute `batch` in this process alone and leave everything as it was: gradients, buffers, what is pending.
 
@@ -57,10 +57,9 @@ def evaluate(
     named = {name: param for name, param in objective.named_parameters() if param.requires_grad}
     device = next(iter(named.values())).device
     torch.manual_seed(seed)
-    cast = nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_DTYPES[precision])
     try:
         with distributed.alone():
-            with cast:
+            with autocast(device, precision):
                 losses = objective(dict(batch), step)
             loss = losses["loss"]
             gradients = torch.autograd.grad(loss * scale, list(named.values()), allow_unused=True)

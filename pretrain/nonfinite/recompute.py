@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
+from pretrain.core.configlib import Precision
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
 from pretrain.engine.step import keyed_seed
@@ -65,7 +66,8 @@ class Recompute:
         if outcome.bad_gradients and not outcome.bad_losses:
             listed = ", ".join(outcome.bad_gradients[-3:])
             print(f"  gradient   not finite in {len(outcome.bad_gradients)} parameters, nearest the loss: {listed}")
-        for other in ("fp32", "bf16", *(["fp16"] if self.device.type == "cuda" else [])):
+        others: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if self.device.type == "cuda" else ("fp32", "bf16")
+        for other in others:
             result = self._evaluate(part, batch, other)
             print(f"  in {other}    {result}" + ("" if result.broken else ": it disappears"))
         return True
@@ -85,7 +87,7 @@ class Recompute:
             raise ValueError(f"the positions of rank {part.rank} are others now; optim.global_batch_size has changed")
         return augment.apply(micro_batches.specs, host_batch, config.mean, config.std, self.device)
 
-    def _evaluate(self, part: Part, batch: Mapping[str, Tensor], precision: str) -> Outcome:
+    def _evaluate(self, part: Part, batch: Mapping[str, Tensor], precision: Precision) -> Outcome:
         captured = self.captured
         scale = captured.loss_scale if precision == captured.precision else 1.0
         return evaluate(self.objective, batch, captured.step, seed=self._seed(part), precision=precision, scale=scale)

@@ -167,7 +167,7 @@ class Recovery:
     def _search(self, step: int, result: StepResult) -> dict[tuple[int, int], list[int]]:
         """Positions that break this rank's micro-batches, as far as they do so without the other ranks."""
         settings, rank = self._config.engine, self._world.rank
-        if settings.name == "deepspeed" and settings.zero_stage == 3:
+        if settings.is_zero3:
             return {}  # no rank has the weights
         micros = [micro for at, micro in result.bad_parts if at == rank]
         if not result.bad_parts:

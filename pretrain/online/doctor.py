@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core import distributed
+from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
+from pretrain.core.precision import autocast
 from pretrain.data.loader.pipeline import make_micro_batches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
@@ -26,7 +27,6 @@ from pretrain.objectives.base import Objective
 from pretrain.online.examine import facts_of
 from pretrain.probes.features import backbone_features
 
-_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ATTENTION_IMAGES = 4
 
 
@@ -62,8 +62,8 @@ class OnlineDoctor:
             self.doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
         self.doctor.say_again()
         # Under ZeRO-3 no rank holds whole weights: gradients by block and the losses are all there is.
-        self._is_whole = not (config.engine.name == "deepspeed" and config.engine.zero_stage == 3)
-        self._dtype = _PRECISION.get(config.engine.precision)
+        self._is_whole = not config.engine.is_zero3
+        self._precision: Precision = config.engine.precision
         self._images = _fixed_images(config, dataset, world) if self._is_whole else None
         self._reset(start_step)
 
@@ -130,7 +130,7 @@ class OnlineDoctor:
         was_training = backbone.training
         backbone.eval()
         try:
-            with torch.autocast(self.world.device.type, self._dtype) if self._dtype else nullcontext():
+            with autocast(self.world.device, self._precision):
                 features, attention = self._encode(backbone, self._images)
         finally:
             backbone.train(was_training)

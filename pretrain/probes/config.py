@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
-from pretrain.core.configlib import Config
-
-Positive = Annotated[int, Field(gt=0)]
+from pretrain.core.configlib import Config, Positive
 
 
 class ProbeConfig(Config):

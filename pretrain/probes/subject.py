@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_official, load_strict
-from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, read_release
+from pretrain.models.release.folder import read_release
 from pretrain.models.tokenizers.tokenizer import RELEASED, Normalized, from_release
 from pretrain.probes.features import Features, backbone_features
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from finetune.tasks.configs.section import TaskSection
-from finetune.tasks.configs.values import Positive, Probability, Strength, pair
-from pretrain.core.configlib import Config
+from finetune.tasks.configs.values import Probability, Strength, pair
+from pretrain.core.configlib import Config, Positive
 
 FROZEN = ("linear", "attentive", "grid")
 # DINOv2's linear evaluation (Oquab et al. 2023, official code), before the batch size's rule

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from finetune.tasks.configs.detection_heads import HeadConfig, RCNNHead
 from finetune.tasks.configs.section import TaskSection
-from finetune.tasks.configs.values import Positive, Probability, Size, pair
+from finetune.tasks.configs.values import Probability, Size, pair
+from pretrain.core.configlib import Positive
 
 Block = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(gt=0)]

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune.tasks.configs.queries import EoMTSection
-from finetune.tasks.configs.values import Positive, Probability, Strength
-from pretrain.core.configlib import Config
+from finetune.tasks.configs.values import Probability, Strength
+from pretrain.core.configlib import Config, Positive
 
 Factor = Annotated[float, Field(gt=0)]
 

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from finetune.tasks.configs.queries import EoMTSection
-from finetune.tasks.configs.values import Positive, Strength
-from pretrain.core.configlib import Config
+from finetune.tasks.configs.values import Strength
+from pretrain.core.configlib import Config, Positive
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from finetune.tasks.configs.section import TaskSection
-from finetune.tasks.configs.values import Positive, Probability, Size, pair
+from finetune.tasks.configs.values import Probability, Size, pair
+from pretrain.core.configlib import Positive
 
 Factor = Annotated[float, Field(gt=0)]
 Block = Annotated[int, Field(ge=0)]

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune.tasks.configs.values import Positive, Strength
-from pretrain.core.configlib import Config
+from finetune.tasks.configs.values import Strength
+from pretrain.core.configlib import Config, Positive
 
 
 class EoMTSection(Config):

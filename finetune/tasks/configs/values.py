@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
+from pretrain.core.configlib import Positive
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Size = Positive | tuple[Positive, Positive]

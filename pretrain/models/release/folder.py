@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.core.record import replacing_folder
 from pretrain.models.backbones import families
 from pretrain.models.importers import State, Weights
@@ -37,7 +38,6 @@ BACKBONES = {
     "timm": ("backbones.timm_backbone", "TimmBackbone"),
     "conv_encoder": ("tokenizers.dvae", "ConvEncoder"),
 }
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pretrain.core.configlib import ConfigError
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_official, load_strict
-from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, read_release
+from pretrain.models.release.folder import read_release
 from pretrain.models.teachers.frozen import Fingerprint, Frozen, digest_of
 
 KEY = "objective.teacher"

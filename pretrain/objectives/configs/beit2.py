@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.specs import Noise
 from pretrain.objectives.configs.shape import ModelShape
-from pretrain.objectives.configs.values import Positive
 from pretrain.objectives.configs.visual_tokens import VisualTokensSection
 
 

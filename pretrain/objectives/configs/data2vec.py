@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.masks import BlockMask
 from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import jitter_problems, mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import Positive, Probability, Scale, Strength
+from pretrain.objectives.configs.values import Probability, Scale, Strength
 
 
 class Data2VecConfig(ObjectiveSection):

@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.masks import InverseBlockMask
 from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
-from pretrain.objectives.configs.values import Positive, Probability, Scale
+from pretrain.objectives.configs.values import Probability, Scale
 
 
 class Data2Vec2Config(ObjectiveSection):

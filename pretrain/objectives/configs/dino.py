@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
-from pretrain.objectives.configs.values import Positive
 
 
 class DINOConfig(SelfDistillationConfig):

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.core.configlib import Config
+from pretrain.core.configlib import Config, Positive
 from pretrain.data.views.masks import StratifiedBlockMask
 from pretrain.data.views.specs import InputSpec, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import Positive, Probability, Scale
+from pretrain.objectives.configs.values import Probability, Scale
 
 
 class GramConfig(Config):

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.specs import ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import HueShift, Positive, Probability, Scale, Strength
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Strength
 
 
 class DVAEConfig(ObjectiveSection):

@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.masks import RatioBlockMask
 from pretrain.data.views.specs import InputSpec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import Positive, Scale
+from pretrain.objectives.configs.values import Scale
 
 Ratio = tuple[float, ...]
 

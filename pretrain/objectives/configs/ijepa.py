@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.masks import MultiBlockMask
 from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import Positive, Probability, Scale
+from pretrain.objectives.configs.values import Probability, Scale
 
 
 class IJEPAConfig(ObjectiveSection):

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.specs import Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches
-from pretrain.objectives.configs.values import Positive, Probability, Scale
+from pretrain.objectives.configs.values import Probability, Scale
 
 
 class MAEConfig(ObjectiveSection):

@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pretrain.core.configlib import Positive
 from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
-from pretrain.objectives.configs.values import HueShift, Positive, Probability, Scale, Sigma, Strength
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sigma, Strength
 
 
 class MoCoV3Config(ObjectiveSection):

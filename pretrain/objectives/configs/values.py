@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 HueShift = Annotated[float, Field(ge=0, le=0.5)]

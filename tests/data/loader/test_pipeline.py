@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError
 from pretrain.data.shards.dataset import Dataset
@@ -16,7 +17,7 @@ from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 from tests.data.views.test_decode import encoded, png_header
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8)
 VIEWS = [
     ViewSpec("crops", (32, 32), scale=(0.4, 1.0), jitter=JITTER, grayscale=0.2, blur=Blur(1.0)),

@@ -5,11 +5,12 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as v2
 
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.views import augment
 from pretrain.data.views.crops import UNIFORMS, colour_params
 from pretrain.data.views.specs import JITTER_ORDERS, NUM_PARAMS, Blur, ColorJitter, Noise, Param, ViewSpec
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 RICH = ViewSpec(
     "crops", (48, 40), jitter=ColorJitter(0.4, 0.4, 0.2, 0.1, prob=0.8), grayscale=0.2, blur=Blur(0.5), solarize=0.2

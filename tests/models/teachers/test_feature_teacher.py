@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pretrain.core.configlib import ConfigError
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
-from pretrain.models.release.folder import IMAGENET_MEAN, IMAGENET_STD, read_release
+from pretrain.models.release.folder import read_release
 from pretrain.models.teachers.feature_teacher import open_teacher
 from tests.objectives.released import vit_release
 

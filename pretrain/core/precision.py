@@ -1,0 +1,23 @@
+"""The precision of a configuration as torch's autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from pretrain.core.configlib import Precision
+
+_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> AbstractContextManager[Any]:
+    """Around a forward pass: computes in `precision` where torch considers it safe; weights stay as they are.
+
+    Args:
+        cache: keep the cast copies of the weights until the context ends.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_LOW[precision], cache_enabled=cache)
