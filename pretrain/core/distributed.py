@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.core import heartbeat
@@ -197,6 +198,26 @@ def all_reduce_min(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         heartbeat.leave()
     return tensor
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return all_reduce_sum(tensor.detach().clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Differentiable sum over ranks, out of place; every rank must also run the backward pass, once.
+
+    The gradient of `tensor` is that of the sum of all ranks' losses. With gradients of parameters averaged over ranks,
+    as DDP does, this trains the mean of the losses: a loss that every rank computes from the sum counts once.
+    """
+    return tensor if is_alone() else cast(Tensor, _SumOverRanks.apply(tensor))
 
 
 def all_gather(tensor: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ import torch
 from torch.distributed import HashStore
 
 from pretrain.core import distributed
-from pretrain.core.distributed import RendezvousError, _agree_on_incarnation
+from pretrain.core.distributed import RendezvousError, World, _agree_on_incarnation
 from pretrain.core.ranks import Launch, first_host, job_port, read_launch
+from tests.engine.ranks import launch
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -185,6 +186,25 @@ def test_a_rank_that_is_killed_is_restarted_by_torchrun_and_all_meet_again(tmp_p
     ]
 
 
+def gradients_of_a_sum(world: World, out: Path) -> dict[str, list[float]]:
+    """Of the mean over ranks of each rank's loss, by a weight that all ranks share."""
+    del out
+    weight = torch.tensor([2.0, 3.0], requires_grad=True)
+    own = weight * (world.rank + 1)
+    total = distributed.sum_over_ranks(own)
+    (total.square().sum() * (world.rank + 1)).backward()  # each rank weighs what it computes from the sum differently
+    assert weight.grad is not None
+    return {"sum": total.tolist(), "own": own.tolist(), "gradient": distributed.all_reduce_mean(weight.grad).tolist()}
+
+
+def test_the_sum_over_two_ranks_has_the_gradient_of_the_mean_of_their_losses(tmp_path):
+    results = launch(gradients_of_a_sum, world=2, out=tmp_path, timeout=100)
+    assert [result["own"] for result in results] == [[2.0, 3.0], [4.0, 6.0]], "the summands stay"
+    # total = 3 w; mean loss = 1.5 * total^2 = 13.5 w^2
+    assert all(result["sum"] == [6.0, 9.0] for result in results)
+    assert all(result["gradient"] == [54.0, 81.0] for result in results)
+
+
 def test_alone_every_collective_is_a_no_op():
     assert distributed.is_alone()
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
@@ -192,6 +212,7 @@ def test_alone_every_collective_is_a_no_op():
     assert distributed.all_reduce_sum(tensor) is tensor
     assert distributed.all_reduce_mean(tensor).item() == 2.0
     assert distributed.all_reduce_min(tensor).item() == 2.0
+    assert distributed.sum_over_ranks(tensor) is tensor
     assert distributed.broadcast(tensor) is tensor
     assert distributed.all_gather_object("x") == ["x"]
     assert distributed.broadcast_object("x") == "x"

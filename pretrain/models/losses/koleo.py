@@ -36,12 +36,9 @@ def koleo_loss(features: Tensor, *, scope: Scope = "rank") -> Tensor:
         own = F.normalize(features.float(), dim=-1)
         if scope == "rank" or distributed.is_alone():
             return _spread(own)
-        rows = distributed.all_gather(own)
-        first = distributed.rank() * len(own)
-        rows = torch.cat([rows[:first], own, rows[first + len(own) :]])
-        loss = _spread(rows)
-        # Every rank has the whole loss, but differentiates it by its own rows only; the mean over ranks makes it 1 / W.
-        return loss.detach() + (loss - loss.detach()) * distributed.world_size()
+        placed = own.new_zeros(distributed.world_size(), *own.shape)
+        placed[distributed.rank()] = own
+        return _spread(distributed.sum_over_ranks(placed).flatten(0, 1))
 
 
 def nearest(rows: Tensor) -> Tensor:
