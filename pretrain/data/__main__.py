@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pretrain.data.shards.catalog import fingerprint
+from pretrain.data.shards.catalog import fingerprint, read_rows
+from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
-from pretrain.data.shards.names import expand
+from pretrain.data.shards.names import expand, gone_shards
 from pretrain.data.shards.verify import Damage, verify_shards
 from pretrain.data.write.show import Statistics, examine, save_sheet
 from pretrain.data.write.writer import WriteSettings, Written, write
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
     index.add_argument("--out", type=Path, metavar="DIR", help="put the index here (default: beside the shards)")
     index.add_argument("--force", action="store_true", help="read shards again that are indexed already")
+    index.add_argument("--forget", action="store_true", help="take shards that are gone out of the index")
     index.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     index.set_defaults(run=_index)
 
@@ -146,6 +148,8 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
 
 def _index(arguments: argparse.Namespace) -> int:
     shards = expand(arguments.shards)
+    listed = {folder: read_rows(folder) for folder in {Path(shard).parent for shard in shards}}
+    gone = gone_shards(arguments.shards, shards, listed) if arguments.out is None else []
     start = time.monotonic()
     with _progress() as progress:
         task = progress.add_task("indexing", total=len(shards))
@@ -154,6 +158,7 @@ def _index(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             workers=arguments.workers,
             force=arguments.force,
+            forget=gone if arguments.forget else (),
             done=lambda row: progress.advance(task),
         )
     extensions = sorted({extension for row in rows for extension in row.extensions})
@@ -163,6 +168,11 @@ def _index(arguments: argparse.Namespace) -> int:
     if len(extensions) > 32:
         print(f"{len(extensions)} different extensions: a key ends at the first dot of a name; are these names meant?")
     print(f"fingerprint: {fingerprint(rows)}")
+    for shard in gone:
+        print(f"{shard}: {'taken out of the index' if arguments.forget else 'in the index, but not there'}")
+    if gone and not arguments.forget:
+        print("restore these shards, or take them out of the index with --forget", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -172,7 +182,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     samples = size = 0
     with _progress() as progress:
         task = progress.add_task("verifying", total=len(shards))
-        for result in verify_shards(shards, index=arguments.index, workers=arguments.workers):
+        for result in verify_shards(shards, spec=arguments.shards, index=arguments.index, workers=arguments.workers):
             progress.advance(task)
             samples, size = samples + result.samples, size + result.bytes
             damages += result.damages
@@ -186,8 +196,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from pretrain.data.shards.dataset import Dataset
-
     dataset = Dataset.open(arguments.shards, arguments.index)
     with _progress() as progress:
         task = progress.add_task("reading", total=None)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from pretrain.core.files import write_whole
 
 CATALOG = "dataset.json"
+LOCK = ".dataset.lock"
 _VERSION = 1
 
 
@@ -43,19 +47,58 @@ def read_rows(folder: Path) -> dict[str, Row]:
         content = json.loads(text)
         version, recorded = content["version"], content["fingerprint"]
         rows = [Row(**{**row, "extensions": tuple(row["extensions"])}) for row in content["shards"]]
+        checksum = content.get("checksum")  # older versions wrote none
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged, or not a dataset.json; delete it and run fovea data index again") from error
     if version != _VERSION:
         raise ValueError(f"{path}: version {version}, and this program reads {_VERSION}; index the shards again")
-    if recorded != fingerprint(rows):
+    if recorded != fingerprint(rows) or checksum not in (None, _checksum(rows)):
         raise ValueError(f"{path}: its rows do not match its fingerprint; delete it and run fovea data index again")
     return {row.name: row for row in rows}
 
 
-def update_rows(folder: Path, rows: Iterable[Row]) -> None:
-    """Add or replace `rows` in `folder/dataset.json`; rows of other shards of the folder stay."""
-    known = read_rows(folder) | {row.name: row for row in rows}
-    ordered = [known[name] for name in sorted(known)]
-    lines = ",\n".join(json.dumps(row._asdict()) for row in ordered)
-    head = f'{{"version": {_VERSION}, "fingerprint": "{fingerprint(ordered)}", "shards": ['
-    write_whole(folder / CATALOG, f"{head}\n{lines}\n]}}\n".encode())
+def update_rows(folder: Path, rows: Iterable[Row], *, forget: Iterable[str] = ()) -> None:
+    """Add or replace `rows` in `folder/dataset.json` and remove those of the shards `forget`; other rows are kept.
+
+    Processes that index shards of one folder at the same time wait for each other, so that no row is lost.
+    """
+    with _locked(folder):
+        known = read_rows(folder) | {row.name: row for row in rows}
+        ordered = [known[name] for name in sorted(set(known) - set(forget))]
+        lines = ",\n".join(json.dumps(row._asdict()) for row in ordered)
+        identity = f'"fingerprint": "{fingerprint(ordered)}", "checksum": "{_checksum(ordered)}"'
+        head = f'{{"version": {_VERSION}, {identity}, "shards": ['
+        write_whole(folder / CATALOG, f"{head}\n{lines}\n]}}\n".encode())
+
+
+def _checksum(rows: Iterable[Row]) -> str:
+    """sha256 of all that the rows say, their extensions included."""
+    lines = sorted(f"{json.dumps(row._asdict())}\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder's index; on a file system without locks (Lustre without `flock`) nothing is held.
+
+    The lock is a file that its last holder removes, so whoever waited for a file that is gone by then starts again.
+    """
+    path = folder / LOCK
+    while True:
+        with path.open("w") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(path, file):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.shards.catalog import CATALOG, Row, fingerprint, read_rows
-from pretrain.data.shards.names import expand
+from pretrain.data.shards.names import expand, gone_shards
 from pretrain.data.shards.sidecar import sidecar_path
 
 
@@ -36,7 +36,8 @@ class Dataset:
         """Open shards (a folder, glob, brace range or list) with their index, beside them or in the folder `index`.
 
         ValueError: empty list, missing shard, no index (with the command that makes it), a shard whose size differs
-        from its index, a damaged index, no sample at all, a name that is not a local path.
+        from its index, a shard of the index that is gone, a damaged index, no sample at all, a name that is not a
+        local path.
         """
         paths = expand(shards)
         folder = None if index is None else Path(index)
@@ -64,6 +65,12 @@ class Dataset:
             listed = "\n  ".join(changed[:20])
             raise ValueError(
                 f"truncated or replaced shards; restore them, or index them again with: {command}\n  {listed}"
+            )
+        if index is None and (gone := gone_shards(shards, paths, catalogs)):
+            listed = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+            raise ValueError(
+                f"in the index ({CATALOG}), but not there: {listed}; restore them, or take them out of the index "
+                f"with: {command} --forget"
             )
         found.sort()
         rows = tuple(row for row, _ in found)

@@ -27,12 +27,14 @@ def build_index(
     out: Path | None = None,
     workers: int = 1,
     force: bool = False,
+    forget: Sequence[str] = (),
     done: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Index `shards`: a sidecar beside each (or in `out`) and their rows in that folder's `dataset.json`.
 
     A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force`.
-    `done` is called as each shard finishes. Every shard is tried; ValueError lists all that were refused.
+    `forget`: shards that are gone, whose rows and sidecars are removed. `done` is called as each shard finishes. Every
+    shard is tried; ValueError lists all that were refused.
     """
     _refuse_collisions(shards, out)
     if out is not None:
@@ -55,7 +57,10 @@ def build_index(
     for shard in shards:
         folders.setdefault(sidecar_path(shard, out).parent, []).append(rows[shard])
     for folder, found in folders.items():
-        update_rows(folder, found)
+        gone = [Path(shard).name for shard in forget if sidecar_path(shard, out).parent == folder]
+        update_rows(folder, found, forget=gone)
+    for shard in forget:
+        sidecar_path(shard, out).unlink(missing_ok=True)
     return [rows[shard] for shard in shards]
 
 

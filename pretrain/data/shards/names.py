@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -42,11 +43,38 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
     return shards
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file of a folder is taken for a shard: its name ends in .tar, in any case of letters."""
+    return path.suffix.lower() == ".tar" and not path.name.startswith(".")
+
+
+def gone_shards(
+    spec: str | Path | Sequence[str | Path], paths: Sequence[str], listed: Mapping[Path, Iterable[str]]
+) -> list[str]:
+    """Shards that an index lists and that `spec`, a folder or a glob, no longer finds.
+
+    paths: what `expand(spec)` found. listed: the file names in the index of each of their folders. (An index in
+    another folder than its shards does not say where they were.)
+    """
+    items = [spec] if isinstance(spec, str | Path) else list(spec)
+    there = {Path(path).absolute() for path in paths}
+    gone = (folder / name for folder, names in listed.items() for name in names)
+    return sorted(str(path) for path in gone if path.absolute() not in there and any(_takes(i, path) for i in items))
+
+
+def _takes(item: str | Path, path: Path) -> bool:
+    """Whether the folder or glob `item` would find `path` if it existed; a brace range names every file."""
+    where = local_path(str(item))
+    if _is_there(where):
+        return where.is_dir() and path.parent == where and is_shard(path)
+    return "{" not in str(item) and fnmatch.fnmatchcase(str(path), str(where))
+
+
 def _expand_one(item: str) -> list[str]:
     path = local_path(item)
     there = _is_there(path)
     if there and path.is_dir():
-        shards = sorted(str(shard) for shard in path.glob("*.tar"))
+        shards = sorted(str(shard) for shard in path.iterdir() if is_shard(shard))
         if not shards:
             raise ValueError(f"no *.tar in folder {item}{_images_in(path)}")
         return shards

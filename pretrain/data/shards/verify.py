@@ -12,6 +12,7 @@ from pathlib import Path
 import google_crc32c
 
 from pretrain.data.shards.catalog import CATALOG, Row, read_rows
+from pretrain.data.shards.names import gone_shards
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar, sidecar_path
@@ -43,8 +44,12 @@ class Report:
     damages: list[Damage]
 
 
-def verify_shards(shards: Sequence[str], *, index: Path | None = None, workers: int = 1) -> Iterator[Report]:
-    """Yield a report per shard (one more for each damaged dataset.json). ValueError when a shard was never indexed."""
+def verify_shards(
+    shards: Sequence[str], *, spec: Sequence[str] = (), index: Path | None = None, workers: int = 1
+) -> Iterator[Report]:
+    """Yield a report per shard, and one more for each damaged dataset.json and for each shard that is gone: listed in
+    dataset.json, and no longer found by the folders and globs of `spec`. ValueError when a shard was never indexed.
+    """
     catalogs: dict[Path, dict[str, Row] | None] = {}
     for home in {sidecar_path(shard, index).parent for shard in shards}:
         try:
@@ -52,6 +57,9 @@ def verify_shards(shards: Sequence[str], *, index: Path | None = None, workers: 
         except ValueError as error:
             catalogs[home] = None
             yield Report(0, 0, [Damage(str(home / CATALOG), "", "", str(error))])
+    listed = {home: rows for home, rows in catalogs.items() if rows is not None and index is None}
+    for shard in gone_shards(spec, shards, listed):
+        yield Report(0, 0, [Damage(shard, "", "", f"gone: {CATALOG} lists it")])
     never = []
     jobs: list[tuple[str, Row | None]] = []
     for shard in shards:

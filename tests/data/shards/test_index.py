@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
+from multiprocessing import Process
 from pathlib import Path
 
 import google_crc32c
@@ -257,3 +258,46 @@ def test_the_command_prints_what_it_found(tmp_path, capsys):
     assert "8 samples in 2 shards" in out
     assert "cls, jpg" in out
     assert Dataset.open(tmp_path).fingerprint in out
+
+
+def test_a_shard_of_the_index_that_is_gone_is_never_trained_without_silently(tmp_path, capsys):
+    paths = make_shards(tmp_path)
+    Path(paths[1]).unlink()
+    for spec in (tmp_path, f"{tmp_path}/train-*.tar", [str(tmp_path)]):
+        with pytest.raises(ValueError, match=r"but not there: .*train-000001\.tar; .*--forget"):
+            Dataset.open(spec)
+    assert Dataset.open([paths[0], paths[2]]).num_samples == 8, "a list names what it wants"
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "train-000001.tar: gone: dataset.json lists it" in capsys.readouterr().out
+    assert main(["index", str(tmp_path)]) == 2
+    assert main(["index", str(tmp_path), "--forget"]) == 0
+    assert Dataset.open(tmp_path).num_samples == 8
+    assert not Path(f"{paths[1]}.idx").exists()
+
+
+def test_a_shard_whose_name_ends_in_capitals_is_a_shard_of_the_folder(tmp_path):
+    make_shards(tmp_path, shards=2)
+    (tmp_path / "train-000001.tar").rename(tmp_path / "train-000001.TAR")
+    with pytest.raises(ValueError, match=r"not in an index .*train-000001\.TAR"):
+        Dataset.open(tmp_path)
+
+
+def test_changed_extensions_in_dataset_json_are_named_damage(tmp_path):
+    make_shards(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace('"cls", ', ""))
+    with pytest.raises(ValueError, match="its rows do not match its fingerprint"):
+        Dataset.open(tmp_path)
+
+
+def test_processes_that_index_one_folder_at_the_same_time_lose_no_row(tmp_path):
+    paths = make_shards(tmp_path, shards=12, samples=1)
+    rows = read_rows(tmp_path)
+    for _ in range(3):
+        (tmp_path / "dataset.json").unlink()
+        workers = [Process(target=build_index, args=([path],)) for path in paths]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert read_rows(tmp_path) == rows
