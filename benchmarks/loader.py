@@ -27,6 +27,7 @@ from benchmarks.report import paired, print_json, print_table, summary
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader.microbatch import HostBatch
 from pretrain.data.loader.pipeline import make_loader
+from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from pretrain.data.shards.reader import Reader
@@ -117,9 +118,8 @@ def ours(
     dataset: Dataset, views: list[ViewSpec | Noise], batch: int, augment_on: str = "device"
 ) -> Callable[[], HostBatch]:
     """Each call makes one batch: all images of the data set, in another order and with other crops."""
-    batches = make_loader(
-        dataset,
-        views,
+    spec = LoaderSpec(
+        views=views,
         in_chans=3,
         mean=MEAN,
         std=STD,
@@ -127,9 +127,9 @@ def ours(
         block_shards=1,
         global_batch=batch,
         micro_batch=batch,
-        total_steps=1 << 30,
         augment_on="worker" if augment_on == "worker" else "device",
     )
+    batches = make_loader(dataset, spec, num_steps=1 << 30)
     return lambda: next(batches)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core.distributed import World
 from pretrain.data.loader.microbatch import MicroBatches
-from pretrain.data.loader.pipeline import make_loader, make_micro_batches
+from pretrain.data.loader.pipeline import make_loader
+from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.sampling.order import Order
 from pretrain.data.sampling.substitute import BadList, BadSamples
 from pretrain.data.shards.dataset import Dataset
@@ -44,30 +46,21 @@ class Feed:
         self.latest: dict[str, Tensor] = {}
         self.waited = 0.0
         self._config, self._dataset, self._device = config, dataset, world.device
-        self._micro_batches = find_micro_batches(
-            config, dataset, rank=world.rank, world=world.world_size, passed_over=passed_over
-        )
+        spec = loader_spec(config, rank=world.rank, world_size=world.world_size, passed_over=passed_over)
+        self._micro_batches = MicroBatches(dataset, spec)
         listed = BadList(Path(config.run_dir), rank=world.rank, say=say)
         self.bad = BadSamples(config.data.max_bad_fraction, record=listed.add, known=listed.known())
         on_gpu = world.device.type == "cuda"
         self._loader = make_loader(
             dataset,
-            self.views,
-            in_chans=config.model.in_chans,
-            mean=config.mean,
-            std=config.std,
-            seed=config.seed,
-            block_shards=config.data.block_shards,
-            global_batch=config.optim.global_batch_size,
-            micro_batch=steps.micro_batch,
-            total_steps=steps.total_steps,
-            start_step=start_step,
-            rank=world.rank,
-            world=world.world_size,
+            replace(
+                spec,
+                start_position=start_step * spec.global_batch,
+                # Without a GPU, colour changes cost the same in a worker, and the step does not wait for them.
+                augment_on="device" if on_gpu or not config.data.num_workers else "worker",
+            ),
+            num_steps=steps.total_steps - start_step,
             num_workers=config.data.num_workers,
-            # Without a GPU the colours are as cheap in a worker, and the step need not wait for them.
-            augment_on="device" if on_gpu or not config.data.num_workers else "worker",
-            passed_over=passed_over,
             bad_samples=self.bad,
             prefetch_factor=config.data.prefetch,
             pin_memory=on_gpu,
@@ -85,7 +78,7 @@ class Feed:
 
     def again(self, step: int, micro: int) -> dict[str, Tensor]:
         """Micro-batch `micro` of this rank in the step after `step` completed ones, read anew."""
-        host_batch = self._micro_batches[step * self._micro_batches.accumulation + micro]
+        host_batch = self._micro_batches[step * self._micro_batches.spec.accumulation + micro]
         return augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
 
     def close(self) -> None:
@@ -100,21 +93,20 @@ class Feed:
         return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
 
 
-def find_micro_batches(
-    config: PretrainConfig, dataset: Dataset, *, rank: int, world: int, passed_over: Mapping[int, int] | None
-) -> MicroBatches:
-    """All micro-batches of a rank of a run, from its first step on."""
-    return make_micro_batches(
-        dataset,
-        config.objective.views(config.model),
+def loader_spec(
+    config: PretrainConfig, *, rank: int, world_size: int, passed_over: Mapping[int, int] | None = None
+) -> LoaderSpec:
+    """What the micro-batches of one rank hold, from the run's first step on."""
+    return LoaderSpec(
+        views=config.objective.views(config.model),
         in_chans=config.model.in_chans,
         mean=config.mean,
         std=config.std,
         seed=config.seed,
         block_shards=config.data.block_shards,
         global_batch=config.optim.global_batch_size,
-        micro_batch=config.optim.global_batch_size // (world * config.engine.accumulation_steps),
+        micro_batch=config.optim.global_batch_size // (world_size * config.engine.accumulation_steps),
         rank=rank,
-        world=world,
-        passed_over=passed_over,
+        world_size=world_size,
+        skipped_positions=dict(passed_over or {}),
     )

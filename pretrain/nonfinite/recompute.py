@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Precision
+from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
 from pretrain.engine.step import keyed_seed
-from pretrain.loader import find_micro_batches
+from pretrain.loader import loader_spec
 from pretrain.nonfinite.capture import Capture, Part
 from pretrain.nonfinite.culprits import Outcome, evaluate, find_culprits, rows_of
 from pretrain.objectives.base import Objective
@@ -75,17 +76,16 @@ class Recompute:
     def _batch(self, part: Part) -> dict[str, Tensor]:
         captured, config = self.captured, self.config
         engine = config.engine.model_copy(update={"accumulation_steps": captured.accumulation_steps})
-        micro_batches = find_micro_batches(
+        spec = loader_spec(
             config.model_copy(update={"engine": engine}),
-            self.dataset,
             rank=part.rank,
-            world=captured.world_size,
+            world_size=captured.world_size,
             passed_over=captured.passed_over,
         )
-        host_batch = micro_batches[captured.step * captured.accumulation_steps + part.micro_batch]
+        host_batch = MicroBatches(self.dataset, spec)[captured.step * captured.accumulation_steps + part.micro_batch]
         if host_batch["position"].tolist() != list(part.positions):
             raise ValueError(f"the positions of rank {part.rank} are others now; optim.global_batch_size has changed")
-        return augment.apply(micro_batches.specs, host_batch, config.mean, config.std, self.device)
+        return augment.apply(spec.views, host_batch, config.mean, config.std, self.device)
 
     def _evaluate(self, part: Part, batch: Mapping[str, Tensor], precision: Precision) -> Outcome:
         captured = self.captured

@@ -13,7 +13,7 @@ from pretrain.core import distributed
 from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
 from pretrain.core.precision import autocast
-from pretrain.data.loader.pipeline import make_micro_batches
+from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
 from pretrain.data.views.specs import ViewSpec
@@ -22,6 +22,7 @@ from pretrain.doctor.measure import Samples, attention_entropy, average_distance
 from pretrain.doctor.signs import GRADIENT
 from pretrain.doctor.verdicts import Doctor, Verdict
 from pretrain.engine.trainable import StepResult
+from pretrain.loader import loader_spec
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Objective
 from pretrain.online.examine import facts_of
@@ -163,17 +164,11 @@ def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Ten
     batch = config.optim.global_batch_size
     wanted = min(config.doctor.images or max(32, min(256, batch // 4)), dataset.num_samples)
     share = max(1, wanted // world.world_size)
-    micro_batches = make_micro_batches(
-        dataset,
-        [view],
-        in_chans=config.model.in_chans,
-        mean=config.mean,
-        std=config.std,
-        seed=config.seed,
-        block_shards=config.data.block_shards,
+    spec = replace(
+        loader_spec(config, rank=world.rank, world_size=world.world_size),
+        views=[view],
         global_batch=share * world.world_size,
         micro_batch=share,
-        rank=world.rank,
-        world=world.world_size,
     )
+    micro_batches = MicroBatches(dataset, spec)
     return augment.apply([view], micro_batches[0], config.mean, config.std, world.device)["image"][:, 0]

@@ -35,7 +35,7 @@ class OnlineProbe:
                 resize=config.probe.resize,
                 max_samples=config.probe.max_images,
                 rank=world.rank,
-                world=world.world_size,
+                world_size=world.world_size,
             )
             for shards in (config.probe.train_shards, config.probe.val_shards)
         )

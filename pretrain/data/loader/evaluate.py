@@ -22,7 +22,7 @@ class EvalImages:
     size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
     resize       that many pixels; left out, 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
-    rank, world  this rank takes its contiguous share
+    rank, world_size  this rank takes its contiguous share
 
     A label is the integer in the sample's `.cls` member. Images that cannot be used are left out and listed in `bad`,
     anew in each pass, as (shard, key, reason). ValueError for samples without a label, or with another text in it.
@@ -41,7 +41,7 @@ class EvalImages:
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         max_samples: int | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         num_workers: int = 0,
     ) -> None:
         if LABEL_EXTENSION not in dataset.extensions:
@@ -58,7 +58,7 @@ class EvalImages:
             raise ValueError(f"resize={resize} is smaller than the size {size} that is cut from it")
         count = dataset.num_samples
         chosen = np.arange(count) if max_samples is None else np.linspace(0, count - 1, min(max_samples, count)).round()
-        share = chosen[rank * len(chosen) // world : (rank + 1) * len(chosen) // world].astype(np.int64)
+        share = chosen[rank * len(chosen) // world_size : (rank + 1) * len(chosen) // world_size].astype(np.int64)
         geometry = CenterCrop(size, resize, interpolation)
         self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, tuple(mean), tuple(std))
         self._num_workers = num_workers

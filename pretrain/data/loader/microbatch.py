@@ -6,8 +6,7 @@ random numbers are keyed by position. So the number of ranks and workers, a kill
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.loader.spec import LoaderSpec, Sample, Stage
 from pretrain.data.sampling import keyed
 from pretrain.data.sampling.order import Order, rank_positions
 from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadRecord, candidates
@@ -22,76 +22,56 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views import augment, crops, maskdraw
 from pretrain.data.views.decode import IMAGE_EXTENSIONS, DecodeError, decode_sample
-from pretrain.data.views.specs import InputSpec, Mask, Noise, ViewSpec, stacks
+from pretrain.data.views.specs import Mask, Noise, ViewSpec, stacks
 
-Sample = dict[str, Any]
-Stage = Callable[[Iterable[Sample]], Iterable[Sample]]
 HostBatch = dict[str, Any]
 
 
-@dataclass(frozen=True)
 class MicroBatches:
-    """Item i is micro-batch i of this rank, counted from `start_position`; see pipeline.py for what it holds."""
+    """Item i is micro-batch i of the spec's rank, from its start position on; see pipeline.py for what it holds."""
 
-    dataset: Dataset
-    order: Order
-    specs: tuple[InputSpec, ...]
-    in_chans: int
-    start_position: int
-    global_batch: int
-    micro_batch: int
-    rank: int
-    world: int
-    stages: tuple[Stage, ...] = ()
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None  # mean and std: augment here, not on the device
-    passed_over: Mapping[int, int] = field(
-        default_factory=dict
-    )  # position: how many of its candidates, own sample first
-    reader: Reader = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reader", Reader(self.dataset))
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of this rank in one step."""
-        return self.global_batch // self.world // self.micro_batch
+    def __init__(self, dataset: Dataset, spec: LoaderSpec) -> None:
+        self.dataset, self.spec = dataset, spec
+        self.order = Order(dataset.counts, spec.seed, spec.block_shards)
+        self.reader = Reader(dataset)
 
     def positions(self, index: int) -> np.ndarray:
         """Sample positions of micro-batch `index`, int64 [micro_batch]: a contiguous piece of the rank's slice."""
-        step, micro = divmod(index, self.accumulation)
-        first = rank_positions(step, self.global_batch, self.rank, self.world)[micro * self.micro_batch]
-        return self.start_position + np.arange(first, first + self.micro_batch)
+        spec = self.spec
+        step, micro = divmod(index, spec.accumulation)
+        first = rank_positions(step, spec.global_batch, spec.rank, spec.world_size)[micro * spec.micro_batch]
+        return spec.start_position + np.arange(first, first + spec.micro_batch)
 
-    def _place(self, index: int) -> maskdraw.BatchPosition:
+    def _batch_position(self, index: int) -> maskdraw.BatchPosition:
+        spec = self.spec
         return maskdraw.BatchPosition(
-            seed=self.order.seed,
+            seed=spec.seed,
             positions=self.positions(index),
-            first=self.start_position + index // self.accumulation * self.global_batch,
-            global_batch=self.global_batch,
+            first=spec.start_position + index // spec.accumulation * spec.global_batch,
+            global_batch=spec.global_batch,
             epoch_length=self.dataset.num_samples,
         )
 
     def __getitem__(self, index: int) -> HostBatch:
-        positions = self.positions(index).tolist()
+        spec, positions = self.spec, self.positions(index).tolist()
         bad: list[BadRecord] = []
-        entries = [_Entry(name, views, self.micro_batch, self.in_chans) for name, views in stacks(self.specs).items()]
+        entries = [_Entry(name, views, spec.micro_batch, spec.in_chans) for name, views in stacks(spec.views).items()]
         for row, (position, image) in enumerate(zip(positions, self._images(positions, bad), strict=True)):
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             for entry in entries:
-                entry.crop(row, pixels, self.order.seed, position)
+                entry.crop(row, pixels, spec.seed, position)
         batch: HostBatch = {"position": torch.tensor(positions), "bad": bad}
         for entry in entries:
             batch[entry.name] = entry.images
             batch[f"{entry.name}.params"] = entry.params()
-        for spec in self.specs:
-            if isinstance(spec, Noise):
-                batch[spec.name] = _noise(spec, self.order.seed, positions)
-            elif isinstance(spec, Mask):
-                drawn = maskdraw.draw(spec, self._place(index))
+        for view in spec.views:
+            if isinstance(view, Noise):
+                batch[view.name] = _noise(view, spec.seed, positions)
+            elif isinstance(view, Mask):
+                drawn = maskdraw.draw(view, self._batch_position(index))
                 batch |= {name: torch.from_numpy(array) for name, array in drawn.items()}
-        if self.normalize is not None:
-            batch = {"bad": bad, **augment.apply(self.specs, batch, *self.normalize, "cpu")}
+        if spec.augment_on == "worker":
+            batch = {"bad": bad, **augment.apply(spec.views, batch, spec.mean, spec.std, "cpu")}
         return batch
 
     def _images(self, positions: list[int], bad: list[BadRecord]) -> Iterator[np.ndarray]:
@@ -101,7 +81,7 @@ class MicroBatches:
         sources = {
             position: _Source(self, position, place, bad) for position, place in zip(positions, own, strict=True)
         }
-        samples = _through_stages(self.stages, (source.read() for source in sources.values()), len(positions))
+        samples = _through_stages(self.spec.stages, (source.read() for source in sources.values()), len(positions))
         for source, sample in zip(sources.values(), samples, strict=True):
             yield source.decode(sample)
 
@@ -112,16 +92,16 @@ class _Source:
     def __init__(self, of: MicroBatches, position: int, place: tuple[int, int], bad: list[BadRecord]) -> None:
         self.of = of
         self.position = position
-        self.places = chain([place], candidates(of.dataset.counts, of.order.seed, position, place))
+        self.places = chain([place], candidates(of.dataset.counts, of.spec.seed, position, place))
         self.bad = bad
         self.failed: list[BadRecord] = []
         self.name = ("", "")
-        for shard, index in islice(self.places, of.passed_over.get(position, 0)):
+        for shard, index in islice(self.places, of.spec.skipped_positions.get(position, 0)):
             self.name = (of.dataset.names[shard], of.reader.key(shard, index))
             self._fail("passed over: the run went back from a batch with it", passed_over=True)
 
     def read(self) -> Sample:
-        only = None if self.of.stages else IMAGE_EXTENSIONS
+        only = None if self.of.spec.stages else IMAGE_EXTENSIONS
         for shard, index in self.places:
             try:
                 sample = self.of.reader.read(shard, index, only=only)
@@ -140,10 +120,10 @@ class _Source:
     def decode(self, sample: Sample) -> np.ndarray:
         while True:
             try:
-                image = decode_sample(sample, self.of.in_chans)
+                image = decode_sample(sample, self.of.spec.in_chans)
             except DecodeError as error:
                 self._fail(str(error))
-                (sample,) = _through_stages(self.of.stages, (self.read() for _ in range(1)), 1)
+                (sample,) = _through_stages(self.of.spec.stages, (self.read() for _ in range(1)), 1)
                 continue
             for record in self.failed:
                 record["substitute"] = "/".join(self.name)

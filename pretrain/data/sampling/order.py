@@ -94,13 +94,13 @@ class Order:
         return self._blocks[epoch, block]
 
 
-def rank_positions(step: int, global_batch: int, rank: int, world: int) -> range:
+def rank_positions(step: int, global_batch: int, rank: int, world_size: int) -> range:
     """Positions of one rank in global batch `step`: its contiguous slice of [step * B, (step + 1) * B)."""
-    if global_batch % world:
-        raise ValueError(f"global batch size {global_batch} is not a multiple of {world} ranks")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank {rank} is not in [0, {world})")
-    share = global_batch // world
+    if global_batch % world_size:
+        raise ValueError(f"global batch size {global_batch} is not a multiple of {world_size} ranks")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in [0, {world_size})")
+    share = global_batch // world_size
     first = step * global_batch + rank * share
     return range(first, first + share)
 

@@ -76,7 +76,7 @@ def test_workers_and_ranks_change_nothing(tmp_path):
     alone = list(EvalImages(dataset, (16, 16), batch_size=3, **ZERO_ONE))
     workers = list(EvalImages(dataset, (16, 16), batch_size=3, num_workers=2, **ZERO_ONE))
     ranks = [
-        pair for r in range(3) for pair in EvalImages(dataset, (16, 16), batch_size=3, rank=r, world=3, **ZERO_ONE)
+        pair for r in range(3) for pair in EvalImages(dataset, (16, 16), batch_size=3, rank=r, world_size=3, **ZERO_ONE)
     ]
     for other in (workers, ranks):
         for index in (0, 1):

@@ -8,6 +8,7 @@ import torch
 
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader.pipeline import make_loader
+from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
@@ -40,6 +41,9 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 def load(dataset: Dataset, views=VIEWS, **changes) -> list[dict]:
+    """Batches of steps [start_step, total_steps); `changes` to the spec, or arguments of the loader."""
+    first, end = changes.pop("start_step", 0), changes.pop("total_steps", 7)
+    running = {name: changes.pop(name) for name in ("num_workers", "bad_samples") if name in changes}
     options = {
         "in_chans": 3,
         "mean": MEAN,
@@ -48,9 +52,9 @@ def load(dataset: Dataset, views=VIEWS, **changes) -> list[dict]:
         "block_shards": 2,
         "global_batch": 8,
         "micro_batch": 2,
-        "total_steps": 7,
-    }
-    return list(make_loader(dataset, views, **(options | changes)))
+    } | changes
+    spec = LoaderSpec(views=views, **{"start_position": first * options["global_batch"]} | options)
+    return list(make_loader(dataset, spec, num_steps=end - first, **running))
 
 
 def joined(batches: list[dict]) -> dict[str, torch.Tensor]:
@@ -96,20 +100,21 @@ def test_batches_are_bitwise_equal_for_any_number_of_workers(dataset, num_worker
 
 
 @pytest.mark.parametrize("augment_on", ["device", "worker"])
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_together_load_what_one_rank_loads(dataset, world, augment_on):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_load_what_one_rank_loads(dataset, world_size, augment_on):
     alone = load(dataset, augment_on=augment_on)
-    ranks = [load(dataset, rank=rank, world=world, micro_batch=1, augment_on=augment_on) for rank in range(world)]
+    share = {"world_size": world_size, "micro_batch": 1, "augment_on": augment_on}
+    ranks = [load(dataset, rank=rank, **share) for rank in range(world_size)]
     for step in range(7):
-        micro = 8 // world
+        micro = 8 // world_size
         together = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
         assert_equal(joined(together), joined(alone[step * 4 : (step + 1) * 4]))
 
 
-@pytest.mark.parametrize("changes", [{"world": 2, "micro_batch": 1}, {"micro_batch": 4}, {"num_workers": 1}])
+@pytest.mark.parametrize("changes", [{"world_size": 2, "micro_batch": 1}, {"micro_batch": 4}, {"num_workers": 1}])
 def test_masks_do_not_depend_on_ranks_micro_batches_or_workers(dataset, changes):
     alone = load(dataset, MASKED, micro_batch=8, total_steps=2)
-    ranks = [load(dataset, MASKED, rank=rank, total_steps=2, **changes) for rank in range(changes.get("world", 1))]
+    ranks = [load(dataset, MASKED, rank=rank, total_steps=2, **changes) for rank in range(changes.get("world_size", 1))]
     micro = len(ranks[0]) // 2
     for step in range(2):
         parts = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
@@ -184,7 +189,7 @@ def test_workers_that_augment_do_what_the_device_would(dataset):
     ("changes", "message"),
     [
         ({"global_batch": 9}, "9 is not a multiple of 1 ranks x 2"),
-        ({"world": 3}, "8 is not a multiple of 3 ranks"),
+        ({"world_size": 3}, "8 is not a multiple of 3 ranks"),
         ({"mean": (0.5,)}, "mean has 1"),
         ({"in_chans": 1, "mean": (0.5,), "std": (0.5,)}, "need 3 channels"),
         ({"augment_on": "gpu"}, "augment_on"),
@@ -247,7 +252,7 @@ def test_odd_images_are_decoded_and_bad_ones_replaced_and_named(odd):
 def test_substitutes_are_the_same_for_any_ranks_and_workers(odd):
     alone = load(odd)
     workers = load(odd, num_workers=2)
-    ranks = [batch for rank in range(4) for batch in load(odd, rank=rank, world=4)]
+    ranks = [batch for rank in range(4) for batch in load(odd, rank=rank, world_size=4)]
     assert flat(alone) == flat(workers) == flat(ranks)
     by_position = joined(ranks)
     ordered = by_position["position"].argsort()
@@ -324,7 +329,7 @@ def test_a_sample_that_a_stage_spoils_is_replaced_by_one_that_went_through_it_to
     alone = load(dataset, stages=[shorten])
     records = flat(alone)
     assert len({record["position"] for record in records}) > 10
-    ranks = [batch for rank in range(2) for batch in load(dataset, stages=[shorten], rank=rank, world=2)]
+    ranks = [batch for rank in range(2) for batch in load(dataset, stages=[shorten], rank=rank, world_size=2)]
     assert flat(ranks) == records
 
 
