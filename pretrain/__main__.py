@@ -12,6 +12,7 @@ from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.core.ranks import read_launch
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 
 
 def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[PretrainConfig, Dataset, Plan]:
@@ -22,6 +23,12 @@ def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[Pret
     """
     config = load_config(PretrainConfig, path, overrides)
     dataset = _open(path, "data.shards", config.data.shards, config.data.index)
+    if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
+        members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")
+        dots = any("." in extension for extension in dataset.extensions)
+        way_out = "; for names with dots: fovea data index --key-rule last-dot" if dots else ""
+        problem = f"no sample has an image member ({', '.join(IMAGE_EXTENSIONS)}), only {members}{way_out}"
+        raise ConfigError(path, [f"data.shards: {problem}"])
     for key in ("train_shards", "val_shards") if config.probe else ():
         labelled = _open(path, f"probe.{key}", getattr(config.probe, key))
         if "cls" not in labelled.extensions:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.index import build_index
 from pretrain.data.shards.names import expand, gone_shards
 from pretrain.data.shards.verify import Damage, verify_shards
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
     index.add_argument("--out", type=Path, metavar="DIR", help="put the index here (default: beside the shards)")
     index.add_argument("--force", action="store_true", help="read shards again that are indexed already")
+    index.add_argument(
+        "--key-rule",
+        choices=("first-dot", "last-dot"),
+        help="where a sample's key ends in a member's name (default: at the first dot, as webdataset does, and dots in "
+        "names that hide images are an error)",
+    )
     index.add_argument("--forget", action="store_true", help="take shards that are gone out of the index")
     index.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     index.set_defaults(run=_index)
@@ -158,6 +165,7 @@ def _index(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             workers=arguments.workers,
             force=arguments.force,
+            key_rule=arguments.key_rule,
             forget=gone if arguments.forget else (),
             done=lambda row: progress.advance(task),
         )
@@ -165,8 +173,8 @@ def _index(arguments: argparse.Namespace) -> int:
     samples, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
     print(f"{samples} samples in {len(rows)} shards, {_human(size)}, {time.monotonic() - start:.1f} s")
     print(f"members: {', '.join(extensions[:12])}{' ...' if len(extensions) > 12 else ''}")
-    if len(extensions) > 32:
-        print(f"{len(extensions)} different extensions: a key ends at the first dot of a name; are these names meant?")
+    if not set(extensions) & set(IMAGE_EXTENSIONS):
+        print(f"no sample has an image: none of these extensions is {', '.join(IMAGE_EXTENSIONS)}")
     print(f"fingerprint: {fingerprint(rows)}")
     for shard in gone:
         print(f"{shard}: {'taken out of the index' if arguments.forget else 'in the index, but not there'}")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.center_crop import CenterCrop
-from pretrain.data.views.decode import IMAGE_EXTENSIONS, LABEL_EXTENSION, DecodeError, decode_sample
+from pretrain.data.views.decode import LABEL_EXTENSION, DecodeError, decode_sample
 
 
 class EvalImages:

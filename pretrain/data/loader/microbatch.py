@@ -19,9 +19,10 @@ from pretrain.data.sampling import keyed
 from pretrain.data.sampling.order import Order, rank_positions
 from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadRecord, candidates
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views import augment, crops, maskdraw
-from pretrain.data.views.decode import IMAGE_EXTENSIONS, DecodeError, decode_sample
+from pretrain.data.views.decode import DecodeError, decode_sample
 from pretrain.data.views.specs import Mask, Noise, ViewSpec, stacks
 
 HostBatch = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which files of a folder are images."""
+"""Which files of a folder, and which members of a sample, are images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".npy"})
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")  # of a sample's image member, the first that it has
 
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:

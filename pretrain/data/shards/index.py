@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.shards.catalog import Row, update_rows
+from pretrain.data.shards.keys import KeyRule, hidden_images, split_name
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar, sidecar_path, write_sidecar
 from pretrain.data.shards.tar import Member, TarError, Walker
 
+_RULE = (
+    "a sample's key ends at the first dot of a name, and the rest is the member's extension; rename the members, or "
+    "index with --key-rule last-dot (first-dot accepts them as they are)"
+)
 _RESERVED = {"__key__", "__url__", "__local_path__", "__bad__"}  # what a webdataset sample dict already holds
 
 
@@ -27,12 +32,14 @@ def build_index(
     out: Path | None = None,
     workers: int = 1,
     force: bool = False,
+    key_rule: KeyRule | None = None,
     forget: Sequence[str] = (),
     done: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Index `shards`: a sidecar beside each (or in `out`) and their rows in that folder's `dataset.json`.
 
-    A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force`.
+    A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force` or
+    `key_rule` (see `index_shard`) is given.
     `forget`: shards that are gone, whose rows and sidecars are removed. `done` is called as each shard finishes. Every
     shard is tried; ValueError lists all that were refused.
     """
@@ -44,7 +51,8 @@ def build_index(
             raise ValueError(f"{folder} cannot be written to; put the index elsewhere with --out DIR")
     rows: dict[str, Row] = {}
     problems: dict[str, str] = {}
-    for shard, result in run_parallel(partial(_index_one, out=out, force=force), shards, workers=workers):
+    index_one = partial(_index_one, out=out, force=force or key_rule is not None, key_rule=key_rule)
+    for shard, result in run_parallel(index_one, shards, workers=workers):
         if isinstance(result, Row):
             rows[shard] = result
             done(result)
@@ -64,13 +72,13 @@ def build_index(
     return [rows[shard] for shard in shards]
 
 
-def _index_one(shard: str, *, out: Path | None, force: bool) -> Row | str:
+def _index_one(shard: str, *, out: Path | None, force: bool, key_rule: KeyRule | None) -> Row | str:
     """The shard's row, or why it was refused."""
     path = sidecar_path(shard, out)
     try:
         index = None if force else _reusable(shard, path)
         if index is None:
-            index = index_shard(shard)
+            index = index_shard(shard, key_rule)
             write_sidecar(path, index)
         return Row(Path(shard).name, index.shard_bytes, index.sha256, len(index), index.extensions)
     except TarError as error:
@@ -98,29 +106,17 @@ def _refuse_collisions(shards: Sequence[str], out: Path | None) -> None:
         owner[path] = shard
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension in lower case) of a member by webdataset's rule, or None where the member is no part of a sample.
+def index_shard(url: str, key_rule: KeyRule | None = None) -> ShardIndex:
+    """Read one shard from its first byte to its last and index it. TarError (a ValueError) names shard and member.
 
-    The key is the path up to the first dot of its last part. No sample: a last part that has no dot or begins with
-    one, and whatever lies under a first part `__like_this__`.
+    key_rule: how a member's name is split (`split_name`); None: at the first dot, and a shard with image members that
+    this rule hides is refused.
     """
-    top = name.partition("/")[0]
-    if len(top) >= 4 and top.startswith("__") and top.endswith("__"):
-        return None
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot:
-        return None
-    return folder + slash + stem, extension.lower()
-
-
-def index_shard(url: str) -> ShardIndex:
-    """Read one shard from its first byte to its last and index it. TarError (a ValueError) names shard and member."""
     fd = open_shard(url)
     try:
         stat = os.fstat(fd)
         walker = Walker(fd, url)
-        members, keys, first, extensions = _group(walker, url)
+        members, keys, first, extensions = _group(walker, url, key_rule or "first-dot")
         after = os.fstat(fd)
         if (after.st_size, after.st_mtime_ns) != (walker.size, stat.st_mtime_ns):
             raise TarError(url, "", "changed while it was being indexed; index it again")
@@ -128,10 +124,10 @@ def index_shard(url: str) -> ShardIndex:
         os.close(fd)
     names = sorted(set(extensions))
     if len(names) > 0xFFFF:
-        raise TarError(url, "", f"{len(names)} different extensions: dots in the names? (a key ends at the first dot)")
+        raise TarError(url, "", f"{len(names)} different extensions: {_RULE}")
     numbers = {name: i for i, name in enumerate(names)}
     blobs = [key.encode() for key in keys]
-    return ShardIndex(
+    index = ShardIndex(
         offset=np.array([m.offset for m in members], dtype=np.uint64),
         length=np.array([m.length for m in members], dtype=np.uint32),
         crc32c=np.array([m.crc32c for m in members], dtype=np.uint32),
@@ -144,9 +140,14 @@ def index_shard(url: str) -> ShardIndex:
         mtime_ns=stat.st_mtime_ns,
         sha256=walker.sha256.hex(),
     )
+    if key_rule is None and (hidden := hidden_images(index)):
+        raise TarError(url, hidden[0], f"{len(hidden)} images are hidden by dots in their names: {_RULE}")
+    return index
 
 
-def _group(walk: Iterable[Member], shard: str) -> tuple[list[Member], list[str], list[int], list[str]]:
+def _group(
+    walk: Iterable[Member], shard: str, key_rule: KeyRule = "first-dot"
+) -> tuple[list[Member], list[str], list[int], list[str]]:
     """Members, sample keys, each sample's first member, each member's extension."""
     members: list[Member] = []
     keys: list[str] = []
@@ -155,7 +156,7 @@ def _group(walk: Iterable[Member], shard: str) -> tuple[list[Member], list[str],
     seen: set[str] = set()
     here: set[str] = set()
     for member in walk:
-        parts = split_name(member.name)
+        parts = split_name(member.name, key_rule)
         if parts is None:
             continue
         key, extension = parts

@@ -17,9 +17,10 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import Image
 
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")
 LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
-from pretrain.data.views.decode import IMAGE_EXTENSIONS, DecodeError, decode_image
+from pretrain.data.views.decode import DecodeError, decode_image
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 from pretrain.data.write.sources import read_classes
 

@@ -17,10 +17,12 @@ from pretrain.data.__main__ import main
 from pretrain.data.shards import sidecar
 from pretrain.data.shards.catalog import Row, fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.index import _group, build_index, index_shard, split_name
+from pretrain.data.shards.index import _group, build_index, index_shard
+from pretrain.data.shards.keys import split_name
+from pretrain.data.shards.reader import Reader
 from pretrain.data.shards.sidecar import read_sidecar
 from pretrain.data.shards.tar import Member, TarError
-from tests.data.tars import flip, make_shards, special, tar_bytes
+from tests.data.tars import flip, image_bytes, make_shards, special, tar_bytes
 
 
 def write_tar(path: Path, members, **options) -> str:
@@ -29,7 +31,7 @@ def write_tar(path: Path, members, **options) -> str:
 
 
 def grouped(shard: str) -> list[tuple[str, list[str]]]:
-    index = index_shard(shard)
+    index = index_shard(shard, "first-dot")
     extensions = [index.extensions[number] for number in index.extension]
     return [(index.key(i), extensions[index.first[i] : index.first[i + 1]]) for i in range(len(index))]
 
@@ -301,3 +303,26 @@ def test_processes_that_index_one_folder_at_the_same_time_lose_no_row(tmp_path):
         for worker in workers:
             worker.join()
         assert read_rows(tmp_path) == rows
+
+
+def test_dots_in_names_that_hide_images_are_refused_and_the_last_dot_is_the_way_out(tmp_path, capsys):
+    names = [f"img_1.{i}.jpg" for i in range(20)]
+    shard = write_tar(tmp_path / "a.tar", [(name, image_bytes(i)) for i, name in enumerate(names)])
+    assert main(["index", shard]) == 2
+    assert "img_1.0.jpg: 20 images are hidden by dots in their names" in capsys.readouterr().err
+    assert main(["index", shard, "--key-rule", "last-dot"]) == 0
+    dataset = Dataset.open(tmp_path)
+    assert dataset.num_samples == 20 and dataset.extensions == ("jpg",)
+    assert Reader(dataset).read(0, 3)["__key__"] == "img_1.3"
+
+
+def test_an_image_that_another_of_the_same_first_part_would_swallow_is_refused(tmp_path):
+    members = [(f"{i:03d}.jpg", b"x") for i in range(4)] + [("cat.jpg", b"x"), ("cat.old.jpg", b"y")]
+    with pytest.raises(ValueError, match=r"cat\.old\.jpg: 1 images are hidden"):
+        index_shard(write_tar(tmp_path / "a.tar", members))
+    assert len(index_shard(write_tar(tmp_path / "a.tar", members), "first-dot")) == 5
+
+
+def test_an_extension_with_a_dot_that_most_samples_have_is_meant(tmp_path):
+    members = [(f"{i:03d}.{extension}", b"x") for i in range(4) for extension in ("jpg", "seg.png")]
+    assert len(index_shard(write_tar(tmp_path / "a.tar", members))) == 4
