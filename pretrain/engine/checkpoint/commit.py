@@ -20,6 +20,7 @@ from typing import Any
 MANIFEST = "MANIFEST.json"
 _FORMAT = 1
 _CHUNK = 1 << 24
+_NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(Exception):
@@ -121,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, checked against its own hash; the files are not opened.
 
     Raises:
-        DamagedError: there is none, or it was changed.
+        DamagedError: there is none, it was changed, or the folder has the name of another step.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
@@ -134,6 +135,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(folder, f"{MANIFEST} does not match its own hash")
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
+    if _NAME.fullmatch(folder.name) and _step(folder) != body["step"]:
+        raise DamagedError(folder, f"it holds step {body['step']}, which its name denies; rename it back")
     return Manifest(body["step"], tuple(Receipt(**file) for file in body["files"]), body["about"])
 
 
@@ -166,7 +169,7 @@ def verify(folder: Path) -> Manifest:
 
 def checkpoints(root: Path) -> list[Path]:
     """Folders that look like checkpoints, newest first; none of them is verified."""
-    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step, reverse=True)
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from pretrain.engine import commit
+from pretrain.engine.checkpoint import commit
 assert "torch" not in sys.modules
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -202,3 +202,13 @@ def _save(root: Path, step: int) -> Path:
     final = commit.step_folder(root, step)
     commit.seal(temp, final, step=step, files=files, about={"cursor": step})
     return final
+
+
+def test_a_checkpoint_renamed_to_another_step_is_named(tmp_path):
+    commit.begin(tmp_path, 4, "a")
+    commit.seal(tmp_path / ".tmp-step-00000004-a", commit.step_folder(tmp_path, 4), step=4, files=[], about={})
+    commit.step_folder(tmp_path, 4).rename(commit.step_folder(tmp_path, 7))
+    with pytest.raises(DamagedError, match="holds step 4, which its name denies; rename it back"):
+        commit.verify(commit.step_folder(tmp_path, 7))
+    commit.step_folder(tmp_path, 7).rename(tmp_path / "copied elsewhere")
+    assert commit.verify(tmp_path / "copied elsewhere").step == 4
