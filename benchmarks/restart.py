@@ -42,7 +42,7 @@ def main() -> int:
         command = [
             sys.executable,
             "-m",
-            "launch.cli",
+            "fovea",
             "launch",
             "local",
             "2",

@@ -15,6 +15,7 @@ from pretrain.core.configlib import ConfigError
 ELSEWHERE = {
     "slurm": "launch.slurm.command",
     "hosts": "launch.hosts.command",
+    "onhost": "launch.hosts.onhost",
     "attempt": "launch.slurm.attempt_command",
     "check": "launch.check.command",
     "plan": "launch.plan.command",

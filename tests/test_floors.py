@@ -57,7 +57,7 @@ NO_TORCH = (
     *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.attempt_command", "launch.check.command"),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco.examples", "finetune.data.maps.masks"),
-    *("finetune.data.maps.depth", "finetune.locate", "fovea"),
+    *("finetune.data.maps.depth", "finetune.locate", "fovea", "fovea.__main__"),
 )
 
 

@@ -42,7 +42,7 @@ def run_steps(
     folder = Path(tempfile.mkdtemp(prefix=".trial-", dir=home))
     changed = [f"run_dir={folder}/run", f"optim.global_batch_size={batch}", "log.every_steps=1"]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
-    command = [sys.executable, "-m", *torchrun, "launch.cli", program, config, *overrides, *changed]
+    command = [sys.executable, "-m", *torchrun, "fovea", program, config, *overrides, *changed]
     # Inside a job it is a run of its own, not one of the job's ranks.
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in ("RANK", "WORLD_SIZE")}
     try:

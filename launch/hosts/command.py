@@ -95,12 +95,12 @@ class Ranks:
             *(self.ssh.python, "-u", "-m", "deepspeed.launcher.launch", "--log_level=critical", f"--node_rank={index}"),
             f"--world_info={base64.urlsafe_b64encode(json.dumps(world).encode()).decode()}",
             *(f"--master_addr={master}", f"--master_port={port}", "--no_local_rank", "--no_python"),
-            *(self.ssh.python, "-u", "-m", "launch.cli", *self.program),
+            *(self.ssh.python, "-u", "-m", "fovea", *self.program),
         ]
         # As torchrun does: ranks of one machine must not fight for its cores.
         env = {"OMP_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k.startswith(CARRIED)}
         process = subprocess.Popen(
-            self.ssh.command(host, "-m", "launch.hosts.onhost", "run"),
+            self.ssh.command(host, "-m", "fovea", "launch", "onhost", "run"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

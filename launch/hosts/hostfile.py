@@ -124,7 +124,7 @@ def _different(versions: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
 
 def _ask(host: Host, ssh: Ssh, request: str) -> dict[str, Any] | str:
     """What the host answers, or why it does not."""
-    command = ssh.command(host, "-m", "launch.hosts.onhost", "check")
+    command = ssh.command(host, "-m", "fovea", "launch", "onhost", "check")
     try:
         done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=_CHECK_SECONDS)
     except FileNotFoundError:

@@ -11,9 +11,9 @@ from launch.hosts.restarts import Wish, keep_running
 
 
 def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
-    """Run `python -m PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status."""
+    """Run `fovea PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", program, *arguments]
+    command += ["-m", "fovea", program, *arguments]
     return keep_running(run_dir, lambda wish: run_once(command, wish), max_restarts=max_restarts)
 
 

@@ -71,7 +71,3 @@ def _end_when_unwanted(process: subprocess.Popen[bytes]) -> None:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -91,7 +91,7 @@ def test_a_capture_is_computed_again_and_named_to_the_module(tmp_path: Path, sha
     assert "module     encoder.blocks.0 (Block)\n" in said
     assert said.endswith("reproduced\n") and "in fp32" in said
 
-    status, said = finish(second, command=("launch.cli", "replay"))
+    status, said = finish(second, command=("fovea", "replay"))
     assert status == 1, said
     assert "not reproduced" in said
 

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main() -> int:
-    if sys.argv[1:3] == ["-m", "launch.cli"]:
+    if sys.argv[1:3] == ["-m", "fovea"]:
         del sys.argv[1:3]
     if sys.argv[1] == "pretrain":
         from pretrain.loader import Feed

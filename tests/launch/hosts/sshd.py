@@ -69,7 +69,7 @@ class Sshd:
                 variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 ranks = [text[5:] for text in variables if text.startswith("RANK=")]
-                if ranks and (b"trainer.py" in command or b"launch.cli" in command):
+                if ranks and (b"trainer.py" in command or b"-m\0fovea" in command):
                     found[int(ranks[0])] = pid
         return [found[rank] for rank in sorted(found)]
 
@@ -106,5 +106,5 @@ def start(folder: Path) -> Iterator[Sshd]:
 
 
 def launch(sshd: Sshd, hostfile: Path, config: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch.cli", "launch", "hosts", *sshd.flags, str(hostfile), str(config), *more]
+    command = [sys.executable, "-m", "fovea", "launch", "hosts", *sshd.flags, str(hostfile), str(config), *more]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

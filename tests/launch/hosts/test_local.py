@@ -20,7 +20,7 @@ Launch = Callable[..., subprocess.Popen[str]]
 
 
 def launch(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch.cli", "launch", "local", "2", str(config), *overrides]
+    command = [sys.executable, "-m", "fovea", "launch", "local", "2", str(config), *overrides]
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -98,7 +98,7 @@ def test_an_attempt_of_a_job_that_is_over_does_not_go_on(run_dir: Path, says: Ca
 
 def test_a_reader_that_has_read_enough_is_no_error(run_dir: Path, says: Callable[..., None]):
     says(JOB.format("RUNNING", "/x"))
-    command = [sys.executable, "-u", "-m", "launch.cli", "launch", "slurm", "status", str(run_dir)]
+    command = [sys.executable, "-u", "-m", "fovea", "launch", "slurm", "status", str(run_dir)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
