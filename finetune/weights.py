@@ -22,8 +22,8 @@ from finetune.release import is_task, open_task
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
-from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.files import read_state
@@ -76,14 +76,13 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
         described["img_size"] = model.size
     torch.manual_seed(seed)
     backbone = backbone_of(described)
+    if not isinstance(backbone, Backbone):
+        raise ValueError(f"a {type(backbone).__name__} cannot be fine-tuned; choose a release of another objective")
     if in_chans is not None and backbone.in_chans != in_chans:
         raise ValueError(f"its backbone takes {backbone.in_chans} channels; the images have {in_chans}")
     if model.drop_path_rate:
         backbone.set_drop_path(model.drop_path_rate)
-    if isinstance(backbone, ViT) and backbone.pos_kind.startswith("sincos"):
-        assert backbone.pos_embed is not None
-        backbone.pos_embed.requires_grad_(True)
-        backbone.pos_kind = "learned"
+    backbone.train_positions()
     lines = found.lines
     if model.random or found.weights is None:
         lines += ("random weights: nothing was loaded (model.random)",)

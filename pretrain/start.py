@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +12,7 @@ from pretrain.config import InitConfig, PretrainConfig
 from pretrain.core.configlib import ConfigError
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
 from pretrain.models.backbones import families
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
@@ -29,7 +29,7 @@ def build_objective(config: PretrainConfig, horizon: Horizon) -> Objective:
     return build(config.objective.name)(config.objective, build_backbone(config.model), horizon)
 
 
-def build_backbone(model: ModelConfig) -> Any:
+def build_backbone(model: ModelConfig) -> ImageEncoder:
     """The backbone of a configuration, its weights drawn from torch's generator."""
     if model.timm_name is not None:
         backbone = TimmBackbone(**model.timm_arguments())

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -156,7 +156,7 @@ def _resampled(backbone: Any, state: dict[str, Tensor], img_size: Sequence[int])
     if not isinstance(backbone, ViT):
         raise ValueError(f"img_size {list(img_size)}: timm resamples its own models; load it with that img_size")
     model = {**backbone.release_model(), "img_size": list(img_size)}
-    new = backbone_of(model)
+    new = cast(ViT, backbone_of(model))
     if isinstance(backbone.norm, nn.Identity):
         new.norm = nn.Identity()
     load_strict(new, state, grid=backbone.grid_size)

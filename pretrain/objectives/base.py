@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.core import distributed
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
 from pretrain.models.teachers.ema import EMA
@@ -54,7 +54,7 @@ class Objective(nn.Module):
         return super().__call__(batch, step)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> ImageEncoder:
         """The encoder that a release contains."""
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     return total * (distributed.world_size() / everywhere)
 
 
-def pooled(backbone: Any, tokens: Tensor) -> Tensor:
+def pooled(backbone: ImageEncoder, tokens: Tensor) -> Tensor:
     """The feature [b, D] of normalized tokens [b, P + N, D]: the class token, or else the mean of the patches."""
     return tokens[:, 0] if backbone.class_token else tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
 

@@ -5,14 +5,13 @@ Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers", section 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
@@ -36,7 +35,7 @@ class BEiT(Objective):
 
     head_prefixes = ("lm_head.", "mask_token", "fingerprint.")
 
-    def __init__(self, config: BEiTConfig, backbone: Any, horizon: Horizon, *, tokenizer: Tokenizer | None = None):
+    def __init__(self, config: BEiTConfig, backbone: Backbone, horizon: Horizon, *, tokenizer: Tokenizer | None = None):
         super().__init__()
         del horizon
         self.config = config
@@ -55,7 +54,7 @@ class BEiT(Objective):
         nn.init.zeros_(self.lm_head.bias)
 
     @property
-    def backbone(self) -> Any:
+    def backbone(self) -> Backbone:
         return self.encoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:

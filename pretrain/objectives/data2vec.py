@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.initialize import initialize_linears
 from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
 from pretrain.models.pictures import drawing, feature_pictures
@@ -32,7 +32,7 @@ class Data2Vec(Objective):
 
     head_prefixes = ("mask_token", "head.")
 
-    def __init__(self, config: Data2VecConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: Data2VecConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         self.encoder = backbone
@@ -40,11 +40,11 @@ class Data2Vec(Objective):
         self.head = nn.Linear(backbone.embed_dim, backbone.embed_dim)
         initialize_linears(self.head, "trunc_normal", bound=0.02)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher: EMA[Backbone] = EMA(backbone)
         self.teacher.average.set_drop_path(0.0)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The student's: what the authors fine-tune."""
         return self.encoder
 

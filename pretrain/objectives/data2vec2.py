@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.trainable import Batch
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.conv_decoder import ConvDecoder
 from pretrain.models.layers.initialize import initialize_linears
 from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
@@ -32,7 +32,7 @@ class Data2Vec2(Objective):
 
     head_prefixes = ("decoder.",)
 
-    def __init__(self, config: Data2Vec2Config, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: Data2Vec2Config, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         initialize_linears(backbone, "trunc_normal")
@@ -46,11 +46,11 @@ class Data2Vec2(Objective):
             grid_size=backbone.grid_size,
             noise_std=config.mask_noise_std,
         )
-        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher: EMA[Backbone] = EMA(backbone)
         self.teacher.average.set_drop_path(0.0)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The student's: what the authors fine-tune."""
         return self.encoder
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.core.schedule import teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import DINOHead
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.center import PendingMean
@@ -28,7 +28,7 @@ from pretrain.objectives.self_distillation import SelfDistillation, crop_after_c
 class Branch(nn.Module):
     """Backbone and head: what student and teacher both are."""
 
-    def __init__(self, backbone: ViT, head: DINOHead):
+    def __init__(self, backbone: Backbone, head: DINOHead):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -56,7 +56,7 @@ class DINO(SelfDistillation):
     head_prefixes = ("student.head.", "teacher.average.head.", "center")
     center: Tensor
 
-    def __init__(self, config: DINOConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: DINOConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         head = DINOHead(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.core.schedule import teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
 from pretrain.models.layers.patches import grid_of
@@ -36,7 +36,7 @@ from pretrain.objectives.self_distillation import SelfDistillation, crop_after_c
 class Branch(nn.Module):
     """Backbone and heads: what student and teacher both are. Without a head of their own, patches use `dino_head`."""
 
-    def __init__(self, backbone: ViT, dino_head: DINOHead, ibot_head: DINOHead | None):
+    def __init__(self, backbone: Backbone, dino_head: DINOHead, ibot_head: DINOHead | None):
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
@@ -68,7 +68,7 @@ class DINOv2(SelfDistillation):
     center: Tensor
     patch_center: Tensor
 
-    def __init__(self, config: DINOv2Config, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: DINOv2Config, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         self._epoch_steps = config.epoch_steps or horizon.steps_per_epoch
@@ -90,8 +90,7 @@ class DINOv2(SelfDistillation):
                 bottleneck_dim=config.patch_bottleneck_dim,
                 norm_last_layer=config.norm_last_layer,
             )
-        if isinstance(backbone, ViT) and backbone.cls_token is not None:
-            nn.init.normal_(backbone.cls_token, std=1e-6)  # as the registers; DINO's starts at 0.02
+        backbone.initialize_class_token(std=1e-6)  # as the registers; DINO's starts at 0.02
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
         self.student = synchronized(Branch(backbone, dino_head, ibot_head))

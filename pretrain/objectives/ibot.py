@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.core.schedule import teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import IBOTHead
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.center import PendingMean
@@ -30,7 +30,7 @@ from pretrain.objectives.self_distillation import SelfDistillation, crop_after_c
 class Branch(nn.Module):
     """Backbone and head: what student and teacher both are."""
 
-    def __init__(self, backbone: ViT, head: IBOTHead):
+    def __init__(self, backbone: Backbone, head: IBOTHead):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -55,7 +55,7 @@ class IBOT(SelfDistillation):
     center: Tensor
     patch_center: Tensor
 
-    def __init__(self, config: IBOTConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: IBOTConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         head = IBOTHead(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core.trainable import Batch
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.ijepa_predictor import JEPAPredictor
 from pretrain.models.losses.latent_targets import cosine, layer_norm, target_std
 from pretrain.models.pictures import drawing, feature_pictures
@@ -32,7 +32,7 @@ class IJEPA(Objective):
 
     head_prefixes = ("predictor.",)
 
-    def __init__(self, config: IJEPAConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: IJEPAConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         self.encoder = backbone
@@ -43,11 +43,11 @@ class IJEPA(Objective):
             num_heads=config.predictor_num_heads or backbone.num_heads,
             grid_size=backbone.grid_size,
         )
-        self.teacher: EMA[ViT] = EMA(backbone)
+        self.teacher: EMA[Backbone] = EMA(backbone)
         self.teacher.average.set_drop_path(0.0)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The target encoder: what the authors evaluate."""
         return self.teacher.average
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.trainable import Batch
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.mae_decoder import MAEDecoder
 from pretrain.models.layers.patches import normalize_patches, patchify, split_by_noise, unpatchify
 from pretrain.models.pictures import drawing
@@ -23,7 +23,7 @@ class MAE(Objective):
 
     head_prefixes = ("decoder.",)
 
-    def __init__(self, config: MAEConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: MAEConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config = config
         self.encoder = backbone
@@ -38,7 +38,7 @@ class MAE(Objective):
         )
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         return self.encoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.core.schedule import cosine
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.mlp import mlp_head
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.contrastive import contrastive_loss
@@ -27,7 +27,7 @@ from pretrain.objectives.configs.mocov3 import MoCoV3Config
 class Encoder(nn.Module):
     """Backbone and projector: what the base encoder and the momentum encoder both are."""
 
-    def __init__(self, backbone: ViT, projector: nn.Module):
+    def __init__(self, backbone: Backbone, projector: nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projector = projector
@@ -52,7 +52,7 @@ class MoCoV3(Objective):
 
     head_prefixes = ("base.projector.", "predictor.", "momentum_encoder.average.projector.")
 
-    def __init__(self, config: MoCoV3Config, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: MoCoV3Config, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config, self.horizon = config, horizon
         hidden, out = config.hidden_dim, config.projection_dim
@@ -69,7 +69,7 @@ class MoCoV3(Objective):
         self.momentum_encoder.average.backbone.set_drop_path(0.0)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The base encoder's backbone, which the paper evaluates."""
         return self.base.backbone
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.core.schedule import cosine
 from pretrain.core.trainable import Batch
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.pictures import drawing
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, Objective, with_prefix
@@ -27,7 +27,7 @@ class SelfDistillation(Objective):
     teacher: EMA[Any]
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The teacher's backbone: its average is the better encoder of the two."""
         return self.teacher.average.backbone
 
@@ -68,9 +68,10 @@ class SelfDistillation(Objective):
         crops = {name: batch[name][:4] for name in ("global", "local") if name in batch}
         shown = {f"{name} crops": _sheet(views, mean=mean, std=std) for name, views in crops.items()}
         images, backbone = crops["global"][:, 0], self.backbone
-        if isinstance(backbone, ViT) and backbone.class_token:
-            attention = backbone.last_attention(images)[:, :, 0, backbone.num_prefix_tokens :]
-            maps = attention.unflatten(2, (images.shape[2] // backbone.patch_size, -1))
+        attention = backbone.last_attention(images) if backbone.class_token else None
+        if attention is not None:
+            looked_at = attention[:, :, 0, backbone.num_prefix_tokens :]
+            maps = looked_at.unflatten(2, (images.shape[2] // backbone.patch_size, -1))
             rgb = drawing.to_rgb(images, mean=mean, std=std)[:, None]
             heat = drawing.heat(maps, (images.shape[2], images.shape[3]))
             shown["attention of the teacher"] = drawing.sheet(torch.cat([rgb, drawing.overlay(rgb, heat)], dim=1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.patches import gather_pixels, split_by_noise
 from pretrain.models.losses.masked_cells import MaskedCells
 from pretrain.models.pictures import drawing
@@ -29,17 +29,17 @@ class SimMIM(Objective):
 
     head_prefixes = ("decoder.", "mask_token")
 
-    def __init__(self, config: SimMIMConfig, backbone: ViT, horizon: Horizon):
+    def __init__(self, config: SimMIMConfig, backbone: Backbone, horizon: Horizon):
         super().__init__()
         self.config = config
         self.encoder = backbone
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
-        bound = 0.02 if isinstance(backbone, ViT) else 2.0  # as officially
+        bound = 0.02 if "own_blocks" in backbone.provides else 2.0  # as officially
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound)
         self.decoder = nn.Linear(backbone.embed_dim, backbone.in_chans * backbone.patch_size**2)
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         return self.encoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class SimMIM(Objective):
         """Beside biases and 1-D parameters, class token and positions do not decay, nor does the mask token of a
         hierarchical backbone; that of a ViT does (official code)."""
         names = param_groups.tokens_and_positions(self)
-        if not isinstance(self.encoder, ViT):
+        if "own_blocks" not in self.encoder.provides:
             names.add("mask_token")
         return param_groups.split(self, no_decay_names=names)
 

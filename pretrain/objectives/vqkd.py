@@ -5,15 +5,13 @@ Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual T
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.backbones.vit_weights import divide_outputs
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teacher
 from pretrain.models.teachers.frozen import Fingerprint
@@ -38,7 +36,9 @@ class VQKD(Objective):
 
     head_prefixes = ("encode_task_layer.", "quantize.", "decoder.", "decode_task_layer.", "fingerprint.")
 
-    def __init__(self, config: VQKDConfig, backbone: Any, horizon: Horizon, *, teacher: FeatureTeacher | None = None):
+    def __init__(
+        self, config: VQKDConfig, backbone: Backbone, horizon: Horizon, *, teacher: FeatureTeacher | None = None
+    ):
         super().__init__()
         del horizon
         self.config = config
@@ -68,11 +68,10 @@ class VQKD(Objective):
         )
         self.decode_task_layer = task_layer(config.decoder_embed_dim, teacher.embed_dim)
         for network in (backbone, self.decoder):
-            if isinstance(network, ViT) and network.pos_kind == "learned" and network.rel_pos_kind == "none":
-                divide_outputs(network)  # BEiT's blocks with positions of their own
+            network.divide_block_outputs()
 
     @property
-    def backbone(self) -> Any:
+    def backbone(self) -> Backbone:
         return self.encoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:

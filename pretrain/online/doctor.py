@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core import distributed
@@ -23,7 +23,7 @@ from pretrain.doctor.signs import GRADIENT
 from pretrain.doctor.verdicts import Doctor, Verdict
 from pretrain.engine.trainable import StepResult
 from pretrain.loader import loader_spec
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.objectives.base import Objective
 from pretrain.online.examine import facts_of
 from pretrain.probes.features import backbone_features
@@ -127,7 +127,7 @@ class OnlineDoctor:
     def _of_features(self) -> dict[str, float]:
         if self._images is None:
             return {}
-        backbone: nn.Module = self.objective.backbone
+        backbone = self.objective.backbone
         was_training = backbone.training
         backbone.eval()
         try:
@@ -141,14 +141,14 @@ class OnlineDoctor:
             found["doctor/attention_entropy"] = attention
         return found
 
-    def _encode(self, backbone: nn.Module, images: Tensor) -> tuple[Tensor, float | None]:
+    def _encode(self, backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, float | None]:
         """One vector per image: the class token, else the mean patch; and the entropy of a vision transformer's
         last attention."""
         kinds = backbone_features(backbone, images)
         features = next(iter(kinds.values()))
-        if not isinstance(backbone, ViT):
-            return features, None
         attention = backbone.last_attention(images[:_ATTENTION_IMAGES])
+        if attention is None:
+            return features, None
         return features, attention_entropy(attention, class_token=backbone.class_token)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from pretrain.config import PretrainConfig
 from pretrain.core.distributed import World
 from pretrain.data.loader.evaluate import EvalImages
 from pretrain.data.shards.dataset import Dataset
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.probes.features import backbone_features, pixel_features
 from pretrain.probes.protocol import Asked, probe
 
@@ -40,7 +40,7 @@ class OnlineProbe:
             for shards in (config.probe.train_shards, config.probe.val_shards)
         )
 
-    def __call__(self, backbone: nn.Module, *, with_pixels: bool = False) -> dict[str, float]:
+    def __call__(self, backbone: ImageEncoder, *, with_pixels: bool = False) -> dict[str, float]:
         """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline without any network."""
         was_training = backbone.training
         backbone.eval()

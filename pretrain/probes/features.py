@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.core import distributed
+from pretrain.models.backbones.contract import ImageEncoder
 
 Features = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -16,18 +16,17 @@ BOTH = "cls+patch_mean"
 
 
 @torch.no_grad()
-def backbone_features(backbone: nn.Module, images: Tensor) -> Features:
+def backbone_features(backbone: ImageEncoder, images: Tensor) -> Features:
     """The usual summaries of an image, each [b, D] in fp32.
 
     "cls" is the class token and "patch_mean" the mean of the patch tokens, each where the backbone has them; "pooled"
     is the one vector of a backbone that gives no tokens.
     """
-    network: Any = backbone
-    if "patches" not in network.provides:
-        return {"pooled": network.forward_cls(images).float()}
-    tokens = network(images).float()
-    patch_mean = tokens[:, network.num_prefix_tokens :].mean(1)
-    return {"cls": tokens[:, 0], "patch_mean": patch_mean} if network.class_token else {"patch_mean": patch_mean}
+    if "patches" not in backbone.provides:
+        return {"pooled": backbone.forward_cls(images).float()}
+    tokens = backbone(images).float()
+    patch_mean = tokens[:, backbone.num_prefix_tokens :].mean(1)
+    return {"cls": tokens[:, 0], "patch_mean": patch_mean} if backbone.class_token else {"patch_mean": patch_mean}
 
 
 def pixel_features(images: Tensor) -> Features:

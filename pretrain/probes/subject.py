@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
@@ -27,7 +27,7 @@ class Network(nn.Module):
     """Normalized images [b, C, H, W] -> features of a backbone; of a tokenizer also "tokens" [b, K], the share of the
     places that have each token."""
 
-    def __init__(self, backbone: nn.Module, tokenizer: Normalized | None = None):
+    def __init__(self, backbone: ImageEncoder, tokenizer: Normalized | None = None):
         super().__init__()
         self.backbone, self.tokenizer = backbone, tokenizer
 
@@ -63,16 +63,16 @@ def open_release(folder: Path) -> Subject:
 
     def network(*, trained: bool) -> Network:
         tokenizer = from_release(release, trained=trained) if release.kind in RELEASED else None
-        backbone: Any = tokenizer.encoder if tokenizer else release.build() if trained else release.untrained()
+        backbone = tokenizer.encoder if tokenizer else release.build() if trained else release.untrained()
         return Network(backbone, tokenizer)
 
     trained = network(trained=True)
-    backbone: Any = trained.backbone
+    backbone = trained.backbone
     return Subject(
         title=f"{release.kind}, {folder}",
         network=trained.eval(),
         untrained=_seeded(lambda: network(trained=False)),
-        size=tuple(backbone.img_size),
+        size=backbone.img_size,
         in_chans=backbone.in_chans,
         mean=tuple(release.record["mean"]),
         std=tuple(release.record["std"]),

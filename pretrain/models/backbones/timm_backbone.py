@@ -19,11 +19,12 @@ from timm.layers import DropPath  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from pretrain.models.backbones import families
+from pretrain.models.backbones.contract import Backbone, Trunk
 
 SHARE = 0.5  # the drop rate that a model is built with, to learn each branch's share of it
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """Images to normalized tokens [b, P + N, D] on the model's last grid, P of them class token and registers.
 
     Weights start as timm starts them; nothing is downloaded.
@@ -50,7 +51,8 @@ class TimmBackbone(nn.Module):
         self, name: str, img_size: tuple[int, int], in_chans: int = 3, drop_path_rate: float = 0.0, **arguments: Any
     ):
         super().__init__()
-        self.name, self.img_size, self.in_chans, self.arguments = name, tuple(img_size), in_chans, arguments
+        self.name, self.arguments = name, arguments
+        self.img_size, self.in_chans = (img_size[0], img_size[1]), in_chans
         self.family = families.family_of(name)
         self.provides = families.timm_provides(name, arguments)
         self.patch_size = families.timm_stride(name, arguments)
@@ -162,6 +164,11 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"n must be between 1 and the depth {self.depth}, got {n}")
         norm: Any = self.model.norm
         return [norm(tokens) for tokens in self.layers(x, range(self.depth - n, self.depth))]
+
+    @property
+    def trunk(self) -> Trunk:
+        self._need("layers")
+        return self.model
 
     def set_drop_path(self, rate: float, *, uniform: bool = False, subset: bool = False) -> None:
         """timm's stochastic depth, rising from 0 in the first block to `rate`; `uniform`: equal in all but the first.

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.backbones import families
-from pretrain.models.backbones.vit_weights import initialize_vit
+from pretrain.models.backbones.contract import Backbone, Trunk
+from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos, rope
 from pretrain.models.layers.attention import EVERY_TOKEN, Block, QKVBias
@@ -37,7 +38,7 @@ class _Given:
     turns: Tensor | None
 
 
-class ViT(nn.Module):
+class ViT(Backbone):
     """Images to normalized tokens: the class token, the registers, the patches.
 
     Args:
@@ -63,6 +64,7 @@ class ViT(nn.Module):
     """
 
     blocks_prefix = ""
+    norm: nn.Module
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class ViT(nn.Module):
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         if min(img_size) < patch_size:
             raise ValueError(f"img_size {img_size[0]} x {img_size[1]} is smaller than one patch of {patch_size} pixels")
-        self.img_size, self.patch_size, self.in_chans = tuple(img_size), patch_size, in_chans
+        self.img_size, self.patch_size, self.in_chans = (img_size[0], img_size[1]), patch_size, in_chans
         self.embed_dim = self.mask_dim = embed_dim
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.depth, self.num_heads, self.mlp_ratio = depth, num_heads, mlp_ratio
@@ -206,6 +208,23 @@ class ViT(nn.Module):
         x = self._run(self.prepare_tokens(x), given, 0, last)
         block: Any = self.blocks[last]
         return block.attn.probabilities(block.norm1(x), given.biases[last], given.turns)
+
+    @property
+    def trunk(self) -> Trunk:
+        return self
+
+    def initialize_class_token(self, std: float) -> None:
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=std)
+
+    def divide_block_outputs(self) -> None:
+        if self.pos_kind == "learned" and self.rel_pos_kind == "none":
+            divide_outputs(self)
+
+    def train_positions(self) -> None:
+        if self.pos_embed is not None and self.pos_kind.startswith("sincos"):
+            self.pos_embed.requires_grad_(True)
+            self.pos_kind = "learned"
 
     def prepare_tokens(
         self,

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.models.backbones.contract import Backbone
+
 TargetNorm = Literal["layer", "instance", "none"]
 Features = Literal["block", "ffn"]
 
 
-def last_layers(backbone: Any, images: Tensor, count: int, features: Features) -> list[Tensor]:
+def last_layers(backbone: Backbone, images: Tensor, count: int, features: Features) -> list[Tensor]:
     """The patch tokens [b, N, D] of each of the last `count` blocks, in their order, before any norm.
 
     Args:
@@ -31,7 +33,7 @@ def last_layers(backbone: Any, images: Tensor, count: int, features: Features) -
         layers = backbone.layers(images, indices)
     else:
         layers: list[Tensor] = []
-        blocks = backbone.get_submodule(f"{backbone.blocks_prefix}blocks")
+        blocks: Any = backbone.trunk.blocks
         # What is added leaves by ls2; in BEiT's and EVA's blocks of timm, which scale it by hand, by drop_path2.
         ends = [blocks[i].ls2 if hasattr(blocks[i], "ls2") else blocks[i].drop_path2 for i in indices]
         hooks = [end.register_forward_hook(lambda _module, _given, branch: layers.append(branch)) for end in ends]

@@ -24,6 +24,7 @@ from torch import Tensor
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.core.record import replacing_folder
 from pretrain.models.backbones import families
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import State, Weights
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.release.card import card
@@ -47,19 +48,19 @@ class Release(Weights):
     model: dict[str, Any] | None = None
     record: dict[str, Any] | None = None
 
-    def build(self) -> Any:
+    def build(self) -> ImageEncoder:
         """The backbone with its weights."""
         backbone = self.untrained()
         backbone.load_state_dict(self.backbone)
         return backbone
 
-    def untrained(self) -> Any:
+    def untrained(self) -> ImageEncoder:
         """The backbone as a run starts it, drawn from torch's random numbers."""
         assert self.model is not None
         return backbone_of(self.model)
 
 
-def backbone_of(model: Mapping[str, Any]) -> Any:
+def backbone_of(model: Mapping[str, Any]) -> ImageEncoder:
     """The backbone that a `release_model` describes, drawn from torch's random numbers.
 
     Raises:
@@ -71,7 +72,7 @@ def backbone_of(model: Mapping[str, Any]) -> Any:
 
 def write_release(
     folder: Path | str,
-    backbone: Any,
+    backbone: ImageEncoder,
     *,
     objective: str,
     extra_state: Mapping[str, Tensor],
@@ -82,7 +83,6 @@ def write_release(
     """Write the release complete or not at all; a release that is already there is replaced.
 
     Args:
-        backbone: a module with `release_model`, `img_size`, `in_chans` and `embed_dim`.
         extra_state: what `Objective.heads_state` gave.
         record: recipe (the resolved configuration), data (fingerprint, number of images), metrics (number by the name
             of its protocol), commit, versions.
@@ -152,7 +152,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _backbone_class(model: Mapping[str, Any]) -> type[Any]:
+def _backbone_class(model: Mapping[str, Any]) -> type[ImageEncoder]:
     """The class that a `release_model` names.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -41,7 +42,7 @@ class TimmModel:
     classifier: str | None = "head"
 
 
-def timm_model(backbone: Any) -> TimmModel | str:
+def timm_model(backbone: ImageEncoder) -> TimmModel | str:
     """The model of timm's with the features of `backbone`, or why there is none."""
     if isinstance(backbone, TimmBackbone):
         return _of_timm(backbone)
@@ -52,7 +53,7 @@ def timm_model(backbone: Any) -> TimmModel | str:
     return _eva(backbone) if backbone.pos_kind == "rope" else _vit(backbone)
 
 
-def config(model: TimmModel, backbone: Any, *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+def config(model: TimmModel, backbone: ImageEncoder, *, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """config.json as timm reads it. A null `first_conv` keeps timm from fitting the first layer to other channels."""
     size, pool = list(backbone.img_size), model.arguments.get("global_pool")
     pretrained = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pretrain.core.configlib import ConfigError
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_official, load_strict
@@ -29,7 +30,7 @@ class FeatureTeacher(Frozen):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Any, mean: Any, std: Any):
+    def __init__(self, network: ImageEncoder, mean: Any, std: Any):
         super().__init__()
         self.embed_dim, self.stride, self.in_chans = network.embed_dim, network.patch_size, network.in_chans
         for name, values in (("mean", mean), ("std", std)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers import load_strict
 from pretrain.models.layers.patches import grid_of
 from pretrain.models.losses.gram import Grid, gram_loss, to_grid
@@ -20,9 +20,9 @@ from pretrain.models.teachers.ema import EMA
 class GramTeacher(nn.Module):
     """A copy of a backbone, as buffers, so that a checkpoint holds it; it changes by `become` and `open` only."""
 
-    def __init__(self, backbone: ViT):
+    def __init__(self, backbone: Backbone):
         super().__init__()
-        self.network: EMA[ViT] = EMA(backbone)
+        self.network: EMA[Backbone] = EMA(backbone)
 
     def loss(self, patches: Tensor, images: Tensor, *, grid: Grid) -> Tensor:
         """Gram loss of the student's patches and of what this network sees of the same crops.
@@ -34,7 +34,7 @@ class GramTeacher(nn.Module):
         tokens = self.network(images)[:, self.network.average.num_prefix_tokens :]
         return gram_loss(patches, to_grid(tokens, grid_of(images, self.network.average.patch_size), grid))
 
-    def become(self, backbone: ViT) -> None:
+    def become(self, backbone: Backbone) -> None:
         """Take the weights of a backbone of the same kind."""
         self.network.average.load_state_dict(backbone.state_dict())
 

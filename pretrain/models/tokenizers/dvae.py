@@ -5,11 +5,14 @@ small form of BEiT's code): strided convolutions, a choice among codes at every 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pretrain.models.backbones.contract import ImageEncoder
+from pretrain.models.backbones.families import CONV_PROVIDES
 
 
 class ResBlock(nn.Module):
@@ -30,7 +33,7 @@ class ResBlock(nn.Module):
         return self.net(x) + x
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ImageEncoder):
     """A backbone of convolutions, each layer halving the picture: what the dVAE reads images with.
 
     Called like a ViT without a class token: images -> tokens [b, N, D], in row-major order.
@@ -44,15 +47,15 @@ class ConvEncoder(nn.Module):
         ValueError: patch_size is not a power of two above 1.
     """
 
-    num_prefix_tokens: ClassVar[int] = 0
-    num_registers: ClassVar[int] = 0
-    class_token: ClassVar[bool] = False
-    provides: ClassVar[frozenset[str]] = frozenset({"patches", "conv_map"})
+    num_prefix_tokens = 0
+    class_token = False
+    provides = CONV_PROVIDES
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int = 3, embed_dim: int = 64):
         super().__init__()
         self.depth = num_halvings(patch_size)
-        self.img_size, self.patch_size, self.in_chans, self.embed_dim = tuple(img_size), patch_size, in_chans, embed_dim
+        self.img_size, self.patch_size = (img_size[0], img_size[1]), patch_size
+        self.in_chans, self.embed_dim = in_chans, embed_dim
         self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         layers: list[nn.Module] = []
         for i in range(self.depth):

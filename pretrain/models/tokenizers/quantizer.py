@@ -7,13 +7,13 @@ to the mean of the features that took it, by exponential average, and codes that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core import distributed
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.initialize import initialize_linears
 
 ROWS_AT_ONCE = 16384
@@ -182,7 +182,7 @@ def task_layer(in_dim: int, out_dim: int) -> nn.Sequential:
     return layer
 
 
-def code_features(encoder: Any, task: nn.Module, images: Tensor, *, drop: Tensor | None = None) -> Tensor:
+def code_features(encoder: Backbone, task: nn.Module, images: Tensor, *, drop: Tensor | None = None) -> Tensor:
     """Normalized images [b, C, H, W] -> what is quantized: fp32 [b, N, code_dim]. The projection is not autocast.
 
     `drop` are the uniforms of the drop path [b, depth, 2].
