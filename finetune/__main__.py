@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
-from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, ConfigSource, load_config, source_name
 from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
 
@@ -24,23 +25,23 @@ class CheckedRun(NamedTuple):
     steps: Plan
 
 
-def check(path: str, overrides: Sequence[str], *, world_size: int) -> CheckedRun:
+def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int) -> CheckedRun:
     """Everything that can be found wrong without torch, a process group or a GPU.
 
     Raises:
         ConfigError, ValueError: the configuration or the data cannot be used; the message names every problem.
     """
-    config = load_config(FinetuneConfig, path, overrides)
+    config, source = load_config(FinetuneConfig, given, overrides), source_name(given)
     train = _open(config, "train", None)
     val = _open(config, "val", train)
     for name, examples in (("data.train", train), ("data.val", val)):
         examples.findings.check(config.data.strict, source=name)
         if not len(examples):
             listed = examples.findings.lines(5)
-            raise ConfigError(path, [f"{name}: no image with what the task needs is left", *listed])
+            raise ConfigError(source, [f"{name}: no image with what the task needs is left", *listed])
     steps, problems = plan_steps(config.optim, config.engine, num_samples=len(train), world_size=world_size)
     if problems:
-        raise ConfigError(path, problems)
+        raise ConfigError(source, problems)
     return CheckedRun(config, train, val, steps)
 
 
@@ -83,8 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         return 0
     from finetune.run import measure, run
+    from pretrain.engine.session.session import exit_status
 
-    return measure(checked.config, checked.val) if chosen.evaluate else run(*checked)
+    if chosen.evaluate:
+        return exit_status(partial(measure, checked.config, checked.val))
+    return exit_status(partial(run, *checked))
 
 
 def describe(checked: CheckedRun) -> str:

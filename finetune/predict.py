@@ -137,12 +137,9 @@ def predict(
     pictures: bool = True,
 ) -> list[tuple[Path, str]]:
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded, or have no id in `ids`."""
-    import torch
+    from finetune.predictor import Predictor
 
-    from finetune.data.batches import move
-
-    task = task.to(device).eval()
-    transform, failed = task.eval_transform(), []
+    predictor, failed = Predictor(task, {}, device=device), []
     names = _names(files)
     rows: list[Any] = []
     images: list[dict[str, Any]] = []
@@ -152,10 +149,7 @@ def predict(
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
     for examples in _batches(files, names, batch_size, given, failed):
-        batch = task.collate([transform(example) for example in examples])
-        with torch.no_grad():
-            predictions = task.predict(move(batch, device))
-        for example, prediction in zip(examples, predictions, strict=True):
+        for example, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
             height, width = example.image.shape[:2]

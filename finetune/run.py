@@ -50,7 +50,11 @@ _PROGRESS_SECONDS = 30.0
 
 
 def run(config: FinetuneConfig, train: Examples, val: Examples, steps: Plan) -> int:
-    """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
+    """Train until done or requested to stop, from the newest checkpoint if there is one; the process's exit status.
+
+    Raises:
+        RunError: the run cannot continue.
+    """
 
     def body(world: World) -> int:
         with ExitStack() as stack:

@@ -6,41 +6,45 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, ConfigSource, load_config, source_name
 from pretrain.core.ranks import read_launch
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 
 
-def check(path: str, overrides: Sequence[str], *, world_size: int) -> tuple[PretrainConfig, Dataset, Plan]:
+def check(
+    given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
+) -> tuple[PretrainConfig, Dataset, Plan]:
     """Everything that can be found wrong without torch, a process group or a GPU.
 
     Raises:
         ConfigError, ValueError: the configuration or the data set cannot run; the message names every problem.
     """
-    config = load_config(PretrainConfig, path, overrides)
-    dataset = _open(path, "data.shards", config.data.shards, config.data.index)
+    config, source = load_config(PretrainConfig, given, overrides), source_name(given)
+    dataset = _open(source, "data.shards", config.data.shards, config.data.index)
     if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
         members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")
         dots = any("." in extension for extension in dataset.extensions)
         way_out = "; for names with dots: fovea data index --key-rule last-dot" if dots else ""
         problem = f"no sample has an image member ({', '.join(IMAGE_EXTENSIONS)}), only {members}{way_out}"
-        raise ConfigError(path, [f"data.shards: {problem}"])
+        raise ConfigError(source, [f"data.shards: {problem}"])
     for key in ("train_shards", "val_shards") if config.probe else ():
-        labelled = _open(path, f"probe.{key}", getattr(config.probe, key))
+        labelled = _open(source, f"probe.{key}", getattr(config.probe, key))
         if "cls" not in labelled.extensions:
-            raise ConfigError(path, [f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"])
+            problem = f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"
+            raise ConfigError(source, [problem])
     return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
 
 
-def _open(path: str, key: str, shards: str | list[str], index: str | None = None) -> Dataset:
+def _open(source: str, key: str, shards: str | list[str], index: str | None = None) -> Dataset:
     try:
         return Dataset.open(shards, index)
     except ValueError as error:
-        raise ConfigError(path, [f"{key}: {line}" for line in str(error).splitlines()]) from error
+        raise ConfigError(source, [f"{key}: {line}" for line in str(error).splitlines()]) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,9 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.check:
         print(describe(config, steps))
         return _report_missing(config)
+    from pretrain.engine.session.session import exit_status
     from pretrain.run import run
 
-    return run(config, dataset, steps)
+    return exit_status(partial(run, config, dataset, steps))
 
 
 def _report_missing(config: PretrainConfig) -> int:

@@ -46,7 +46,11 @@ START_ANOTHER = "choose another run_dir (init.checkpoint starts from this run's 
 
 
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
-    """Train until done or asked to stop, from the newest checkpoint if there is one; the process's exit status."""
+    """Train until done or requested to stop, from the newest checkpoint if there is one; the process's exit status.
+
+    Raises:
+        RunError: the run cannot continue.
+    """
 
     def body(world: World) -> int:
         with ExitStack() as whole:

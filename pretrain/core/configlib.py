@@ -7,7 +7,8 @@ reported before torch is imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -35,6 +36,7 @@ class ConfigError(ValueError):
 Positive = Annotated[int, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "fp16"]
 ConfigType = TypeVar("ConfigType", bound=Config)
+ConfigSource = str | Path | Mapping[str, Any] | Config  # a YAML file, or its content
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -58,18 +60,33 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique_mapping)
 
 
-def load_config(model: type[ConfigType], path: Path | str, overrides: Sequence[str] = ()) -> ConfigType:
-    """Read `path`, apply `key.sub=value` overrides in order, and validate as `model`.
+def load_config(model: type[ConfigType], given: ConfigSource, overrides: Sequence[str] = ()) -> ConfigType:
+    """Read `given`, apply `key.sub=value` overrides in order, and validate as `model`.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or any key or value is wrong; all problems in one message.
     """
-    return validate(model, read_values(path, overrides), source=str(path))
+    return validate(model, read_values(given, overrides), source=source_name(given))
 
 
-def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The nested mapping of a YAML file with the overrides applied, not yet validated."""
-    path = Path(path)
+def source_name(given: ConfigSource) -> str:
+    """How errors name a configuration: by its path, or as "configuration"."""
+    return str(given) if isinstance(given, str | Path) else "configuration"
+
+
+def read_values(given: ConfigSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested mapping of a YAML file, a mapping or a configuration, overrides applied, not yet validated."""
+    if isinstance(given, str | Path):
+        values = _read_yaml(Path(given))
+    else:
+        values = given.model_dump(mode="json") if isinstance(given, Config) else deepcopy(dict(given))
+    problems = [problem for override in overrides if (problem := _apply(values, override))]
+    if problems:
+        raise ConfigError(source_name(given), problems)
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if path.is_dir():
             raise ConfigError(str(path), ["is a folder; give one of the YAML files in it"])
@@ -85,9 +102,6 @@ def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, An
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"expected a mapping of sections, got {type(values).__name__}"])
-    problems = [problem for override in overrides if (problem := _apply(values, override))]
-    if problems:
-        raise ConfigError(str(path), problems)
     return values
 
 

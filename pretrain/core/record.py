@@ -7,9 +7,10 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
             row = json.loads(line)
             merged.setdefault(row["step"], {}).update(row)
     return [merged[step] for step in sorted(merged)]
+
+
+def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Rows as columns of equal length; nan where a row has no such value."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name, nan) for row in rows] for name in names}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -91,7 +92,6 @@ class _EvalBatches:
     ) -> None:
         self.reader = Reader(dataset)
         self.samples = samples
-        self.ends = np.cumsum(dataset.counts)
         self.batch_size = batch_size
         self.geometry = geometry
         self.in_chans = in_chans
@@ -105,12 +105,11 @@ class _EvalBatches:
         labels: list[int] = []
         bad: list[tuple[str, str, str]] = []
         for number in self.samples[index * self.batch_size : (index + 1) * self.batch_size].tolist():
-            shard = int(np.searchsorted(self.ends, number, side="right"))
-            within = number - int(self.ends[shard]) + int(self.reader.dataset.counts[shard])
+            shard, within = self.reader.dataset.locate(number)
             name = self.reader.dataset.names[shard]
             try:
                 sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
-                label = _label(sample, name)
+                label = read_label(sample, f"{name}/{sample['__key__']}")
                 images.append(self.geometry(decode_sample(sample, self.in_chans)))
             except BadSample as error:
                 bad.append((name, error.key, error.reason))
@@ -123,15 +122,3 @@ class _EvalBatches:
             return torch.zeros((0, self.in_chans, *self.geometry.size)), torch.zeros(0, dtype=torch.int64), bad
         stacked = torch.stack(images).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         return stacked.sub_(self.normalize[0]).div_(self.normalize[1]), torch.tensor(labels), bad
-
-
-def _label(sample: dict[str, Any], shard: str) -> int:
-    text = sample.get(LABEL_EXTENSION)
-    if text is None:
-        raise ValueError(f"{shard}/{sample['__key__']} has no label: its .{LABEL_EXTENSION} member is missing")
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{shard}/{sample['__key__']}.{LABEL_EXTENSION} holds {text[:40]!r}, expected an integer"
-        ) from error

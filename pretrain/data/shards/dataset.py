@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ class Dataset:
     def num_samples(self) -> int:
         """Samples of all shards."""
         return int(self.counts.sum())
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.counts)
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """(shard, sample within it) of sample `number` in canonical order, 0 <= number < num_samples."""
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._ends[shard]) + int(self.counts[shard])
 
 
 def _quoted(shards: str | Path | Sequence[str | Path]) -> str:

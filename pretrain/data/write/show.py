@@ -135,11 +135,9 @@ def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict
     chosen = np.arange(total)
     if total > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
-    ends = np.cumsum(dataset.counts)
     reader = Reader(dataset)
     for position in chosen:
-        shard = int(np.searchsorted(ends, position, side="right"))
-        sample = int(position - (ends[shard] - dataset.counts[shard]))
+        shard, sample = dataset.locate(int(position))
         try:
             found = reader.read(shard, sample, only=(*IMAGE_EXTENSIONS, "cls"))
         except BadSample as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -17,14 +18,16 @@ class Watch:
     """Listens for SIGTERM, SIGUSR1 and SIGINT on each rank, and on rank 0 for files `stop` and `save` in the folder.
 
     Handlers only set a flag: the save happens at the next step's edge, on all ranks. A second SIGINT interrupts.
+    Outside the main thread, where Python allows no handlers, it watches the files only.
     """
 
     def __init__(self, run_dir: Path, *, rank: int):
         self._run_dir, self._rank = run_dir, rank
         self._signal: int | None = None
         self._next_look = 0.0
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS if in_main_thread}
+        for number in self._before:
             signal.signal(number, self._on_signal)
 
     def poll(self) -> int:

@@ -1,4 +1,4 @@
-"""Around a run: the processes meet, the folder is held, and every foreseen error becomes a sentence and a status."""
+"""Around a run: the processes meet, the folder is held, and a foreseen error becomes a message and an exit status."""
 
 from __future__ import annotations
 
@@ -26,6 +26,23 @@ EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+class RunError(Exception):
+    """A run that ended by a foreseen error: the message says what to do, `status` is the exit status of its process."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """The status that `run` returns; a RunError is printed, and its status returned."""
+    try:
+        return run()
+    except RunError as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.status
+
+
 def session(
     run_dir: str,
     engine: EngineConfig,
@@ -35,17 +52,18 @@ def session(
 ) -> int:
     """What `body` returns, computed by all processes of the run together, while rank 0 holds the folder.
 
-    An error that is foreseen is printed instead of raised: wrong input is status 2, no whole checkpoint 3, and a run
-    that cannot go on 1 (`failures`, beside losses that are not finite and a disk that takes no more).
+    Raises:
+        RunError: wrong input (status 2), no complete checkpoint (3), or the run cannot continue (1): one of
+            `failures`, losses that are not finite, a full disk, replicas that differ.
     """
     if engine.deterministic and engine.device != "cpu" and torch.cuda.is_available():
         _repeat_bitwise()
     try:
         world = distributed.setup(engine.device)
     except ValueError as error:
-        return _fail(error, EXIT_CONFIG)
+        raise RunError(str(error), EXIT_CONFIG) from error
     except RendezvousError as error:
-        return _fail(error, EXIT_FAILED)
+        raise RunError(str(error), EXIT_FAILED) from error
     try:
         with ExitStack() as stack:
             stack.callback(distributed.close)
@@ -53,21 +71,21 @@ def session(
             stack.enter_context(watched(Path(run_dir), engine.watch, world))
             return body(world)
     except (ConfigError, RunInUseError) as error:
-        return _fail(error, EXIT_CONFIG)
+        raise RunError(str(error), EXIT_CONFIG) from error
     except CheckpointError as error:
-        return _fail(error, EXIT_NO_CHECKPOINT)
+        raise RunError(str(error), EXIT_NO_CHECKPOINT) from error
     except ReplicasDifferError as error:
         if world.rank == 0:
             add_fault(Path(run_dir), "replicas", str(error), hosts=error.hosts, ranks=error.ranks)
-        return _fail(error, EXIT_FAILED)
+        raise RunError(str(error), EXIT_FAILED) from error
     except (NonFiniteError, *failures) as error:
-        return _fail(error, EXIT_FAILED)
+        raise RunError(str(error), EXIT_FAILED) from error
     except OSError as error:
         if error.errno not in _DISK:
             raise
         where = error.filename or f"a file of {run_dir}"
-        message = f"{where}: {error.strerror}; once it can be written again, the same command goes on"
-        return _fail(message, EXIT_FAILED)
+        message = f"{where}: {error.strerror}; once it can be written again, the same command resumes"
+        raise RunError(message, EXIT_FAILED) from error
 
 
 def _repeat_bitwise() -> None:
@@ -90,8 +108,3 @@ def _hold_lease(folder: Path, stack: ExitStack) -> None:
     problem = distributed.broadcast_object(problem)
     if problem:
         raise RunInUseError(problem)
-
-
-def _fail(error: Exception | str, status: int) -> int:
-    print(error, file=sys.stderr, flush=True)
-    return status

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -29,6 +30,22 @@ def test_a_second_ctrl_c_interrupts_at_once(watch):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_keep_their_handlers_and_files_count(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def listen() -> None:
+        watch = Watch(tmp_path, rank=0)
+        (tmp_path / "stop").touch()
+        found.append(watch.poll())
+        watch.close()
+
+    found: list[int] = []
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [STOP] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_file_is_one_request(watch, tmp_path):

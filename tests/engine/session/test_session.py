@@ -11,22 +11,23 @@ import pytest
 
 from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
-from pretrain.engine.session.session import session
+from pretrain.engine.session.session import RunError, exit_status, session
 
 
 def ends(folder: Path, error: Exception) -> int:
     def body(_: Any) -> int:
         raise error
 
-    return session(str(folder), EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}}), body)
+    config = EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}})
+    return exit_status(lambda: session(str(folder), config, body))
 
 
 def test_a_disk_that_takes_no_more_is_a_sentence_and_not_a_traceback(tmp_path: Path, capsys):
     assert ends(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data.json"))) == 1
     assert ends(tmp_path, OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}/data.json: No space left on device; once it can be written again, the same command goes on",
-        f"a file of {tmp_path}: Disk quota exceeded; once it can be written again, the same command goes on",
+        f"{tmp_path}/data.json: No space left on device; once it can be written again, the same command resumes",
+        f"a file of {tmp_path}: Disk quota exceeded; once it can be written again, the same command resumes",
     ]
 
 
@@ -39,3 +40,14 @@ def test_no_whole_checkpoint_has_a_status_of_its_own_and_the_folder_is_free_agai
     for _ in range(2):
         assert ends(tmp_path, CheckpointError("no checkpoint is whole")) == 3
     assert capsys.readouterr().err == "no checkpoint is whole\n" * 2
+
+
+def test_a_program_gets_the_error_with_its_cause_and_status(tmp_path: Path):
+    config = EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}})
+
+    def body(_: Any) -> int:
+        raise CheckpointError("no checkpoint is complete")
+
+    with pytest.raises(RunError, match="no checkpoint is complete") as found:
+        session(str(tmp_path), config, body)
+    assert found.value.status == 3 and isinstance(found.value.__cause__, CheckpointError)

@@ -14,7 +14,7 @@ import torch
 from pretrain.core.distributed import World
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.loop import fit
-from pretrain.engine.session.session import session
+from pretrain.engine.session.session import exit_status, session
 from tests.engine.scenarios import build
 from tests.engine.toys import Toy, batches
 
@@ -61,7 +61,8 @@ def main(how: str, run_dir: str) -> int:
         )
         return 0
 
-    return session(run_dir, EngineConfig.model_validate({"device": "cpu", "watch": WATCH}), body)
+    config = EngineConfig.model_validate({"device": "cpu", "watch": WATCH})
+    return exit_status(lambda: session(run_dir, config, body))
 
 
 if __name__ == "__main__":

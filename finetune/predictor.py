@@ -1,0 +1,60 @@
+"""A fine-tuned task ready to predict: images as a program holds them, or examples of files, to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.data.batches import move
+from finetune.data.examples import Example
+from finetune.predictions import Classes, Prediction
+from finetune.tasks.base import Task
+from pretrain.data.views.pixels import ImageInput, to_images, to_pixels
+
+
+class Predictor:
+    """A task in eval mode on a device, with the record of its release (source, numbers, recipe)."""
+
+    def __init__(self, task: Task, record: Mapping[str, Any], *, device: torch.device | str = "cpu"):
+        self.task = task.to(device).eval()
+        self.record, self.device = dict(record), torch.device(device)
+        self._transform = task.eval_transform()
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.name}: {len(self.classes)} classes, {self.device})"
+
+    @property
+    def name(self) -> str:
+        """Of the task: classification, detection, segmentation, depth."""
+        return self.task.config.name
+
+    @property
+    def classes(self) -> Classes:
+        """The names of the classes, in the order of the labels."""
+        return self.task.classes
+
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 8) -> list[Prediction]:
+        """A prediction per image, in the coordinates of that image: `Classified`, `Detected`, `ClassMap` or `DepthMap`.
+
+        Args:
+            images: see `pretrain.data.views.pixels.to_images`.
+
+        Raises:
+            ValueError: an image cannot be read, or has other channels.
+        """
+        examples = [Example(number, "", image, None) for number, image in enumerate(to_images(images, 3))]
+        groups = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+        return [prediction for group in groups for prediction in self.predict_examples(group)]
+
+    @torch.no_grad()
+    def predict_examples(self, examples: Sequence[Example]) -> list[Prediction]:
+        """A prediction per example, computed as one batch."""
+        batch = self.task.collate([self._transform(example) for example in examples])
+        return self.task.predict(move(batch, self.device))
+
+    def draw(self, image: ImageInput, prediction: Prediction) -> np.ndarray:
+        """uint8 [h, w, 3]: the image next to its prediction."""
+        return self.task.picture(Example(0, "", to_pixels(image, 3), None), prediction)
