@@ -23,7 +23,7 @@ STANDS = {
 }
 _ACCUMULATED = ("data", "forward", "backward")
 # Innermost Python frames of a rank that others keep waiting: a collective, or gradients that meet in backward.
-_WAITING = re.compile(r"torch/distributed/|torch/autograd/|pretrain/distributed\.py|pretrain/engine/clip\.py")
+_WAITING = re.compile(r"torch/(distributed|autograd)/|pretrain/core/distributed\.py|pretrain/engine/optim/clip\.py")
 
 
 @dataclass(frozen=True)
