@@ -11,7 +11,7 @@ import pytest
 from launch.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "after_demo.txt"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "after_demo.txt"]
 HEADERS = sorted((ROOT / "configs").glob("*/*.yaml"))
 FILES = re.compile(r"\b(?<!/)(?:configs/(?:pretrain|finetune|debug|results)|tests|benchmarks|docs|SLURM)/[\w./*{<-]+")
 PLACEHOLDERS = re.compile(r"NAME|[*<{]|/[A-Z]\.yaml")
