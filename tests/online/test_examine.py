@@ -16,7 +16,7 @@ from pretrain.online.examine import rules_table
 from tests.planted import write_shards
 from tests.runs import ROOT, finish, rows, write_config
 
-COLD = ("objective.teacher_temp=1e-5", "objective.warmup_teacher_temp=1e-5", "data.num_workers=0")
+COLD = ("objective.teacher_temp=1e-8", "objective.warmup_teacher_temp=1e-8", "data.num_workers=0")
 QUIET = ("log.pictures_every_steps=0", "log.tensorboard=false")
 
 
