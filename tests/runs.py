@@ -1,25 +1,28 @@
-"""Tiny runs of the real command, as real processes."""
+"""Tiny runs of the real commands; each rank is a process of its own (tests/forks.py)."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.forks import ROOT, Fork
+
 SHARDS = ROOT / "samples" / "grocery"
+LONG = 600.0  # seconds: more than anything takes on a busy machine; only what hangs is ended by it
 
 CONFIG = """
 run_dir: {run_dir}
 objective: {objective}
 model: {{name: vit_tiny, img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 3, pos_embed: {pos_embed}}}
-data: {{shards: {shards}, num_workers: 1, block_shards: 2}}
+data: {{shards: {shards}, num_workers: 0, block_shards: 2}}
 optim: {{lr: 1e-3, global_batch_size: 16, total_steps: 24, warmup_steps: 4, weight_decay_end: 0.4, {optim}}}
 checkpoint: {{every_steps: 4, keep: 10}}
 log: {{every_steps: 1, pictures_every_steps: 12}}
@@ -46,36 +49,82 @@ def write_config(folder: Path, objective: str, *, name: str = "run") -> Path:
     return path
 
 
-def start(
-    config: Path, *overrides: str, processes: int = 1, command: Sequence[str] = ("pretrain",)
-) -> subprocess.Popen[str]:
-    """`python -m pretrain`, under torchrun for several processes, in a process group of its own."""
-    command = [sys.executable, "-m", *command, str(config), *overrides]
-    if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *torchrun, *command[1:]]
-    # The launcher of the tests may itself be one rank of something.
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+class Run:
+    """`python -m COMMAND WORD ...` on every rank of a run, with the environment that torchrun would give it."""
+
+    def __init__(self, words: Sequence[str], *, processes: int = 1):
+        self._folder = tempfile.TemporaryDirectory(prefix="run-")
+        self.output = Path(self._folder.name) / "output.txt"
+        self.ranks = [Fork(words, environment, self.output) for environment in rank_environments(processes)]
+
+    @property
+    def pid(self) -> int:
+        return self.ranks[0].pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the first rank that failed; 0 when none did; None while a rank is running."""
+        codes = [rank.returncode for rank in self.ranks]
+        return None if None in codes else next((code for code in codes if code), 0)
+
+    @property
+    def said(self) -> str:
+        """What all ranks have printed."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def poll(self) -> int | None:
+        for rank in self.ranks:
+            rank.poll()
+        return self.returncode
+
+    def wait(self, timeout: float = LONG) -> int:
+        end = time.monotonic() + timeout
+        try:
+            codes = [rank.wait(end - time.monotonic()) for rank in self.ranks]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not over after {timeout} s: {self.said[-4000:]}") from None
+        return next((code for code in codes if code), 0)
+
+    def send_signal(self, number: int) -> None:
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+
+def rank_environments(processes: int) -> list[dict[str, str]]:
+    """The environment of every rank, as torchrun sets it; without those variables where there is one process."""
+    # The tests may themselves be one rank of something.
+    outside = {name: value for name, value in os.environ.items() if name not in _variables(0, 1, 0)}
+    outside |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    if processes == 1:
+        return [outside]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [outside | _variables(rank, processes, port) for rank in range(processes)]
+
+
+def _variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    values = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
+    return {name: str(value) for name, value in values.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def start(config: Path, *overrides: str, processes: int = 1, command: Sequence[str] = ("pretrain",)) -> Run:
+    """`python -m pretrain CONFIG key=value ...` on one rank or several."""
+    return Run([*command, str(config), *overrides], processes=processes)
 
 
 def finish(
-    config: Path,
-    *overrides: str,
-    processes: int = 1,
-    timeout: float = 180,
-    command: Sequence[str] = ("pretrain",),
+    config: Path, *overrides: str, processes: int = 1, command: Sequence[str] = ("pretrain",)
 ) -> tuple[int, str]:
     """Run to the end: (exit status, what it said)."""
-    process = start(config, *overrides, processes=processes, command=command)
+    run = start(config, *overrides, processes=processes, command=command)
     try:
-        said, _ = process.communicate(timeout=timeout)
+        return run.wait(), run.said
     finally:
-        kill_all(process)
-    return process.returncode, said
+        kill_all(run)
 
 
 def children(pid: int) -> list[int]:
@@ -86,23 +135,25 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: Run | subprocess.Popen[str]) -> None:
     """SIGKILL to every process of the run, as when a node is lost."""
-    family = [process.pid]
+    started = process.ranks if isinstance(process, Run) else [process]
+    family = [part.pid for part in started if part.poll() is None]
     for pid in family:  # grows while it is walked: torchrun gives each worker a process group of its own
         family += children(pid)
     for pid in family:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=LONG)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, timeout: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], process: Run | subprocess.Popen[str], *, timeout: float = LONG) -> None:
     """Wait while the run goes on; an error when it ends before, or takes too long."""
     end = time.monotonic() + timeout
     while not condition():
         if process.poll() is not None:
-            raise AssertionError(f"the run ended early: {process.stdout.read() if process.stdout else ''}")
+            said = process.said if isinstance(process, Run) else process.stdout.read() if process.stdout else ""
+            raise AssertionError(f"the run ended early: {said}")
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout} s")
         time.sleep(0.01)

@@ -12,7 +12,7 @@ from tests.runs import finish, hashes, kill_all, losses, reached, start, wait_un
 
 STEPS = 24
 ENGINES = {
-    "ddp": ["engine.name=accelerate"],
+    "ddp": ["engine.name=accelerate", "data.num_workers=1"],
     "zero1": ["engine.name=deepspeed", "engine.zero_stage=1"],
 }
 

@@ -20,6 +20,7 @@ from pretrain.core import distributed
 from pretrain.core.distributed import RendezvousError, World, _agree_on_incarnation
 from pretrain.core.ranks import Launch, first_host, job_port, read_launch
 from tests.engine.ranks import launch
+from tests.runs import LONG
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -177,7 +178,7 @@ def test_a_rank_that_is_killed_is_restarted_by_torchrun_and_all_meet_again(tmp_p
     script.write_text(RESTARTED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, str(script)], env=env, capture_output=True, text=True, timeout=LONG)
     assert run.returncode == 0, run.stderr[-3000:]
     # Two processes write to one pipe: their lines may run together.
     assert sorted(re.findall(r"attempt 1 rank \d total [\d.]+\d", run.stdout)) == [

@@ -9,39 +9,26 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.runs import Run, kill_all
 
 
-def launch(function: Callable[..., Any], *, world: int, out: Path, timeout: float = 500, **arguments: Any) -> list[Any]:
+def launch(function: Callable[..., Any], *, world: int, out: Path, **arguments: Any) -> list[Any]:
     """Results by rank; raises with the output of the ranks when one failed."""
     out.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    module = function.__module__
-    command = [sys.executable, "-m", "tests.engine.ranks", module, function.__name__, str(out), json.dumps(arguments)]
-    processes = []
-    for rank in range(world):
-        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        with (out / f"rank{rank}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT))
+    words = ["tests.engine.ranks", function.__module__, function.__name__, str(out), json.dumps(arguments)]
+    ranks = Run(words, processes=world)
     try:
-        codes = [process.wait(timeout) for process in processes]
+        ranks.wait()
     finally:
-        for process in processes:
-            process.kill()
-    if any(codes):
-        logs = "\n".join((out / f"rank{rank}.log").read_text(errors="replace")[-4000:] for rank in range(world))
-        raise AssertionError(f"exit codes {codes} of {function.__name__}:\n{logs}")
+        kill_all(ranks)
+    codes = [rank.returncode for rank in ranks.ranks]
+    assert not any(codes), f"exit codes {codes} of {function.__name__}:\n{ranks.said[-8000:]}"
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(world)]
 
 

@@ -22,7 +22,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of one rank, in a folder with the release it began from."""
     folder = tmp_path_factory.mktemp("finetune")
     make_release(folder / "backbone")
-    status, said = finish(write_config(folder, "run"), command=COMMAND, timeout=900)
+    status, said = finish(write_config(folder, "run"), command=COMMAND)
     assert status == 0, said
     return folder / "run"
 
@@ -66,7 +66,7 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(undisturbed: Path):
     finally:
         kill_all(process)
     assert not (killed / "DONE").exists(), "the run was over before it could be killed"
-    status, said = finish(config, command=COMMAND, timeout=900)
+    status, said = finish(config, command=COMMAND)
     assert status == 0 and "resumed from" in said, said
     assert hashes(killed, STEPS) == hashes(undisturbed, STEPS)
     assert losses(killed) == losses(undisturbed), "every step stands in the log once, with the same loss"
@@ -81,18 +81,18 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(undisturbed: Path):
 def test_two_ranks_learn_what_one_learns_and_measure_exactly_what_one_measures(undisturbed: Path):
     folder = undisturbed.parent
     config, two = write_config(folder, "two"), folder / "two"
-    status, said = finish(config, processes=2, command=COMMAND, timeout=900)
+    status, said = finish(config, processes=2, command=COMMAND)
     assert status == 0, said
     assert losses(two) == pytest.approx(losses(undisturbed), abs=1e-5)
     by_two = results(two)
-    status, said = finish(config, "--evaluate", "evaluate.batch_size=4", command=COMMAND, timeout=900)
+    status, said = finish(config, "--evaluate", "evaluate.batch_size=4", command=COMMAND)
     assert status == 0, said
     assert results(two) == by_two, "every number, by class and in the confusion matrix, bitwise"
 
 
 def test_a_changed_configuration_or_other_data_does_not_go_on_with_the_run(undisturbed: Path):
     status, said = finish(
-        undisturbed.with_suffix(".yaml"), "optim.layer_decay=0.5", "data.val.limit=20", command=COMMAND, timeout=900
+        undisturbed.with_suffix(".yaml"), "optim.layer_decay=0.5", "data.val.limit=20", command=COMMAND
     )
     assert status == 2 and "Traceback" not in said
     assert "optim.layer_decay: the run was started with 0.75, now 0.5" in said

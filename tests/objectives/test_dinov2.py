@@ -123,7 +123,7 @@ def test_micro_batches_together_have_the_gradient_of_the_batch_where_no_images_m
 
 def test_two_ranks_with_sinkhorn_knopp_and_koleo_over_all_have_the_gradient_of_one(tmp_path: Path):
     """One rank hides nothing, and the nearest neighbour of an image can be on the other."""
-    launch(share_of_a_batch, world=2, out=tmp_path, timeout=100)
+    launch(share_of_a_batch, world=2, out=tmp_path)
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
     for name, expected in outcome(slice(0, IMAGES)).items():
         mean = (ranks[0][name] + ranks[1][name]) / 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from launch.slurm import scheduler
 from launch.slurm.attempts import newest_step, read_book
 from launch.slurm.command import main
-from tests.runs import ROOT, write_config
+from tests.runs import LONG, ROOT, write_config
 
 PYTHON = str(Path(__file__).parent / "python.sh")
 SMALL = ["--cpus-per-task", "1", "--no-preflight", "--python", PYTHON, "--margin", "25"]
@@ -30,7 +30,7 @@ class Cluster:
     def script(self, *words: str) -> str:
         """Run cluster.sh: crash NODE, boot NODE, ..."""
         # Its daemons keep what they inherit open: no pipe to wait for.
-        done = subprocess.run(["bash", str(self.path), *words], stdout=subprocess.DEVNULL, timeout=60)
+        done = subprocess.run(["bash", str(self.path), *words], stdout=subprocess.DEVNULL, timeout=LONG)
         assert done.returncode == 0, f"cluster.sh {' '.join(words)}: status {done.returncode}"
         return ""
 
@@ -50,7 +50,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return scheduler.states([job])[job].state
 
-    def wait(self, job: str, *states: str, seconds: float = 90) -> None:
+    def wait(self, job: str, *states: str, seconds: float = LONG) -> None:
         """Wait until the job is in one of `states`."""
         wait_until(lambda: self.state(job) in states, f"job {job} in {states}", seconds)
 
@@ -104,7 +104,7 @@ class FakeRun:
         assert (folder / "weights").read_text() == weights
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = LONG) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -112,4 +112,4 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) ->
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG)

@@ -10,6 +10,7 @@ import pytest
 
 from launch.slurm.attempts import read_book
 from launch.slurm.command import main
+from tests.runs import LONG
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 LOW, HIGH = ("--partition", "low"), ("-p", "high")
@@ -74,7 +75,7 @@ def occupy(nodes: str, seconds: int) -> None:
         "--wrap",
         f"sleep {seconds}",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=LONG)
 
 
 def test_a_preempted_job_saves_is_requeued_and_ends_as_undisturbed(
@@ -170,14 +171,14 @@ def test_a_cancelled_run_saves_and_is_resumed_by_one_command(
 
 def test_a_job_that_fails_twice_at_the_same_step_stops_with_a_message(cluster: Cluster, elsewhere: dict[str, FakeRun]):
     run = elsewhere["fails"]
-    cluster.wait(run.job, "FAILED", seconds=120)
+    cluster.wait(run.job, "FAILED")
     assert run.outcomes == ["failed", "failed"]
     assert "stop: 2 attempts ended at step 10" in run.log and "not started again" in run.log
 
 
 def test_one_failure_with_progress_is_retried(cluster: Cluster, elsewhere: dict[str, FakeRun]):
     run = elsewhere["retried"]
-    cluster.wait(run.job, "COMPLETED", seconds=120)
+    cluster.wait(run.job, "COMPLETED")
     assert run.outcomes == ["failed", "done"] and "Killed" in run.rows("end")[0]["detail"]
     run.assert_weights_as_undisturbed()
 
@@ -187,13 +188,13 @@ def test_a_pipeline_finetunes_once_its_release_is_there_and_never_otherwise(
     cluster: Cluster, pipelines: dict[bool, list[str]], fails: bool
 ):
     first, second = pipelines[fails]
-    cluster.wait(second, "CANCELLED" if fails else "COMPLETED", seconds=120)
+    cluster.wait(second, "CANCELLED" if fails else "COMPLETED")
     assert cluster.state(first) == ("FAILED" if fails else "COMPLETED")
 
 
 def test_a_run_goes_on_after_its_time_limit(cluster: Cluster, elsewhere: dict[str, FakeRun]):
     run = elsewhere["hears"]
-    cluster.wait(run.job, "COMPLETED", seconds=180)
+    cluster.wait(run.job, "COMPLETED")
     assert run.outcomes[-1] == "done" and set(run.outcomes[:-1]) == {"time limit"}
     assert run.step == 500, "every step once"
     run.assert_weights_as_undisturbed()
@@ -203,7 +204,7 @@ def test_a_run_that_cannot_save_in_time_is_ended_before_the_limit_and_not_for_ev
     cluster: Cluster, elsewhere: dict[str, FakeRun]
 ):
     run = elsewhere["deaf"]
-    cluster.wait(run.job, "FAILED", seconds=240)
+    cluster.wait(run.job, "FAILED")
     assert run.outcomes == ["failed", "failed"], "SLURM never had to kill it: a job that timed out is not requeued"
     assert "did not stop in time" in run.log
 

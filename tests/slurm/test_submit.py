@@ -16,7 +16,7 @@ from launch.slurm.command import main
 from launch.slurm.jobs import find_run
 from launch.slurm.template import folder, read_template, render
 from pretrain.data.shards.dataset import Dataset
-from tests.runs import ROOT, SHARDS
+from tests.runs import LONG, ROOT, SHARDS
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
@@ -26,7 +26,7 @@ HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
 def test_slurm_accepts_the_batch_scripts_as_they_are_for_this_cluster_s_nodes(cluster: Cluster, name: str):
     flags = [] if name == "data.sbatch" else HERE
     command = ["sbatch", "--test-only", *flags, str(folder() / name), "config.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
 
 
@@ -38,7 +38,7 @@ def test_the_dry_run_prints_exactly_what_is_submitted(
     assert main(["pretrain", str(run.config), *run.overrides, *flags, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     job = run.submit("--sbatch", "hold")
-    held = subprocess.run(["scontrol", "write", "batch_script", job, "-"], capture_output=True, text=True, timeout=20)
+    held = subprocess.run(["scontrol", "write", "batch_script", job, "-"], capture_output=True, text=True, timeout=LONG)
     assert held.stdout.rstrip("\0\n") in shown
     assert shown.splitlines()[0] == f"# sbatch --parsable JOB.sbatch {run.config} {' '.join(run.overrides)}"
     assert main(["cancel", job]) == 0, "a waiting job ends at once"

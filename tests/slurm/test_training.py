@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.command import main
-from tests.runs import ROOT, hashes, reached, rows
+from tests.runs import LONG, ROOT, hashes, reached, rows
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
 STEPS = 24
@@ -43,7 +43,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> d
     """Hashes of weights and optimizer states of a run that nothing happened to; with its preflight on the nodes."""
     run = RealRun(tmp_path_factory.mktemp("undisturbed"))
     job = run.submit(minutes="30")
-    cluster.wait(job, "COMPLETED", seconds=600)
+    cluster.wait(job, "COMPLETED")
     assert run.outcomes == ["done"] and "2 with 2 ranks on" in run.log, "the preflight measured both nodes"
     assert (run.run_dir / "release" / "model.safetensors").exists()
     return hashes(run.run_dir, STEPS)
@@ -61,8 +61,8 @@ def test_a_preempted_and_requeued_run_has_bitwise_the_same_weights(
     job = run.submit("--no-preflight", "--sbatch", "nodelist=n1,n2", minutes="30")
     wait_until(lambda: run.step >= 3, "3 steps", 300)
     high = ["sbatch", "-p", "high", "-N", "2", "-w", "n1,n2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
-    subprocess.run(high, check=True, capture_output=True, timeout=20)
-    cluster.wait(job, "COMPLETED", seconds=600)
+    subprocess.run(high, check=True, capture_output=True, timeout=LONG)
+    cluster.wait(job, "COMPLETED")
     assert run.outcomes == ["preempted", "done"] and 3 <= run.rows("begin")[1]["step"] < STEPS
     assert_as(undisturbed, run)
 
@@ -76,7 +76,7 @@ def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
     lost = run.rows("begin")[0]["nodes"][1]
     cluster.script("crash", lost)
     try:
-        cluster.wait(job, "COMPLETED", seconds=600)
+        cluster.wait(job, "COMPLETED")
     finally:
         cluster.script("boot", lost)
     assert run.outcomes[-1] == "done" and len(run.outcomes) == 2
@@ -90,7 +90,7 @@ def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(
     run.faults["HANG_AT"] = "1:6"
     run.overrides += ["engine.watch.step_seconds=10"]
     job = run.submit("--no-preflight", "--sbatch", "nodelist=n1,n2", minutes="30")
-    cluster.wait(job, "COMPLETED", seconds=600)
+    cluster.wait(job, "COMPLETED")
     assert run.outcomes == ["failed", "done"] and run.rows("begin")[1]["step"] == 4, "from its newest checkpoint"
     assert run.rows("end")[0]["node"] == "n2"
     assert "hang: rank 1 on n2 is behind: it waits for its data of step 7" in run.log
@@ -112,7 +112,7 @@ def test_a_run_longer_than_its_time_limit_has_bitwise_the_same_weights(
 def test_ranks_started_by_torchrun_end_the_same(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]):
     run = RealRun(tmp_path)
     job = run.submit("--no-preflight", "--launcher", "torchrun", minutes="30")
-    cluster.wait(job, "COMPLETED", seconds=600)
+    cluster.wait(job, "COMPLETED")
     assert_as(undisturbed, run)
 
 
@@ -127,5 +127,5 @@ def test_a_pipeline_of_real_runs_goes_through(cluster: Cluster, tmp_path: Path):
     flags = [*run.flags(nodes=1, minutes="30"), "--no-preflight"]
     assert main(["pipeline", str(run.config), *run.overrides, "--finetune", str(task), *flags]) == 0
     second = (tmp_path / "task" / "slurm" / "jobs.jsonl").read_text().split('"')[3]
-    cluster.wait(second, "COMPLETED", seconds=600)
+    cluster.wait(second, "COMPLETED")
     assert (tmp_path / "task" / "DONE").exists() and (tmp_path / "task" / "results.json").exists()

@@ -10,6 +10,7 @@ import torch
 
 from pretrain.core.heartbeat import STACKS_SIGNAL
 from pretrain.data.loader.workers import run_in_workers
+from tests.runs import LONG
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -94,8 +95,8 @@ def alive(process: int) -> bool:
         return False
 
 
-def gone(processes: set[int], seconds: float) -> bool:
-    end = time.monotonic() + seconds
+def gone(processes: set[int]) -> bool:
+    end = time.monotonic() + LONG
     while time.monotonic() < end:
         if not any(alive(process) for process in processes):
             return True
@@ -108,7 +109,7 @@ def test_leaving_the_loop_ends_the_workers():
     workers = {next(items)[1] for _ in range(4)}
     assert all(alive(worker) for worker in workers)
     items.close()
-    assert gone(workers, 10)
+    assert gone(workers)
 
 
 PARENT = """
@@ -140,7 +141,7 @@ def test_workers_of_a_killed_run_are_gone_within_seconds(tmp_path):
         assert all(alive(worker) for worker in workers)
         run.kill()
         run.wait()
-        assert gone(workers, 15)
+        assert gone(workers)
 
 
 def test_a_run_that_ends_in_the_middle_of_the_stream_ends_with_its_workers(tmp_path):
@@ -149,5 +150,5 @@ def test_a_run_that_ends_in_the_middle_of_the_stream_ends_with_its_workers(tmp_p
     )
     run, workers = started(tmp_path, source)
     with run:
-        assert run.wait(timeout=30) == 0
-        assert gone(workers, 15)
+        assert run.wait(timeout=LONG) == 0
+        assert gone(workers)

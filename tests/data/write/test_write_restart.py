@@ -15,6 +15,7 @@ from pretrain.data.__main__ import main
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.write.writer import WriteSettings, _only_writer, write
 from tests.data.tars import image_bytes, make_folder, samples_of
+from tests.runs import LONG
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_workers_do_not_change_a_byte(folder, tmp_path):
     assert len(contents(tmp_path / "1")) == 5 + 3
 
 
-def wait_for(condition, *, seconds: float = 60) -> None:
+def wait_for(condition, *, seconds: float = LONG) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -124,7 +125,7 @@ def test_a_killed_write_is_finished_by_the_same_command_to_the_same_bytes(tmp_pa
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     assert len(list(out.glob("*.tar"))) < 15, "finished before the kill"
-    wait_for(lambda: not any(alive(pid) for pid in children), seconds=20)
+    wait_for(lambda: not any(alive(pid) for pid in children))
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     for again in (out, tmp_path / "undisturbed"):
         assert subprocess.run([*command, str(again), *options], capture_output=True, check=False).returncode == 0
@@ -177,11 +178,11 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
     wait_for(lambda: list(out.glob("*.tar")))
     children = descendants(victim.pid)
     os.killpg(victim.pid, signal.SIGINT)
-    _, error = victim.communicate(timeout=60)
+    _, error = victim.communicate(timeout=LONG)
     assert victim.returncode == 130
     assert "the same command continues" in error
     assert "Traceback" not in error
-    wait_for(lambda: not any(alive(pid) for pid in children), seconds=20)
+    wait_for(lambda: not any(alive(pid) for pid in children))
 
 
 def test_death_at_any_fsync_or_rename_leaves_a_run_that_the_same_command_finishes(tmp_path):

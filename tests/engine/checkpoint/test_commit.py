@@ -13,6 +13,7 @@ import pytest
 
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError
+from tests.runs import LONG
 
 ROOT = Path(__file__).parents[3]
 
@@ -71,7 +72,7 @@ print(point)
 
 def test_a_kill_at_any_file_system_call_leaves_a_complete_checkpoint(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=LONG
     )
     assert run.returncode == 0, run.stderr
     points = int(run.stdout)

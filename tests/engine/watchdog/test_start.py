@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -16,29 +12,17 @@ from pretrain.engine.watchdog.__main__ import EXIT_HUNG, REPORT
 from pretrain.engine.watchdog.faults import read_faults
 from pretrain.engine.watchdog.replicas import describe, sums_of_bits
 from pretrain.engine.watchdog.stragglers import Stragglers
+from tests.runs import Run, kill_all
 
-ROOT = Path(__file__).parents[3]
 
-
-def launch(how: str, run_dir: Path, *, world: int) -> tuple[list[int], str]:
+def launch(how: str, run_dir: Path, *, world: int) -> tuple[list[int | None], str]:
     """(exit status of each rank, what they said) of `tests.engine.watchdog.watched`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        env |= {"SLURMD_NODENAME": f"n{rank + 1}"}
-        command = [sys.executable, "-m", "tests.engine.watchdog.watched", how, str(run_dir)]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=subprocess.STDOUT))
+    ranks = Run(["tests.engine.watchdog.watched", how, str(run_dir)], processes=world)
     try:
-        said = "".join(process.communicate(timeout=240)[0] for process in processes)
+        ranks.wait()
     finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], said
+        kill_all(ranks)
+    return [rank.returncode for rank in ranks.ranks], ranks.said
 
 
 def test_a_rank_that_holds_the_gil_in_its_data_is_named_and_all_ranks_end_with_their_stacks_saved(tmp_path: Path):

@@ -18,6 +18,7 @@ import pytest
 from pretrain.core import heartbeat
 from pretrain.engine.watchdog import __main__ as watchdog
 from pretrain.engine.watchdog.__main__ import EXIT_HUNG, REPORT, Orders
+from tests.runs import LONG
 
 ROOT = Path(__file__).parents[3]
 NODES = ["n1", "n2"]
@@ -64,7 +65,7 @@ class Job:
 
     @property
     def statuses(self) -> list[int]:
-        return [rank.wait(60) for rank in self.ranks]
+        return [rank.wait(LONG) for rank in self.ranks]
 
     @property
     def hangs(self) -> Path:
@@ -95,7 +96,7 @@ def test_ranks_that_all_stand_still_are_ended_on_every_node_and_the_one_behind_i
         stacks = (job.hangs / f"rank-{rank}.txt").read_text()
         assert "in main" in stacks, "of the rank"
         assert "its data worker" in stacks and "in decode" in stacks
-    assert [watchdog.wait(10) for watchdog in job.watchdogs] == [0, 0]
+    assert [watchdog.wait(LONG) for watchdog in job.watchdogs] == [0, 0]
 
 
 def test_a_rank_that_is_waited_for_and_still_busy_is_no_hang(job: Job):
@@ -109,7 +110,7 @@ def test_a_rank_that_is_waited_for_and_still_busy_is_no_hang(job: Job):
 
 def test_a_node_that_does_not_answer_is_named(job: Job):
     job.start("silent agree 8", "silent data 8", watched=1)
-    assert job.ranks[0].wait(60) == EXIT_HUNG
+    assert job.ranks[0].wait(LONG) == EXIT_HUNG
     assert "n2 does not answer" in job.report["hang"]
 
 
@@ -117,7 +118,7 @@ def test_a_node_that_answered_once_and_has_gone_since_holds_nothing_up(job: Job)
     job.hangs.mkdir(parents=True)
     (job.hangs / "node-1.json").write_text(json.dumps({"silent": False, "number": 1}))
     job.start("silent agree 8", "silent data 8", watched=1)
-    assert job.ranks[0].wait(30) == EXIT_HUNG
+    assert job.ranks[0].wait(LONG) == EXIT_HUNG
     assert "n2 does not answer" in job.report["hang"]
 
 
@@ -157,7 +158,7 @@ def test_time_in_which_the_machine_slept_is_no_silence(tmp_path: Path, monkeypat
 def test_a_watchdog_goes_with_its_ranks_whether_they_leave_or_are_killed(job: Job):
     job.start("leaves data 8", "busy data 8", step_seconds=60)
     job.ranks[1].kill()
-    assert [watchdog.wait(20) for watchdog in job.watchdogs] == [0, 0]
+    assert [watchdog.wait(LONG) for watchdog in job.watchdogs] == [0, 0]
     assert not job.hangs.exists()
 
 

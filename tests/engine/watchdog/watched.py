@@ -30,6 +30,8 @@ def hold_the_gil(feed: Iterator[Any], at: int) -> Iterator[Any]:
 
 
 def main(how: str, run_dir: str) -> int:
+    os.environ["SLURMD_NODENAME"] = f"n{int(os.environ['RANK']) + 1}"
+
     def body(world: World) -> int:
         engine = build(world, Toy(), "ddp")
         feed = batches("toy", start=0, accumulation=1, world=world.world_size, rank=world.rank)

@@ -18,6 +18,7 @@ from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from finetune.report.page import Drawn, Page, render
 from finetune.report.write import board_pictures, write_report
+from tests.runs import LONG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ("apple", "<b>pear</b> & co", "plum")
@@ -159,7 +160,7 @@ def test_a_browser_shows_the_pictures_and_the_numbers_of_the_page(tmp_path: Path
         "--disable-extensions",
     ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2600", f"--screenshot={shot}"]
-    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=LONG)
     assert shot.exists(), done.stderr
     assert "Refused" not in done.stderr and "Content Security" not in done.stderr
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.runs import ROOT, children
+from tests.runs import LONG, ROOT, children
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 CONFIG = """
@@ -90,7 +90,7 @@ def start(folder: Path) -> Iterator[Sshd]:
     log = (folder / "log").open("wb")
     process = subprocess.Popen([server(), "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + LONG
         while "listening" not in (folder / "log").read_text():
             assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.05)

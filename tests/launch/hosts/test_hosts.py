@@ -16,7 +16,7 @@ from launch.hosts.command import main
 from launch.hosts.hostfile import read_hostfile
 from launch.slurm.attempts import newest_step
 from tests.launch.hosts.sshd import HOSTS, Sshd, lacking, launch, start
-from tests.runs import losses, reached, wait_until, write_config
+from tests.runs import LONG, losses, reached, wait_until, write_config
 
 PYTHON = str(Path(__file__).parent / "python.sh")
 
@@ -53,7 +53,7 @@ def test_a_killed_rank_is_replaced_without_a_trace_and_a_stop_is_final(tmp_path:
         os.kill(sshd.ranks()[1], signal.SIGKILL)
         wait_until(lambda: len(list(run.glob(".attempt-*"))) == 2 and reached(run) >= 15, process)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=LONG)
         assert process.returncode == 85 and (run / "PREEMPTED").exists(), said
         assert "127.0.0.2: its ranks ended with status 247; the others are ended" in said, said
         assert "127.0.0.2: pretrain rank 1 on 127.0.0.2 starts at step 10" in said, said
@@ -82,7 +82,7 @@ def test_a_real_run_of_two_hosts_trains(tmp_path: Path, sshd: Sshd, hostfile: Pa
     config, run = write_config(tmp_path, "mae"), tmp_path / "run"
     engine = ["engine.name=deepspeed", "engine.zero_stage=1", "engine.device=cpu"]
     process = launch(sshd, hostfile, config, *engine, "optim.total_steps=4", "optim.warmup_steps=1")
-    said, _ = process.communicate(timeout=180)
+    said, _ = process.communicate(timeout=LONG)
     assert process.returncode == 0, said
     assert (run / "DONE").exists() and sorted(losses(run)) == [1, 2, 3, 4]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.hosts.restarts import Wish, keep_running
-from tests.runs import ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
+from tests.runs import LONG, ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
 
 STEPS = 24
 Launch = Callable[..., subprocess.Popen[str]]
@@ -39,13 +39,13 @@ def test_a_killed_rank_is_replaced_and_the_final_weights_are_those_of_an_undistu
         wait_until(lambda: reached(run) >= 6, process)
         (torchrun,) = children(process.pid)
         os.kill(children(torchrun)[-1], signal.SIGKILL)
-        said, _ = process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=LONG)
     finally:
         kill_all(process)
     assert process.returncode == 0, said
     assert "a process ended with status" in said and "resumed from" in said
     assert (run / "environment.jsonl").read_text().count("\n") == 2, "one restart"
-    assert finish(config, f"run_dir={undisturbed}", processes=2, timeout=300)[0] == 0
+    assert finish(config, f"run_dir={undisturbed}", processes=2)[0] == 0
     assert hashes(run, STEPS) == hashes(undisturbed, STEPS)
     assert losses(run) == losses(undisturbed), "every step once"
 
@@ -131,7 +131,7 @@ def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(
 ):
     process = slow_to_save(tmp_path / "run", "hears")
     os.killpg(process.pid, number)  # as a terminal does
-    assert process.wait(20) == 85 and (tmp_path / "run" / "PREEMPTED").exists()
+    assert process.wait(LONG) == 85 and (tmp_path / "run" / "PREEMPTED").exists()
 
 
 def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path, slow_to_save: Launch):
@@ -139,7 +139,7 @@ def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path
     process.send_signal(signal.SIGINT)
     wait_until(lambda: (tmp_path / "run" / "stop").exists(), process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=LONG)
     assert process.returncode == -signal.SIGTERM % 256 and "ended before it saved" in said
     assert "restarts left" not in said
 
@@ -150,7 +150,7 @@ def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path, slow_to_sa
     time.sleep(0.5)
     assert process.poll() is None and not (tmp_path / "run" / "stop").exists()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 85
+    assert process.wait(LONG) == 85
 
 
 def test_a_request_to_stop_that_nobody_heard_does_not_stop_the_next_run(tmp_path: Path):

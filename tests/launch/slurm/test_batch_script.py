@@ -14,7 +14,7 @@ import pytest
 
 from launch.slurm.attempts import read_book
 from launch.slurm.template import read_template, render
-from tests.runs import ROOT, wait_until, write_config
+from tests.runs import LONG, ROOT, wait_until, write_config
 
 # Each counts its calls in a file of its name; AWAY calls of `scontrol show job` and of `scontrol requeue` fail.
 SCONTROL = """
@@ -82,12 +82,12 @@ class Job:
         return self.folder / "run"
 
     def wait_for_ranks(self) -> None:
-        wait_until(lambda: (self.folder / "srun").exists(), self.process, timeout=30)
+        wait_until(lambda: (self.folder / "srun").exists(), self.process)
 
     def finish(self) -> tuple[int, str]:
         """Its exit status, how the attempt ended."""
         try:
-            said, _ = self.process.communicate(timeout=30)
+            said, _ = self.process.communicate(timeout=LONG)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ from tests.models.layers.norm_ranks import BATCH, both_halves, images, network, 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
     out = tmp_path_factory.mktemp("ranks")
-    return out, launch(both_halves, world=2, out=out, timeout=100)
+    return out, launch(both_halves, world=2, out=out)
 
 
 def test_two_ranks_give_values_gradients_and_statistics_of_one_with_the_whole_batch(two_ranks):
