@@ -34,3 +34,17 @@ def test_files_modules_and_commands_that_are_named_are_there(page: Path):
         assert find_spec(module.rstrip(".")) is not None, f"{page.name} runs {module}"
     for word in re.findall(r"^#?\s*fovea (\w+)\b(?!:)|`fovea (\w+)", text, re.MULTILINE):
         assert (word[0] or word[1]) in COMMANDS, f"{page.name} runs fovea {word}"
+
+
+def test_the_design_page_has_a_line_for_every_folder():
+    tree = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
+    listed, path = set(), []
+    for indent, name in re.findall(r"^( *)(\w+)/ ", tree, re.MULTILINE):
+        path = [*path[: len(indent) // 2], name]
+        listed.add("/".join(path))
+    packages = {
+        str(file.parent.relative_to(ROOT))
+        for package in ("fovea", "pretrain", "finetune", "launch")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert listed == packages | {"SLURM", "configs", "samples", "tests", "benchmarks"}
