@@ -24,6 +24,7 @@ from pretrain.objectives.configs import (
 if TYPE_CHECKING:
     from pretrain.core.configlib import Config
     from pretrain.objectives.base import Objective
+    from pretrain.objectives.configs.section import ObjectiveSection
 
 # name -> (its configuration, its class in pretrain.objectives.<name>)
 OBJECTIVES: dict[str, tuple[type[Config], str]] = {
@@ -43,7 +44,7 @@ OBJECTIVES: dict[str, tuple[type[Config], str]] = {
 }
 
 
-def build(name: str) -> type[Objective]:
+def build(name: str) -> type[Objective[ObjectiveSection]]:
     """The class of objective `name`. Imports torch.
 
     Raises:

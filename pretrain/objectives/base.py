@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
 from pretrain.models.teachers.ema import EMA
+from pretrain.objectives.configs.section import ObjectiveSection
+
+ConfigT = TypeVar("ConfigT", bound=ObjectiveSection, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,26 @@ class Horizon:
         return step // self.steps_per_epoch
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, Generic[ConfigT]):
     """Base of the objectives. A subclass sets `config` and overrides what differs.
 
     Attributes:
         config: its section of the configuration.
+        backbone_prefixes: where the state dict holds a copy of the backbone; the first copy is `backbone`, which a
+            release stores apart from the heads.
         head_prefixes: names of the state dict that a backbone alone leaves at their initial values.
+        kept_prefixes: names that loading a backbone leaves as they are, and that are no head: they are a record of
+            what this objective was built from.
         renewed_prefixes: names that `begin` sets, so that no release has them and an earlier run need not.
 
-    Running statistics of batch norms, which a forward pass moves, are put back when the step is skipped: a subclass
-    that overrides `after_step` or `discard_pending` calls that of its base.
+    A forward pass changes the running statistics of batch norms; a skipped step restores them. So a subclass that
+    overrides `after_step` or `discard_pending` calls that of its base.
     """
 
-    config: Any
+    config: ConfigT
+    backbone_prefixes: tuple[str, ...] = ("encoder.",)
     head_prefixes: tuple[str, ...] = ()
+    kept_prefixes: tuple[str, ...] = ()
     renewed_prefixes: tuple[str, ...] = ()
     _statistics: BatchStatistics | None = None
 
@@ -84,8 +93,9 @@ class Objective(nn.Module):
         return param_groups.split(self)
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of this objective's state dict that the state of a backbone determines."""
-        raise NotImplementedError
+        """The part of this objective's state dict that the state of a backbone determines, and what it keeps."""
+        placed = {prefix + name: tensor for prefix in self.backbone_prefixes for name, tensor in backbone.items()}
+        return placed | {n: tensor for n, tensor in self.state_dict().items() if n.startswith(self.kept_prefixes)}
 
     def load_weights(self, weights: Weights) -> MatchReport:
         """Start from a release or an official checkpoint: the backbone, and the heads if they are this objective's.
@@ -95,7 +105,7 @@ class Objective(nn.Module):
         """
         state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes + self.renewed_prefixes
         left_out = weights.left_out
-        if weights.heads and weights.kind == self.config.name:
+        if weights.heads and weights.kind == self.config.kind():
             state, allow_missing = _apart(state, weights) | weights.heads, self.renewed_prefixes
         else:
             left_out += tuple(f"{name} ({weights.kind})" for name in weights.heads)
@@ -109,8 +119,9 @@ class Objective(nn.Module):
         """
 
     def heads_state(self) -> dict[str, Tensor]:
-        """What continued pretraining needs beside the backbone, by the names of the state dict."""
-        raise NotImplementedError
+        """The tensors of the state dict that continued pretraining needs in addition to the backbone."""
+        left_out = (self.backbone_prefixes[0], *self.renewed_prefixes)
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(left_out)}
 
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
@@ -147,11 +158,6 @@ def feature_std(features: Tensor) -> Tensor:
     """Standard deviation over the batch of L2-normalized features [b, D], mean over D: near 0 when they collapse."""
     features = F.normalize(features.detach().float(), dim=-1)
     return features.std(dim=0, correction=0).mean()
-
-
-def with_prefix(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with `prefix.` before every name."""
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
 def _apart(placed: dict[str, Tensor], weights: Weights) -> dict[str, Tensor]:

@@ -15,11 +15,11 @@ from pretrain.models.backbones.contract import Backbone
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, pooled, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, pooled
 from pretrain.objectives.configs import BEiTConfig
 
 
-class BEiT(Objective):
+class BEiT(Objective[BEiTConfig]):
     """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the tokenizer, "tokenizer_image" [b, 1, C, h, w],
     and "mask" bool [b, N], True where a patch is hidden; with drop path its uniforms "drop_path" [b, depth, 2].
 
@@ -33,7 +33,8 @@ class BEiT(Objective):
         ConfigError: the tokenizer cannot be read, or does not fit the backbone's grid.
     """
 
-    head_prefixes = ("lm_head.", "mask_token", "fingerprint.")
+    head_prefixes = ("lm_head.", "mask_token")
+    kept_prefixes = ("fingerprint.",)
 
     def __init__(self, config: BEiTConfig, backbone: Backbone, horizon: Horizon, *, tokenizer: Tokenizer | None = None):
         super().__init__()
@@ -76,14 +77,6 @@ class BEiT(Objective):
         """Everything of two dimensions or more decays, relative positions and the mask token too; class token and
         absolute positions do not."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
-        return with_prefix("encoder", backbone) | with_prefix("fingerprint", record)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """The head, the mask token, and which tokenizer they belong to."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     @torch.no_grad()
     def pictures(

@@ -22,11 +22,11 @@ from pretrain.models.layers.initialize import initialize_linears
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks
 from pretrain.objectives.configs import BEiT2Config
 
 
-class BEiT2(Objective):
+class BEiT2(Objective[BEiT2Config]):
     """Batch: as BEiT's; with drop path its uniforms "drop_path" [b, depth + head_layers, 2].
 
     State beside BEiT's: `cls_pt_layers`, the blocks that read the last class token and the early patches; without a
@@ -36,7 +36,8 @@ class BEiT2(Objective):
         ConfigError: the tokenizer cannot be read, or does not fit the backbone's grid.
     """
 
-    head_prefixes = ("lm_head.", "mask_token", "fingerprint.", "cls_pt_")
+    head_prefixes = ("lm_head.", "mask_token", "cls_pt_")
+    kept_prefixes = ("fingerprint.",)
 
     def __init__(self, config: BEiT2Config, backbone: ViT, horizon: Horizon, *, tokenizer: Tokenizer | None = None):
         super().__init__()
@@ -111,14 +112,6 @@ class BEiT2(Objective):
     def param_groups(self) -> list[ParamGroup]:
         """As BEiT's."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
-        return with_prefix("encoder", backbone) | with_prefix("fingerprint", record)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """Heads, blocks of the class token, the mask token, and which tokenizer they belong to."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     @torch.no_grad()
     def pictures(

@@ -19,17 +19,18 @@ from pretrain.models.layers.initialize import initialize_linears
 from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
 from pretrain.models.pictures import drawing, feature_pictures
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks
 from pretrain.objectives.configs.data2vec import Data2VecConfig
 
 
-class Data2Vec(Objective):
+class Data2Vec(Objective[Data2VecConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask" bool [b, N], True where the student sees the mask token; with drop path
     its uniforms "drop_path" [b, depth, 2].
 
     The loss is the mean over the masked patches of all ranks, whose numbers differ a little from image to image.
     """
 
+    backbone_prefixes = ("encoder.", "teacher.average.")
     head_prefixes = ("mask_token", "head.")
 
     def __init__(self, config: Data2VecConfig, backbone: Backbone, horizon: Horizon):
@@ -90,13 +91,6 @@ class Data2Vec(Objective):
     def param_groups(self) -> list[ParamGroup]:
         """Class token and absolute positions do not decay."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """The average, the mask token and the head."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     @torch.no_grad()
     def pictures(

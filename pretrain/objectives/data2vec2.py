@@ -19,17 +19,18 @@ from pretrain.models.layers.initialize import initialize_linears
 from pretrain.models.losses.latent_targets import average_layers, cosine, last_layers, normalize, target_std
 from pretrain.models.pictures import drawing, feature_pictures
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 
 
-class Data2Vec2(Objective):
+class Data2Vec2(Objective[Data2Vec2Config]):
     """Batch: "image" [b, 1, C, H, W], "mask" bool [b, m, N] with as many True in each, "decoder_noise" [b, m, N] in
     [0, 1); with drop path its uniforms "drop_path" [b, m, depth, 2].
 
     The losses are means over views and tokens, all of the same number, so they do not depend on how a batch is divided.
     """
 
+    backbone_prefixes = ("encoder.", "teacher.average.")
     head_prefixes = ("decoder.",)
 
     def __init__(self, config: Data2Vec2Config, backbone: Backbone, horizon: Horizon):
@@ -121,13 +122,6 @@ class Data2Vec2(Objective):
     def after_step(self, step: int) -> None:
         super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """The average and the decoder."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     @torch.no_grad()
     def pictures(

@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.core.schedule import teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
@@ -22,21 +22,20 @@ from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs import DINOConfig
-from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
+from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
-class Branch(nn.Module):
-    """Backbone and head: what student and teacher both are."""
+class DINOBranch(Branch):
+    """Backbone and head."""
 
     def __init__(self, backbone: Backbone, head: DINOHead):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.head = head
 
-    def encode(self, *resolutions: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def project(self, *resolutions: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Crops [n_i, C, h_i, w_i], one pass per resolution -> class tokens [sum n_i, D], bottlenecks [sum n_i, B].
 
-        `drop` [sum n_i, depth, 2] are the uniforms of the drop path.
+        `drop` [sum n_i, depth, 2] are the uniform random numbers of the drop path.
         """
         sizes = [len(crops) for crops in resolutions]
         drops = [None] * len(sizes) if drop is None else drop.split(sizes)
@@ -45,10 +44,10 @@ class Branch(nn.Module):
 
     def forward(self, *resolutions: Tensor) -> Tensor:
         """Crops -> logits [sum n_i, K]."""
-        return self.head.last_layer(self.encode(*resolutions)[1])
+        return self.head.last_layer(self.project(*resolutions)[1])
 
 
-class DINO(SelfDistillation):
+class DINO(SelfDistillation[DINOConfig, DINOBranch]):
     """State: `student`, `teacher` and `center` (a buffer). The centre of a step's logits is summed over its
     micro-batches and ranks in `after_step`; until then it is pending, and a skipped step leaves no trace.
     """
@@ -70,9 +69,8 @@ class DINO(SelfDistillation):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        student = synchronized(Branch(backbone, head))
-        self.student = student
-        self.teacher: EMA[Branch] = EMA(student)
+        self.student = synchronized(DINOBranch(backbone, head))
+        self.teacher = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         self._pending = PendingMean()
@@ -80,10 +78,9 @@ class DINO(SelfDistillation):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops = self.crops(batch)
         images = len(batch["global"])
-        drop = crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
-        features, student = self.student.encode(*crops, drop=drop)
+        features, student = self.student.project(*crops, drop=self.drop_path(batch))
         with torch.no_grad():
-            teacher_features, teacher = self.teacher.average.encode(crops[0])
+            teacher_features, teacher = self.teacher.average.project(crops[0])
         result = prototype_loss(
             student.unflatten(0, (-1, images)),
             self.student.head.last_layer,

@@ -7,7 +7,6 @@ Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +27,16 @@ from pretrain.models.losses.prototype_loss import PrototypeLoss, prototype_loss
 from pretrain.models.losses.sinkhorn import sinkhorn_center
 from pretrain.models.teachers.ema import EMA
 from pretrain.models.teachers.gram_teacher import GramTeacher
-from pretrain.objectives.base import Horizon, feature_std, pooled
+from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.dinov2 import DINOv2Config
-from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
+from pretrain.objectives.self_distillation import Branch, SelfDistillation, crop_after_crop
 
 
-class Branch(nn.Module):
-    """Backbone and heads: what student and teacher both are. Without a head of their own, patches use `dino_head`."""
+class DINOv2Branch(Branch):
+    """Backbone and heads. Without a head of their own, patches use `dino_head`."""
 
     def __init__(self, backbone: Backbone, dino_head: DINOHead, ibot_head: DINOHead | None):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.dino_head = dino_head
         self.ibot_head = ibot_head
 
@@ -46,13 +44,8 @@ class Branch(nn.Module):
     def patch_head(self) -> DINOHead:
         return self.dino_head if self.ibot_head is None else self.ibot_head
 
-    def encode(self, images: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-        """Images [b, C, H, W] -> features [b, D], patches [b, N, D]; `given` goes to the backbone."""
-        tokens = self.backbone(images, **given)
-        return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
 
-
-class DINOv2(SelfDistillation):
+class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
     """Batch: that of `SelfDistillation`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
     the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
 
@@ -93,9 +86,9 @@ class DINOv2(SelfDistillation):
         backbone.initialize_class_token(std=1e-6)  # as the registers; DINO's starts at 0.02
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
-        self.student = synchronized(Branch(backbone, dino_head, ibot_head))
+        self.student = synchronized(DINOv2Branch(backbone, dino_head, ibot_head))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
-        self.teacher: EMA[Branch] = EMA(self.student)
+        self.teacher = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.gram_teacher = None if config.gram is None else GramTeacher(self.teacher.average.backbone)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
@@ -105,7 +98,9 @@ class DINOv2(SelfDistillation):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops, mask, config = self.crops(batch), crop_after_crop(batch["mask"]), self.config
-        features, patches = self.encode_student(batch, crops, mask)
+        features, patches = self.student.encode_crops(
+            crops, drop=self.drop_path(batch), mask=mask, mask_token=self.mask_token
+        )
         with torch.no_grad():
             teacher_features, teacher_patches = self.teacher.average.encode(crops[0])
         temp, images = self.teacher_temp(step), len(batch["global"])
@@ -138,15 +133,6 @@ class DINOv2(SelfDistillation):
             "feature_std": feature_std(both),
             "student_teacher_cosine": F.cosine_similarity(both.float(), teacher_features.float()).mean(),
         }
-
-    def encode_student(self, batch: Batch, crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D]."""
-        drops: list[Tensor | None] = [None, None]
-        if "drop_path" in batch:
-            drops = list(crop_after_crop(batch["drop_path"]).tensor_split([len(crops[0])]))
-        features, patches = self.student.encode(crops[0], drop=drops[0], mask=mask, mask_token=self.mask_token)
-        local = [self.student.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
-        return torch.cat([features, *local]), patches
 
     def _cls_loss(self, features: Tensor, teacher_features: Tensor, temp: float, images: int) -> PrototypeLoss:
         """Every crop of the student against the teacher's other global crops; features are crop after crop."""

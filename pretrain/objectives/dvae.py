@@ -13,11 +13,11 @@ from pretrain.core.trainable import Batch
 from pretrain.models.pictures import token_pictures
 from pretrain.models.tokenizers.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
 from pretrain.models.tokenizers.quantizer import perplexity
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs import DVAEConfig
 
 
-class DVAE(Objective):
+class DVAE(Objective[DVAEConfig]):
     """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniforms that choose the codes."""
 
     head_prefixes = ("codes.",)
@@ -63,13 +63,6 @@ class DVAE(Objective):
     def reconstruct(self, images: Tensor) -> Tensor:
         """Normalized images [b, C, H, W] through their most likely codes."""
         return self.codes.decode(self.codes.to_logits(self.encoder.map(images)).argmax(1))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """What makes a tokenizer of the encoder, and its decoder."""
-        return with_prefix("codes", self.codes.state_dict())
 
     @torch.no_grad()
     def pictures(

@@ -6,7 +6,6 @@ Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +21,20 @@ from pretrain.models.losses.center import PendingMean
 from pretrain.models.losses.patch_loss import mask_weights, patch_loss
 from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, feature_std, pooled
+from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.ibot import IBOTConfig
-from pretrain.objectives.self_distillation import SelfDistillation, crop_after_crop
+from pretrain.objectives.self_distillation import Branch, SelfDistillation, crop_after_crop
 
 
-class Branch(nn.Module):
-    """Backbone and head: what student and teacher both are."""
+class IBOTBranch(Branch):
+    """Backbone and head."""
 
     def __init__(self, backbone: Backbone, head: IBOTHead):
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.head = head
 
-    def encode(self, images: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
-        """Images [b, C, H, W] -> features [b, D], patches [b, N, D]; `given` goes to the backbone."""
-        tokens = self.backbone(images, **given)
-        return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
 
-
-class IBOT(SelfDistillation):
+class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
     """Batch: that of `SelfDistillation`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
 
     State: `student`, `mask_token`, `teacher`, and the buffers `center` and `patch_center`, which a skipped step does
@@ -70,10 +63,10 @@ class IBOT(SelfDistillation):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        self.student = synchronized(Branch(backbone, head))
+        self.student = synchronized(IBOTBranch(backbone, head))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
-        teacher = Branch(backbone, head.for_teacher(shared=config.shared_head_teacher))
-        self.teacher: EMA[Branch] = EMA(teacher, follows=self.student)
+        teacher = IBOTBranch(backbone, head.for_teacher(shared=config.shared_head_teacher))
+        self.teacher = EMA(teacher, follows=self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         self.register_buffer("patch_center", torch.zeros(1, config.patch_out_dim))
@@ -83,7 +76,10 @@ class IBOT(SelfDistillation):
         crops, mask = self.crops(batch), crop_after_crop(batch["mask"])
         images, config = len(batch["global"]), self.config
         student, teacher = self.student, self.teacher.average
-        features, hidden = self.encode_student(batch, crops, mask)
+        features, of_global = student.encode_crops(
+            crops, drop=self.drop_path(batch), mask=mask, mask_token=self.mask_token
+        )
+        hidden = of_global[mask]
         cls, patches = student.head.bottleneck(torch.cat([features, hidden])).split([len(features), len(hidden)])
         with torch.no_grad():
             teacher_features, teacher_patches = teacher.encode(crops[0])
@@ -124,15 +120,6 @@ class IBOT(SelfDistillation):
             "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
             "center_norm": self.center.norm(),
         }
-
-    def encode_student(self, batch: Batch, crops: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [crops * b, D] of masked global and of local crops; the patches [m, D] that mask [2b, N] hides."""
-        drops: list[Tensor | None] = [None, None]
-        if "drop_path" in batch:
-            drops = list(crop_after_crop(batch["drop_path"]).tensor_split([len(crops[0])]))
-        features, patches = self.student.encode(crops[0], drop=drops[0], mask=mask, mask_token=self.mask_token)
-        local = [self.student.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
-        return torch.cat([features, *local]), patches[mask]
 
     def teacher_temp(self, step: int) -> float:
         """Temperature of the teacher's softmax over the class token's prototypes in the epoch of `step`."""

@@ -17,11 +17,11 @@ from pretrain.models.heads.ijepa_predictor import JEPAPredictor
 from pretrain.models.losses.latent_targets import cosine, layer_norm, target_std
 from pretrain.models.pictures import drawing, feature_pictures
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs.ijepa import IJEPAConfig
 
 
-class IJEPA(Objective):
+class IJEPA(Objective[IJEPAConfig]):
     """Batch: "image" [b, 1, C, H, W], the patches of the contexts "mask_context" int64 [b, c, k] and of the target
     blocks "mask_targets" int64 [b, t, m]; with drop path its uniforms "drop_path" [b, depth, 2].
 
@@ -30,6 +30,7 @@ class IJEPA(Objective):
     official loader cuts blocks rank by rank; its DDP averages the means of the ranks, and so does this.
     """
 
+    backbone_prefixes = ("teacher.average.", "encoder.")
     head_prefixes = ("predictor.",)
 
     def __init__(self, config: IJEPAConfig, backbone: Backbone, horizon: Horizon):
@@ -91,13 +92,6 @@ class IJEPA(Objective):
     def after_step(self, step: int) -> None:
         super().after_step(step)
         self.teacher.update(self.encoder, self.momentum(step - 1))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone) | with_prefix("teacher.average", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """The encoder that is trained, and the predictor."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("teacher.")}
 
     @torch.no_grad()
     def pictures(

@@ -13,11 +13,11 @@ from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.mae_decoder import MAEDecoder
 from pretrain.models.layers.patches import normalize_patches, patchify, split_by_noise, unpatchify
 from pretrain.models.pictures import drawing
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs import MAEConfig
 
 
-class MAE(Objective):
+class MAE(Objective[MAEConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches;
     with drop path its uniforms "drop_path" [b, depth, 2]."""
 
@@ -63,12 +63,6 @@ class MAE(Objective):
         """The full picture: (latent [b, 1 + R + k, D], prediction of every patch [b, N, p * p * C])."""
         latent = self.encoder(images, keep=keep)
         return latent, self.decoder.predict(self._without_registers(latent), keep, masked)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        return with_prefix("decoder", self.decoder.state_dict())
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone)
 
     @torch.no_grad()
     def pictures(

@@ -15,12 +15,12 @@ from pretrain.core.schedule import cosine
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
-from pretrain.models.heads.mlp import mlp_head
+from pretrain.models.heads.projection import mlp_head
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.contrastive import contrastive_loss
 from pretrain.models.pictures import drawing
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, Objective, feature_std, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 
 
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         return features, self.projector(features)
 
 
-class MoCoV3(Objective):
+class MoCoV3(Objective[MoCoV3Config]):
     """Batch: "views" [b, 2, C, H, W], with drop path its uniforms "drop_path" [b, 2, depth, 2].
 
     State: `base` and `predictor` (parameters), `momentum_encoder` (buffers), running statistics of the batch norms,
@@ -50,6 +50,7 @@ class MoCoV3(Objective):
     micro-batch, over all ranks; batch norm sees one view of it at a time.
     """
 
+    backbone_prefixes = ("base.backbone.", "momentum_encoder.average.backbone.")
     head_prefixes = ("base.projector.", "predictor.", "momentum_encoder.average.projector.")
 
     def __init__(self, config: MoCoV3Config, backbone: Backbone, horizon: Horizon):
@@ -120,13 +121,6 @@ class MoCoV3(Objective):
     def param_groups(self) -> list[ParamGroup]:
         """Everything decays, as in the official code; LARS leaves vectors out by itself."""
         return param_groups.split(self, decay_all=True)
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("base.backbone", backbone) | with_prefix("momentum_encoder.average.backbone", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """Projector, predictor and the momentum encoder."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("base.backbone.")}
 
     @torch.no_grad()
     def pictures(

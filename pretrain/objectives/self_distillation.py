@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,63 @@ from pretrain.core.trainable import Batch
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.pictures import drawing
 from pretrain.models.teachers.ema import EMA
-from pretrain.objectives.base import Horizon, Objective, with_prefix
+from pretrain.objectives.base import Horizon, Objective, pooled
+from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 
 
-class SelfDistillation(Objective):
+class Branch(nn.Module):
+    """The backbone and the heads that a subclass adds: student and teacher are one each."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        drop: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Images [b, C, H, W] -> features [b, D], patches [b, N, D].
+
+        Args:
+            drop: uniform random numbers of the drop path [b, depth, 2]. mask: bool [b, N], True where a patch is
+                replaced by `mask_token` [1, 1, D].
+        """
+        tokens = self.backbone(images, drop=drop, mask=mask, mask_token=mask_token)
+        return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
+
+    def encode_crops(
+        self, crops: list[Tensor], *, drop: Tensor | None, mask: Tensor, mask_token: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D].
+
+        Args:
+            crops: as `SelfDistillation.crops` returns them. drop: [crops * b, depth, 2]. mask: bool [2b, N].
+        """
+        drops = (None, None) if drop is None else drop.tensor_split([len(crops[0])])
+        features, patches = self.encode(crops[0], drop=drops[0], mask=mask, mask_token=mask_token)
+        local = [self.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
+        return torch.cat([features, *local]), patches
+
+
+BranchT = TypeVar("BranchT", bound=Branch)
+SettingsT = TypeVar("SettingsT", bound=SelfDistillationConfig, covariant=True)
+
+
+class SelfDistillation(Objective[SettingsT], Generic[SettingsT, BranchT]):
     """Batch: "global" [b, 2, C, H, W], with local crops "local" [b, n, C, h, w], with drop path its uniforms
     "drop_path" [b, 2 + n, depth, 2].
 
     A subclass sets `student` (parameters; `student.backbone` is the encoder) and `teacher` (buffers).
     """
 
+    backbone_prefixes = ("teacher.average.backbone.", "student.backbone.")
     horizon: Horizon
-    student: Any
-    teacher: EMA[Any]
+    student: BranchT
+    teacher: EMA[BranchT]
 
     @property
     def backbone(self) -> Backbone:
@@ -43,6 +87,10 @@ class SelfDistillation(Objective):
                 raise ValueError(f"batch[{name!r}] holds {found} crops per image, the objective needs {count}")
         return [crop_after_crop(batch[name]) for name, count in expected.items() if count]
 
+    def drop_path(self, batch: Batch) -> Tensor | None:
+        """Uniform random numbers of the student's drop path, crop after crop: [crops * b, depth, 2]."""
+        return crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
+
     def momentum(self, step: int) -> float:
         """Momentum of the average after the update that follows `step` completed steps."""
         first, last = self.config.momentum_teacher, self.config.final_momentum_teacher
@@ -51,14 +99,6 @@ class SelfDistillation(Objective):
     def after_step(self, step: int) -> None:
         super().after_step(step)
         self.teacher.update(self.student, self.momentum(step - 1))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("student.backbone", backbone) | with_prefix("teacher.average.backbone", backbone)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """All but the teacher's backbone: the student, the teacher's heads, the centres."""
-        left_out = ("teacher.average.backbone.", *self.renewed_prefixes)
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(left_out)}
 
     @torch.no_grad()
     def pictures(

@@ -14,13 +14,13 @@ from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.patches import gather_pixels, split_by_noise
 from pretrain.models.losses.masked_cells import MaskedCells
 from pretrain.models.pictures import drawing
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs.simmim import SimMIMConfig
 
 EPS = 1e-5  # of the official loss, beside the number of masked pixels
 
 
-class SimMIM(Objective):
+class SimMIM(Objective[SimMIMConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, cells], whose smallest numbers mark the visible cells; with
     drop path its uniforms "drop_path" [b, depth, 2].
 
@@ -89,12 +89,6 @@ class SimMIM(Objective):
         if "own_blocks" not in self.encoder.provides:
             names.add("mask_token")
         return param_groups.split(self, no_decay_names=names)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        return {"mask_token": self.mask_token.detach(), **with_prefix("decoder", self.decoder.state_dict())}
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_prefix("encoder", backbone)
 
     @torch.no_grad()
     def pictures(

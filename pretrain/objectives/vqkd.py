@@ -16,11 +16,11 @@ from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teacher
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.quantizer import Quantized, Quantizer, code_features, cosine_loss, task_layer
-from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, with_prefix
+from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs import VQKDConfig
 
 
-class VQKD(Objective):
+class VQKD(Objective[VQKDConfig]):
     """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the teacher, "teacher_image" [b, 1, C, h, w]; for
     a start by k-means "kmeans_noise" [b, N]; with drop path its uniforms "drop_path" [b, depth, 2].
 
@@ -34,7 +34,8 @@ class VQKD(Objective):
         ConfigError: the teacher cannot be read, or its features do not fit the backbone's grid.
     """
 
-    head_prefixes = ("encode_task_layer.", "quantize.", "decoder.", "decode_task_layer.", "fingerprint.")
+    head_prefixes = ("encode_task_layer.", "quantize.", "decoder.", "decode_task_layer.")
+    kept_prefixes = ("fingerprint.",)
 
     def __init__(
         self, config: VQKDConfig, backbone: Backbone, horizon: Horizon, *, teacher: FeatureTeacher | None = None
@@ -111,14 +112,6 @@ class VQKD(Objective):
     def param_groups(self) -> list[ParamGroup]:
         """Class tokens and positions do not decay."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
-
-    def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        record = self.fingerprint.state_dict() if self.fingerprint is not None else {}
-        return with_prefix("encoder", backbone) | with_prefix("fingerprint", record)
-
-    def heads_state(self) -> dict[str, Tensor]:
-        """Codebook, projections, decoder, and which teacher they belong to."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("encoder.")}
 
     @torch.no_grad()
     def pictures(

@@ -127,7 +127,7 @@ class Unstopped(DINO):
 
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         images = len(batch["global"])
-        features, bottlenecks = self.student.encode(*self.crops(batch))
+        features, bottlenecks = self.student.project(*self.crops(batch))
         logits = self.student.head.last_layer(bottlenecks).unflatten(0, (-1, images)).float()
         teacher = ((logits[:2] - self.center) / self.config.teacher_temp).softmax(-1)
         student = (logits / self.config.student_temp).log_softmax(-1)

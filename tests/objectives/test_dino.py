@@ -30,8 +30,8 @@ def test_drop_path_is_the_students_alone():
     images = batch(of)["global"][:, 0]
     dropped, kept = torch.zeros(len(images), 2, 2), torch.ones(len(images), 2, 2)
     teacher, student = of.teacher.average, of.student
-    assert torch.equal(teacher.encode(images, drop=dropped)[0], teacher.encode(images, drop=kept)[0])
-    assert not torch.equal(student.encode(images, drop=dropped)[0], student.encode(images, drop=kept)[0])
+    assert torch.equal(teacher.project(images, drop=dropped)[0], teacher.project(images, drop=kept)[0])
+    assert not torch.equal(student.project(images, drop=dropped)[0], student.project(images, drop=kept)[0])
 
 
 def test_the_average_follows_with_the_momentum_of_the_step_before():
@@ -104,7 +104,7 @@ def test_a_collapse_shows_in_what_is_logged():
     healthy = of(given, 0)
     with torch.no_grad():
         of.teacher.average.head.last_layer.weight_g[0] = 1e3
-        of.teacher.average.head.last_layer.weight_v[0] = of.teacher.average.encode(of.crops(given)[0])[1].mean(0)
+        of.teacher.average.head.last_layer.weight_v[0] = of.teacher.average.project(of.crops(given)[0])[1].mean(0)
     collapsed = of(given, 0)
     assert collapsed["teacher_entropy"] < 1e-2 < healthy["teacher_entropy"]
     assert collapsed["teacher_kl_uniform"].item() == pytest.approx(math.log(32), abs=1e-2)

@@ -1,8 +1,9 @@
-"""Projection heads of self-distillation (Caron et al. 2021, section 3.2, appendix C)."""
+"""Projection heads of self-distillation and of contrastive learning."""
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Prototypes(nn.Module):
 
 class DINOHead(nn.Module):
     """MLP to a bottleneck of length 1, then prototypes: features [b, in_dim] -> logits [b, out_dim].
+
+    Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", section 3.2, appendix C.
 
     Args:
         nlayers: linear layers of the MLP; one has no hidden layer.
@@ -120,3 +123,27 @@ class IBOTHead(DINOHead):
     def patch_layer(self) -> Prototypes:
         """The prototypes of the patches."""
         return self.last_layer if self.shared else self.last_layer2
+
+
+def mlp_head(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int, last_norm: bool = True) -> nn.Sequential:
+    """[b, in_dim] -> [b, out_dim]: linear layers without bias, each hidden one followed by batch norm and ReLU.
+
+    Projector and predictor of MoCo v3 (Chen et al. 2021, appendix B).
+
+    Args:
+        last_norm: the last layer is followed by a batch norm without scale and shift.
+
+    Raises:
+        ValueError: no layer.
+    """
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+    layers: list[nn.Module] = []
+    for index, (width, following) in enumerate(pairwise(widths)):
+        layers.append(nn.Linear(width, following, bias=False))
+        if index < num_layers - 1:
+            layers += [nn.BatchNorm1d(following), nn.ReLU(inplace=True)]
+        elif last_norm:
+            layers.append(nn.BatchNorm1d(following, affine=False))
+    return nn.Sequential(*layers)

@@ -23,6 +23,11 @@ class ObjectiveSection(Config):
     batch_coupled: ClassVar[tuple[str, ...]] = ()
     clips_modules: ClassVar[bool] = False
 
+    @classmethod
+    def kind(cls) -> str:
+        """The only value of the subclass's key `name`."""
+        return str(cls.model_fields["name"].default)
+
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
         """What cannot work with so many images at a time on each of so many processes."""
         return []

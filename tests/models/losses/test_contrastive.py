@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.models.heads.mlp import mlp_head
+from pretrain.models.heads.projection import mlp_head
 from pretrain.models.losses.contrastive import contrastive_loss
 
 

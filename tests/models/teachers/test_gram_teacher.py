@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.models.losses.gram import gram_loss, similarities, to_grid
+from pretrain.models.teachers.gram_teacher import gram_loss, similarities, to_grid
 
 
 def test_it_is_zero_for_features_that_are_rotated_and_rescaled():
