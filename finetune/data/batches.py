@@ -1,8 +1,8 @@
-"""Batches of examples: pure functions of their number, whoever computes them.
+"""Batches of examples: pure functions of their number, in whichever process they are computed.
 
-In training the examples of a micro-batch and every random number of it are keyed by position, so that the number of
-ranks and workers, a kill and a resume change nothing. In evaluation the batches are cut from the whole set and dealt
-out to the ranks, so that what is computed for an image does not depend on how many there are.
+In training the examples of a micro-batch and all its random numbers are keyed by position: the number of ranks and
+workers, a kill and a resume change nothing. In evaluation the complete set is cut into batches, which are distributed
+over the ranks: the result for an image does not depend on their number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EvalTransform = Callable[[Example], Sample]
 Collate = Callable[[list[Sample]], Batch]
 Failure = tuple[int, str, str]  # number of an example, its name, the reason
 
-STEP_NUMBERS = 64  # uniforms of a step, the same on every rank
+STEP_NUMBERS = 64  # uniform random numbers of a step, the same on every rank
 _TRANSFORM = keyed.view_purpose(0)
 _STEP = keyed.noise_purpose("rng_step")
 
@@ -56,14 +56,14 @@ def move(value: Any, device: torch.device | str) -> Any:
 class TrainBatches:
     """Item i is this rank's micro-batch `first` + i.
 
-    Beside what `collate_samples` makes it holds "position" int64 [b], "rng_step" float32 [64], each of `noises`
-    float32 [b, *shape], and "bad", a list of `BadRecord`, which is not for the model.
+    It holds the result of `collate_samples`, "position" int64 [b], "rng_step" float32 [64], each of `noises` float32
+    [b, *shape], and "bad", a list of `BadRecord`, which is not for the model.
 
     Args:
         transform: of an example, with a generator keyed by (seed, position).
         global_batch: of a step over all ranks. micro_batch: of this rank at a time.
-        noises: shapes of uniforms that the task asks for, keyed by position.
-        first: micro-batches of this rank that were done before.
+        noises: shapes of the uniform random numbers that the task reads, keyed by position.
+        first: number of micro-batches that this rank has already done.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class EvalBatches:
     """Item i is batch `rank` + i * `world_size` of the set: (batch, examples, failures).
 
     The batch holds "index" int64 [b], numbers of the examples; it is None when all of them failed. The examples have
-    no pixels (see `Example.without_pixels`). Failures are (number, name, reason) of what cannot be decoded.
+    no pixels (see `Example.without_pixels`). Failures are (number, name, reason) of examples that cannot be decoded.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class EvalBatches:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Number of batches of this rank."""
         count = -(-len(self.examples) // self.batch_size)
         return len(range(self.rank, count, self.world_size))
 

@@ -1,4 +1,4 @@
-"""The names of the classes and their numbers in the user's files."""
+"""Names of the classes, and their numbers in the user's files."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def read_classes(path: Path | str) -> Classes:
     for which, values in (("number", [str(number) for number, _ in pairs]), ("name", [name for _, name in pairs])):
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
-            raise ValueError(f"{path}: the {which} {', '.join(twice[:5])} belongs to two classes")
+            raise ValueError(f"{path}: the {which} {', '.join(twice[:5])} is used by two classes")
     return Classes([name for _, name in pairs], [number for number, _ in pairs])
 
 
 def numbered(count: int) -> Classes:
-    """Classes known by their numbers alone."""
+    """Classes with numbers and no names."""
     return Classes([str(number) for number in range(count)])
 
 

@@ -1,7 +1,7 @@
 """Images with one class each: shards with `.cls` members, a folder or tar of class folders, a csv of file and class.
 
-A label is a place in `classes`. What cannot be used - no label, a label that is no class, a file that is not there - is
-listed in the findings and left out; nothing is guessed.
+A label is an index into `classes`. A sample that cannot be used (no label, an unknown class, a missing file) is listed
+in the findings and left out; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     """The labelled images of a `finetune.config.DataSource`.
 
     Args:
-        classes: those of the training set, which the labels of this one must have; None: found in the source.
+        classes: of the training set, which the labels of this set must belong to; None: read from the source.
 
     Raises:
-        ValueError: the source is none of the formats, holds no labelled image, or names its classes otherwise.
+        ValueError: the source has none of the formats, has no labelled image, or its classes have other names.
     """
     kind = source.format if source.format != "auto" else _kind(source.images)
     given = read_classes(source.classes) if source.classes else None
@@ -56,7 +56,7 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
 class LabelledShards:
     """Samples of indexed shards whose `.cls` member is the number of a class.
 
-    labels: int64 [n], places in `classes`.
+    labels: int64 [n], indices into `classes`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LabelledShards:
 
 
 class LabelledFiles:
-    """Image files and the place of each one's class in `classes`, int64 [n]."""
+    """Image files and their labels, int64 [n], indices into `classes`."""
 
     def __init__(
         self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: DataProblems
@@ -107,7 +107,7 @@ class LabelledFiles:
 
 
 def _kind(images: str | list[str]) -> str:
-    """The format of what the user named."""
+    """The format of `data.*.images`."""
     if not isinstance(images, str):
         return "shards"
     path = Path(images)
@@ -153,7 +153,7 @@ def _open_shards(images: str | list[str], given: Classes | None, classes: Classe
 
 
 def _number(reader: Reader, shard: int, sample: int, findings: DataProblems) -> int | None:
-    """The number in a sample's `.cls` member."""
+    """The class number in a sample's `.cls` member."""
     name = reader.dataset.names[shard]
     try:
         read = reader.read(shard, sample, only=(LABEL_EXTENSION,))
@@ -184,7 +184,7 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
     names, labels = [], []
     for path, name in pictures:
         if len(path.parts) < 2:
-            findings.add(NO_LABEL, where, name, "is in no class folder")
+            findings.add(NO_LABEL, where, name, "is not in a class folder")
         elif path.parts[0] not in places:
             findings.add(UNKNOWN, where, name, f"folder {path.parts[0]} is not one of the {len(known)} classes")
         else:
@@ -219,7 +219,7 @@ def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> Lab
         if name not in there:
             findings.add("missing image", str(path), f"line {line}", f"{name} is not in {path.parent}")
         elif name in seen:
-            findings.add("image listed twice", str(path), f"line {line}", f"{name} has a line before")
+            findings.add("image listed twice", str(path), f"line {line}", f"{name} is on an earlier line too")
         elif not text:
             findings.add(NO_LABEL, str(path), f"line {line}", f"{name} has no label")
         elif text not in by_text:
@@ -233,7 +233,7 @@ def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> Lab
 
 
 def _of_texts(texts: Sequence[str]) -> Classes:
-    """Classes of a csv that no file names: sorted names, or numbers where all are (007 is a name)."""
+    """Classes of a csv without a file of class names: sorted names, or numbers if all are numbers (007 is a name)."""
     distinct = {text for text in texts if text}
     if all(text.isdecimal() and text == str(int(text)) for text in distinct):
         numbers = sorted(int(text) for text in distinct)
@@ -242,10 +242,10 @@ def _of_texts(texts: Sequence[str]) -> Classes:
 
 
 def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Classes | None:
-    """The classes that count: those of the training set where they are given, and this set must not contradict them.
+    """The classes of the training set if they are given, else this set's own, which must not contradict them.
 
     Raises:
-        ValueError: the same number has another name here.
+        ValueError: a number has different names in the two.
     """
     if own is None or trained is None:
         return trained or own
@@ -260,7 +260,7 @@ def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Clas
 
 
 def _labels(numbers: np.ndarray, classes: Classes) -> np.ndarray:
-    """Places in `classes` of the users' numbers; -1 where there is no such class."""
+    """Indices into `classes` of the numbers in the user's files; -1 where there is no such class."""
     places = {number: place for place, number in enumerate(classes.category_ids)}
     return np.array([places.get(number, -1) for number in numbers.tolist()], np.int64)
 

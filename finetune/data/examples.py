@@ -1,4 +1,4 @@
-"""Labelled images, whatever they were read from, and what is wrong with their annotations."""
+"""Labelled images of any source, and the problems in their annotations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Example:
     """One labelled image.
 
     id      unique in its set; of COCO data the image id
-    name    for messages: a file, or "shard/key"
+    name    in messages: a file, or "shard/key"
     image   uint8 [H, W, 3]
     target  classification: int, -1 for none; detection: `Instances`; segmentation: uint8 or int32 [H, W] with 255 for
-            void; depth: float32 [H, W] metres with 0 where it is not known
+            void; depth: float32 [H, W] metres, 0 where unknown
     """
 
     id: str | int
@@ -30,7 +30,7 @@ class Example:
     target: Any
 
     def without_pixels(self) -> Example:
-        """The same with an image of its size and no channels: what a metric needs, and cheap to send."""
+        """The example with an image of the same size and no channels: enough for a metric, and cheap to send."""
         return Example(self.id, self.name, self.image[:, :, :0], self.target)
 
 
@@ -46,7 +46,7 @@ class BadExample(ValueError):  # noqa: N818
 
 
 def check_size(name: str, image: np.ndarray, size: tuple[int, ...], what: str) -> None:
-    """BadExample unless `what` of an image, its map or its annotations, is of the (height, width) of `image`."""
+    """Raise BadExample unless `what` (the image's map or annotations) has the (height, width) of `image`."""
     height, width = image.shape[:2]
     if size == (height, width):
         return
@@ -55,11 +55,11 @@ def check_size(name: str, image: np.ndarray, size: tuple[int, ...], what: str) -
 
 
 class Examples(Protocol):
-    """A set of examples. Opens files when they are first read; pickles small, for it is sent to every worker.
+    """A set of examples. It opens files at the first read, and is small when pickled, because every worker gets a copy.
 
     classes      names by label, and their ids in the user's files
-    fingerprint  sha256 hex of what decides the order and the content: file names and sizes, annotations, subset
-    findings     what opening it found wrong
+    fingerprint  sha256 hex of all that determines order and content: file names and sizes, annotations, subset
+    findings     problems found when it was opened
     """
 
     classes: Classes
@@ -69,13 +69,13 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """BadExample when it cannot be decoded."""
+        """Raises BadExample if it cannot be decoded."""
         ...
 
 
 @dataclass(frozen=True)
 class DataProblem:
-    """One thing that is wrong: its kind ("box of zero area"), the file, the id there, and a sentence."""
+    """One problem: its kind ("box of zero area"), the file, the id there, and a sentence."""
 
     kind: str
     file: str
@@ -89,7 +89,7 @@ class DataProblem:
 
 @dataclass
 class DataProblems:
-    """What is wrong with annotations, found when a set is opened. What is listed here is not trained on."""
+    """Problems in annotations, found when a set is opened. The listed entries are not used in training."""
 
     found: list[DataProblem] = field(default_factory=list)
 
@@ -97,11 +97,11 @@ class DataProblems:
         self.found.append(DataProblem(kind, str(file), str(id), text))
 
     def counts(self) -> Mapping[str, int]:
-        """How many of each kind, most frequent first."""
+        """Number of problems of each kind, most frequent first."""
         return dict(Counter(finding.kind for finding in self.found).most_common())
 
     def lines(self, limit: int | None = None) -> list[str]:
-        """A line for each; after `limit` of them, one that says how many more there are."""
+        """One line each; after `limit` lines, one with the number of the others."""
         lines = [str(finding) for finding in self.found[:limit]]
         more = len(self.found) - len(lines)
         return [*lines, f"... and {more} more"] if more else lines
@@ -111,10 +111,10 @@ class DataProblems:
         return [asdict(finding) for finding in self.found]
 
     def check(self, strict: bool, *, source: str = "the annotations") -> None:
-        """Stop over what is wrong, if asked to.
+        """Refuse the data if it has problems and `strict` is set.
 
         Raises:
-            ConfigError: `strict`, and something was found; all of it is listed.
+            ConfigError: `strict`, and there are problems; all are listed.
         """
         if strict and self.found:
             raise ConfigError(f"{source} (data.strict)", [str(finding) for finding in self.found])

@@ -1,7 +1,7 @@
-"""Files by name, out of a folder, plain tars or indexed shards: images, masks and depth maps are all read here.
+"""Files by name in a folder, plain tars or indexed shards: images, masks and depth maps are all read here.
 
-Nothing is unpacked. Tars go through the strict walker of pretraining (`pretrain.data.shards.tar`), shards through
-their index; every byte of both is checked by crc32c when it is read.
+Nothing is unpacked. Tars are read with the strict walker of pretraining (`pretrain.data.shards.tar`), shards by their
+index; the crc32c of every file in them is checked when it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pretrain.data.shards.opener import local_path, open_shard
 from pretrain.data.shards.sidecar import read_sidecar, sidecar_path
 from pretrain.data.shards.tar import Walker
 
-Member = tuple[str, int, int, int]  # name, offset and bytes in its container, crc32c; a file of a folder has crc -1
+Member = tuple[str, int, int, int]  # name, offset and length in its container in bytes, crc32c (-1 in a folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ class _Table:
 
 
 class Files:
-    """Read-only files. A copy made by pickling (a worker) opens its own descriptors; not for several threads at once.
+    """Read-only files. A pickled copy (in a worker) opens its own descriptors. Not thread-safe.
 
     Attributes:
-        where: as it was given, for messages.
+        where: as given, for messages.
         names: sorted; relative to the folder, or those in the tars: key and extension in a shard.
     """
 
@@ -58,7 +58,7 @@ class Files:
         """A folder of files, a folder of tars, a tar, or a brace pattern, glob or list of tars.
 
         Raises:
-            ValueError: nothing there, no file in it, a damaged or unsafe tar, or one name in two tars.
+            ValueError: nothing exists there, it has no file, a tar is damaged or unsafe, or a name is in two tars.
         """
         text = str(where) if isinstance(where, str | Path) else ", ".join(str(item) for item in where)
         if isinstance(where, str | Path):
@@ -73,7 +73,7 @@ class Files:
 
     @staticmethod
     def listed(folder: Path, names: Iterable[str]) -> Files:
-        """Those of `names` that are files below `folder`; what else is in it is not looked at."""
+        """Those of `names` that are files below `folder`; its other files are not read."""
         inside = {name for name in names if not PurePosixPath(name).is_absolute() and ".." not in name.split("/")}
         found = sorted(name for name in inside if (folder / name).is_file())
         sizes = np.array([(folder / name).stat().st_size for name in found], dtype=np.int64)
@@ -91,13 +91,13 @@ class Files:
         return iter(self.names)
 
     def size(self, name: str) -> int:
-        """Bytes of a file. KeyError: there is no such file."""
+        """Size of a file in bytes; KeyError if there is no such file."""
         return int(self._table.length[self._index()[name]])
 
     def fingerprint(self, names: Iterable[str]) -> str:
-        """sha256 hex of these files: of a folder's their names and sizes, of tars and shards all that is in them.
+        """sha256 hex of these files: in a folder of their names and sizes, in tars and shards of the complete content.
 
-        What else is in a folder, and may grow while a run learns from these, does not count.
+        Other files of a folder do not count: the folder may grow during a run.
 
         Raises:
             ValueError: a name that is not UTF-8.
@@ -111,7 +111,7 @@ class Files:
         return digest.hexdigest()
 
     def path(self, name: str) -> str:
-        """Of a file, for messages: "folder/name", or "shard.tar/name"."""
+        """The path of a file, for messages: "folder/name", or "shard.tar/name"."""
         row = self._index()[name]
         container = self._folder or self._containers[self._table.of[row]]
         return f"{container}/{name}"
@@ -120,7 +120,7 @@ class Files:
         """The bytes of a file.
 
         Raises:
-            BadExample: it is not there, cannot be read, or is not what was indexed.
+            BadExample: it does not exist, cannot be read, or differs from what was indexed.
         """
         row = self._index().get(name)
         if row is None:
@@ -142,7 +142,7 @@ class Files:
         return data
 
     def close(self) -> None:
-        """Close what is open; the next read opens it again."""
+        """Close the descriptors; the next read opens them again."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -195,7 +195,7 @@ def _of_index(sidecar: Path) -> Iterator[Member]:
 
 
 def _walk(path: Path) -> tuple[list[Member], str]:
-    """Its regular files but for hidden ones (macOS adds ._a.jpg), found in one pass over it, and its sha256."""
+    """Its regular files, except hidden ones (macOS adds ._a.jpg), and its sha256, in one pass."""
     descriptor = open_shard(str(path))
     try:
         walker = Walker(descriptor, str(path))
@@ -212,7 +212,7 @@ def _table(where: str, members: Sequence[Sequence[Member]]) -> _Table:
         raise ValueError(f"{where}: no files in it")
     twice = next((a[0] for a, b in pairwise(rows) if a[0] == b[0]), None)
     if twice is not None:
-        raise ValueError(f"{where}: {twice} is there twice")
+        raise ValueError(f"{where}: {twice} exists twice")
     names, of, offset, length, crc = zip(*rows, strict=True)
     return _Table(tuple(names), *(np.array(column, dtype=np.int64) for column in (of, offset, length, crc)))
 

@@ -1,4 +1,4 @@
-"""A part of a set of examples: a fraction of it, so many of each class, or the first ones."""
+"""A part of a set of examples: a fraction, a number of examples per class, or the first ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Subset:
     """The examples `indices` (ascending) of another set.
 
     Raises:
-        ValueError: it is a set of images with objects, and these have none.
+        ValueError: the set has images with objects, and the chosen ones have none.
     """
 
     def __init__(self, whole: Examples, indices: np.ndarray) -> None:
@@ -39,9 +39,9 @@ class Subset:
 
 
 def subset(whole: Examples, source: Any) -> Examples:
-    """The part that a `DataSource` asks for; all of it when it asks for none.
+    """The part that a `DataSource` requests, by default the complete set.
 
-    A fraction is taken of each class alike where the set has `labels` (int [n], of whole images), at least one of each.
+    Where the set has `labels` (int [n], of images), the fraction is the same in each class, with at least one example.
 
     Raises:
         ValueError: `per_class` without labels, or more than a class has.
@@ -52,7 +52,7 @@ def subset(whole: Examples, source: Any) -> Examples:
     if source.per_class is None and source.fraction in (None, 1.0):
         return whole
     if source.per_class is not None and labels is None:
-        raise ValueError(f"per_class {source.per_class}: these images have no class each; use fraction or limit")
+        raise ValueError(f"per_class {source.per_class}: these images have no class labels; use fraction or limit")
     groups = np.zeros(len(whole), dtype=np.int64) if labels is None else np.asarray(labels)
     asked = {"fraction": source.fraction, "per_class": source.per_class, "seed": source.subset_seed}
     return Subset(whole, of_each_class(groups, **asked, names=whole.classes))

@@ -1,4 +1,4 @@
-"""A COCO annotation file, checked: every entry that cannot be trained on is found here, named, and left out.
+"""A COCO annotation file, checked: every entry that cannot be used in training is reported and left out.
 
 Lin et al. 2014, "Microsoft COCO"; https://cocodataset.org/#format-data. Category ids may be any integers.
 """
@@ -19,7 +19,7 @@ from finetune.data.coco.instances import Instances, no_instances
 from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
 
-ROUNDING = 1.0  # pixels that a box may reach over the border before it is a finding
+ROUNDING = 1.0  # pixels that a box may extend beyond the image before it is reported
 _KEYS = {"images": list, "annotations": list, "categories": list}
 
 
@@ -35,8 +35,8 @@ class CocoEntry:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a file holds after the checks: classes in the order of their category ids (label i + 1 is classes[i]), and
-    `instances` by image id, only of images that have any."""
+    """The content of a file after the checks: classes in the order of their category ids (label i + 1 is classes[i]),
+    and `instances` by image id, of images that have any."""
 
     path: Path
     classes: Classes
@@ -48,12 +48,12 @@ def read_coco(path: Path, *, masks: bool, findings: DataProblems, like: Classes 
     """Read and check `path`.
 
     Args:
-        masks: keep masks, and leave out what has none.
-        findings: what was wrong with which entry. All of these were left out, but for a box that was clipped.
+        masks: keep masks, and leave out objects without one.
+        findings: gets the problem of each wrong entry. These are left out, except boxes that were clipped.
         like: classes of the training set, which give the labels.
 
     Raises:
-        ValueError: it is no COCO file, it has no category, ids repeat, or its categories are not among `like`.
+        ValueError: it is no COCO file, has no category, repeats ids, or has categories that are not among `like`.
     """
     data = load(path)
     classes = _classes(path, data["categories"])
@@ -85,7 +85,7 @@ def load(path: Path) -> dict[str, Any]:
     """A COCO file as it is, of instances or panoptic.
 
     Raises:
-        ValueError: it cannot be read, is no JSON, or lacks one of the lists.
+        ValueError: it cannot be read, is not JSON, or lacks one of the lists.
     """
     try:
         data = json.loads(path.read_bytes())
@@ -98,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):
             have = ", ".join(list(data)[:10])
-            raise ValueError(f"{path}: no list named {key!r}; a COCO file has one (this has: {have})")
+            raise ValueError(f"{path}: no list named {key!r}; a COCO file has one (this one has: {have})")
     return data
 
 
@@ -116,7 +116,7 @@ def _classes(path: Path, rows: Sequence[Any]) -> Classes:
 
 
 def _same_classes(path: Path, have: Classes, like: Classes) -> Classes:
-    """`like`; ValueError when this file gives an id that `like` has not, or another name to one that it has."""
+    """`like`; ValueError if this file has an id that `like` lacks, or another name for an id of `like`."""
     names = dict(zip(like.category_ids, like, strict=True))
     other = [
         f"{category} is {name!r} here, {names.get(category, 'not there')!r} in the training set"
@@ -142,7 +142,7 @@ def _entries(path: Path, rows: Sequence[Any], findings: DataProblems) -> list[Co
         entries.append(entry)
     twice = _first_twice([entry.id for entry in entries])
     if twice is not None:
-        raise ValueError(f"{path}: image id {twice} is given more than once; which annotations are whose is unknown")
+        raise ValueError(f"{path}: image id {twice} is given more than once; annotations cannot be assigned to images")
     return entries
 
 
@@ -168,7 +168,7 @@ def _by_image(
 def _object(
     path: Path, row: dict[str, Any], entry: CocoEntry, labels: dict[int, int], masks: bool, findings: DataProblems
 ) -> _Object | None:
-    """One annotation, or None after adding what is wrong with it."""
+    """One annotation, or None after reporting its problem."""
 
     def refuse(kind: str, reason: str) -> None:
         findings.add(kind, str(path), row["id"], f"in image {entry.id} ({entry.file_name}): {reason}")
@@ -207,7 +207,7 @@ def _object(
 
 
 def _box(given: Any) -> np.ndarray | None:
-    """x1, y1, x2, y2 of x, y, width, height; None if it is anything but four finite numbers."""
+    """x1, y1, x2, y2 from x, y, width, height; None if it is not four finite numbers."""
     if not isinstance(given, list | tuple) or len(given) != 4:
         return None
     if not all(isinstance(value, int | float) for value in given) or not np.isfinite(given).all():

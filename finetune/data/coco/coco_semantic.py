@@ -29,7 +29,7 @@ def open_instances(section: Any, source: Any, classes: Classes | None = None) ->
     """The images of a COCO instance file with their masks as class maps.
 
     Args:
-        section: `background` names the class of what no mask covers; None: that is void.
+        section: `background` names the class of pixels that no mask covers; None: they are void.
     """
     background = section.background
     objects = classes
@@ -41,7 +41,7 @@ def open_instances(section: Any, source: Any, classes: Classes | None = None) ->
 
 
 class PaintedInstances:
-    """Instances as class maps: crowds are void, of objects that overlap the smaller lies on top."""
+    """Instances as class maps: crowds are void; where objects overlap, the smaller is on top."""
 
     def __init__(self, objects: coco.CocoExamples, background: str | None):
         self.objects, self.background = objects, background
@@ -61,14 +61,14 @@ class PaintedInstances:
 
 
 def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -> np.ndarray:
-    """uint8 [H, W]: `rest` where there is nothing, void in crowds, else the label of the smallest object there.
+    """uint8 [H, W]: `rest` outside objects, void in crowds, else the label of the smallest object at the pixel.
 
     Args:
-        first: what label 1 becomes.
+        first: the value for label 1.
     """
     target = np.full(size, rest, dtype=np.uint8)
     masks = objects.masks or []
-    # Crowds first, then the larger objects: what is painted later lies on top.
+    # Crowds first, then objects by decreasing size: later ones are on top.
     for place in np.lexsort((-objects.areas, ~objects.crowd)).tolist():
         covered = rle.decode([masks[place]], size)[0].astype(bool)
         target[covered] = VOID if objects.crowd[place] else objects.labels[place] - 1 + first
@@ -76,10 +76,10 @@ def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -
 
 
 def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> PanopticMaps:
-    """The images of a COCO panoptic file; `source.masks` holds its PNGs, else the folder named as the file does.
+    """The images of a COCO panoptic file; its PNGs are in `source.masks`, by default the folder with its name.
 
     Raises:
-        ValueError: it is no panoptic file, or none of its images is there.
+        ValueError: it is no panoptic file, or none of its images exists.
     """
     if source.annotations is None:
         raise ValueError(f"{source.images}: format coco_panoptic needs `annotations`, a COCO json")
@@ -117,7 +117,7 @@ class PanopticMaps:
                 text = "annotation of an image that is not listed"
                 self.findings.add("unknown image", str(path), str(number), text)
             elif number in annotated:
-                self.findings.add("repeated annotation", str(path), str(number), f"{names[number]} has one before")
+                self.findings.add("repeated annotation", str(path), str(number), f"{names[number]} has an earlier one")
             else:
                 annotated.add(number)
                 found = self._row(path, row, names[number], labels, (images_prefix, here), (prefix, there))
@@ -161,7 +161,7 @@ class PanopticMaps:
         images: tuple[str, set[str]],
         targets: tuple[str, set[str]],
     ) -> _ImageSegments | None:
-        """The annotation of the image `name`, or None after adding what is wrong with it."""
+        """The annotation of the image `name`, or None after reporting its problem."""
         number = row["image_id"]
         image, target = _there(images, name), _there(targets, str(row.get("file_name")))
         if image is None:
@@ -185,7 +185,7 @@ class PanopticMaps:
 
 
 def _there(place: tuple[str, set[str]], name: str) -> str | None:
-    """The file of that name below a prefix, or of its last part."""
+    """The file with that name below a prefix, or with its last part."""
     prefix, names = place
     wanted = PurePosixPath(name)
     keys: Sequence[str] = (f"{prefix}{wanted}", f"{prefix}{wanted.name}")

@@ -25,7 +25,7 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
 
     Args:
         section: with `with_masks` and `empty_images`, see `DetectionConfig`.
-        classes: those of the training set, which the labels of another set must have; None: this is the training set.
+        classes: of the training set, which the labels of another set must belong to; None: this is the training set.
 
     Raises:
         ValueError: the annotations or images cannot be read or do not belong together, or no usable object is left.
@@ -50,10 +50,10 @@ class CocoExamples:
 
     Args:
         content: of the annotation file.
-        named: its entries to take, each with the name of its image in `files`.
+        named: the entries to use, each with the name of its image in `files`.
 
     Attributes:
-        has_objects: bool [n], which images have an object that is no crowd.
+        has_objects: bool [n], True for images with an object that is no crowd.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CocoExamples:
 def _named(
     entries: Sequence[CocoEntry], files: Files, path: Path, findings: DataProblems
 ) -> list[tuple[CocoEntry, str]]:
-    """The entries whose image is there, with the name of it in `files`."""
+    """The entries whose image exists, with its name in `files`."""
     images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     whole = set(images)
     by_stem: dict[tuple[str | None, str], list[PurePosixPath]] = {}  # and by the last folder, "" for none; None: any
@@ -116,7 +116,7 @@ def _named(
             found.append((entry, name))
     if entries and not found:
         some = ", ".join(images[:3]) or "no image"
-        raise ValueError(f"{path}: none of its {len(entries)} images is there: it names {entries[0].file_name}, "
+        raise ValueError(f"{path}: none of its {len(entries)} images exists: it names {entries[0].file_name}, "
                          f"the images are {some}, ...")  # fmt: skip
     twice = next((name for name, count in Counter(name for _, name in found).items() if count > 1), None)
     if twice is not None:
@@ -126,9 +126,9 @@ def _named(
 
 
 def _nearest(wanted: PurePosixPath, by_stem: Mapping[tuple[str | None, str], Sequence[PurePosixPath]]) -> str | None:
-    """The file that is meant, by the last part of its name, else by that without suffix. None: there is not just one.
+    """The file with the same last part of the name, else the same without suffix; None unless there is exactly one.
 
-    Folders may be left out on either side; a file in another folder is another image.
+    Folders may be missing on either side; a file in another folder is another image.
     """
     folders = (wanted.parent.name, "") if wanted.parent.name else (None,)
     alike = [file for folder in folders for file in by_stem.get((folder, wanted.stem), ())]
@@ -149,5 +149,5 @@ def _why(findings: DataProblems) -> str:
     if not len(findings):
         return ""
     counts = ", ".join(f"{count} x {kind}" for kind, count in findings.counts().items())
-    boxes = "; boxes alone are learnt by task.head.name=faster_rcnn or detr" if "bad mask" in findings.counts() else ""
-    return f"; found wrong: {counts}; the first: {findings.lines(1)[0]}{boxes}"
+    boxes = "; task.head.name=faster_rcnn or detr needs boxes only" if "bad mask" in findings.counts() else ""
+    return f"; problems: {counts}; the first: {findings.lines(1)[0]}{boxes}"

@@ -1,4 +1,4 @@
-"""The objects of many images in a few arrays: small to keep, and to send to every worker."""
+"""The objects of many images in a few arrays: compact to keep and to send to every worker."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from finetune.data.coco.rle import Rle
 
 
 class InstanceTable:
-    """Item i are the `Instances` of image i. About 150 bytes an object with its mask (COCO's 860,000: 130 MB).
+    """Item i is the `Instances` of image i. About 150 bytes per object with its mask (COCO's 860,000: 130 MB).
 
     Args:
-        images: with masks in all of them or in none.
+        images: either all or none have masks.
         sizes: int [n, 2], (height, width) of each image.
     """
 
@@ -37,7 +37,7 @@ class InstanceTable:
 
     def __getitem__(self, index: int) -> Instances:
         if not 0 <= index < len(self):
-            raise IndexError(f"{len(self)} images, asked for {index}")
+            raise IndexError(f"{len(self)} images, index {index} requested")
         part = slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
         masks = [self._mask(index, place) for place in range(part.start, part.stop)] if self.has_masks else None
         arrays = (self.boxes, self.labels, self.crowd, self.areas, self.ids)

@@ -16,10 +16,10 @@ class Instances:
     Attributes:
         boxes: float32 [n, 4], x1, y1, x2, y2 in pixels, x2 and y2 exclusive (a box of one pixel has sides of 1).
         labels: int64 [n], counted from 1; 0 is the background.
-        crowd: bool [n]: a region of many objects; never trained on, and in evaluation what lies in it is not counted.
-        areas: float32 [n], pixels of the object, by which AP of small, medium and large objects is told apart.
+        crowd: bool [n]: a region of many objects; ignored in training, as are detections in it in evaluation.
+        areas: float32 [n], pixels of the object, which decide whether AP counts it as small, medium or large.
         ids: int64 [n], as annotated.
-        masks: an RLE of the whole image for each, or None where the annotations have none.
+        masks: an RLE of the complete image for each, or None if the annotations have none.
     """
 
     boxes: np.ndarray
@@ -33,7 +33,7 @@ class Instances:
         return len(self.boxes)
 
     def select(self, chosen: np.ndarray) -> Instances:
-        """Those at the places `chosen` (bool [n], or indices), in that order."""
+        """The objects `chosen` (bool [n], or indices), in that order."""
         places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         masks = None if self.masks is None else [self.masks[place] for place in places.tolist()]
         arrays = (self.boxes, self.labels, self.crowd, self.areas, self.ids)

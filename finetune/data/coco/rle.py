@@ -1,6 +1,6 @@
-"""Binary masks as COCO's run-length encoding (RLE), the one form in which instances are kept, sent and scored.
+"""Binary masks as COCO's run-length encoding (RLE), the form in which instances are kept, sent and scored.
 
-An RLE is {"size": [height, width], "counts": text}: COCO's compressed form, which is JSON as it is. Pixels run down the
+An RLE is {"size": [height, width], "counts": text}: COCO's compressed form, which is valid JSON. Pixels run down the
 columns. Lin et al. 2014, "Microsoft COCO"; the encoding itself is pycocotools'.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 from pycocotools import mask
 
 Rle = Mapping[str, Any]  # {"size": [height, width], "counts": text}
-FAR = 1e6  # pixels; pycocotools walks along every edge of a polygon, also outside the image
-coco: Any = mask  # whose stubs know fewer kinds of input than it does
+FAR = 1e6  # pixels; pycocotools visits every pixel of a polygon's edge, also outside the image
+coco: Any = mask  # its stubs accept fewer kinds of input than it does
 
 
 def encode(masks: np.ndarray) -> list[Rle]:
-    """Masks [n, H, W], 0 or not, to n RLEs."""
+    """Masks [n, H, W], inside where not 0, to n RLEs."""
     columns = np.asfortranarray((masks != 0).astype(np.uint8).transpose(1, 2, 0))
     return [_text(rle) for rle in coco.encode(columns)] if len(masks) else []
 
@@ -31,7 +31,7 @@ def decode(rles: Sequence[Rle], size: tuple[int, int]) -> np.ndarray:
 
 
 def decode_one(rle: Rle) -> np.ndarray:
-    """One RLE to a mask of 0 and 1, uint8 [H, W], whose memory runs down the columns: not copied as `decode` does."""
+    """One RLE to a mask of 0 and 1, uint8 [H, W], in column-major memory order, without the copy of `decode`."""
     return coco.decode(rle)
 
 
@@ -51,7 +51,7 @@ def from_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
     """COCO's `segmentation` in an image of `size` = (height, width): polygons, or an RLE of either kind.
 
     Raises:
-        ValueError: it is neither, it is an RLE of another size, its runs do not cover its size, or it has no pixel.
+        ValueError: it is neither, an RLE of another size, an RLE whose runs do not sum to its size, or without a pixel.
     """
     if isinstance(segmentation, dict):
         rle = _checked(segmentation, size)
@@ -65,7 +65,7 @@ def from_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
 
 
 def _checked(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A compressed RLE of the given size. pycocotools would read past the runs of a wrong one."""
+    """A compressed RLE of the given size. pycocotools would read beyond the runs of a wrong one."""
     given, counts = segmentation.get("size"), segmentation.get("counts")
     if given != list(size):
         raise ValueError(f"mask of size {given} in an image of height {size[0]} and width {size[1]}")
@@ -111,11 +111,11 @@ def _polygon(part: Any) -> list[float]:
     try:
         points = [float(value) for value in part]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a polygon holds what is not a number: {str(part)[:60]}") from error
+        raise ValueError(f"a polygon holds a value that is not a number: {str(part)[:60]}") from error
     if not np.isfinite(points).all():
         raise ValueError("a polygon holds a number that is not finite")
     if max(map(abs, points)) > FAR:
-        raise ValueError(f"a polygon reaches {max(points, key=abs):g}, which is no place in an image")
+        raise ValueError(f"a polygon reaches {max(points, key=abs):g}, far outside any image")
     return points
 
 

@@ -13,16 +13,16 @@ from finetune.predictions import Classes
 
 
 def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Pairs:
-    """The images of a `finetune.config.DataSource` with their depth, float32 [H, W] metres, 0 where it is not known.
+    """The images of a `finetune.config.DataSource` with their depth, float32 [H, W] metres, 0 where unknown.
 
     Args:
-        section: a `DepthConfig`. classes: there are none.
+        section: a `DepthConfig`. classes: not used.
 
     Raises:
         ValueError: the source cannot be read, or no image has a map.
     """
     if not isinstance(source.images, str):
-        raise ValueError(f"images: {len(source.images)} places; depth needs one folder or .tar of images")
+        raise ValueError(f"images: {len(source.images)} paths; depth needs one folder or .tar of images")
     (where, prefix), (maps_where, maps_prefix) = split_container(source.images), split_container(source.depth)
     images = Files.open(where)
     targets = images if maps_where == where else Files.open(maps_where)

@@ -20,24 +20,24 @@ class Labels:
 
     Args:
         classes: `category_ids` are the ids of the classes.
-        void_ids: what else may be in the masks, and becomes void.
+        void_ids: other values in the masks, which become void.
 
     Raises:
-        ValueError: more classes than labels, or an id that is a class and void.
+        ValueError: more classes than labels, or an id that is both a class and void.
     """
 
     def __init__(self, classes: Classes, void_ids: Collection[int]):
         both = sorted(set(classes.category_ids) & set(void_ids))
         if both:
             raise ValueError(
-                f"id {both[0]} of class {classes[classes.category_ids.index(both[0])]!r} is void too; change "
+                f"id {both[0]} of class {classes[classes.category_ids.index(both[0])]!r} is also void; change "
                 "task.void_ids, task.reduce_zero_label or the classes"
             )
         if len(classes) > VOID:
-            raise ValueError(f"{len(classes)} classes; labels of at most {VOID} are kept in a byte")
+            raise ValueError(f"{len(classes)} classes; at most {VOID} labels fit in a byte")
         known = [*classes.category_ids, *void_ids]
         if min(known) < 0:
-            raise ValueError(f"class id {min(known)} is negative: no mask can hold it")
+            raise ValueError(f"class id {min(known)} is negative: it cannot occur in a mask")
         self._table = np.full(max(*known, VOID) + 2, _NO_CLASS, dtype=np.int16)
         self._table[list(void_ids)] = VOID
         self._table[list(classes.category_ids)] = np.arange(len(classes))
@@ -60,17 +60,17 @@ class Labels:
 
 
 def decode_ids(data: bytes) -> np.ndarray:
-    """The ids of a PNG, uint8 or int32 [H, W]: gray of 8 or 16 bits, or indices of a palette, whose colours are unused.
+    """The ids of a PNG, uint8 or int32 [H, W]: gray of 8 or 16 bits, or palette indices, whose colours are ignored.
 
     Raises:
-        ValueError: it is no PNG, is damaged, or is in colours.
+        ValueError: it is not a PNG, is damaged, or is a colour image.
     """
     image = _png(data)
     if image.mode in _SIXTEEN_BITS:
         return np.asarray(image).astype(np.int32)
     if image.mode not in ("L", "P", "1"):
         raise ValueError(
-            f"a mask of mode {image.mode}: colours are no class ids; save one channel of ids, or a palette image"
+            f"a mask of mode {image.mode}: colours are not class ids; save one channel of ids, or a palette image"
         )
     return np.asarray(image).astype(np.uint8)
 
@@ -79,7 +79,7 @@ def decode_segment_ids(data: bytes) -> np.ndarray:
     """The segment ids int32 [H, W] of a COCO panoptic PNG: red + 256 green + 65536 blue.
 
     Raises:
-        ValueError: it is no PNG in colours, or is damaged.
+        ValueError: it is not a colour PNG, or is damaged.
     """
     image = _png(data)
     if image.mode != "RGB":
@@ -88,10 +88,10 @@ def decode_segment_ids(data: bytes) -> np.ndarray:
 
 
 def decode_depth(data: bytes, units_per_metre: float) -> np.ndarray:
-    """Depth in metres, float32 [H, W], of a 16-bit gray PNG; 0 stays: not known.
+    """Depth in metres, float32 [H, W], of a 16-bit gray PNG; 0 remains 0: unknown.
 
     Raises:
-        ValueError: it is no PNG of 16 bits, or is damaged.
+        ValueError: it is not a 16-bit PNG, or is damaged.
     """
     image = _png(data)
     if image.mode not in _SIXTEEN_BITS:
@@ -103,7 +103,7 @@ def _png(data: bytes) -> Image.Image:
     try:
         image = open_image(data)
         if image.format != "PNG":
-            raise ValueError(f"a {image.format} holds no exact ids or depths; save it as PNG")
+            raise ValueError(f"a {image.format} does not keep exact ids or depths; save it as PNG")
         image.load()
     except UnreadableImageError as error:
         raise ValueError(str(error)) from error

@@ -34,7 +34,7 @@ def ade20k(images: str) -> tuple[Files, Files, Classes]:
     """Images, masks and classes (ids 1 to 150, named by objectInfo150.txt) of ADEChallengeData2016/images/SPLIT.
 
     Raises:
-        ValueError: the folders beside it are not there.
+        ValueError: the folders next to it do not exist.
     """
     path = Path(images)
     masks, names = path.parent.parent / "annotations" / path.name, path.parent.parent / "objectInfo150.txt"
@@ -50,7 +50,7 @@ def cityscapes(images: str) -> tuple[Files, Files, Classes, str, set[int]]:
     """Images, masks, classes, the ending of the masks' names and their void ids, of leftImg8bit/SPLIT.
 
     Raises:
-        ValueError: gtFine is not beside it, or has no masks of either kind.
+        ValueError: gtFine is not next to it, or has no masks of either kind.
     """
     path = Path(images)
     masks = path.parent.parent / "gtFine" / path.name
@@ -71,7 +71,7 @@ def voc(listed: str) -> tuple[Files, Files, list[str], Classes]:
     """Images, masks, the names listed and the classes, of VOC2012/ImageSets/Segmentation/SPLIT.txt.
 
     Raises:
-        ValueError: the list or the folders are not there.
+        ValueError: the list or the folders do not exist.
     """
     path = Path(listed)
     root = path.parent.parent.parent
@@ -91,7 +91,7 @@ def _need(folder: Path, form: str, example: str) -> None:
 
 
 def _unique(classes: Classes) -> Classes:
-    """Names that come twice (ADE20K has two of "screen") with their id."""
+    """Names that occur twice (ADE20K has "screen" twice) with their id."""
     names = [
         name if classes.count(name) == 1 else f"{name} {i}"
         for i, name in zip(classes.category_ids, classes, strict=True)

@@ -1,4 +1,4 @@
-"""Images with a map each, matched by name: which file is whose, and reading a pair."""
+"""Images with a map each: matching files by name, and reading a pair."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from finetune.predictions import Classes
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError, decode_image
 
-Key = Callable[[str], str | None]  # a file's name to what an image and its map have in common; None: neither
-Decode = Callable[[bytes], np.ndarray]  # ValueError when it cannot be used
+Key = Callable[[str], str | None]  # a file's name to the key that an image and its map share; None: the file is neither
+Decode = Callable[[bytes], np.ndarray]  # raises ValueError if it cannot be used
 
 NO_MAP, NO_IMAGE = "image without a map", "map without an image"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """id: what the names have in common. image, target: names in their containers."""
+    """id: the key of both. image, target: names in their containers."""
 
     id: str
     image: str
@@ -37,7 +37,7 @@ class Pairs:
     Args:
         images, targets: the containers; they may be the same.
         decode: bytes of a map to [H, W].
-        settings: what else the content depends on, for the fingerprint.
+        settings: other settings that the content depends on, for the fingerprint.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
 
 
 def read_image(files: Files, name: str) -> np.ndarray:
-    """uint8 [H, W, 3]; BadExample when it cannot be decoded."""
+    """uint8 [H, W, 3]; raises BadExample if it cannot be decoded."""
     data = files.read(name)
     try:
         return decode_image(data, 3)
@@ -116,10 +116,10 @@ def match(
     *,
     only: Sequence[str] | None = None,
 ) -> list[Pair]:
-    """Pairs in the order of their keys; what has no partner is a finding.
+    """Pairs in the order of their keys; files without a partner are reported.
 
     Args:
-        only: keys to take, in any order; None: all images. Maps of other images are no findings then.
+        only: the keys to use, in any order, when maps of other images are not reported; None: all images.
 
     Raises:
         ValueError: two files have one key, or no image has a map.
@@ -129,7 +129,7 @@ def match(
     pairs = []
     for key in wanted:
         if key not in of_images:
-            findings.add("missing image", images.where, key, "is listed and is not there")
+            findings.add("missing image", images.where, key, "is listed but does not exist")
         elif key not in of_targets:
             findings.add(NO_MAP, images.where, of_images[key], f"no map named {key} in {targets.where}; left out")
         else:
@@ -139,7 +139,7 @@ def match(
     if not pairs:
         raise ValueError(
             f"no image of {images.where} ({_some(of_images)}) has a map of its name in {targets.where} "
-            f"({_some(of_targets)}); both must be named alike but for the extension"
+            f"({_some(of_targets)}); their names must be equal except for the extension"
         )
     return pairs
 
@@ -151,7 +151,7 @@ def _by_key(files: Files, key: Key) -> dict[str, str]:
         if of is None:
             continue
         if of in found:
-            raise ValueError(f"{files.where}: {found[of]} and {name} are both named {of}; which is whose is unknown")
+            raise ValueError(f"{files.where}: {found[of]} and {name} both have the key {of}; it must be unique")
         found[of] = name
     return found
 

@@ -1,11 +1,11 @@
-"""Images with class maps for semantic segmentation, from whatever people keep them in.
+"""Images with class maps for semantic segmentation, in all common formats.
 
-masks          PNG label maps in a folder or tar beside the images, of the same names; "train.tar/masks" is a folder
+masks          PNG label maps with the names of the images, in a folder or tar; "train.tar/masks" is a folder
                inside a tar
-ade20k         images: ADEChallengeData2016/images/training; the masks are found, 0 is void, names are beside them
+ade20k         images: ADEChallengeData2016/images/training; masks and class names are found next to them, 0 is void
 cityscapes     images: leftImg8bit/train; the masks are found in gtFine/train, train ids or label ids
 voc            images: VOC2012/ImageSets/Segmentation/train.txt; the masks are found in SegmentationClass
-coco           instances: masks of objects, painted the larger first; the rest is `background`, or void without one
+coco           masks of instances, smaller ones on top; the rest is `background`, or void without one
 coco_panoptic  json and folder or tar of segment PNGs
 """
 
@@ -28,7 +28,7 @@ from finetune.data.maps.label_maps import VOID, Labels, decode_ids
 from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
 from finetune.predictions import Classes
 
-LOOKED_AT = 16  # masks, when a set is opened
+LOOKED_AT = 16  # number of masks that are checked when a set is opened
 _PNG = frozenset({".png"})
 
 
@@ -37,10 +37,10 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
 
     Args:
         section: a `SegmentationConfig`.
-        classes: those of the training set, which this one must have.
+        classes: of the training set; this one must have the same.
 
     Raises:
-        ValueError: the source is none of the formats, no image has a map, or its classes are others.
+        ValueError: the source has none of the formats, no image has a map, or its classes differ.
     """
     form = _format(source) if source.format == "auto" else source.format
     unread = [key for key in ("masks", "annotations", "classes") if getattr(source, key) and key not in _READS[form]]
@@ -49,7 +49,7 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
         raise ValueError(f"{source.images}: {what}; remove it, or set `format`")
     found = _FORMATS[form](section, source, classes)
     if len(found.classes) > VOID:
-        raise ValueError(f"{source.images}: {len(found.classes)} classes; labels of at most {VOID} are kept in a byte")
+        raise ValueError(f"{source.images}: {len(found.classes)} classes; at most {VOID} labels fit in a byte")
     if classes is not None and (tuple(found.classes), found.classes.category_ids) != (
         tuple(classes),
         classes.category_ids,
@@ -90,18 +90,18 @@ def _open_masks(section: Any, source: Any, classes: Classes | None) -> Pairs:
 
 
 def _look_for_both_classes(found: Pairs, where: str) -> None:
-    """A finding where masks of two classes hold one of them and void alone: ids of 0 and 255, and 255 is void."""
+    """Report masks of two classes that hold only one of them and void: probably the ids are 0 and 255."""
     if len(found.classes) != 2:
         return
     met: set[int] = set()
     for place in np.linspace(0, len(found) - 1, min(LOOKED_AT, len(found))).astype(int).tolist():
-        with contextlib.suppress(ValueError):  # what cannot be read is named when it is
+        with contextlib.suppress(ValueError):  # an unreadable map is reported when it is read
             met |= set(np.unique(found.decode(found.targets.read(found.pairs[place].target))).tolist())
     if VOID in met and len(met) == 2:
         (label,) = met - {VOID}
         missing = f"{found.classes[1 - label]!r} (id {found.classes.category_ids[1 - label]})"
         text = f"no pixel of {missing} in {min(LOOKED_AT, len(found))} masks, only {found.classes[label]!r} and void"
-        way_out = "if 255 is its id, say so in the classes and set task.void_ids=[]"
+        way_out = "if its id is 255, give that id in the classes and set task.void_ids=[]"
         found.findings.add("class never seen", where, missing, f"{text}; {way_out}")
 
 
@@ -157,7 +157,7 @@ _FORMATS: dict[str, Callable[[Any, Any, Classes | None], Any]] = {
     "coco": open_instances,
     "coco_panoptic": open_panoptic,
 }
-# The keys of a source, beside images, that each format reads.
+# The keys of a source, in addition to `images`, that each format reads.
 _READS = {
     "masks": ("masks", "classes"),
     "ade20k": ("classes",),
@@ -169,7 +169,7 @@ _READS = {
 
 
 def _format(source: Any) -> str:
-    """What a source without a format is."""
+    """The format of a source with `format: auto`."""
     if source.annotations is not None:
         try:
             rows = json.loads(Path(source.annotations).read_bytes()).get("annotations") or [{}]
@@ -183,7 +183,7 @@ def _format(source: Any) -> str:
             if found(Path(source.images)):
                 return name
     raise ValueError(
-        f"{source.images}: where are the class maps? give masks (folder or .tar of PNG), annotations (COCO json), or "
+        f"{source.images}: no class maps found; give masks (folder or .tar of PNG), annotations (COCO json), or "
         f"the images of ADE20K, Cityscapes or VOC in their own folders"
     )
 
@@ -206,7 +206,7 @@ def _beside(where: str) -> str | None:
 
 def _one(images: str | list[str]) -> str:
     if not isinstance(images, str):
-        raise ValueError(f"images: {len(images)} places; class maps need one folder or .tar of images")
+        raise ValueError(f"images: {len(images)} paths; class maps need one folder or .tar of images")
     return images
 
 

@@ -1,4 +1,4 @@
-"""Images with a map of their pixels (class ids, depths) to tensors: random scale, crop, mirror and colour, or whole.
+"""Images with a map of their pixels (class ids, depths) to tensors: random scale, crop, mirror and colour, or complete.
 
 The augmentation of the field for ADE20K (as in BEiT, MAE and DINOv2's transfer): scales 0.5 to 2, a crop in which no
 class fills more than 3/4, mirrored half the time, SSD's photometric distortion (Liu et al. 2016).
@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 CROP_TRIES = 10
 BRIGHTNESS = 32.0  # of 255, added
 SPREAD = (0.5, 1.5)  # of contrast and saturation
-HUE = 0.1  # of a turn: 18 of the 180 that OpenCV gives a turn in bytes
+HUE = 0.1  # of the colour circle: 18 of the 180 that it has in OpenCV's bytes
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class DenseTrain:
 
     Args:
         crop: (height, width) in pixels.
-        resize: the shorter side at scale 1; None: as the image is.
-        scale: between which a factor is drawn.
+        resize: the shorter side at scale 1, in pixels; None: that of the image.
+        scale: range of the random factor.
         cat_max_ratio: a crop of class ids is drawn again, up to 10 times, while one class fills more of it; 1: never.
-        void: the value of the map where nothing is known, also outside the image.
-        fill: RGB that lies outside the image, in 0 to 255.
+        void: the value of the map where it is unknown and outside the image.
+        fill: RGB outside the image, in 0 to 255.
         scale_values: the map's values are lengths, and are divided by the factor (Eigen et al. 2014, section 3.4).
     """
 
@@ -91,7 +91,7 @@ class DenseTrain:
 
 @dataclass(frozen=True)
 class DenseEval:
-    """The whole image, uint8 [H, W, 3] -> [3, h, w]. resize: its shorter side; None: as it is."""
+    """The complete image, uint8 [H, W, 3] -> [3, h, w]. resize: its shorter side; None: unchanged."""
 
     resize: int | None
 
@@ -100,7 +100,7 @@ class DenseEval:
 
 
 def scaled_size(size: Sequence[int], resize: int | None, factor: float) -> tuple[int, int]:
-    """(height, width) with the shorter side `resize` (as it is, if None), times `factor`, at least one pixel."""
+    """(height, width) with the shorter side `resize` (None: unchanged), times `factor`, at least one pixel."""
     if resize is not None:
         factor *= resize / min(size)
     return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
@@ -139,7 +139,7 @@ def photometric(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def saturate(x: Tensor, factor: float) -> Tensor:
-    """Multiply HSV's saturation of [3, H, W] in 0 to 255 by `factor`, to at most 1: hue and value stay."""
+    """Multiply HSV's saturation of [3, H, W] in 0 to 255 by `factor`, to at most 1; hue and value do not change."""
     value, least = x.amax(dim=0), x.amin(dim=0)
     most = value / (value - least).clamp(min=1e-6)
     return value - (value - x) * most.clamp(max=factor)

@@ -1,4 +1,4 @@
-"""Images with objects to tensors of one size: scale, crop and mirror at random, or the whole image fitted in.
+"""Images with objects to tensors of one size: scale, crop and mirror at random, or the complete image fitted in.
 
 The augmentation is large-scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste", as ViTDet uses it): a scale from a wide
 range relative to the fitted image, a crop at random where it is larger than the canvas, fill where it is smaller.
@@ -23,7 +23,7 @@ MIN_SIDE = 1.0  # pixels of a box that is kept after the crop
 
 @dataclass(frozen=True)
 class CropView:
-    """Where a canvas lies on the resized image.
+    """The position of a canvas on the resized image.
 
     Attributes:
         size: (height, width) that the image of `original` = (height, width) is resized to.
@@ -48,7 +48,7 @@ class CropView:
     def mask(self, mask: np.ndarray, box: np.ndarray) -> np.ndarray:
         """A mask of 0 and 1, uint8 [h, w] of the original, on the canvas: bilinear, then at least a half.
 
-        Only the part in `box` [4] (of the canvas, as `boxes` gives it) is looked at.
+        Only the part in `box` [4] (on the canvas, as returned by `boxes`) is computed.
         """
         x1, y1 = np.floor(box[:2]).astype(int)
         x2, y2 = np.ceil(box[2:]).astype(int)
@@ -102,11 +102,11 @@ class DetectionTrain:
 
     Args:
         size: (height, width) of the canvas in pixels.
-        scale: between which a factor of the fitted size is drawn.
+        scale: range of the random factor of the fitted size.
         hflip, vflip: probabilities.
         photometric: change brightness, contrast, saturation and hue.
-        masks: of the objects too; a box is then the smallest around what is left of its mask.
-        crowds: also a map of where no crowd is.
+        masks: return them too; a box is then the smallest around the visible part of its mask.
+        crowds: return also the map of pixels outside crowds.
         fill: RGB in 0 to 255 outside the image.
     """
 
@@ -141,7 +141,7 @@ class DetectionTrain:
 
 @dataclass(frozen=True)
 class DetectionEval:
-    """The whole image, as large as it fits into `size` = (height, width), at the top left of it."""
+    """The complete image, as large as fits into `size` = (height, width), at the top left."""
 
     size: tuple[int, int]
     fill: tuple[int, ...]
@@ -164,7 +164,7 @@ def fitted(original: tuple[int, int], canvas: tuple[int, int], factor: float = 1
 
 
 def _targets(truth: Instances, mirror: Mirror, view: CropView, masks: bool) -> dict[str, Tensor]:
-    """Boxes, labels and masks of the objects that the view shows."""
+    """Boxes, labels and masks of the objects that are visible in the view."""
     boxes = view.boxes(mirror.boxes(truth.boxes))
     seen = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= MIN_SIDE
     truth, boxes = truth.select(seen), boxes[seen]
@@ -179,10 +179,12 @@ def _targets(truth: Instances, mirror: Mirror, view: CropView, masks: bool) -> d
 
 def _masks(truth: Instances, mirror: Mirror, view: CropView) -> np.ndarray:
     """uint8 [n, H, W] on the canvas."""
-    assert truth.masks is not None, "masks were asked for when the annotations were opened"
-    around = view.boxes(mirror.boxes(rle.boxes(truth.masks)))  # a mask may reach a little over its annotated box
+    assert truth.masks is not None, "the annotations were opened with masks"
+    around = view.boxes(mirror.boxes(rle.boxes(truth.masks)))  # a mask may extend slightly beyond its annotated box
     shown = np.zeros((len(truth), *view.canvas), dtype=np.uint8)
-    for place, (mask, box) in enumerate(zip(truth.masks, around, strict=True)):  # never all of them at the full size
+    for place, (mask, box) in enumerate(
+        zip(truth.masks, around, strict=True)
+    ):  # one at a time: all of them at full size would need much memory
         shown[place] = view.mask(mirror.masks(rle.decode_one(mask)[None])[0], box)
     return shown
 

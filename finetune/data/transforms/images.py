@@ -1,7 +1,7 @@
-"""What becomes of an image before a classifier sees it: in training a random crop and changes, else a central crop.
+"""Transforms of images for a classifier: in training a random crop and augmentation, else a central crop.
 
 Random numbers come from a generator keyed by the sample's position; they are drawn in a fixed order and number, so a
-setting that is turned off moves no other number.
+setting that is turned off does not change the other numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from finetune.data.transforms.randaugment import UNIFORMS, rand_augment
 from pretrain.data.views import crops
 
 _ERASE_TRIES = 10
-_OPERATIONS = 4  # so many are always drawn
+_OPERATIONS = 4  # random numbers are always drawn for this number of operations
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TrainTransform:
     """An example to {"image", "label" int64 []}.
 
     A random resized crop of `size` (h, w) pixels, flips, colour jitter, RandAugment; "image" is uint8 [3, h, w]. With
-    erasing it is float32 and normalized, because what is put in is standard normal noise (Zhong et al. 2017, as timm's
-    mode "pixel").
+    erasing it is float32 and normalized, because the erased part becomes standard normal noise (Zhong et al. 2017, as
+    timm's mode "pixel").
 
     Attributes:
-        scale, ratio: of the crop's area and aspect. whole: no crop, the image is resized to `size`.
+        scale, ratio: of the crop's area and aspect. whole: no crop, the complete image is resized to `size`.
         hflip, vflip: probabilities. color_jitter: largest relative change of brightness, contrast and saturation.
         operations: of RandAugment, at `magnitude` of 10 +- `magnitude_std`; 0: none.
         erase: probability. erase_area: of the image.
@@ -88,7 +88,7 @@ class TrainTransform:
         return out[0]
 
     def _erased(self, image: Tensor, uniforms: Sequence[float], rng: np.random.Generator) -> Tensor:
-        """Normalized, and in some images a rectangle of noise; a rectangle that does not fit is drawn again."""
+        """Normalized, with a rectangle of noise in some images; a rectangle that does not fit is drawn again."""
         mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
         image = (image.float() / 255 - mean) / std
         if uniforms[0] >= self.erase:
@@ -111,8 +111,8 @@ class TrainTransform:
 class EvalTransform:
     """An example to {"image" uint8 [3, h, w], "label" int64 [], "original_size" int64 [2]}.
 
-    The shorter side is resized to `resize` pixels (left out, 256 / 224 of the size) with antialiasing, the central
-    `size` cut out: Resize(256), CenterCrop(224) of the official code. whole: resized to `size`, nothing cut.
+    The shorter side is resized to `resize` pixels (default: 256 / 224 of the size) with antialiasing, and the central
+    `size` is cropped: Resize(256), CenterCrop(224) of the official code. whole: resized to `size`, without a crop.
     """
 
     size: tuple[int, int]
@@ -149,7 +149,7 @@ class EvalTransform:
 
 
 def jitter(image: Tensor, strength: float, uniforms: Sequence[float]) -> Tensor:
-    """Brightness, contrast and saturation of uint8 [3, H, W], each times a factor of 1 +- strength from a uniform."""
+    """Brightness, contrast and saturation of uint8 [3, H, W], each times a uniform random factor of 1 +- strength."""
     brightness, contrast, saturation = (max(0.0, 1 + (2 * u - 1) * strength) for u in uniforms)
     x = (image.float() / 255 * brightness).clamp_(0, 1)
     x = torch.lerp(_luma(x).mean().expand_as(x), x, contrast).clamp_(0, 1)

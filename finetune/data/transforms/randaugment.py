@@ -1,9 +1,10 @@
 """RandAugment (Cubuk et al. 2019) with timm's operations, its random numbers keyed by the caller.
 
-The policy is that of DeiT, MAE and BEiT, in timm's words `rand-m9-mstd0.5-inc1`: two of fifteen operations, each
+The policy is that of DeiT, MAE and BEiT, in timm's notation `rand-m9-mstd0.5-inc1`: two of fifteen operations, each
 applied with probability 0.5 at a magnitude drawn around 9 of 10, all of them stronger where the magnitude is higher.
-timm draws from Python's global generator; here every number comes from uniforms, so that a sample's augmentation
-depends on its position alone. At level 10 timm posterizes to 0 bits, which Pillow refuses; here one bit is left.
+timm draws from Python's global generator; here every number is derived from given uniform random numbers, so that a
+sample's augmentation depends only on its position. At level 10 timm posterizes to 0 bits, which Pillow refuses; here
+one bit remains.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from timm.data.auto_augment import NAME_TO_OP
 
 LEVELS = 10.0
 APPLIED = 0.5
-UNIFORMS = 5  # of one operation: which, whether, two for the magnitude, the sign
+UNIFORMS = 5  # per operation: which, whether it is applied, two for the magnitude, the sign
 
 _Argument = Callable[[float, float], tuple[float, ...]]  # (level in [0, 1], sign) -> arguments
 
@@ -60,7 +61,7 @@ def rand_augment(
     Args:
         uniforms: [operations, UNIFORMS] in [0, 1).
         magnitude: mean of the levels, of 10. magnitude_std: their standard deviation.
-        fill: RGB of what a shear, a shift or a turn uncovers.
+        fill: RGB of pixels that a shear, a shift or a rotation uncovers.
     """
     picture = Image.fromarray(image)
     for which, applied, first, second, sign in uniforms.tolist():
@@ -73,12 +74,12 @@ def rand_augment(
 
 
 def apply(name: str, picture: Image.Image, level: float, sign: float, *, fill: tuple[int, ...]) -> Image.Image:
-    """One operation at a level of 0 to 10, others are clipped; `sign` is the direction of those that have one."""
+    """One operation at a level that is clipped to 0 to 10; `sign` is the direction of those that have one."""
     arguments = OPERATIONS[name](min(max(level, 0.0), LEVELS) / LEVELS, sign)
     operation: Any = NAME_TO_OP[name]
     return operation(picture, *arguments, fillcolor=fill, resample=Image.Resampling.BICUBIC)
 
 
 def _gaussian(first: float, second: float) -> float:
-    """A standard normal number of two uniforms (Box & Muller 1958)."""
+    """A standard normal number from two uniform ones (Box & Muller 1958)."""
     return math.sqrt(-2.0 * math.log1p(-first)) * math.cos(2.0 * math.pi * second)
