@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 from safetensors.torch import save_file
@@ -29,6 +29,7 @@ from pretrain.core.configlib import Config, validate
 from pretrain.core.record import replacing_folder, write_json
 from pretrain.engine.checkpoint.commit import newest_whole, read_manifest
 from pretrain.engine.step import MODEL_FILE
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.release.folder import backbone_of, plain_state
 
@@ -127,7 +128,7 @@ def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:
         raise ValueError(f"{folder}: format {record.get('format')} of a fine-tuned task; this version reads {FORMAT}")
     section = validate(_Section, {"task": record["task"]}, source=str(folder)).task
     opened = OpenedBackbone(
-        backbone_of(record["model"]),
+        cast(Backbone, backbone_of(record["model"])),
         tuple(record["mean"]),
         tuple(record["std"]),
         record["source"].get("title", ""),

@@ -101,9 +101,8 @@ class FinetuneRun:
         if found is not None:
             check_same_run(self.folder, config, self.fingerprints, free=FREE_KEYS)
         self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
-        trainable: Any = self.task
         self.engine = engine_of(
-            trainable, optim=config.optim, engine=config.engine, steps=steps, world=world, seed=config.seed
+            self.task, optim=config.optim, engine=config.engine, steps=steps, world=world, seed=config.seed
         )
         greeting = [f"from {self.opened.title}", *self.opened.report_lines]
         if found is not None:
@@ -141,10 +140,9 @@ class FinetuneRun:
         middle = 0 < self.start_step < total
         if middle and every(self.start_step, self.evaluate_every, total) and not self._is_evaluated():
             self._measure(self.start_step)  # the run was killed between its checkpoint and its evaluation
-        trainable: Any = self.task
         reached = fit(
             self.engine,
-            trainable,
+            self.task,
             iter(self.loader),
             total_steps=total,
             log=self._log,

@@ -1,7 +1,7 @@
 """Our vision transformer as a backbone of dense tasks: maps of any image size, attention in windows.
 
-Li et al. 2022 ("ViTDet"). Windows are laid around whole blocks: the parameters keep their names, and weights of any
-pretraining load as they are.
+Li et al. 2022 ("ViTDet"). Windows are formed around complete blocks: the parameters keep their names, and weights of
+any pretraining load unchanged.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from finetune.dense import decomposed, windows
+from finetune.dense import blocks, decomposed, windows
+from finetune.dense.contract import BlockwiseBackbone, Grid
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers import rel_pos, rope
 from pretrain.models.layers.attention import EVERY_TOKEN, Bias
@@ -23,42 +23,37 @@ from pretrain.models.layers.attention import EVERY_TOKEN, Bias
 
 @dataclass(frozen=True)
 class _GridGeometry:
-    """What the blocks of one kind (local or global) share in a forward pass.
+    """What blocks of the same kind (local or global) share in a forward pass.
 
     Attributes:
         window: rows and columns of the windows; None: attention is global.
         num_prefix: tokens without a position in front of the patches.
         shared: the relative bias that all blocks share, [1, h, s, s].
-        turns: rotations, [2, 1 or b * n, 1, s, head dimension].
-        hidden: keys that may not be attended to, bool [b * n, 1, 1, s].
+        rotations: of queries and keys, [2, 1 or b * n, 1, s, head dimension].
+        hidden: keys that must not be attended to, bool [b * n, 1, 1, s].
     """
 
-    grid: tuple[int, int]
+    grid: Grid
     window: tuple[int, int] | None
     num_prefix: int
     shared: Tensor | None
-    turns: Tensor | None
+    rotations: Tensor | None
     hidden: Tensor | None
 
 
-class PlainDense(nn.Module):
+class PlainDense(BlockwiseBackbone):
     """Images [b, C, H, W] of any size -> a map [b, D, ceil(H / p), ceil(W / p)] after each of the blocks `indices`.
 
-    Images are padded with zeros at the right and below to whole patches.
-
     Args:
-        backbone: with its weights. What is never computed of it (the blocks after the last index, a norm) is frozen.
-        window: rows and columns of tokens that attend to each other in local blocks; None: every block is global.
-        global_blocks: the blocks that attend to the whole image; None: four, at even distances, the last among them.
-        rel_pos: add decomposed relative positions to every block (see `decomposed`), which start at zero.
+        backbone: with its weights. The parts that are never computed (blocks after the last index, a norm) are frozen.
+        window: rows and columns of the windows in which local blocks attend; None: every block is global.
+        global_blocks: the blocks that attend to the complete image; None: four, evenly spaced, including the last.
+        rel_pos: add decomposed relative positions to every block (see `decomposed`), initially zero.
         indices: ascending; None: the last block.
-        norm: put the backbone's last norm on every map.
-
-    Attributes:
-        channels, strides: of each map. embed_dim, depth, patch_size, num_prefix_tokens: of the backbone.
+        norm: apply the backbone's last norm to every map.
 
     Raises:
-        ValueError: an index is no block, or `window` and `global_blocks` do not fit.
+        ValueError: an index is not a block, or `window` and `global_blocks` do not fit.
     """
 
     def __init__(
@@ -73,18 +68,9 @@ class PlainDense(nn.Module):
     ):
         super().__init__()
         self.backbone = backbone
-        self.embed_dim, self.depth, self.patch_size = backbone.embed_dim, backbone.depth, backbone.patch_size
-        self.num_prefix_tokens = backbone.num_prefix_tokens
-        self.indices = ascending("indices", (self.depth - 1,) if indices is None else indices, self.depth)
-        if window is not None and window < 1:
-            raise ValueError(f"window {window}: expected at least 1 token")
-        if window is None and global_blocks is not None:
-            raise ValueError("global_blocks without a window: every block is global already; give window too")
-        self.window = window
-        self.global_blocks = tuple(range(self.depth))
-        if window is not None:
-            given = four_blocks(self.depth) if global_blocks is None else global_blocks
-            self.global_blocks = ascending("global_blocks", given, self.depth)
+        self.patch_size, self.window = backbone.patch_size, window
+        self.indices = blocks.ascending("indices", (self.depth - 1,) if indices is None else indices, self.depth)
+        self.global_blocks = blocks.global_blocks(self.depth, window, global_blocks)
         self.rel_pos = rel_pos
         if rel_pos:
             for index, block in enumerate(backbone.blocks):
@@ -98,8 +84,11 @@ class PlainDense(nn.Module):
         if not norm:
             backbone.norm.requires_grad_(False)
 
+    @property
+    def vit(self) -> ViT:
+        return cast(ViT, self.backbone)
+
     def forward(self, images: Tensor, drop: Tensor | None = None) -> list[Tensor]:
-        """The maps, in block order. `drop`: uniforms [b, depth, 2] of the drop path, which training with it needs."""
         x, grid = self.prepare(images)
         maps, start = [], 0
         kinds = self._geometries(grid, x.shape[0], 0)
@@ -109,58 +98,29 @@ class PlainDense(nn.Module):
             start = index + 1
         return maps
 
-    def tokens(self, images: Tensor, drop: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens [b, P + N, D] after the last of `indices`, normalized if `norm`, and their grid."""
-        x, grid = self.prepare(images)
-        return self.normed(self.run(x, grid, 0, self.indices[-1] + 1, drop)), grid
-
-    def prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens [b, P + N, D] before the first block, and their grid (rows, columns)."""
-        p = self.patch_size
-        images = F.pad(images, (0, -images.shape[3] % p, 0, -images.shape[2] % p))
-        return self.backbone.prepare_tokens(images), (images.shape[2] // p, images.shape[3] // p)
+    def prepare(self, images: Tensor) -> tuple[Tensor, Grid]:
+        images, p = self.padded(images), self.patch_size
+        return self.vit.prepare_tokens(images), (images.shape[2] // p, images.shape[3] // p)
 
     def run(
-        self, x: Tensor, grid: tuple[int, int], start: int, stop: int, drop: Tensor | None = None, *, extra: int = 0
+        self, x: Tensor, grid: Grid, start: int, stop: int, drop: Tensor | None = None, *, extra: int = 0
     ) -> Tensor:
-        """Tokens [b, extra + P + N, D] through the blocks from `start` to before `stop`, without a norm.
-
-        Args:
-            drop: as in `forward`. extra: tokens without a position before those of the backbone, such as queries.
-        """
         return self._run(x, self._geometries(grid, x.shape[0], extra), start, stop, drop)
 
     def block(
         self,
         index: int,
         x: Tensor,
-        grid: tuple[int, int],
+        grid: Grid,
         *,
         extra: int = 0,
         drop: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Tokens [b, extra + P + N, D] through one block.
-
-        Args:
-            extra: as in `run`. drop: uniforms [b, 2] of this block.
-            mask: bool [b, 1 or heads, T or 1, T], True where a token (third axis) may attend to another (fourth).
-
-        Raises:
-            ValueError: a mask for a block of windows.
-        """
         kind = self._geometry(grid, x.shape[0], extra, is_global=index in self.global_blocks)
         if mask is not None and kind.window is not None:
-            raise ValueError(f"block {index} attends within windows: a mask of attention needs a global block")
+            raise ValueError(f"block {index} attends within windows: an attention mask needs a global block")
         return self._through(index, x, kind, drop, mask)
-
-    def as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The patches of tokens [b, P + N, D] as a map [b, D, rows, columns]."""
-        return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
-
-    def normed(self, x: Tensor) -> Tensor:
-        """Tokens through the backbone's last norm, if `norm`."""
-        return self.backbone.norm(x) if self.norm else x
 
     def _run(self, x: Tensor, kinds: dict[bool, _GridGeometry], start: int, stop: int, drop: Tensor | None) -> Tensor:
         for index in range(start, stop):
@@ -170,13 +130,13 @@ class PlainDense(nn.Module):
         return x
 
     def _through(self, index: int, x: Tensor, kind: _GridGeometry, drop: Tensor | None, mask: Tensor | None) -> Tensor:
-        backbone, block = self.backbone, cast(Any, self.backbone.blocks[index])
+        backbone, block = self.vit, cast(Any, self.vit.blocks[index])
         if drop is None and block.training and block.drop_rate:
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
         if kind.window is not None:
             x = windows.split(x, kind.grid, kind.window, num_prefix=kind.num_prefix)
             drop = None if drop is None else drop.repeat_interleave(windows.count(kind.grid, kind.window), 0)
-        given = (x, EVERY_TOKEN, drop, self._bias(block, kind, mask), kind.turns)
+        given = (x, EVERY_TOKEN, drop, self._bias(block, kind, mask), kind.rotations)
         if backbone.checkpointing and block.training and torch.is_grad_enabled():
             x = cast(Tensor, checkpoint(block, *given, use_reentrant=False))
         else:
@@ -185,41 +145,39 @@ class PlainDense(nn.Module):
             x = windows.join(x, kind.grid, kind.window, num_prefix=kind.num_prefix)
         return x
 
-    def _geometries(self, grid: tuple[int, int], batch: int, extra: int) -> dict[bool, _GridGeometry]:
-        """That of the global blocks (True) and of the local ones (False), as far as there are any."""
+    def _geometries(self, grid: Grid, batch: int, extra: int) -> dict[bool, _GridGeometry]:
+        """Of the global blocks (True) and of the local ones (False), if there are any."""
         kinds = {index in self.global_blocks for index in range(self.depth)}
         return {kind: self._geometry(grid, batch, extra, is_global=kind) for kind in kinds}
 
-    def _geometry(self, grid: tuple[int, int], batch: int, extra: int, *, is_global: bool) -> _GridGeometry:
-        backbone, num_prefix = self.backbone, extra + self.num_prefix_tokens
+    def _geometry(self, grid: Grid, batch: int, extra: int, *, is_global: bool) -> _GridGeometry:
+        backbone, num_prefix = self.vit, extra + self.num_prefix_tokens
         device = backbone.patch_embed.proj.weight.device
         window = None if is_global else windows.fit(grid, cast(int, self.window))
-        shared = turns = hidden = None
+        shared = rotations = hidden = None
         if backbone.rel_pos_bias is not None:
             table = backbone.rel_pos_bias.relative_position_bias_table
             shared = self._table_bias(table, grid, window, num_prefix)
         if backbone.pos_kind == "rope":
             head_dim = self.embed_dim // backbone.num_heads
-            turns = rope.rope_table(grid, head_dim, num_prefix=num_prefix, device=device)
+            rotations = rope.rope_table(grid, head_dim, num_prefix=num_prefix, device=device)
             if window is not None:
-                turns = windows.split(turns[:, 0, 0], grid, window, num_prefix=num_prefix)
-                turns = turns.unflatten(0, (2, -1)).repeat(1, batch, 1, 1)[:, :, None]
+                rotations = windows.split(rotations[:, 0, 0], grid, window, num_prefix=num_prefix)
+                rotations = rotations.unflatten(0, (2, -1)).repeat(1, batch, 1, 1)[:, :, None]
         if window is not None:
             empty = windows.empty_places(grid, window, num_prefix=num_prefix, device=device)
             hidden = None if empty is None else empty.repeat(batch, 1)[:, None, None]
-        return _GridGeometry(grid, window, num_prefix, shared, turns, hidden)
+        return _GridGeometry(grid, window, num_prefix, shared, rotations, hidden)
 
-    def _table_bias(
-        self, table: Tensor, grid: tuple[int, int], window: tuple[int, int] | None, num_prefix: int
-    ) -> Tensor:
-        """The bias [1, h, s, s] of a table of `rel_pos`; an offset within a window has that of the whole image."""
-        table = rel_pos.resize_table(table, self.backbone.grid_size, grid)
+    def _table_bias(self, table: Tensor, grid: Grid, window: tuple[int, int] | None, num_prefix: int) -> Tensor:
+        """The bias [1, h, s, s] from a table of `rel_pos`; an offset has the same bias in a window as in the image."""
+        table = rel_pos.resize_table(table, self.vit.grid_size, grid)
         if window is not None:
             table = rel_pos.crop_table(table, grid, window)
         return rel_pos.bias_of(table, rel_pos.relative_index(window or grid, num_prefix, device=table.device))
 
     def _bias(self, block: Any, kind: _GridGeometry, mask: Tensor | None) -> Bias | None:
-        """All that is added to the scores of a block, as a function of its queries where it has to be computed."""
+        """All biases of the scores of a block, as a function of its queries if they depend on them."""
         own = getattr(block.attn, "relative_position_bias_table", None)
         hidden = kind.hidden if mask is None else ~mask
         if own is None and hidden is None and not self.rel_pos:
@@ -233,27 +191,6 @@ class PlainDense(nn.Module):
                 tables, local = (block.attn.rel_pos_h, block.attn.rel_pos_w), kind.window is not None
                 sizes = kind.window or kind.grid
                 total = total + decomposed.scores(q, tables, sizes, num_prefix=kind.num_prefix, crop=local)
-            return total if hidden is None else with_mask(total.to(q.dtype), hidden)
+            return total if hidden is None else windows.hide_keys(total.to(q.dtype), hidden)
 
         return added
-
-
-def four_blocks(depth: int) -> tuple[int, ...]:
-    """The last block of each quarter of `depth` blocks (ViTDet: 2, 5, 8, 11 of 12)."""
-    return tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
-
-
-def with_mask(bias: Tensor, hidden: Tensor) -> Tensor:
-    """A bias of scores that keeps everybody from the keys that are `hidden`, bool, broadcast to each other."""
-    return bias.masked_fill(hidden, -torch.inf)
-
-
-def ascending(what: str, indices: Sequence[int], depth: int) -> tuple[int, ...]:
-    """`indices` of blocks as a tuple.
-
-    Raises:
-        ValueError: they do not ascend within the `depth`, or there are none; `what` is what they are called.
-    """
-    if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
-        raise ValueError(f"{what} must ascend within 0 to {depth - 1}, got {list(indices)}")
-    return tuple(indices)

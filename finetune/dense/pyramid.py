@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
 
 from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
+from finetune.dense.contract import DenseBackbone
 from finetune.dense.simple_fpn import Norm, SimpleFPN
 
 
-class Dense(Protocol):
-    """What `backbones.dense` gives: images [b, C, H, W] -> maps, of `channels` and with `strides` in pixels."""
-
-    channels: list[int]
-    strides: list[int]
-
-    def __call__(self, images: Tensor, drop: Tensor | None = None) -> list[Tensor]: ...
-
-
 class HierarchicalFPN(nn.Module):
-    """Maps of several strides -> as many of `out_channels` (Lin et al. 2017, "Feature Pyramid Networks").
+    """Maps of several strides -> as many maps of `out_channels` (Lin et al. 2017, "Feature Pyramid Networks").
 
     Attributes:
         strides: of each level in pixels.
@@ -57,11 +48,11 @@ class PlainFPN(SimpleFPN):
 
 
 def pyramid(
-    dense: Dense, out_channels: int, *, scales: Sequence[float] = (4, 2, 1, 0.5), norm: Norm = "layer"
+    dense: DenseBackbone, out_channels: int, *, scales: Sequence[float] = (4, 2, 1, 0.5), norm: Norm = "layer"
 ) -> PlainFPN | HierarchicalFPN:
-    """Maps of `dense` to levels of `out_channels`, finest first, each of half the size of the one before.
+    """Maps of `dense` to levels of `out_channels`, finest first, each half the size of the previous one.
 
-    `scales` are of a plain backbone, whose last map is read.
+    `scales` are for a plain backbone, whose last map is read.
     """
     if len(set(dense.strides)) < len(dense.strides) or len(dense.strides) == 1:
         return PlainFPN(dense.channels[-1], dense.strides[-1], out_channels, scales=scales, norm=norm)

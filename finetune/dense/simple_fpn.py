@@ -12,7 +12,7 @@ Norm = Literal["layer", "none"]
 
 
 def norm_of(kind: Norm, channels: int) -> nn.Module:
-    """The norm of a map: over the channels of each place, as in ViTDet, or none."""
+    """The norm of a map: over the channels of each cell, as in ViTDet, or none."""
     return LayerNorm2d(channels) if kind == "layer" else nn.Identity()
 
 
@@ -20,7 +20,7 @@ class SimpleFPN(nn.Module):
     """One map [b, D, h, w] -> a map [b, out_channels, h * scale, w * scale] for each of the scales.
 
     Args:
-        scales: of 4, 2, 1 and 1/2, relative to the backbone's map.
+        scales: among 4, 2, 1 and 1/2, relative to the backbone's map.
 
     Raises:
         ValueError: another scale.

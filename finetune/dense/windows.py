@@ -1,8 +1,8 @@
 """Windows of a grid of tokens: each attends within itself (Li et al. 2022, "ViTDet", section 3).
 
 The tokens without a position (class token, registers, queries) are copied into every window and averaged afterwards, so
-that a window as large as the grid is plain attention. Where windows stand over the edge of the grid, empty places fill
-them up that no token may attend to.
+that a window as large as the grid is plain attention. Windows that extend beyond the grid are filled with empty places,
+to which no token may attend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def fit(grid: tuple[int, int], window: int) -> tuple[int, int]:
 
 
 def count(grid: tuple[int, int], window: tuple[int, int]) -> int:
-    """How many windows cover the grid."""
+    """Number of windows that cover the grid."""
     return math.ceil(grid[0] / window[0]) * math.ceil(grid[1] / window[1])
 
 
@@ -48,8 +48,13 @@ def join(x: Tensor, grid: tuple[int, int], window: tuple[int, int], *, num_prefi
 def empty_places(
     grid: tuple[int, int], window: tuple[int, int], *, num_prefix: int = 0, device: torch.device | None = None
 ) -> Tensor | None:
-    """True for the places beyond the grid, bool [n, P + s]; None: there are none."""
+    """True at the places beyond the grid, bool [n, P + s]; None if there are none."""
     if grid[0] % window[0] == 0 and grid[1] % window[1] == 0:
         return None
     filled = torch.ones(1, num_prefix + grid[0] * grid[1], 1, device=device)
     return split(filled, grid, window, num_prefix=num_prefix)[:, :, 0] == 0
+
+
+def hide_keys(scores: Tensor, hidden: Tensor) -> Tensor:
+    """Attention scores (or what is added to them) with -inf at the keys that are `hidden`, bool, broadcast together."""
+    return scores.masked_fill(hidden, -torch.inf)

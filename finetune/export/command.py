@@ -121,7 +121,7 @@ def export(
     from finetune.export.quantize import quantize, session
 
     graph = graphs.Graph(task)
-    size = _in_patches(_size_of(task) if size is None else size, graph.patch)
+    size = _in_patches(task.input_size if size is None else size, graph.patch)
     free = graph.fixed is None
     say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
     try:
@@ -205,31 +205,14 @@ def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict
             "shape": ["batch", len(task.mean), *sides],
             "values": "float32 pixels in 0 to 1, RGB; the graph normalizes them",
             "traced_at": list(size),
-            "preparation": _preparation(task),
+            "preparation": task.preparation(),
         },
-        "outputs": list(graph.outputs),
+        "outputs": graph.names,
         "classes": list(task.classes),
         "category_ids": list(task.classes.category_ids),
         "files": {},
         "versions": versions(),
     }
-
-
-def _preparation(task: Any) -> str:
-    """How the task prepares images, in words."""
-    if task.config.name == "classification":
-        return task.eval_transform().in_words()
-    if task.config.name == "detection":
-        height, width = task.config.test_canvas
-        return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
-    return task.inference_protocol()
-
-
-def _size_of(task: Any) -> Size:
-    """(height, width) of what the task's network sees when it predicts."""
-    if task.config.name == "classification":
-        return task.bare_backbone.img_size
-    return task.config.test_canvas if task.config.name == "detection" else task.config.window
 
 
 def _in_patches(size: Size, patch: int) -> Size:

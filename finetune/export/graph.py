@@ -1,9 +1,7 @@
 """A task as a graph that runs without Fovea: torch.export and ONNX, each compared with the task itself.
 
-The graph takes pixels, not normalized values: "images" float32 [batch, C, height, width] in 0 to 1, RGB. What comes
-out: classification, "logits" [batch, K]; segmentation, "scores" [batch, K, height, width]; depth, "metres" [batch, 1,
-height, width]; detection by queries, "boxes" [batch, Q, 4] (center x, center y, width, height in parts of the image)
-or "masks" [batch, Q, h, w] (logits), and "logits" [batch, Q, classes].
+The graph takes pixels, not normalized values: "images" float32 [batch, C, height, width] in 0 to 1, RGB. Its
+outputs are those of `Task.export_outputs`.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +20,49 @@ import torch
 from torch import Tensor, nn
 
 from finetune.heads.pixels.dense_parts import resize
-from finetune.heads.queries.eomt import EoMT
 from finetune.tasks.base import Task
-from pretrain.models.backbones.timm_backbone import TimmBackbone
-from pretrain.models.backbones.vit import ViT
-from pretrain.models.layers import pos_embed
+from finetune.tasks.exports import NotExportableError
 
 MAX_BATCH = 1024
-TOLERANCE = 1e-4  # of the largest output, or of 1
 _MAX_SIDE = 16384
 _EMBEDDED = 1_800_000_000  # bytes of weights in one ONNX file; protobuf ends at 2 GiB
 Size = tuple[int, int]
 
 
-class NotExportableError(ValueError):
-    """A task that cannot be a graph: which, why, and what can."""
-
-
 class Graph(nn.Module):
-    """Pixels [b, C, H, W] in 0 to 1 -> what the task computes before it chooses; a copy, the task is left alone.
+    """Pixels [b, C, H, W] in 0 to 1 -> the outputs of a copy of the task, from which it makes predictions.
 
     Attributes:
-        outputs: names of what comes out. patch: height and width must be multiples of it.
-        fixed: why the graph is for one image size only; None: any.
+        outputs: of the task. patch: height and width must be multiples of it.
+        fixed: why the graph accepts one image size only; None: it accepts any.
 
     Raises:
-        NotExportableError: a detector whose number of proposals depends on the image, or a grid of classifiers.
+        NotExportableError: the task cannot become a graph.
     """
 
     def __init__(self, task: Task):
         super().__init__()
-        compute, self.outputs = _computation(task)
+        self.outputs = task.export_outputs()
         self.task = copy.deepcopy(task).eval().requires_grad_(False)
-        _stop_masking(self.task)
-        self._compute = compute
-        self.patch, self.fixed = _sizes(self.task)
+        try:
+            self.task.prepare_export()
+        except ValueError as error:
+            raise NotExportableError(str(error)) from error
+        self.patch, self.fixed = task.bare_backbone.patch_size, task.fixed_size_reason()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs."""
+        return [output.name for output in self.outputs]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self._compute(self.task, (images - self.task.mean) / self.task.std)
+        found = self.task.outputs((images - self.task.mean) / self.task.std)
+        size = (images.shape[2], images.shape[3])
+        sized = tuple(
+            resize(value, size) if output.per_pixel else value
+            for output, value in zip(self.outputs, found, strict=True)
+        )
+        return sized[0] if len(sized) == 1 else sized
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
         # Sides that differ from each other and from all that is constant, lest they be taken for it.
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
     images = torch.rand(2, _channels(graph), *example)
-    with _refusing(graph, "torch.export"), torch.no_grad(), _resampling(graph.task, graph.fixed is None), _quiet():
+    resampling = _resampling(graph.task) if graph.fixed is None else contextlib.nullcontext()
+    with _refusing(graph, "torch.export"), torch.no_grad(), resampling, _quiet():
         return torch.export.export(
             graph,
             (images,),
@@ -108,7 +111,7 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) 
     """
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) > _EMBEDDED
     with _refusing(graph, "ONNX"), _quiet():
-        made = torch.onnx.export(program, dynamo=True, output_names=list(graph.outputs), verbose=False)
+        made = torch.onnx.export(program, dynamo=True, output_names=graph.names, verbose=False)
         assert made is not None
         made.save(path, external_data=large)
 
@@ -116,10 +119,10 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) 
 def compare(
     graph: Graph, run: Callable[[Tensor], Sequence[Tensor]], cases: Sequence[tuple[int, Size]]
 ) -> list[GraphCheck]:
-    """`run` beside the task itself, on random pixels of each (batch, size).
+    """Compare `run` with the task itself, on random pixels of each (batch, size).
 
     Raises:
-        ValueError: they differ by more than TOLERANCE, or a shape does.
+        ValueError: a difference is larger than an output's tolerance, or shapes differ.
     """
     checked = []
     generator = torch.Generator().manual_seed(0)
@@ -129,11 +132,11 @@ def compare(
             expected = graph(images)
         difference = allowed = 0.0
         pairs = zip(expected if isinstance(expected, tuple) else (expected,), run(images), strict=True)
-        for name, (ours, theirs) in zip(graph.outputs, pairs, strict=True):
+        for output, (ours, theirs) in zip(graph.outputs, pairs, strict=True):
             if ours.shape != theirs.shape:
-                raise ValueError(f"{name}: shape {list(theirs.shape)}, the task gives {list(ours.shape)}")
+                raise ValueError(f"{output.name}: shape {list(theirs.shape)}, the task gives {list(ours.shape)}")
             difference = max(difference, (ours - theirs).abs().max().item())
-            allowed = max(allowed, TOLERANCE * max(1.0, ours.abs().max().item()))
+            allowed = max(allowed, output.tolerance * max(1.0, ours.abs().max().item()))
         checked.append(GraphCheck(batch, size, difference, allowed))
         if not difference <= allowed:  # also of NaN
             raise ValueError(f"{checked[-1]} from the task itself; {allowed:.1e} is allowed")
@@ -149,101 +152,19 @@ def cases(graph: Graph, size: Size) -> list[tuple[int, Size]]:
     return found
 
 
-def _computation(task: Task) -> tuple[Callable[[Any, Tensor], Any], tuple[str, ...]]:
-    name: str = task.config.name
-    head: Any = getattr(task.config, "head", None)
-    if name == "classification" and task.config.train != "grid":
-        return _logits, ("logits",)
-    if name == "segmentation":
-        return _scores, ("scores",)
-    if name == "depth":
-        return _depth, ("metres",)
-    if name == "detection" and head.name == "detr":
-        return _boxes, ("boxes", "logits")
-    if name == "detection" and head.name == "eomt":
-        return _masks, ("masks", "logits")
-    can = "what can: classification, segmentation, depth, and detection with head detr or eomt"
-    if name == "classification":
-        raise NotExportableError(f"task classification with train=grid is many classifiers at once; {can}")
-    raise NotExportableError(
-        f"task detection with head {head.name}: how many objects it proposes and keeps depends on the image, and no "
-        f"graph holds that; {can}. `fovea predict` runs every task"
-    )
-
-
-def _logits(task: Any, images: Tensor) -> Tensor:
-    return task.logits(images)
-
-
-def _scores(task: Any, images: Tensor) -> Tensor:
-    return resize(task.scores(images), (images.shape[2], images.shape[3]))
-
-
-def _depth(task: Any, images: Tensor) -> Tensor:
-    return resize(task.depth(images), (images.shape[2], images.shape[3]))
-
-
-def _boxes(task: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    boxes, logits = task.head.detr.decoder(task.dense(images)[-1])[-1]
-    return boxes, logits
-
-
-def _masks(task: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    masks, logits = task.head.eomt.predict(task.dense, images)
-    return masks, logits
-
-
-def _stop_masking(task: Task) -> None:
-    """Attention of a finished EoMT is not masked any more, and so need not be asked in the graph."""
-    for module in task.modules():
-        if isinstance(module, EoMT):
-            if (module.mask_probability > 0).any():
-                share = module.mask_probability.max().item()
-                raise NotExportableError(
-                    f"head eomt still masks its attention ({share:.0%} in the last block): a mask that depends on the "
-                    "image is no graph. Export it at the end of its run, when masking is annealed away"
-                )
-            module.masked_attention = False
-
-
-def _sizes(task: Any) -> tuple[int, str | None]:
-    """(pixels of a patch, why only one image size can be)."""
-    backbone = task.bare_backbone
-    patch = getattr(backbone, "patch_size", None) or 1
-    if not isinstance(backbone, ViT):
-        return patch, f"{type(backbone).__name__} is made for one size"
-    if task.config.name == "segmentation" and task.config.head.name == "upernet":
-        return patch, "UPerNet's pooling pyramid is laid out for one grid"
-    if backbone.rel_pos_kind != "none":
-        return patch, "its relative-position tables are indexed for one grid"
-    if backbone.pos_embed is not None and backbone.pos_resize.startswith("dino"):
-        return patch, "its positions are resampled by a scale factor, as DINO's are"
-    if getattr(task.config, "window", None) is not None and task.config.name == "detection":
-        return patch, "attention is in windows"
-    return patch, None
-
-
 def _channels(graph: Graph) -> int:
     return len(graph.task.mean)
 
 
 @contextlib.contextmanager
-def _resampling(task: Task, free: bool) -> Iterator[None]:
-    """While a free size is traced, positions are resampled for every grid, the trained one too: no case is left out."""
-    vit = task.bare_backbone
-    if not free or not isinstance(vit, ViT) or vit.pos_embed is None:
-        yield
-        return
-
-    def position_table(grid_size: Size) -> Tensor:
-        assert vit.pos_embed is not None
-        return pos_embed.resample(vit.pos_embed, vit.grid_size, grid_size, how=vit.pos_resize)
-
-    vit.position_table = partial(position_table)  # pyright: ignore[reportAttributeAccessIssue]
+def _resampling(task: Task) -> Iterator[None]:
+    """Positions are resampled for every grid, the trained one too, so that the traced graph is right for any grid."""
+    backbone = task.bare_backbone
+    backbone.resample_always = True
     try:
         yield
     finally:
-        del vit.position_table
+        backbone.resample_always = False
 
 
 @contextlib.contextmanager
@@ -255,8 +176,7 @@ def _refusing(graph: Graph, what: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        backbone = graph.task.bare_backbone
-        name = f"timm/{backbone.name}" if isinstance(backbone, TimmBackbone) else type(backbone).__name__
+        name = graph.task.bare_backbone.title
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise NotExportableError(
             f"{what} cannot hold {graph.task.config.name} on {name} with this version of torch: {reason}"

@@ -56,39 +56,28 @@ def with_graph(task: Task, run: Callable[[Tensor], Sequence[Tensor]], *, patch: 
     """A copy of the task whose predictions come from a graph of `finetune.export.graph`.
 
     Args:
-        run: pixels in 0 to 1 -> the graph's outputs. patch: sides must be multiples of it. fixed: its only size, if so.
+        run: pixels in 0 to 1 -> the graph's outputs. patch: sides must be multiples of it. fixed: the only size that
+            the graph accepts; None: any.
 
     Raises:
-        ValueError: when it predicts, an image of another size than a fixed one.
+        ValueError: in `predict`, for an image of another size than a fixed one.
     """
+    per_pixel = [output.per_pixel for output in task.export_outputs()]
 
-    def outputs(images: Tensor) -> tuple[Sequence[Tensor], Size]:
-        """Normalized images, padded with what normalizes to 0 to whole patches; and the padded size."""
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
+        """Normalized images, padded to whole patches with the value 0, through the graph."""
         height, width = images.shape[2], images.shape[3]
         padded = F.pad(images, (0, -width % patch, 0, -height % patch))
-        size = (padded.shape[2], padded.shape[3])
-        if fixed is not None and size != fixed:
+        if fixed is not None and tuple(padded.shape[2:]) != fixed:
             raise ValueError(
-                f"the graph is for images of {fixed[0]} x {fixed[1]}, and one of {height} x {width} came; "
+                f"the graph is for images of {fixed[0]} x {fixed[1]}, but one of {height} x {width} was given; "
                 "export it for that size (--size)"
             )
-        return run((padded * task.std + task.mean).contiguous()), size
+        found = run((padded * task.std + task.mean).contiguous())
+        return tuple(
+            value[..., :height, :width] if is_map else value for is_map, value in zip(per_pixel, found, strict=True)
+        )
 
-    def one(images: Tensor, *_: Any) -> Tensor:
-        found = outputs(images)[0][0]
-        return found[..., : images.shape[2], : images.shape[3]] if found.ndim == 4 else found
-
-    made: Any = copy.deepcopy(task)
-    name = task.config.name
-    if name != "detection":
-        setattr(made, {"classification": "logits", "segmentation": "scores", "depth": "depth"}[name], one)
-    elif task.config.head.name == "detr":
-
-        def boxes(_: Any, images: Tensor, **__: Any) -> Any:
-            found, size = outputs(images)
-            return [(found[0], found[1])], size
-
-        made.head.detr.forward = boxes
-    else:
-        made.head.eomt.predict = lambda _, images: tuple(outputs(images)[0])
+    made = copy.deepcopy(task)
+    made.predict_from(compute)
     return made.eval()

@@ -5,7 +5,8 @@ It knows nothing of engines or optimizers, and no random number is drawn in it: 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from finetune.data import batches
 from finetune.data.examples import Example, Examples
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Prediction
+from finetune.tasks.exports import ExportOutput
 from finetune.tasks.groups import task_groups
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.trainable import ParamGroup
-from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.teachers.ema import EMA
 
 
@@ -54,9 +56,9 @@ class Task(nn.Module):
         self._optim: Any = None
 
     @property
-    def bare_backbone(self) -> Any:
-        """The `ViT` or `TimmBackbone` itself."""
-        return self.get_submodule(self.backbone_prefix.removesuffix("."))
+    def bare_backbone(self) -> Backbone:
+        """The backbone itself."""
+        return cast(Backbone, self.get_submodule(self.backbone_prefix.removesuffix(".")))
 
     # Training
 
@@ -76,10 +78,8 @@ class Task(nn.Module):
     @property
     def noises(self) -> dict[str, tuple[int, ...]]:
         """Uniforms that `forward` reads from the batch, by name, a shape for each example."""
-        vit = self.bare_backbone
-        if isinstance(vit, ViT) and any(getattr(block, "drop_rate", 0.0) for block in vit.blocks):
-            return {"drop": (vit.depth, 2)}
-        return {}
+        drop = self.bare_backbone.drop_shape
+        return {} if drop is None else {"drop": drop}
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log. The same names in
@@ -136,6 +136,46 @@ class Task(nn.Module):
     def picture(self, example: Example, prediction: Any | None) -> np.ndarray:
         """uint8 [h, w, 3]: the image with its truth, beside it with the prediction, if there is one."""
         raise NotImplementedError
+
+    # Export as a graph
+
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        """The outputs of the task's graph.
+
+        Raises:
+            NotExportableError: the task cannot become a graph.
+        """
+        raise NotImplementedError
+
+    def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        """Normalized images [b, C, H, W] -> the `export_outputs`, from which `predict` makes predictions."""
+        raise NotImplementedError
+
+    def predict_from(self, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        """Make predictions from the outputs of `compute`, a graph, instead of `outputs`."""
+        self.outputs = compute
+
+    def prepare_export(self) -> None:
+        """Replace what depends on the training progress by its final form.
+
+        Raises:
+            NotExportableError: training has not reached it.
+        """
+
+    def fixed_size_reason(self) -> str | None:
+        """Why the graph accepts one image size only; None: it accepts any."""
+        return self.bare_backbone.fixed_size_reason()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the network gets in `predict`, in pixels."""
+        raise NotImplementedError
+
+    def preparation(self) -> str:
+        """How `predict` prepares an image for the network, in words."""
+        raise NotImplementedError
+
+    # Releases
 
     def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state as a release writes it, and JSON files by name beside it: how another library opens the release."""

@@ -27,6 +27,7 @@ from finetune.predictions import Classes, Classified, Prediction
 from finetune.report.labels import classification_picture
 from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
+from finetune.tasks.exports import EXPORTABLE, ExportOutput, NotExportableError
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.core.trainable import ParamGroup
@@ -130,7 +131,8 @@ class Classification(Task):
         return EvalTransform(self.bare_backbone.img_size, self.config.resize, augment.interpolation, augment.whole)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        logits = self.logits(self.normalize(batch["image"])).float()
+        (logits,) = self.outputs(self.normalize(batch["image"]))
+        logits = logits.float()
         if not isinstance(self.head, GridHead):
             return [Classified(row) for row in F.softmax(logits, dim=1).cpu().numpy()]
         chosen = F.softmax(logits[int(self.head.best)], dim=1).cpu().numpy()
@@ -148,6 +150,21 @@ class Classification(Task):
         probabilities = None if prediction is None else prediction.probabilities
         truth = None if example.target is None else int(example.target)
         return classification_picture(example.image, truth, probabilities, self.classes)
+
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        if isinstance(self.head, GridHead):
+            raise NotExportableError(f"task classification with train=grid has several classifiers; {EXPORTABLE}")
+        return (ExportOutput("logits", "[batch, K]"),)
+
+    def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        return (self.logits(images),)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.bare_backbone.img_size
+
+    def preparation(self) -> str:
+        return self.eval_transform().in_words()
 
     def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """In timm's names where timm has this classifier; of a grid as it is, with all its classifiers."""
@@ -190,5 +207,4 @@ class Classification(Task):
         depth = backbone.depth if "layers" in backbone.provides else 0
         if config.partial_blocks > depth:
             raise ValueError(f"task.partial_blocks: {config.partial_blocks}, but the backbone has {depth} blocks")
-        network = backbone.get_submodule(backbone.blocks_prefix.removesuffix("."))
-        return [*network.blocks[-config.partial_blocks :], network.norm]
+        return [*backbone.trunk.blocks[-config.partial_blocks :], backbone.trunk.norm]

@@ -14,6 +14,7 @@ from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
 from finetune.report.maps import depth_picture
 from finetune.tasks.configs.depth import DepthConfig
+from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_reader
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
@@ -50,14 +51,17 @@ class Depth(PixelTask):
             loss = loss + config.gradient_weight * gradients
         return {"loss": loss, **found}
 
-    def depth(self, images: Tensor) -> Tensor:
-        """Normalized images [b, 3, H, W] -> metres [b, 1, h, w]."""
-        return without_padding(self.bins(self.head(self.dense(images))), images.shape[2:], self.dense.strides[0])
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        return (ExportOutput("metres", "[batch, 1, height, width]", per_pixel=True),)
+
+    def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        metres = self.bins(self.head(self.dense(images)))
+        return (without_padding(metres, images.shape[2:], self.dense.strides[0]),)
 
     def predict(self, batch: dict[str, Any]) -> list[DepthMap]:
         found = []
         for image, size in zip(batch["image"], original_sizes(batch), strict=True):
-            metres = self.over_image(self.depth, image, probabilities=False)
+            metres = self.over_image(image, probabilities=False)
             found.append(DepthMap(resize(metres[None], size)[0, 0].float().cpu().numpy()))
         return found
 

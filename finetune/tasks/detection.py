@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from finetune.data.examples import Example, Examples
 from finetune.data.transforms.detection import DetectionEval, DetectionTrain
-from finetune.dense.build import dense
+from finetune.dense.build import dense_backbone
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.predictions import Classes, Detected
 from finetune.report.objects import detection_picture
@@ -17,6 +18,7 @@ from finetune.tasks import detection_heads
 from finetune.tasks.base import Task
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import RCNNHead
+from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
 
 
@@ -31,7 +33,7 @@ class Detection(Task):
         # ViTDet's pyramid reads a plain backbone without its norm; Swin's and ConvNeXt's have one for each stage.
         plain = "layers" in opened.backbone.provides
         norm = config.final_norm or not plain or not isinstance(config.head, RCNNHead)
-        self.dense = dense(
+        self.dense = dense_backbone(
             opened.backbone,
             window=config.window,
             global_blocks=config.global_blocks,
@@ -79,6 +81,30 @@ class Detection(Task):
 
     def picture(self, example: Example, prediction: Detected | None) -> np.ndarray:
         return detection_picture(example.image, example.target, prediction, self.classes, caption=example.name)
+
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        return self.head.export_outputs()
+
+    def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        return self.head.outputs(self.dense, images)
+
+    def predict_from(self, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self.head.outputs = lambda _, images: compute(images)
+
+    def prepare_export(self) -> None:
+        self.head.prepare_export()
+
+    def fixed_size_reason(self) -> str | None:
+        windows = None if self.config.window is None else "attention is in windows"
+        return windows or super().fixed_size_reason()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.config.test_canvas
+
+    def preparation(self) -> str:
+        height, width = self.config.test_canvas
+        return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
 
     def fill(self) -> tuple[int, ...]:
         """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.coco import rle
-from finetune.dense.pyramid import Dense
+from finetune.dense.contract import DenseBackbone
 from finetune.heads.boxes import box_masks
 from finetune.heads.boxes.box_loss import BoxSetLoss
 from finetune.heads.boxes.rcnn import RCNN, RCNNSizes
 from finetune.heads.boxes.roi_heads import RoISizes
 from finetune.heads.queries.detr import DETR
+from finetune.heads.queries.eomt import EoMT
 from finetune.heads.queries.mask_instances import instances
-from finetune.heads.queries.mask_loss import MaskTargets
+from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
 from finetune.heads.queries.query_decoder import QueryDecoder
 from finetune.predictions import Detected
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
-from finetune.tasks.queries import build_eomt
+from finetune.tasks.exports import EXPORTABLE, ExportOutput, NotExportableError
 
 Pair = tuple[int, int]
 
@@ -38,11 +39,13 @@ class Head(nn.Module):
     noise = 0
     reads_crowds = False
 
-    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+    def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         """ "loss" and its terms, detached, of normalized images [b, 3, H, W]; `fraction` of the run is done."""
         raise NotImplementedError
 
-    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+    def predict(
+        self, dense: DenseBackbone, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]
+    ) -> list[Detected]:
         """Objects of each image in its original pixels, best first.
 
         Args:
@@ -51,11 +54,22 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        """As `Task.export_outputs`."""
+        raise NotImplementedError
+
+    def outputs(self, dense: DenseBackbone, images: Tensor, /) -> tuple[Tensor, ...]:
+        """Normalized images [b, 3, H, W] -> the `export_outputs`, from which `predict` makes predictions."""
+        raise NotImplementedError
+
+    def prepare_export(self) -> None:
+        """As `Task.prepare_export`."""
+
 
 class RCNNAdapter(Head):
     """Faster, Mask and Cascade R-CNN."""
 
-    def __init__(self, section: RCNNHead, dense: Dense, num_classes: int, max_detections: int):
+    def __init__(self, section: RCNNHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
         roi = RoISizes(
             batch=section.roi_batch,
@@ -79,17 +93,25 @@ class RCNNAdapter(Head):
             proposals=section.proposals,
             roi=roi,
         )
-        masks = section.name == "mask_rcnn"
+        self.name, masks = section.name, section.name == "mask_rcnn"
         self.rcnn = RCNN(dense, num_classes, sizes=sizes, masks=masks, cascade=section.cascade)
 
-    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+    def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         names = [name for name in ("boxes", "labels", "masks") if name in batch]
         targets = [{name: batch[name][i] for name in names} for i in range(len(images))]
         return self.rcnn.losses(dense, images, targets, drop=batch.get("drop"))
 
-    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
+    def predict(
+        self, dense: DenseBackbone, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]
+    ) -> list[Detected]:
         found = self.rcnn.predict(dense, images, sizes=contents)
         return [_on_original(*each) for each in zip(found, contents, sizes, strict=True)]
+
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        raise NotExportableError(
+            f"task detection with head {self.name}: the number of its proposals and detections depends on the image, "
+            f"which a graph cannot express; {EXPORTABLE}. `fovea predict` runs every task"
+        )
 
 
 class EoMTAdapter(Head):
@@ -97,32 +119,47 @@ class EoMTAdapter(Head):
 
     reads_crowds = True
 
-    def __init__(self, section: EoMTHead, dense: Any, num_classes: int, max_detections: int):
+    def __init__(self, section: EoMTHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
-        self.eomt = build_eomt(section, dense, num_classes)
+        loss = MaskSetLoss(num_classes, **section.loss_arguments())
+        self.eomt = EoMT(dense.blockwise(), loss, **section.head_arguments())
         self.noise, self.max_detections = self.eomt.noise, max_detections
 
-    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+    def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         targets = [
             MaskTargets(labels - 1, masks, valid)
             for labels, masks, valid in zip(batch["labels"], batch["masks"], batch["valid"], strict=True)
         ]
         return self.eomt.losses(
-            dense, images, targets, fraction=fraction, uniforms=batch["head"], drop=batch.get("drop")
+            dense.blockwise(), images, targets, fraction=fraction, uniforms=batch["head"], drop=batch.get("drop")
         )
 
-    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
-        masks, classes = self.eomt.predict(dense, images)
+    def predict(
+        self, dense: DenseBackbone, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]
+    ) -> list[Detected]:
+        masks, classes = self.outputs(dense, images)
         canvas = (images.shape[2], images.shape[3])
         return instances(
             masks, classes, canvas=canvas, contents=contents, sizes=sizes, max_detections=self.max_detections
         )
 
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        return (
+            ExportOutput("masks", "[batch, Q, h, w]: logits of the queries' masks"),
+            ExportOutput("logits", "[batch, Q, K + 1]: of the classes, the last of them no object"),
+        )
+
+    def outputs(self, dense: DenseBackbone, images: Tensor, /) -> tuple[Tensor, ...]:
+        return self.eomt.predict(dense.blockwise(), images)
+
+    def prepare_export(self) -> None:
+        self.eomt.stop_masking()
+
 
 class DETRAdapter(Head):
     """Boxes from the queries of a decoder."""
 
-    def __init__(self, section: DETRHead, dense: Dense, num_classes: int, max_detections: int):
+    def __init__(self, section: DETRHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
         loss = BoxSetLoss(
             num_classes,
@@ -142,15 +179,30 @@ class DETRAdapter(Head):
         )
         self.detr, self.max_detections = DETR(decoder, loss), max_detections
 
-    def losses(self, dense: Any, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
+    def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         targets = [{"boxes": batch["boxes"][i], "labels": batch["labels"][i]} for i in range(len(images))]
         return self.detr.losses(dense, images, targets, drop=batch.get("drop"))
 
-    def predict(self, dense: Any, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]) -> list[Detected]:
-        return self.detr.predict(dense, images, contents=contents, sizes=sizes, max_detections=self.max_detections)
+    def predict(
+        self, dense: DenseBackbone, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]
+    ) -> list[Detected]:
+        boxes, logits = self.outputs(dense, images)
+        covered, count = dense.covered(images), self.max_detections
+        return self.detr.detections(
+            boxes, logits, covered=covered, contents=contents, sizes=sizes, max_detections=count
+        )
+
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        return (
+            ExportOutput("boxes", "[batch, Q, 4]: center x, center y, width, height in parts of the image"),
+            ExportOutput("logits", "[batch, Q, logits]: of the classes"),
+        )
+
+    def outputs(self, dense: DenseBackbone, images: Tensor, /) -> tuple[Tensor, ...]:
+        return self.detr(dense, images)[-1]
 
 
-def build(config: DetectionConfig, dense: Any, num_classes: int) -> Head:
+def build(config: DetectionConfig, dense: DenseBackbone, num_classes: int) -> Head:
     """The head of the configuration, for the backbone it will be called with.
 
     Raises:

@@ -1,23 +1,19 @@
-"""Parameter groups of a task: learning rates by layer of its backbone, another one of what is not backbone."""
+"""Parameter groups of a task: learning rates by layer of the backbone, and a separate one outside it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layer_decay import layer_decay as by_layer
 from pretrain.models.param_groups import GroupChange
-
-_CLASSIFIER = "a classifier"  # no name that a parameter has
 
 
 def task_groups(
     task: nn.Module,
-    backbone: Any,
+    backbone: Backbone,
     *,
     prefix: str,
     no_decay: set[str],
@@ -27,9 +23,10 @@ def task_groups(
     """Groups of the trained parameters as `param_groups.split` describes them.
 
     Args:
-        prefix: of the backbone's names, with the dot. no_decay: names without weight decay, beside biases and vectors.
-        layer_decay: layer i of d has the learning rate times layer_decay^(d + 1 - i); of a hierarchical model of timm's
-            the layers are those that timm gives it.
+        prefix: of the names of the backbone's parameters, with the dot.
+        no_decay: names without weight decay, in addition to biases and vectors.
+        layer_decay: the learning rate of layer i of d is multiplied by layer_decay^(d + 1 - i); a hierarchical backbone
+            has the layers of its `layer_numbers`.
         head_lr_scale: of everything outside the backbone.
     """
     trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
@@ -39,7 +36,7 @@ def task_groups(
         if "layers" in backbone.provides:
             groups = by_layer(groups, decay=layer_decay, depth=backbone.depth, prefix=inner)
         else:
-            groups = _by_layer_of_timm(groups, backbone, prefix=inner, decay=layer_decay)
+            groups = _by_stage(groups, backbone, prefix=inner, decay=layer_decay)
     if head_lr_scale == 1:
         return groups
 
@@ -51,21 +48,16 @@ def task_groups(
     return param_groups.divide(groups, lambda name: name.startswith(prefix), change)
 
 
-def _by_layer_of_timm(groups: list[ParamGroup], backbone: Any, *, prefix: str, decay: float) -> list[ParamGroup]:
-    """Layers as timm counts them: stem, each block of each stage; a classifier, and what timm has beside it, do not
-    decay."""
-    names = [name for name, _ in backbone.model.named_parameters()]
-    matcher = backbone.model.group_matcher(coarse=False)
-    # What no rule of timm's names is its last layer, as its classifier is, which this model lacks.
-    layers: Any = group_with_matcher(((name, name) for name in [*names, _CLASSIFIER]), matcher, reverse=True)
+def _by_stage(groups: list[ParamGroup], backbone: Backbone, *, prefix: str, decay: float) -> list[ParamGroup]:
+    """Learning rates by the layers of a hierarchical backbone; parameters in none of them keep theirs."""
+    layers, last = backbone.layer_numbers()
 
     def change(source: ParamGroup, layer: int | None) -> GroupChange:
         if layer is None:
             return {}
-        scale = source["lr_scale"] * decay ** (layers[_CLASSIFIER] - layer)
-        return {"name": f"{source['name']}_layer{layer}", "lr_scale": scale}
+        return {"name": f"{source['name']}_layer{layer}", "lr_scale": source["lr_scale"] * decay ** (last - layer)}
 
-    def place(name: str) -> int | None:
+    def layer_of(name: str) -> int | None:
         return layers.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
 
-    return param_groups.divide(groups, place, change)
+    return param_groups.divide(groups, layer_of, change)

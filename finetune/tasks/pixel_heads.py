@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.data.maps.label_maps import VOID
-from finetune.heads.pixels.dense_parts import resize, without_padding
+from finetune.dense.contract import DenseBackbone
+from finetune.heads.pixels.dense_parts import MapReader, resize, without_padding
 from finetune.heads.pixels.dpt import DPT
 from finetune.heads.pixels.linear_seg import LinearHead
 from finetune.heads.pixels.upernet import AuxiliaryFCN, UPerNet
-from finetune.heads.queries.mask_loss import MaskTargets
+from finetune.heads.queries.eomt import EoMT
+from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
 from finetune.tasks.configs.pixel_heads import DPTPixels, EoMTPixels, LinearPixels, UPerNetPixels
-from finetune.tasks.queries import build_eomt
 
 
 class PixelHead(nn.Module):
@@ -23,16 +24,18 @@ class PixelHead(nn.Module):
     Attributes:
         noises: uniforms for each image that `losses` reads from the batch, by name.
         gives_logits: the softmax of `scores` is a distribution; else they are averaged as they are.
+        fixed_size_reason: why its graph accepts one image size only; None: it accepts any.
     """
 
     gives_logits = True
+    fixed_size_reason: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.noises: dict[str, tuple[int, ...]] = {}
 
     def losses(
-        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+        self, dense: DenseBackbone, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
     ) -> dict[str, Tensor]:
         """ "loss", and its terms detached.
 
@@ -41,17 +44,21 @@ class PixelHead(nn.Module):
         """
         raise NotImplementedError
 
-    def scores(self, dense: Any, images: Tensor) -> Tensor:
+    def scores(self, dense: DenseBackbone, images: Tensor) -> Tensor:
         """[b, 3, H, W] normalized -> scores [b, K, h, w] of the classes, at any size."""
         raise NotImplementedError
+
+    def prepare_export(self) -> None:
+        """As `Task.prepare_export`."""
 
 
 class MapPixels(PixelHead):
     """Linear, UPerNet and DPT: logits from maps, trained by the cross entropy of every pixel."""
 
-    def __init__(self, section: LinearPixels | UPerNetPixels | DPTPixels, dense: Any, num_classes: int):
+    def __init__(self, section: LinearPixels | UPerNetPixels | DPTPixels, dense: DenseBackbone, num_classes: int):
         super().__init__()
         self.reader = build_reader(section, dense, num_classes)
+        self.fixed_size_reason = self.reader.fixed_size_reason
         self.auxiliary: AuxiliaryFCN | None = None
         self.weight = 0.0
         if isinstance(section, UPerNetPixels) and section.auxiliary:
@@ -63,7 +70,7 @@ class MapPixels(PixelHead):
                 self.noises[name] = (head.noise,)
 
     def losses(
-        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+        self, dense: DenseBackbone, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
     ) -> dict[str, Tensor]:
         maps, size = dense(images, batch.get("drop")), target.shape[1:]
         stride = dense.strides[0]
@@ -79,7 +86,7 @@ class MapPixels(PixelHead):
             loss = loss + self.weight * other
         return {"loss": loss, **found}
 
-    def scores(self, dense: Any, images: Tensor) -> Tensor:
+    def scores(self, dense: DenseBackbone, images: Tensor) -> Tensor:
         return without_padding(self.reader(dense(images)), images.shape[2:], dense.strides[0])
 
 
@@ -88,30 +95,34 @@ class QueryPixels(PixelHead):
 
     gives_logits = False
 
-    def __init__(self, section: EoMTPixels, dense: Any, num_classes: int):
+    def __init__(self, section: EoMTPixels, dense: DenseBackbone, num_classes: int):
         super().__init__()
-        self.eomt = build_eomt(section, dense, num_classes)
+        loss = MaskSetLoss(num_classes, **section.loss_arguments())
+        self.eomt = EoMT(dense.blockwise(), loss, **section.head_arguments())
         self.noises["queries"] = (self.eomt.noise,)
 
     def losses(
-        self, dense: Any, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
+        self, dense: DenseBackbone, images: Tensor, target: Tensor, batch: dict[str, Any], fraction: float
     ) -> dict[str, Tensor]:
         masks = [MaskTargets.of_class_map(one, void=VOID) for one in target]
         uniforms, drop = batch["queries"], batch.get("drop")
-        return self.eomt.losses(dense, images, masks, fraction=fraction, uniforms=uniforms, drop=drop)
+        return self.eomt.losses(dense.blockwise(), images, masks, fraction=fraction, uniforms=uniforms, drop=drop)
 
-    def scores(self, dense: Any, images: Tensor) -> Tensor:
-        return self.eomt.class_scores(dense, images)
+    def scores(self, dense: DenseBackbone, images: Tensor) -> Tensor:
+        return self.eomt.class_scores(dense.blockwise(), images)
+
+    def prepare_export(self) -> None:
+        self.eomt.stop_masking()
 
 
-def build_head(section: Any, dense: Any, num_classes: int) -> PixelHead:
+def build_head(section: Any, dense: DenseBackbone, num_classes: int) -> PixelHead:
     """The head of a `SegmentationHead` section on a dense backbone."""
     if isinstance(section, EoMTPixels):
         return QueryPixels(section, dense, num_classes)
     return MapPixels(section, dense, num_classes)
 
 
-def build_reader(section: Any, dense: Any, out_channels: int) -> LinearHead | UPerNet | DPT:
+def build_reader(section: Any, dense: DenseBackbone, out_channels: int) -> MapReader:
     """Maps -> [b, out_channels, h, w], of a section of one of the heads that read maps."""
     channels, strides = dense.channels, dense.strides
     if isinstance(section, LinearPixels):

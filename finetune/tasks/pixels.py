@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from finetune.data.batches import Sample
 from finetune.data.examples import Example
 from finetune.data.transforms.dense import DenseEval, DenseTrain
-from finetune.dense.build import dense, four_blocks
+from finetune.dense.blocks import four_blocks
+from finetune.dense.build import dense_backbone
 from finetune.predictions import Classes
 from finetune.tasks import sliding
 from finetune.tasks.base import Task
 from finetune.tasks.opened import OpenedBackbone
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
 
 
@@ -37,7 +39,7 @@ class PixelTask(Task):
         plain = "layers" in backbone.provides
         # Heads of one map read it normalized, as the probes of DINOv2 and DINOv3; of four, raw, as BEiT's and DPT's.
         norm = config.head.default_maps == 1 or not plain
-        self.dense = dense(backbone, indices=_indices(config, backbone, plain=plain), norm=norm)
+        self.dense = dense_backbone(backbone, indices=_indices(config, backbone, plain=plain), norm=norm)
         self.frozen = config.frozen
         if self.frozen:
             self.dense.requires_grad_(False)
@@ -92,17 +94,27 @@ class PixelTask(Task):
     def eval_transform(self) -> PixelEval:
         return PixelEval(DenseEval(self.config.resize))
 
-    def over_image(self, dense_output: Callable[[Tensor], Tensor], image: Tensor, *, probabilities: bool) -> Tensor:
-        """`dense_output` of one image [3, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""
+    def over_image(self, image: Tensor, *, probabilities: bool) -> Tensor:
+        """The output of one image [3, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""
         config = self.config
+
+        def values(images: Tensor) -> Tensor:
+            return self.outputs(images)[0]
 
         def infer(scaled: Tensor) -> Tensor:
             window = config.window if config.slide else (scaled.shape[2], scaled.shape[3])
             steps = config.steps if config.slide else window
-            return sliding.slide(dense_output, scaled, window=window, stride=steps)
+            return sliding.slide(values, scaled, window=window, stride=steps)
 
         images = self.normalize(image[None])
         return sliding.over_scales(infer, images, scales=config.scales, flip=config.flip, probabilities=probabilities)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.config.window
+
+    def preparation(self) -> str:
+        return self.inference_protocol()
 
     def inference_protocol(self) -> str:
         """How predictions come about, in words."""
@@ -145,10 +157,10 @@ def original_sizes(batch: dict[str, Any]) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in batch["original_size"]]
 
 
-def _indices(config: Any, backbone: Any, *, plain: bool) -> Sequence[int] | None:
+def _indices(config: Any, backbone: Backbone, *, plain: bool) -> Sequence[int] | None:
     """The blocks of a plain backbone, or the stages of a hierarchical one; None: all its stages."""
     if config.blocks is not None:
         return config.blocks
     if config.head.default_maps > 1:
         return four_blocks(backbone.depth) if plain else None
-    return (backbone.depth - 1 if plain else len(backbone.model.feature_info) - 1,)
+    return (backbone.num_stages - 1,)

@@ -15,6 +15,7 @@ from finetune.predictions import Classes, ClassMap
 from finetune.report.maps import segmentation_picture
 from finetune.tasks import sliding
 from finetune.tasks.configs.segmentation import SegmentationConfig
+from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_head
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
@@ -47,14 +48,22 @@ class Segmentation(PixelTask):
         images, target = self.normalize(batch["image"]), batch["target"].long()
         return self.head.losses(self.dense, images, target, batch, step / self.total_steps)
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Normalized images [b, 3, H, W] -> scores [b, K, h, w]; what is exported."""
-        return self.head.scores(self.dense, images)
+    def export_outputs(self) -> tuple[ExportOutput, ...]:
+        return (ExportOutput("scores", "[batch, K, height, width]", per_pixel=True),)
+
+    def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        return (self.head.scores(self.dense, images),)
+
+    def prepare_export(self) -> None:
+        self.head.prepare_export()
+
+    def fixed_size_reason(self) -> str | None:
+        return self.head.fixed_size_reason or super().fixed_size_reason()
 
     def predict(self, batch: dict[str, Any]) -> list[ClassMap]:
         found = []
         for image, size in zip(batch["image"], original_sizes(batch), strict=True):
-            scores = self.over_image(self.scores, image, probabilities=self.head.gives_logits)
+            scores = self.over_image(image, probabilities=self.head.gives_logits)
             found.append(ClassMap(sliding.most_likely(scores, size).to(torch.uint8).cpu().numpy()))
         return found
 

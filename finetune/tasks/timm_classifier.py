@@ -10,30 +10,45 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from finetune.data.transforms.images import EvalTransform
 from finetune.heads.pooled.grid import GridHead
 from finetune.heads.pooled.linear import PooledHead
 from finetune.heads.pooled.lora import AdaptedLinear, merged_state
-from pretrain.models.backbones.vit import ViT
+from finetune.predictions import Classes
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers import load_strict
 from pretrain.models.release.folder import backbone_of, plain_state
-from pretrain.models.release.timm_form import ANY, EVA, TimmModel, from_timm, timm_model, to_timm
+from pretrain.models.release.timm_form import TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.release.timm_form import config as timm_config
-
-if TYPE_CHECKING:
-    from finetune.tasks.classification import Classification
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _NORM = "fc_norm."
 
 
+class Classifier(Protocol):
+    """What is read of a task of classification."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    classes: Classes
+    mean: Tensor
+    std: Tensor
+
+    def eval_transform(self) -> EvalTransform: ...
+
+
 def timm_form(
-    task: Classification, *, img_size: tuple[int, int] | None = None
+    task: Classifier, *, img_size: tuple[int, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
     """The state in timm's names and config.json for it; or why timm cannot have this classifier.
 
@@ -46,7 +61,7 @@ def timm_form(
     head, backbone = task.head, task.backbone
     linear = _linear(head, backbone)
     if linear is None:
-        return f"timm has no classifier that reads its backbone as this one ({task.config.train}) does"
+        return f"timm has no classifier that reads its backbone as this one ({type(head).__name__}) does"
     pool, weight, bias = linear
     state = merged_state(backbone)
     if img_size is not None and img_size != tuple(backbone.img_size):
@@ -66,7 +81,7 @@ def timm_form(
     return state, _config(model, backbone, task)
 
 
-def from_timm_form(task: Classification, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_timm_form(task: Classifier, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of a pooled `task` with the logits of a state in timm's names.
 
     What was merged stays merged: low-rank updates are zero, a batch norm does nothing.
@@ -88,7 +103,7 @@ def from_timm_form(task: Classification, state: Mapping[str, Tensor]) -> dict[st
     return own | {f"backbone.{name}": tensor for name, tensor in plain.items()}
 
 
-def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int, int] | None = None) -> str | None:
+def write_timm(folder: Path | str, task: Classifier, *, img_size: tuple[int, int] | None = None) -> str | None:
     """Write config.json and model.safetensors into `folder`; None, or why timm cannot have this classifier.
 
     Raises:
@@ -106,7 +121,7 @@ def write_timm(folder: Path | str, task: Classification, *, img_size: tuple[int,
     return None
 
 
-def _linear(head: nn.Module, backbone: Any) -> tuple[str, Tensor, Tensor] | None:
+def _linear(head: nn.Module, backbone: Backbone) -> tuple[str, Tensor, Tensor] | None:
     """How the one vector is pooled that a linear layer reads, and that layer; None where it is not so."""
     if isinstance(head, PooledHead):
         return head.pool, *head.as_linear()
@@ -120,21 +135,17 @@ def _linear(head: nn.Module, backbone: Any) -> tuple[str, Tensor, Tensor] | None
     return cell.pool, fc.weight, fc.bias
 
 
-def _pooling(model: TimmModel, backbone: Any, pool: str, own_norm: nn.Module | None) -> dict[str, Any]:
+def _pooling(model: TimmModel, backbone: Backbone, pool: str, own_norm: nn.Module | None) -> dict[str, Any]:
     """Arguments of timm's class; one without blocks pools as its release does."""
     if "layers" not in backbone.provides:
         return {}
     if pool == "token":
         return {"global_pool": "token"}
-    kind = type(backbone.model).__name__ if model.kind == ANY else ""
-    name = "fc_norm" if model.kind == "vit" or kind == "VisionTransformer" else "use_fc_norm"
-    arguments: dict[str, Any] = {"global_pool": "avg", name: own_norm is not None}
-    if model.kind == EVA or kind == "Eva":
-        arguments["use_post_transformer_norm"] = own_norm is None
-    return arguments
+    arguments: dict[str, Any] = {"global_pool": "avg", model.pooled_norm: own_norm is not None}
+    return arguments | ({model.token_norm: own_norm is None} if model.token_norm else {})
 
 
-def _config(model: TimmModel, backbone: Any, task: Classification) -> dict[str, Any]:
+def _config(model: TimmModel, backbone: Backbone, task: Classifier) -> dict[str, Any]:
     """config.json with the classes, and images prepared as in evaluation."""
     mean, std = ([round(value, 6) for value in values.flatten().tolist()] for values in (task.mean, task.std))
     description, transform = timm_config(model, backbone, mean=mean, std=std), task.eval_transform()
@@ -151,13 +162,13 @@ def _config(model: TimmModel, backbone: Any, task: Classification) -> dict[str, 
 
 
 @torch.no_grad()
-def _resampled(backbone: Any, state: dict[str, Tensor], img_size: Sequence[int]) -> ViT:
+def _resampled(backbone: Backbone, state: dict[str, Tensor], img_size: Sequence[int]) -> Backbone:
     """The same network made for another image size."""
-    if not isinstance(backbone, ViT):
+    if "own_blocks" not in backbone.provides:
         raise ValueError(f"img_size {list(img_size)}: timm resamples its own models; load it with that img_size")
     model = {**backbone.release_model(), "img_size": list(img_size)}
-    new = cast(ViT, backbone_of(model))
-    if isinstance(backbone.norm, nn.Identity):
-        new.norm = nn.Identity()
+    new = cast(Backbone, backbone_of(model))
+    if isinstance(backbone.trunk.norm, nn.Identity):
+        new.trunk.norm = nn.Identity()
     load_strict(new, state, grid=backbone.grid_size)
     return new

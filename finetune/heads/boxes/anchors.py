@@ -11,17 +11,17 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, of one size and several aspect ratios at every place of a level.
+    """torchvision's anchors, of one size and several aspect ratios at every cell of a level.
 
-    torchvision divides the image's size by that of the map, and rounds; and its anchors are of the maps' type, which in
-    bf16 cannot tell pixels apart beyond 256.
+    torchvision computes rounded strides from the sizes of image and map, and its anchors have the dtype of the maps:
+    bf16 cannot represent every pixel above 256.
 
     Args:
         sizes: square roots of the areas in pixels, one for each level. ratios: height / width.
-        strides: pixels per place of each level.
+        strides: pixels per cell of each level.
 
     Raises:
-        ValueError: as many sizes as strides are needed.
+        ValueError: the numbers of sizes and strides differ.
     """
 
     def __init__(self, sizes: Sequence[float], ratios: Sequence[float], strides: Sequence[float]):
@@ -31,7 +31,7 @@ class Anchors(AnchorGenerator):
         self.strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors of each image, fp32 [n, 4], all levels one after the other."""
+        """The anchors of each image, fp32 [n, 4], the levels concatenated."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         steps = [[torch.tensor(float(stride), device=device)] * 2 for stride in self.strides]

@@ -1,7 +1,7 @@
-"""The loss of a set of boxes: every object is given to one query, by least cost (DETR, Carion et al. 2020).
+"""The loss of a set of boxes: every object is assigned to one query, by least cost (DETR, Carion et al. 2020).
 
-Classes by the focal loss (Lin et al. 2017) as in Deformable DETR (Zhu et al. 2020), or by cross-entropy with a class
-for "no object" as in DETR; boxes by L1 and generalized IoU.
+Classes use the focal loss (Lin et al. 2017) as in Deformable DETR (Zhu et al. 2020), or cross-entropy with a class
+"no object" as in DETR; boxes use L1 and generalized IoU.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class BoxSetLoss:
         return self.num_classes + (self.classes == "ce")
 
     def __call__(self, predictions: list[tuple[Tensor, Tensor]], targets: list[BoxTargets]) -> dict[str, Tensor]:
-        """The loss over all `predictions`, matched anew for each; the terms of the last of them; and "without_query",
-        objects per image for which there were too few queries.
+        """The loss summed over all `predictions`, each matched separately; the terms of the last one; and
+        "without_query", the number of objects per image that exceed the queries.
 
         Args:
-            predictions: (boxes [b, q, 4] as those of the targets, class logits [b, q, num_logits]) of every layer.
+            predictions: of every layer: boxes [b, q, 4] in the form of the targets, class logits [b, q, num_logits].
 
         Raises:
-            ValueError: a label is not one of the classes, or labels and boxes are not of equal number.
+            ValueError: a label is not one of the classes, or the numbers of labels and boxes differ.
         """
         self._check(targets)
         objects, classes = self._counts(predictions[0][0], targets)
@@ -112,13 +112,13 @@ class BoxSetLoss:
         return sigmoid_focal_loss(logits, one_hot, reduction="sum")
 
     def _counts(self, boxes: Tensor, targets: list[BoxTargets]) -> tuple[Tensor, Tensor]:
-        """What sums over boxes and over queries are divided by, so that the mean over ranks is that of one rank."""
+        """Divisors of the sums over boxes and over queries, such that the mean over ranks is that of one rank."""
         queries = boxes.shape[1]
         objects = sum(min(len(target.labels), queries) for target in targets)
         classes = objects + self.no_object_weight * (len(targets) * queries - objects)
         counts = torch.tensor([objects, classes], dtype=torch.float32, device=boxes.device)
         counts = distributed.all_reduce_sum(counts)
-        # A batch without objects still has its focal loss of the queries: divided by 1, as with one object.
+        # A batch without objects still has the focal loss of its queries: divided by 1, as with one object.
         return counts[0].clamp(min=1.0) / distributed.world_size(), counts[1] / distributed.world_size()
 
     def _check(self, targets: list[BoxTargets]) -> None:

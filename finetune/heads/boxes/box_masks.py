@@ -1,4 +1,4 @@
-"""Masks inside boxes (He et al. 2017, "Mask R-CNN", section 3): targets, loss, and the way back to pixels.
+"""Masks inside boxes (He et al. 2017, "Mask R-CNN", section 3): targets, loss, and pasting into the image.
 
 Pixel (x, y) covers [x, x + 1) x [y, y + 1), here and in the pooling of features (`roi_pool`); a mask of m x m divides
 its box into m x m equal cells.
@@ -13,7 +13,7 @@ from torchvision.ops import roi_align
 
 
 def masks_in_boxes(masks: Tensor, boxes: Tensor, which: Tensor, size: int) -> Tensor:
-    """What a mask head should say: masks [m, H, W] of an image, cut out by boxes [n, 4] -> 0 or 1, [n, size, size].
+    """Targets of a mask head: masks [m, H, W] of an image, cropped to boxes [n, 4] -> 0 or 1, [n, size, size].
 
     A cell is 1 where at least half of it is covered. `which`: the mask of each box, int64 [n].
     """
@@ -26,7 +26,7 @@ def masks_in_boxes(masks: Tensor, boxes: Tensor, which: Tensor, size: int) -> Te
 
 
 def mask_loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of the masks [n, K, m, m] of the right classes, int64 [n]; 0 where there are none."""
+    """Binary cross-entropy of the masks [n, K, m, m] of the true classes, int64 [n]; 0 if there are no masks."""
     if not len(labels):
         return logits.sum() * 0.0
     return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels), device=labels.device), labels], targets)

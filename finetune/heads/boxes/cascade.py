@@ -1,4 +1,4 @@
-"""Three box heads in a row, each trained on the boxes of the one before at a higher overlap.
+"""Three box heads in sequence, each trained on the boxes of the previous one at a higher overlap.
 
 Cai and Vasconcelos 2018, "Cascade R-CNN"; class-agnostic boxes and averaged scores as in its reference code.
 """
@@ -64,7 +64,7 @@ class CascadeRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         pooled = self.box_roi_pool(features, proposals, image_shapes)
-        if self.training:  # three heads pull at the pyramid: each with a third of its gradient
+        if self.training:  # three heads share the pyramid: each contributes a third of its gradient
             share = 1 / len(THRESHOLDS)
             pooled = pooled * share + pooled.detach() * (1 - share)
         return self.box_heads[stage](pooled)

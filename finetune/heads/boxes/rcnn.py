@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN on the maps of any backbone (Ren et al. 2015; He et al. 2017; on plain ones Li et al. 2022).
 
-torchvision's parts below classes of our own: the backbone takes the uniforms of its drop path, strides are exact, and
-coordinates stay in fp32 whatever the precision.
+torchvision's parts in classes of our own: the backbone gets the random numbers of its stochastic depth, strides are
+exact, and coordinates are fp32 in every precision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from finetune.dense.pyramid import Dense, pyramid
+from finetune.dense.contract import DenseBackbone
+from finetune.dense.pyramid import pyramid
 from finetune.heads.boxes.anchors import Anchors
 from finetune.heads.boxes.cascade import CascadeRoIHeads
 from finetune.heads.boxes.roi_heads import RoIHeads, RoISizes, Target
@@ -22,7 +23,7 @@ from finetune.heads.boxes.roi_heads import RoIHeads, RoISizes, Target
 
 @dataclass(frozen=True)
 class RCNNSizes:
-    """How large the pyramid and the proposal network are; the defaults are ViTDet's.
+    """Sizes of the pyramid and the proposal network; the defaults are ViTDet's.
 
     Attributes:
         channels: of the pyramid.
@@ -31,8 +32,8 @@ class RCNNSizes:
         anchors: square roots of the areas in pixels, one for each level; None: 8 times the strides.
         ratios: height / width of the anchors.
         rpn_convs: convolutions of the proposal network. rpn_batch: anchors per image in training.
-        before_nms: proposals per level. proposals: of an image, afterwards. Each (in training, in use).
-        roi: of the second half.
+        before_nms: proposals per level. proposals: per image, after NMS. Each is (in training, in inference).
+        roi: of the heads on the proposals.
     """
 
     channels: int = 256
@@ -47,11 +48,11 @@ class RCNNSizes:
 
 
 class RCNN(nn.Module):
-    """Boxes, and masks within them; the backbone (a module of `backbones.dense`) is an argument of every call.
+    """Boxes, and masks within them; the backbone (a `DenseBackbone`) is an argument of every call.
 
     Args:
         dense: the backbone it will be called with. num_classes: without the background.
-        masks: Mask R-CNN. cascade: three box heads, each refining the boxes of the one before (see `cascade`).
+        masks: Mask R-CNN. cascade: three box heads, each refining the boxes of the previous one (see `cascade`).
 
     Raises:
         ValueError: the anchor sizes do not fit the levels.
@@ -59,7 +60,7 @@ class RCNN(nn.Module):
 
     def __init__(
         self,
-        dense: Dense,
+        dense: DenseBackbone,
         num_classes: int,
         *,
         sizes: RCNNSizes | None = None,
@@ -88,7 +89,7 @@ class RCNN(nn.Module):
 
     def losses(
         self,
-        dense: Dense,
+        dense: DenseBackbone,
         images: Tensor,
         targets: Sequence[Target],
         *,
@@ -103,8 +104,8 @@ class RCNN(nn.Module):
             images: normalized [b, C, H, W].
             targets: of each image boxes fp32 [n, 4] (x1, y1, x2, y2 in pixels), labels int64 [n] from 1, and masks
                 [n, H, W]; n may be 0.
-            sizes: (height, width) of each image within the padded batch; None: all of it.
-            drop: uniforms of the backbone's drop path.
+            sizes: (height, width) of each image within the padded batch; None: no padding.
+            drop: as in `DenseBackbone.forward`.
         """
         assert self.training, "losses of a model in evaluation mode"
         listed = _listed(images, sizes)
@@ -115,7 +116,7 @@ class RCNN(nn.Module):
         return {"loss": sum(terms.values()), **{name: term.detach() for name, term in terms.items()}}  # type: ignore[dict-item]
 
     def predict(
-        self, dense: Dense, images: Tensor, *, sizes: Sequence[tuple[int, int]] | None = None
+        self, dense: DenseBackbone, images: Tensor, *, sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, Tensor]]:
         """Of each image boxes [n, 4] within its size, labels int64 [n] from 1, scores [n], best first, and masks
         [n, 28, 28], probabilities within the boxes (see `box_masks.paste_mask`). In evaluation mode only."""
@@ -125,7 +126,7 @@ class RCNN(nn.Module):
         proposals, _ = self.rpn(listed, features)
         return self.roi_heads(features, proposals, listed.image_sizes)[0]
 
-    def features(self, dense: Dense, images: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
+    def features(self, dense: DenseBackbone, images: Tensor, drop: Tensor | None = None) -> dict[str, Tensor]:
         """The levels of the pyramid by number, finest first; the last is for proposals only."""
         levels = self.neck(dense(images, drop))
         levels.append(F.max_pool2d(levels[-1], 1, stride=2))

@@ -29,13 +29,13 @@ Target = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class RoISizes:
-    """How large the heads are, and how many proposals they see; the defaults are ViTDet's (Li et al. 2022).
+    """Sizes of the heads and the number of their proposals; the defaults are ViTDet's (Li et al. 2022).
 
     Attributes:
         batch: proposals per image in training, at most a quarter of them objects.
         box_convs, box_fcs, box_dim: convolutions, linear layers and their width, of the box head.
         mask_convs: convolutions of the mask head.
-        score_threshold, nms, detections: what is kept of an image: scores above, overlaps below, at most so many.
+        score_threshold, nms, detections: the detections kept per image: lowest score, largest overlap, largest number.
     """
 
     batch: int = 512
@@ -73,7 +73,7 @@ class RoIHeads(TorchvisionRoIHeads):
 
     Args:
         channels, strides: of the pyramid's levels. num_classes: without the background. masks: predict them too.
-        threshold: a proposal is an object's from this overlap (IoU) on.
+        threshold: smallest overlap (IoU) of a proposal with the object it is assigned to.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class RoIHeads(TorchvisionRoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: Sequence[Target] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """(detections of each image, none in training; losses by name, none outside of it).
+        """(detections of each image, empty in training; losses by name, empty in evaluation).
 
-        A detection has boxes [n, 4], labels int64 [n] from 1, scores [n], best first, and masks [n, 28, 28], the
+        A detection has boxes [n, 4], labels int64 [n] from 1, scores [n], best first, and masks [n, 28, 28],
         probabilities within the boxes.
         """
         if not self.training:
@@ -213,7 +213,7 @@ class RoIHeads(TorchvisionRoIHeads):
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of all proposals, and smooth L1 of the deltas of the objects, both over the number of proposals.
+    """Cross-entropy of all proposals, and smooth L1 of the objects' deltas, both divided by the number of proposals.
 
     Args:
         logits: [n, K + 1]. deltas: [n, K + 1 or 1, 4]. labels: int64 [n], 0 for the background. targets: [n, 4].

@@ -1,4 +1,4 @@
-"""Features of boxes, each read from the level of a pyramid that suits its size (Lin et al. 2017, section 4.2)."""
+"""Features of boxes, each read from the pyramid level that fits its size (Lin et al. 2017, section 4.2)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CANONICAL = 224 / 16  # a box of 224 pixels is read at stride 16
 class RoIPool(nn.Module):
     """Boxes [n, 4] of each image -> features [sum of n, C, size, size], aligned to the half pixel (He et al. 2017).
 
-    torchvision's pooler guesses the strides as powers of two of the image's size; patches of 14 pixels have others.
+    torchvision's pooler infers strides that are powers of two; patches of 14 pixels have others.
 
     Args:
-        strides: pixels per place of each level, each twice the one before. size: bins along a side.
+        strides: pixels per cell of each level, each twice the previous one. size: bins along a side.
     """
 
     def __init__(self, strides: Sequence[float], size: int):
@@ -28,12 +28,12 @@ class RoIPool(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """`features`: the levels, finest first; more of them than strides are not read. `image_shapes` is not read."""
+        """`features`: the levels, finest first; levels beyond the strides are not read. `image_shapes` is not read."""
         maps = list(features.values())[: len(self.strides)]
         index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
         rois = torch.cat([index, torch.cat(list(boxes))], dim=1).float()
         levels = self.levels(rois[:, 1:])
-        # RoIAlign is of fp32 in torchvision's kernels, and so is what the boxes are measured in.
+        # torchvision's RoIAlign computes in fp32, and so are the coordinates of the boxes.
         with torch.autocast(rois.device.type, enabled=False):
             pooled = [
                 roi_align(level.float(), rois[levels == i], self.size, 1 / stride, sampling_ratio=2, aligned=True)

@@ -1,4 +1,4 @@
-"""Parts that the heads for dense prediction share: a normalized convolution, resizing, channel dropout from outside."""
+"""Parts that the heads for dense prediction share: a normalized convolution, resizing, channel dropout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
+
+
+class MapReader(nn.Module):
+    """Base of the heads that read feature maps: maps [b, C_i, h_i, w_i], finest first -> [b, out_channels, h, w].
+
+    Attributes:
+        noise: uniform random numbers per image that `forward` reads in training; 0: none.
+        fixed_size_reason: why its graph accepts one image size only; None: it accepts any.
+    """
+
+    noise = 0
+    fixed_size_reason: str | None = None
+
+    def forward(self, maps: Sequence[Tensor], uniforms: Tensor | None = None) -> Tensor:
+        """`uniforms`: [b, noise] in training, for dropout of channels."""
+        raise NotImplementedError
 
 
 class ConvNormReLU(nn.Sequential):
@@ -20,24 +36,24 @@ class ConvNormReLU(nn.Sequential):
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [b, C, h, w] at another `size`, bilinear between pixel centres; of the same size, as they are."""
+    """Maps [b, C, h, w] at another `size`, bilinear between pixel centres; unchanged if they have that size."""
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
 def without_padding(maps: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """Maps [b, C, h, w] of images of `size` = (height, width) that were padded at the right and below to whole places
-    of `stride` pixels, without the padding: as they are where there was none, else at the size of the images."""
+    """Maps [b, C, h, w] of images of `size` = (height, width) that were padded at the right and below to multiples
+    of `stride` pixels, without the padding: unchanged if there was none, else at the size of the images."""
     whole = tuple(-(-side // stride) * stride for side in size)
     return maps if whole == tuple(size) else resize(maps, whole)[:, :, : size[0], : size[1]]
 
 
 def drop_channels(maps: Tensor, uniforms: Tensor | None, rate: float) -> Tensor:
-    """Spatial dropout (Tompson et al. 2015): channels of [b, C, h, w] fall out, the others grow by 1 / (1 - rate).
+    """Spatial dropout (Tompson et al. 2015): channels of [b, C, h, w] become 0, the others grow by 1 / (1 - rate).
 
     Args:
-        uniforms: [b, C], a channel falls out where its number is below `rate`; None (evaluation): nothing does.
+        uniforms: uniform random numbers [b, C]; channels whose number is below `rate` become 0. None: evaluation.
     """
     if uniforms is None or not rate:
         return maps

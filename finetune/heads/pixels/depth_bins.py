@@ -32,7 +32,7 @@ class DepthBins(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         weights = logits.float().relu() + 0.1  # linear normalization: DINOv2's
         weights = weights / weights.sum(dim=1, keepdim=True)
-        with torch.autocast(logits.device.type, enabled=False):  # bf16 tells metres apart to 1 in 256
+        with torch.autocast(logits.device.type, enabled=False):  # bf16 resolves 1 part in 256
             return torch.einsum("bkhw,k->bhw", weights, self.centres)[:, None]
 
 
@@ -40,8 +40,8 @@ def silog(predicted: Tensor, truth: Tensor, known: Tensor, *, variance_focus: fl
     """sqrt(mean of d^2 - lambda (mean of d)^2) of each map, d the difference of logs, averaged over [b, h, w] maps.
 
     Args:
-        known: bool [b, h, w]; a map that is known nowhere counts 0.
-        variance_focus: lambda; 1: blind to the scale.
+        known: bool [b, h, w]; a map that is unknown everywhere counts as 0.
+        variance_focus: lambda; 1: the scale has no influence.
     """
     gap = torch.where(known, predicted.clamp(min=1e-6).log() - truth.clamp(min=1e-6).log(), 0.0)
     count = known.sum(dim=(1, 2)).clamp(min=1)
@@ -50,7 +50,7 @@ def silog(predicted: Tensor, truth: Tensor, known: Tensor, *, variance_focus: fl
 
 
 def gradient_loss(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """Mean absolute gradient of the difference of logs, at 4 scales, each half the one before; [b, h, w] maps."""
+    """Mean absolute gradient of the difference of logs, at 4 scales, each half the previous one; [b, h, w] maps."""
     gap = predicted.clamp(min=1e-6).log() - truth.clamp(min=1e-6).log()
     total = gap.new_zeros(())
     for scale in range(GRADIENT_SCALES):

@@ -1,6 +1,6 @@
 """DPT's decoder (Ranftl et al. 2021, "Vision Transformers for Dense Prediction", section 3): four maps, fused upwards.
 
-The readout token is ignored (the paper's "ignore" variant), so that any backbone's maps will do.
+The readout token is ignored (the paper's "ignore" variant), so that maps of any backbone can be read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from finetune.heads.pixels.dense_parts import resize
+from finetune.heads.pixels.dense_parts import MapReader, resize
 
 REASSEMBLED = (96, 192, 384, 768)
 
@@ -49,7 +49,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A level joined with what comes from the coarser one, at the size asked for."""
+    """A level joined with the result of the coarser one, at the requested size."""
 
     def __init__(self, width: int, *, joins: bool):
         super().__init__()
@@ -63,19 +63,17 @@ class Fusion(nn.Module):
         return self.project(resize(self.unit2(x), size))
 
 
-class DPT(nn.Module):
+class DPT(MapReader):
     """Four maps -> [b, out_channels, h, w] at twice the grid of its finest level (half the image, for stride 16).
 
     Args:
-        channels, strides: of the four maps; those of equal stride are reassembled to a pyramid.
+        channels, strides: of the four maps; maps of equal stride are reassembled to a pyramid.
         width: channels of the decoder.
         reassembled: channels of the pyramid.
 
     Raises:
         ValueError: not four maps.
     """
-
-    noise = 0
 
     def __init__(
         self,
@@ -99,7 +97,7 @@ class DPT(nn.Module):
         self.out = nn.Conv2d(max(width // 8, 8), out_channels, 1)
 
     def forward(self, maps: Sequence[Tensor], uniforms: Tensor | None = None) -> Tensor:
-        """Maps [b, C_i, h_i, w_i], finest first; `uniforms` are those of heads with dropout, which this has not."""
+        """`uniforms` is not read: there is no dropout."""
         if self.reassemble is not None:
             maps = self.reassemble(maps)
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]

@@ -9,21 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from finetune.heads.pixels.dense_parts import drop_channels, linear_classes, resize
+from finetune.heads.pixels.dense_parts import MapReader, drop_channels, linear_classes, resize
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 
-class LinearHead(nn.Module):
+class LinearHead(MapReader):
     """Maps of one or more blocks -> logits [b, num_classes, h, w] on the grid of the first map.
 
     Args:
         channels: of each map; they are resized to the first and concatenated.
         dropout: rate of channel dropout before the classifier.
-
-    Attributes:
-        noise: how many uniforms per image `forward` spends when training, 0: none.
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int, *, dropout: float = 0.0):

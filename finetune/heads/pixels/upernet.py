@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.heads.pixels.dense_parts import ConvNormReLU, drop_channels, linear_classes, resize
+from finetune.heads.pixels.dense_parts import ConvNormReLU, MapReader, drop_channels, linear_classes, resize
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -56,9 +56,9 @@ class PyramidPooling(nn.Module):
 
 
 def cell_means(x: Tensor, cells: int) -> Tensor:
-    """Means of [b, C, h, w] over `cells` x `cells` parts, [b, C, cells, cells], as adaptive average pooling has them.
+    """Means of [b, C, h, w] over `cells` x `cells` parts, [b, C, cells, cells], as adaptive average pooling.
 
-    By products: torch's own has no deterministic gradient on a GPU.
+    Computed as matrix products: torch's adaptive pooling has no deterministic gradient on a GPU.
     """
     rows, columns = (_means_of_parts(length, cells).to(x) for length in x.shape[2:])
     return rows @ x @ columns.T
@@ -73,7 +73,7 @@ def _means_of_parts(length: int, parts: int) -> Tensor:
     return weights
 
 
-class UPerNet(nn.Module):
+class UPerNet(MapReader):
     """Four maps -> logits [b, num_classes, h, w] on the grid of the finest of its pyramid.
 
     Args:
@@ -81,12 +81,11 @@ class UPerNet(nn.Module):
         width: channels of the head (512 and, with ViT-B of MAE and BEiT, 768).
         dropout: rate of channel dropout before the classifier.
 
-    Attributes:
-        noise: how many uniforms per image `forward` spends when training, 0: none.
-
     Raises:
         ValueError: not four maps.
     """
+
+    fixed_size_reason = "UPerNet's pooling pyramid is built for one grid"
 
     def __init__(
         self,
@@ -124,7 +123,7 @@ class UPerNet(nn.Module):
 
 
 class AuxiliaryFCN(nn.Module):
-    """A map of a middle block -> logits on its grid, for a second loss that helps while training (Zhao et al. 2017)."""
+    """A map of a middle block -> logits on its grid, for a second loss in training (Zhao et al. 2017)."""
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, dropout: float = 0.1):
         super().__init__()

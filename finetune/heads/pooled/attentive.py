@@ -1,17 +1,16 @@
-"""The attentive probe: a learned query attends to the patches of a frozen network, a linear layer says the class.
+"""The attentive probe: a learned query attends to the patches of a frozen network, before a linear classifier.
 
-El-Nouby et al. 2024 ("AIM", section 4): what a network knows may lie in its patches rather than in their mean.
+El-Nouby et al. 2024 ("AIM", section 4): information of a network may be in its patches rather than in their mean.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.heads.pooled.linear import classifier
+from pretrain.models.backbones.contract import Backbone
 
 HEAD_DIM = 64
 
@@ -20,13 +19,13 @@ class AttentiveHead(nn.Module):
     """Images through a backbone to logits [b, K].
 
     Args:
-        num_heads: of the attention; None: one for 64 channels. num_queries: their results are averaged.
+        num_heads: of the attention; None: one per 64 channels. num_queries: results of several are averaged.
 
     Raises:
         ValueError: the backbone gives no patches, or the heads do not divide its width.
     """
 
-    def __init__(self, backbone: Any, num_classes: int, *, num_heads: int | None, num_queries: int, std: float):
+    def __init__(self, backbone: Backbone, num_classes: int, *, num_heads: int | None, num_queries: int, std: float):
         super().__init__()
         dim = backbone.embed_dim
         if "patches" not in backbone.provides:
@@ -41,7 +40,7 @@ class AttentiveHead(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)
         nn.init.trunc_normal_(self.kv.weight, std=0.02)
 
-    def forward(self, backbone: Any, images: Tensor, drop: Tensor | None = None) -> Tensor:
+    def forward(self, backbone: Backbone, images: Tensor, drop: Tensor | None = None) -> Tensor:
         return self.fc(self.attend(backbone(images, drop=drop)[:, backbone.num_prefix_tokens :]))
 
     def attend(self, patches: Tensor) -> Tensor:

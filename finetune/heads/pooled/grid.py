@@ -1,7 +1,7 @@
-"""Many linear classifiers on one frozen network, trained in one pass: each its own features and learning rate.
+"""Many linear classifiers on one frozen network, trained in one pass, each with its own features and learning rate.
 
 The linear evaluation of DINOv2 (Oquab et al. 2023, section 7.1 and official code): class tokens of the last 1 or 4
-blocks, alone or with the last mean patch, times thirteen learning rates; the best on the validation images counts.
+blocks, alone or with the last mean patch, times thirteen learning rates; the best one on the validation images is kept.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.backbones.contract import Backbone
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One classifier of the grid: last blocks that it reads, how they are pooled, its learning rate."""
+    """One classifier of the grid: number of last blocks that it reads, their pooling, its learning rate."""
 
     blocks: int
     pool: str
@@ -28,10 +29,10 @@ class Cell:
 
 
 class GridHead(nn.Module):
-    """Images through a backbone to logits [G, b, K] of all classifiers; every one learns as if it were alone.
+    """Images through a backbone to logits [G, b, K] of all classifiers, which train independently.
 
     Attributes:
-        cells: what each is. best: int64 [], the classifier that predicts; it is part of the state.
+        cells: the settings of each. best: int64 [], the classifier that predicts; part of the state.
 
     Raises:
         ValueError: the backbone lacks blocks, patches or a class token that the grid reads.
@@ -41,7 +42,7 @@ class GridHead(nn.Module):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         num_classes: int,
         *,
         blocks: Sequence[int],
@@ -65,13 +66,13 @@ class GridHead(nn.Module):
             nn.init.normal_(fc.weight, std=std)
             nn.init.zeros_(fc.bias)
             self.heads.append(fc)
-        self.register_buffer("best", torch.tensor(len(lrs) // 2))  # until it is known
+        self.register_buffer("best", torch.tensor(len(lrs) // 2))  # until one is chosen
 
     def choose(self, number: int) -> None:
-        """The classifier that predicts from now on."""
+        """Set the classifier that predicts."""
         self.best.fill_(number)
 
-    def forward(self, backbone: Any, images: Tensor, drop: Tensor | None = None) -> Tensor:
+    def forward(self, backbone: Backbone, images: Tensor, drop: Tensor | None = None) -> Tensor:
         layers = backbone.intermediate(images, max(cell.blocks for cell in self.cells))
         inputs = {
             (blocks, pool): features(layers[-blocks:], pool, backbone.num_prefix_tokens)

@@ -7,11 +7,12 @@ parameters, which makes the learning rate independent of their scale (Doersch et
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 BN_EPS = 1e-6  # MAE's linear probe
@@ -22,16 +23,18 @@ class PooledHead(nn.Module):
     """Images through a backbone to logits [b, K].
 
     Args:
-        backbone: with "own_norm" it is changed: its last norm is taken away.
+        backbone: with `own_norm` its last norm is removed.
         pool: "token": the normalized class token. "mean": of the patches; a backbone without blocks pools as timm does.
         own_norm: the mean is of raw patches, and a new norm comes after it; else it is of normalized patches.
-        standardize: batch norm over all ranks before the classifier. std: of its first weights.
+        standardize: batch norm over all ranks before the classifier. std: of the classifier's initial weights.
 
     Raises:
-        ValueError: the class token is asked of a backbone that has none.
+        ValueError: pool is token, and the backbone has no class token.
     """
 
-    def __init__(self, backbone: Any, num_classes: int, *, pool: Pool, own_norm: bool, standardize: bool, std: float):
+    def __init__(
+        self, backbone: Backbone, num_classes: int, *, pool: Pool, own_norm: bool, standardize: bool, std: float
+    ):
         super().__init__()
         if pool == "token" and not backbone.class_token:
             raise ValueError("task.pool: token, but the backbone has no class token; use mean")
@@ -42,11 +45,11 @@ class PooledHead(nn.Module):
         self.norm = SyncBatchNorm(dim, affine=False, eps=BN_EPS) if standardize else None
         self.fc = classifier(dim, num_classes, std=std)
 
-    def forward(self, backbone: Any, images: Tensor, drop: Tensor | None = None) -> Tensor:
+    def forward(self, backbone: Backbone, images: Tensor, drop: Tensor | None = None) -> Tensor:
         return self.classify(self.features(backbone, images, drop))
 
-    def features(self, backbone: Any, images: Tensor, drop: Tensor | None = None) -> Tensor:
-        """[b, D]; `drop` [b, depth, 2] are the uniforms of the backbone's drop path."""
+    def features(self, backbone: Backbone, images: Tensor, drop: Tensor | None = None) -> Tensor:
+        """[b, D]; `drop` as in `Backbone.forward`."""
         if self.pool == "token" or "layers" not in backbone.provides:
             return backbone.forward_cls(images, drop=drop)
         mean = backbone(images, drop=drop)[:, backbone.num_prefix_tokens :].mean(dim=1)
@@ -58,7 +61,7 @@ class PooledHead(nn.Module):
 
     @torch.no_grad()
     def as_linear(self) -> tuple[Tensor, Tensor]:
-        """Weight [K, D] and bias [K] that give the same in evaluation, the batch norm folded in."""
+        """Weight [K, D] and bias [K] with the same result in evaluation, the batch norm folded in."""
         weight, bias = self.fc.weight, self.fc.bias
         if self.norm is None:
             return weight.clone(), bias.clone()
@@ -67,11 +70,10 @@ class PooledHead(nn.Module):
         return weight, bias - weight @ self.norm.running_mean
 
 
-def take_norm(backbone: Any) -> nn.LayerNorm:
-    """A new norm like the backbone's last one, which is taken away."""
-    network = backbone.get_submodule(backbone.blocks_prefix.removesuffix("."))
-    norm = nn.LayerNorm(backbone.embed_dim, eps=network.norm.eps)
-    network.norm = nn.Identity()
+def take_norm(backbone: Backbone) -> nn.LayerNorm:
+    """A new norm like the backbone's last one, which is removed."""
+    norm = nn.LayerNorm(backbone.embed_dim, eps=cast(nn.LayerNorm, backbone.trunk.norm).eps)
+    backbone.trunk.norm = nn.Identity()
     return norm
 
 

@@ -1,22 +1,23 @@
-"""Low-rank adaptation of frozen weights (Hu et al. 2021): W + alpha / rank * B A, where only A and B learn."""
+"""Low-rank adaptation of frozen weights (Hu et al. 2021): W + alpha / rank * B A, where only A and B are trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.backbones.contract import Backbone
+
 _PATHS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer [n] -> [m] whose weight is that of `linear` and an update of low rank, which starts at zero.
+    """A linear layer [n] -> [m] whose weight is the frozen one of `linear` plus a low-rank update, initially zero.
 
-    `weight` is the sum, so that whatever reads a layer's weight reads that: our attention takes slices of it.
+    `weight` is the sum, for code that reads a layer's weight: our attention takes slices of it.
     """
 
     def __init__(self, linear: nn.Linear, *, rank: int, alpha: float):
@@ -35,16 +36,16 @@ class AdaptedLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def add_lora(backbone: Any, *, rank: int, alpha: float, layers: Sequence[str]) -> None:
-    """Freeze the backbone and let low-rank updates of `layers` of its blocks learn.
+def add_lora(backbone: Backbone, *, rank: int, alpha: float, layers: Sequence[str]) -> None:
+    """Freeze the backbone and train low-rank updates of `layers` of its blocks.
 
     Raises:
-        ValueError: it has no such layers, or none of such a rank.
+        ValueError: it has no such layers, or they cannot have this rank.
     """
     backbone.requires_grad_(False)
     if "layers" not in backbone.provides:
         raise ValueError("task.train: lora, but the backbone is not made of transformer blocks")
-    for number, block in enumerate(backbone.get_submodule(f"{backbone.blocks_prefix}blocks")):
+    for number, block in enumerate(backbone.trunk.blocks):
         for path in (_PATHS[layer] for layer in layers):
             linear = dict(block.named_modules()).get(path)
             if not isinstance(linear, nn.Linear):
@@ -57,7 +58,7 @@ def add_lora(backbone: Any, *, rank: int, alpha: float, layers: Sequence[str]) -
 
 @torch.no_grad()
 def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """The state of the backbone without adapted layers that computes the same."""
+    """The state of an equivalent backbone without adapted layers."""
     state = backbone.state_dict()
     for path, layer in backbone.named_modules():
         if isinstance(layer, AdaptedLinear):

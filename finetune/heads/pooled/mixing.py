@@ -1,8 +1,8 @@
-"""Mixup (Zhang et al. 2017) and CutMix (Yun et al. 2019) of a batch, from given uniforms, and the loss they need.
+"""Mixup (Zhang et al. 2017) and CutMix (Yun et al. 2019) of a batch, from given uniform random numbers, and their loss.
 
-Partners are neighbours in the batch (0 with 1, 2 with 3): samples come shuffled, so this is a random pairing, and
-unlike pairing the first with the last it does not depend on how a batch is divided over ranks. Settings are those of
-timm and DeiT. No value is read back from the device.
+Partners are neighbours in the batch (0 with 1, 2 with 3): samples are shuffled, so this is a random pairing, and unlike
+pairing the first with the last it does not depend on how a batch is divided over ranks. Settings are those of timm and
+DeiT. No value is read back from the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-UNIFORMS = 6  # of one draw: whether at all, which of the two, the share, the centre's row and column, one unused
+UNIFORMS = 6  # per draw: whether to mix, which of the two, the share, row and column of the centre, one unused
 _TABLE = 4096
 
 
@@ -23,8 +23,8 @@ class Mixer(nn.Module):
     """Labels to soft targets, and pairs of images to mixtures.
 
     Args:
-        mixup, cutmix: the Beta distribution's parameter, 0 for none. prob: of mixing at all.
-        switch_prob: of CutMix where both are on. smoothing: of the labels.
+        mixup, cutmix: the Beta distribution's parameter, 0 for none. prob: probability of mixing.
+        switch_prob: probability of CutMix if both are enabled. smoothing: of the labels.
         mode: "batch": one draw for the whole step (MAE, BEiT); "pair": one for each pair.
     """
 
@@ -53,13 +53,13 @@ class Mixer(nn.Module):
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def forward(self, images: Tensor, labels: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Images float [b, C, H, W] and labels int64 [b] to mixed images and targets [b, K] that add up to 1.
+        """Images float [b, C, H, W] and labels int64 [b] to mixed images and targets [b, K] that sum to 1.
 
         Args:
-            uniforms: [1 or b, UNIFORMS or more]; of a pair the even member's are read.
+            uniforms: [1 or b, UNIFORMS or more]; a pair uses those of its even member.
 
         Raises:
-            ValueError: an odd number of images, of which one has no partner.
+            ValueError: an odd number of images, so that one has no partner.
         """
         targets = smoothed(labels, self.num_classes, self.smoothing)
         if not self.mixes:
@@ -93,7 +93,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _box(share: Tensor, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
-    """bool [m, H, W]: the rectangle around a uniform centre that takes 1 - share of the area before it is clipped."""
+    """bool [m, H, W]: the rectangle around a uniform centre that covers 1 - share of the area before clipping."""
     side = (1 - share).clamp(min=0).sqrt()
 
     def inside(centre: Tensor, size: int) -> Tensor:
@@ -106,7 +106,7 @@ def _box(share: Tensor, row: Tensor, column: Tensor, height: int, width: int) ->
 
 
 def _beta_quantiles(alpha: float) -> np.ndarray:
-    """float32 [_TABLE]: the quantiles of Beta(alpha, alpha) in the middle of equal parts; all 1 for 0."""
+    """float32 [_TABLE]: quantiles of Beta(alpha, alpha) at the centres of equal intervals; all 1 for alpha 0."""
     if not alpha:
         return np.ones(_TABLE, np.float32)
     return betaincinv(alpha, alpha, (np.arange(_TABLE) + 0.5) / _TABLE).astype(np.float32)

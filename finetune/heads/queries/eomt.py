@@ -1,7 +1,7 @@
 """Masks from a plain vision transformer itself: queries join its last blocks as further tokens.
 
-EoMT (Kerssies et al. 2025, "Your ViT is Secretly an Image Segmentation Model"). While training, a query attends only to
-the patches its own mask covers so far; this is given up block by block, so that what remains is a plain ViT.
+EoMT (Kerssies et al. 2025, "Your ViT is Secretly an Image Segmentation Model"). In training, a query attends only to
+the patches that its current mask covers; this masking is annealed to zero block by block, which leaves a plain ViT.
 """
 
 from __future__ import annotations
@@ -12,41 +12,38 @@ import torch
 from timm.layers import LayerNorm2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-from finetune.dense.plain import PlainDense
-from finetune.dense.timm_plain import TimmPlain
+from finetune.dense.contract import BlockwiseBackbone
 from finetune.heads.pixels.dense_parts import resize, without_padding
 from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
-
-Tokens = PlainDense | TimmPlain
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _POWER = 0.9
 
 
 class EoMT(nn.Module):
-    """Queries, and what reads classes and masks from them; the backbone is an argument of every call.
+    """Queries, and the layers that predict classes and masks from them; the backbone is an argument of every call.
 
     Args:
-        dense: the backbone it will be called with: plain, its last map that of the last block, normalized.
+        dense: the backbone of later calls; its last map must be that of the last block, normalized.
         loss: of the set of masks, with the number of classes.
-        num_queries: the most objects (instances, or classes of a class map) that one image can have.
-        num_blocks: of the backbone, at its end, that the queries go through.
-        masked_attention: train with it; without, only what the last block gives is supervised.
+        num_queries: largest number of objects (instances, or classes of a class map) in one image.
+        num_blocks: number of the backbone's last blocks that process the queries.
+        masked_attention: train with it; without it, only the output of the last block is supervised.
 
     Attributes:
-        noise: uniforms per image that `losses` spends.
+        noise: uniform random numbers per image that `losses` reads.
         mask_probability: buffer [num_blocks], the share of queries whose attention is masked in each block; `losses`
-            sets it by the progress of the run, and what is predicted later follows it.
+            sets it by the progress of the run, and predictions use it.
 
     Raises:
-        ValueError: the backbone is not of that kind, or has too few blocks.
+        ValueError: the backbone does not fit, or has too few blocks.
     """
 
     mask_probability: Tensor
 
     def __init__(
         self,
-        dense: Tokens,
+        dense: BlockwiseBackbone,
         loss: MaskSetLoss,
         *,
         num_queries: int = 100,
@@ -70,14 +67,15 @@ class EoMT(nn.Module):
         self.register_buffer("mask_probability", torch.full((num_blocks,), float(masked_attention)))
 
     def forward(
-        self, dense: Tokens, images: Tensor, *, drop: Tensor | None = None, uniforms: Tensor | None = None
+        self, dense: BlockwiseBackbone, images: Tensor, *, drop: Tensor | None = None, uniforms: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Images [b, C, H, W] -> (mask logits [b, q, h, w], class logits [b, q, K + 1]) of every supervised block, the
         last of them the result. Class K is "no object"; h and w are a quarter of the image's, padded to whole patches.
 
         Args:
-            drop: uniforms of the drop path. uniforms: [b, num_blocks, q] below `mask_probability` where attention is
-                masked; None: evenly spread over the queries.
+            drop: as in `DenseBackbone.forward`.
+            uniforms: uniform random numbers [b, num_blocks, q]; attention is masked where they are below
+                `mask_probability`. None: masked queries are evenly spread.
         """
         start = dense.depth - self.num_blocks
         x, grid = dense.prepare(images)
@@ -95,7 +93,7 @@ class EoMT(nn.Module):
 
     def losses(
         self,
-        dense: Tokens,
+        dense: BlockwiseBackbone,
         images: Tensor,
         targets: list[MaskTargets],
         *,
@@ -120,21 +118,35 @@ class EoMT(nn.Module):
         predictions = [(without_padding(masks, size, dense.patch_size), classes) for masks, classes in predictions]
         return self.loss(predictions, targets, uniforms[:, :2]) | {"masked_attention": self.mask_probability.mean()}
 
-    def class_scores(self, dense: Tokens, images: Tensor) -> Tensor:
+    def class_scores(self, dense: BlockwiseBackbone, images: Tensor) -> Tensor:
         """Scores [b, K, H, W] of the classes at every pixel: over queries, the sum of class times mask probability.
 
-        They do not sum to 1; means over windows, scales and mirrors are taken of them as they are.
+        They do not sum to 1, and are averaged over windows, scales and mirrors without a softmax.
         """
         masks, classes = self.predict(dense, images)
         with torch.autocast(images.device.type, enabled=False):  # sums of many small products
             return torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], resize(masks, _size(images)).sigmoid())
 
-    def predict(self, dense: Tokens, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, dense: BlockwiseBackbone, images: Tensor) -> tuple[Tensor, Tensor]:
         """The result: fp32 mask logits [b, q, h, w] that cover the images exactly, and class logits [b, q, K + 1]."""
         masks, classes = self(dense, images)[-1]
         return without_padding(masks.float(), _size(images), dense.patch_size), classes.float()
 
-    def _read(self, dense: Tokens, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def stop_masking(self) -> None:
+        """Compute no attention mask any more, which changes nothing once masking has been annealed to zero.
+
+        Raises:
+            ValueError: attention is still masked at this point of the training.
+        """
+        if (self.mask_probability > 0).any():
+            share = self.mask_probability.max().item()
+            raise ValueError(
+                f"head eomt still masks its attention ({share:.0%} in the last block), and a mask computed from the "
+                "image cannot be in a graph. Export it at the end of its run, when masking has been annealed to zero"
+            )
+        self.masked_attention = False
+
+    def _read(self, dense: BlockwiseBackbone, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = dense.normed(x)
         queries, tokens = x[:, : self.num_queries], x[:, self.num_queries :]
         pixels = self.upscale(dense.as_map(tokens, grid))
@@ -158,8 +170,8 @@ class EoMT(nn.Module):
 def masked_share(fraction: float, num_blocks: int) -> list[float]:
     """The share of queries with masked attention in each block, when `fraction` of the run is done.
 
-    Each block gives it up within a sixth of the run, the first from 1/6 of it on, the last from 4/6; so the end of the
-    run is without (the official configurations).
+    Each block anneals it to zero within a sixth of the run, the first from 1/6 of it on, the last from 4/6; the last
+    sixth is without it (the official configurations).
     """
     shares = []
     for block in range(num_blocks):
@@ -184,9 +196,7 @@ def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
 
 
-def _check(dense: Tokens, num_blocks: int) -> None:
-    if not isinstance(dense, PlainDense | TimmPlain):
-        raise ValueError(f"head eomt on a {type(dense).__name__}: its queries go through the blocks of a plain ViT")
+def _check(dense: BlockwiseBackbone, num_blocks: int) -> None:
     if not 1 <= num_blocks <= dense.depth:
         raise ValueError(f"head eomt: num_blocks {num_blocks}, but the backbone has {dense.depth} blocks")
     if not dense.norm or dense.indices[-1] != dense.depth - 1:
@@ -194,4 +204,4 @@ def _check(dense: Tokens, num_blocks: int) -> None:
     local = [] if dense.window is None else sorted(set(range(dense.depth)) - set(dense.global_blocks))
     local = [index for index in local if index >= dense.depth - num_blocks]
     if local:
-        raise ValueError(f"head eomt: blocks {local} attend within windows, but the queries need whole images there")
+        raise ValueError(f"head eomt: blocks {local} attend within windows, but the queries need complete images there")

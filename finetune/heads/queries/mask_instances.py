@@ -13,7 +13,7 @@ from finetune.heads.pixels.dense_parts import resize
 from finetune.heads.queries.detr import best_pairs
 from finetune.predictions import Detected
 
-PIXELS_AT_ONCE = 2**26  # of masks at the size of the image: a hundred of a large photo would be tens of gigabytes
+PIXELS_AT_ONCE = 2**26  # of masks at the size of the image: a hundred masks of a large photo need tens of gigabytes
 
 
 def instances(
@@ -31,8 +31,8 @@ def instances(
     without a pixel are left out. Boxes are those of the masks.
 
     Args:
-        canvas: (height, width) of the images the logits are of. contents: of the part of each, at its top left, that
-            is not padding. sizes: of the original images.
+        canvas: (height, width) of the images that the logits belong to. contents: of the part of each, at its top left,
+            that is not padding. sizes: of the original images.
     """
     found = []
     for i, (content, size) in enumerate(zip(contents, sizes, strict=True)):

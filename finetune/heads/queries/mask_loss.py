@@ -1,4 +1,4 @@
-"""The loss of a set of masks: every object is given to one query, by least cost, and the others say "no object".
+"""The loss of a set of masks: every object is assigned to one query, by least cost, the others to "no object".
 
 Mask2Former (Cheng et al. 2022, section 3.2) with the weights of EoMT (Kerssies et al. 2025): binary cross-entropy and
 Dice on points, cross-entropy of the classes.
@@ -20,7 +20,7 @@ from pretrain.core import distributed
 class MaskTargets:
     """The objects of one image: labels int64 [n] from 0; masks bool or uint8 [n, H, W].
 
-    Where `valid` [H, W] is false nobody knows what is right (void pixels, crowds): no loss there. None: all is known.
+    Where `valid` [H, W] is False the truth is unknown (void pixels, crowds): no loss there. None: all is known.
     """
 
     labels: Tensor
@@ -29,7 +29,7 @@ class MaskTargets:
 
     @classmethod
     def of_class_map(cls, class_map: Tensor, *, void: int = 255) -> MaskTargets:
-        """A mask for every class that occurs in a map [H, W]; `void` is no class, and nothing is known there."""
+        """A mask for every class that occurs in a map [H, W]; `void` is no class, and the truth is unknown there."""
         labels = class_map.unique()
         labels = labels[labels != void].long()
         valid = class_map != void
@@ -52,15 +52,15 @@ class MaskSetLoss:
     def __call__(
         self, predictions: list[tuple[Tensor, Tensor]], targets: list[MaskTargets], shifts: Tensor
     ) -> dict[str, Tensor]:
-        """The loss over all `predictions`, matched anew for each; the terms of the last of them; and "without_query",
-        objects per image for which there were too few queries.
+        """The loss summed over all `predictions`, each matched separately; the terms of the last one; and
+        "without_query", the number of objects per image that exceed the queries.
 
         Args:
             predictions: (mask logits [b, q, h, w], class logits [b, q, K + 1]) of every layer that is supervised.
-            shifts: one pair of random numbers in [0, 1) for every image, [b, 2]: where the points are.
+            shifts: a pair of uniform random numbers for every image, [b, 2], which determines the points.
 
         Raises:
-            ValueError: a label is not one of the classes, or labels and masks are not of equal number.
+            ValueError: a label is not one of the classes, or the numbers of labels and masks differ.
         """
         self._check(targets)
         counts = self._counts(predictions[0][1], targets)
@@ -128,7 +128,7 @@ class MaskSetLoss:
         return cross_entropy.sum(1) / weights.sum(1).clamp(min=1.0), 1 - (2 * overlap + 1) / (sizes + 1)
 
     def _counts(self, class_logits: Tensor, targets: list[MaskTargets]) -> Tensor:
-        """What sums over masks and over queries are divided by, so that the mean over ranks is that of one rank."""
+        """Divisors of the sums over masks and over queries, such that the mean over ranks is that of one rank."""
         queries = class_logits.shape[1]
         masks = sum(min(len(target.labels), queries) for target in targets)
         classes = masks + self.no_object_weight * (len(targets) * queries - masks)

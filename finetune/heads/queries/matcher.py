@@ -1,4 +1,4 @@
-"""One query for every object: the assignment of least cost, as DETR makes it (Carion et al. 2020, section 3.1)."""
+"""One query for every object: the assignment of least cost, as in DETR (Carion et al. 2020, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WORST = 1e6
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs (query, object) of least total cost [q, n]: two int64 [min(q, n)], ascending by query.
 
-    With more objects than queries the dearest objects stay without one.
+    With more objects than queries, the most expensive objects get none.
     """
-    # Broken weights give costs that are no numbers; then any pairs do, and the loss itself says what is wrong.
+    # Non-finite weights give non-finite costs; any pairs will do then, and the loss itself shows the problem.
     finite = cost.detach().float().nan_to_num(nan=_WORST, posinf=_WORST, neginf=-_WORST)
     queries, objects = linear_sum_assignment(finite.cpu().numpy())
     return torch.as_tensor(queries, device=cost.device), torch.as_tensor(objects, device=cost.device)
@@ -28,7 +28,7 @@ def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal_class_cost(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """What a query would gain under the focal loss by saying the object's class instead of nothing: [q, K] -> [q, n].
+    """Focal loss of a query for the object's class minus that for no class: logits [q, K] -> [q, n].
 
     Zhu et al. 2020 (Deformable DETR).
     """

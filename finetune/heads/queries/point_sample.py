@@ -1,7 +1,7 @@
 """Points at which masks are compared: a loss on points costs a fraction of one on every pixel (Kirillov et al. 2020).
 
-Points are (x, y) in [0, 1] of the image. They come from a shifted low-discrepancy sequence instead of a generator: one
-pair of random numbers for an image gives any number of evenly spread points, the same wherever it is computed.
+Points are (x, y) in [0, 1] of the image. They come from a shifted low-discrepancy sequence instead of a generator:
+one pair of random numbers per image gives any number of evenly spread points, the same on every device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def shifts_of_masks(shift: Tensor, count: int) -> Tensor:
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Values of maps [n, H, W] of any type at points [n, p, 2], bilinear between the centers of pixels: [n, p].
+    """Values of maps [n, H, W] of any dtype at points [n, p, 2], bilinear between the centers of pixels: [n, p].
 
     A point within half a pixel of the border takes the border's value.
     """
@@ -45,9 +45,9 @@ def sample_together(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def _corners(points: Tensor, maps: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The four pixels around each point [..., 2], as places of the flat map, with their weights: of [...] each.
+    """The four pixels around each point [..., 2], as indices into the flat map, with their weights, [...] each.
 
-    By hand, because torch's `grid_sample` has no deterministic gradient on a GPU, and would need the maps as floats.
+    Written out because torch's `grid_sample` has no deterministic gradient on a GPU, and needs float maps.
     """
     height, width = maps.shape[1:]
     x = (points[..., 0] * width - 0.5).clamp(0, width - 1)

@@ -1,7 +1,7 @@
-"""Boxes from queries that look at the whole of one feature map: a DETR decoder for plain backbones.
+"""Boxes from queries that attend to one complete feature map: a DETR decoder for plain backbones.
 
-Every layer corrects the boxes of the one before (Deformable DETR, Zhu et al. 2020), the place of a query is told by its
-box (DAB-DETR, Liu et al. 2022), and where it looks is biased by the distances of every patch to the sides of that box
+Every layer corrects the boxes of the previous one (Deformable DETR, Zhu et al. 2020), the position of a query is that
+of its box (DAB-DETR, Liu et al. 2022), and its attention is biased by the distances of patches to the sides of that box
 ("DETR Doesn't Need Multi-Scale or Locality Design", Lin et al. 2023).
 """
 
@@ -24,7 +24,7 @@ class QueryDecoder(nn.Module):
 
     Args:
         in_channels: of the map. num_logits: of the classes, see `BoxSetLoss`.
-        prior: probability that a query's class has at the start, under the focal loss; None: under cross-entropy.
+        prior: initial probability of a class, under the focal loss; None: under cross-entropy.
 
     Raises:
         ValueError: the heads do not divide the width, or it is not a multiple of 8.
@@ -72,7 +72,7 @@ class QueryDecoder(nn.Module):
         boxes = self.anchors.sigmoid()[None].expand(x.shape[0], -1, -1)
         outputs = []
         for layer in self.layers:
-            # The next layer starts from these boxes, but is not the reason to move them.
+            # The next layer starts from these boxes, without a gradient to them.
             boxes = boxes.detach() if outputs else boxes
             place = self.place(sine_of(boxes, self.width // 2).to(memory.dtype))
             queries = layer(queries, place, keys, memory, boxes, grid)
@@ -106,7 +106,7 @@ class _Layer(nn.Module):
 
 
 class BoxBias(nn.Module):
-    """What is added to the attention of a box to the places of a grid: a part by column and a part by row.
+    """The bias of the attention from a box to the cells of a grid: a part by column and a part by row.
 
     Each is a small network of the distances to both sides of the box, on a logarithmic scale (Lin et al. 2023, 3.1).
     """
@@ -127,13 +127,13 @@ class BoxBias(nn.Module):
 
 
 def _log_distances(low: Tensor, high: Tensor, places: Tensor) -> Tensor:
-    """Signed distances of sides [b, q] to places [n] -> [b, q, n, 2]; 8 times the image's side is 1."""
+    """Signed log distances of sides [b, q] to positions [n] -> [b, q, n, 2]; 8 times the image's side is 1."""
     distances = torch.stack([low[..., None] - places, high[..., None] - places], dim=-1) * 8
     return distances.sign() * torch.log2(distances.abs() + 1) / 3
 
 
 def grid_centers(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """The centers (x, y) of a grid's places, row-major, in parts of the image: [rows * columns, 2]."""
+    """The centers (x, y) of a grid's cells, row-major, in parts of the image: [rows * columns, 2]."""
     rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in grid)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1).flip(-1)
 

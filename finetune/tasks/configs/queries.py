@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,3 +22,12 @@ class EoMTSection(Config):
     dice_weight: Strength = 5.0
     class_weight: Strength = 2.0
     no_object_weight: Strength = 0.1
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """Those of `MaskSetLoss`."""
+        weights = {"mask_weight", "dice_weight", "class_weight", "no_object_weight"}
+        return self.model_dump(include={"num_points", *weights})
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Those of `EoMT`."""
+        return self.model_dump(include={"num_queries", "num_blocks", "masked_attention"})

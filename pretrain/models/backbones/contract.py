@@ -161,3 +161,30 @@ class Backbone(ImageEncoder):
 
     def train_positions(self) -> None:
         """Let a fixed sin-cos table be trained from now on; nothing changes where there is none."""
+
+    # Read by fine-tuning and export
+
+    resample_always: bool = False  # resample position tables for the trained grid too, while a graph is traced
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
+    @property
+    def num_stages(self) -> int:
+        """Number of blocks, or of stages in a hierarchical model, whose outputs can be feature maps."""
+        return self.depth
+
+    @property
+    def drop_shape(self) -> tuple[int, ...] | None:
+        """Shape of the uniform random numbers `drop` of one image, which training needs; None: it needs none."""
+        return None
+
+    def layer_numbers(self) -> tuple[dict[str, int], int]:
+        """The layer of each parameter by name, and the number of the last layer, in hierarchical models."""
+        raise NotImplementedError
+
+    def fixed_size_reason(self) -> str | None:
+        """Why a traced graph of it accepts one image size only; None: it accepts any."""
+        return f"{type(self).__name__} is built for one image size"

@@ -38,6 +38,8 @@ class Family:
         stem: the module whose output a mask token replaces.
         stem_stride: pixels per place of the stem's output where it differs from the stride of the whole.
         stride: pixels per output token, of its models without arguments; 0: in their names.
+        pooled_norm: argument that puts the last norm after the pooling of a classifier.
+        token_norm: argument that keeps a norm before it; None: `pooled_norm` decides both.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Family:
     stem: str = "patch_embed"
     stem_stride: int = 0
     stride: int = 0
+    pooled_norm: str = "use_fc_norm"
+    token_norm: str | None = None
 
 
 def _family(name: str, pattern: str, where: str, provides: str, *, other_sizes: bool, **more: Any) -> Family:
@@ -74,6 +78,7 @@ FAMILIES = (
         "image patches class_token mask layers",
         other_sizes=True,
         arguments={"global_pool": "", "dynamic_img_size": True},
+        token_norm="use_post_transformer_norm",
     ),
     _family(
         "ViT",
@@ -83,6 +88,7 @@ FAMILIES = (
         "image patches class_token keep mask layers",
         other_sizes=True,
         arguments={"global_pool": "", "dynamic_img_size": True},
+        pooled_norm="fc_norm",
     ),
     _family(
         "Swin",

@@ -16,11 +16,13 @@ from typing import Any
 import timm
 import torch
 from timm.layers import DropPath  # pyright: ignore[reportPrivateImportUsage]
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import Backbone, Trunk
 
+_CLASSIFIER = "a classifier"  # the name of no parameter
 SHARE = 0.5  # the drop rate that a model is built with, to learn each branch's share of it
 
 
@@ -182,6 +184,22 @@ class TimmBackbone(Backbone):
             raise ValueError(f"timm/{self.name}: stochastic depth by subset is of our own ViT only")
         for module, share in self._shares:
             module.drop_prob = rate if uniform else rate * share
+
+    @property
+    def title(self) -> str:
+        return f"timm/{self.name}"
+
+    @property
+    def num_stages(self) -> int:
+        return len(getattr(self.model, "feature_info", ())) or 1
+
+    def layer_numbers(self) -> tuple[dict[str, int], int]:
+        """As timm counts them: the stem, each block of each stage; the last layer is that of a classifier."""
+        names = [name for name, _ in self.model.named_parameters()]
+        matcher = self.model.group_matcher(coarse=False)
+        # Names that no rule of timm's matches are in its last layer, as its classifier is, which this model lacks.
+        layers: Any = group_with_matcher(((name, name) for name in [*names, _CLASSIFIER]), matcher, reverse=True)
+        return layers, layers.pop(_CLASSIFIER)
 
     def release_model(self) -> dict[str, Any]:
         """What rebuilds it, see `release`."""

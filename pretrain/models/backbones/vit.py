@@ -226,6 +226,17 @@ class ViT(Backbone):
             self.pos_embed.requires_grad_(True)
             self.pos_kind = "learned"
 
+    @property
+    def drop_shape(self) -> tuple[int, ...] | None:
+        return (self.depth, 2) if any(block.drop_rate for block in cast(Sequence[Block], self.blocks)) else None
+
+    def fixed_size_reason(self) -> str | None:
+        if self.rel_pos_kind != "none":
+            return "its relative-position tables are indexed for one grid"
+        if self.pos_embed is not None and self.pos_resize.startswith("dino"):
+            return "its positions are resampled by a scale factor, as DINO's are"
+        return None
+
     def prepare_tokens(
         self,
         x: Tensor,
@@ -257,7 +268,8 @@ class ViT(Backbone):
         """The position table for a grid of patches, [1, 1 + N, D], without a class token [1, N, D]; None: no table."""
         if self.pos_embed is None:
             return None
-        return positions.resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize)
+        resize = positions.resample if self.resample_always else positions.resize
+        return resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize)
 
     def release_model(self) -> dict[str, Any]:
         """What rebuilds it, see `release`: the arguments of this class, without drop path."""

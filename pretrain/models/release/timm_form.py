@@ -33,6 +33,8 @@ class TimmModel:
     Attributes:
         kind: decides the names, see `to_timm`. architecture: of timm's registry. arguments: override the entry's.
         first_conv, classifier: names of those layers, which timm adapts to other channels and other classes.
+        pooled_norm: argument of its class that puts the last norm after the pooling of a classifier.
+        token_norm: argument that keeps a norm before it; None: that follows from `pooled_norm`.
     """
 
     kind: str
@@ -40,6 +42,8 @@ class TimmModel:
     arguments: dict[str, Any]
     first_conv: str | None = "patch_embed.proj"
     classifier: str | None = "head"
+    pooled_norm: str = "use_fc_norm"
+    token_norm: str | None = None
 
 
 def timm_model(backbone: ImageEncoder) -> TimmModel | str:
@@ -161,7 +165,7 @@ def _vit(backbone: ViT) -> TimmModel | str:
     if backbone.pos_embed is None:
         arguments["pos_embed"] = "none"
     arguments |= {"global_pool": "token"} if backbone.class_token else {"global_pool": "avg", "fc_norm": False}
-    return TimmModel(VIT, architecture(backbone), arguments)
+    return TimmModel(VIT, architecture(backbone), arguments, pooled_norm="fc_norm")
 
 
 def _beit(backbone: ViT) -> TimmModel | str:
@@ -202,19 +206,28 @@ def _eva(backbone: ViT) -> TimmModel | str:
         "global_pool": "token" if backbone.class_token else "avg",
     }
     entry = "vit_base_patch16_dinov3" if backbone.norm_eps == DINOV3_EPS else "eva_giant_patch14_224"
-    return TimmModel(EVA, entry, arguments)
+    return TimmModel(EVA, entry, arguments, token_norm="use_post_transformer_norm")
 
 
 def _of_timm(backbone: TimmBackbone) -> TimmModel:
+    family = backbone.family
     arguments: dict[str, Any] = {**backbone.arguments, "in_chans": backbone.in_chans}
     if backbone.takes_img_size:
         arguments["img_size"] = list(backbone.img_size)
     if "layers" in backbone.provides or backbone.class_token:
         arguments["global_pool"] = "token" if backbone.class_token else "avg"
         if not backbone.class_token:  # the norm comes before the mean, as in forward_cls
-            arguments["use_fc_norm" if backbone.family.class_name == "Eva" else "fc_norm"] = False
+            arguments[family.pooled_norm] = False
     given = backbone.model.pretrained_cfg
-    return TimmModel(ANY, backbone.name, arguments, given.get("first_conv"), given.get("classifier"))
+    return TimmModel(
+        ANY,
+        backbone.name,
+        arguments,
+        given.get("first_conv"),
+        given.get("classifier"),
+        pooled_norm=family.pooled_norm,
+        token_norm=family.token_norm,
+    )
 
 
 def _widths(backbone: ViT) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from finetune.dense.plain import PlainDense, four_blocks
+from finetune.dense.blocks import four_blocks
+from finetune.dense.plain import PlainDense
 from finetune.tasks.groups import task_groups
 from pretrain.models.backbones.vit import ViT
 from tests.finetune.dense.test_windows import POSITIONS, vit

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.dense.build import dense
+from finetune.dense.build import dense_backbone
 from finetune.dense.plain import PlainDense
 from finetune.dense.pyramid import HierarchicalFPN, pyramid
 from finetune.dense.timm_dense import TimmDense
@@ -30,7 +30,7 @@ def test_stages_of_a_hierarchical_model_are_maps_of_every_image_size(
     name: str, arguments: dict, channels: list[int], height: int, width: int
 ):
     torch.manual_seed(0)
-    made = dense(TimmBackbone(name, (64, 64), **arguments)).train()
+    made = dense_backbone(TimmBackbone(name, (64, 64), **arguments)).train()
     assert made.channels == channels and made.strides == [4, 8, 16, 32]
     maps = made(torch.randn(2, 3, height, width))
     cover = [(c, -(-height // stride), -(-width // stride)) for c, stride in zip(channels, made.strides, strict=True)]
@@ -59,7 +59,7 @@ def test_a_plain_model_of_timms_gives_the_maps_of_our_own(window: int | None, no
     theirs, ours = pair()
     options = {"window": window, "global_blocks": None if window is None else (1,), "indices": (0, 2), "norm": norm}
     images = torch.randn(2, 3, 40, 29)
-    wrapped = dense(theirs, **options)
+    wrapped = dense_backbone(theirs, **options)
     assert isinstance(wrapped, TimmDense)
     expected = PlainDense(ours, **options)(images)
     for one, other in zip(wrapped(images), expected, strict=True):
@@ -67,26 +67,28 @@ def test_a_plain_model_of_timms_gives_the_maps_of_our_own(window: int | None, no
 
 
 def test_what_comes_after_the_last_map_is_frozen():
-    made = dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), indices=(1, 2))
+    made = dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), indices=(1, 2))
     frozen = {name for name, p in made.named_parameters() if not p.requires_grad}
     assert {name.split(".")[2] for name in frozen} == {"stages", "head"}
     assert all(name.startswith(("backbone.model.stages.3.", "backbone.model.head.")) for name in frozen)
 
 
 def test_an_image_size_that_the_model_refuses_is_named_with_the_way_out():
-    made = dense(TimmBackbone("hiera_tiny_224", (64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)))
+    made = dense_backbone(TimmBackbone("hiera_tiny_224", (64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)))
     with pytest.raises(ValueError, match=r"made for 64 x 64 px and refuses 64 x 96.*set model\.img_size"):
         made(torch.zeros(1, 3, 64, 96))
 
 
 def test_what_a_model_cannot_do_is_refused():
     with pytest.raises(ValueError, match="no plain ViT whose blocks take windows"):
-        dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), window=7)
+        dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), window=7)
     with pytest.raises(ValueError, match=r"global_blocks must ascend within 0 to 2, got \[2, 5, 8, 11\]"):
-        dense(TimmBackbone("vit_tiny_patch16_224", (32, 32), **TINY_VIT), window=2, global_blocks=(2, 5, 8, 11))
+        dense_backbone(
+            TimmBackbone("vit_tiny_patch16_224", (32, 32), **TINY_VIT), window=2, global_blocks=(2, 5, 8, 11)
+        )
     with pytest.raises(ValueError, match="decomposed positions are of our own ViT"):
-        dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), rel_pos=True)
+        dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), rel_pos=True)
     with pytest.raises(ValueError, match="indices must ascend within 0 to 3"):
-        dense(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), indices=(4,))
+        dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), indices=(4,))
     with pytest.raises(ValueError, match="a Linear gives no maps"):
-        dense(torch.nn.Linear(2, 2))
+        dense_backbone(torch.nn.Linear(2, 2))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.dense.build import dense
+from finetune.dense.build import dense_backbone
 from finetune.dense.plain import PlainDense
 from finetune.dense.timm_plain import TimmPlain
 from finetune.heads.queries.eomt import EoMT
@@ -26,7 +26,7 @@ NAMES = (
 def plain(name: str) -> TimmPlain:
     torch.manual_seed(0)
     size = (28, 28) if "14_" in name else (32, 32)
-    made = dense(TimmBackbone(name, size, **SMALL))  # pyright: ignore[reportArgumentType]
+    made = dense_backbone(TimmBackbone(name, size, **SMALL))  # pyright: ignore[reportArgumentType]
     assert isinstance(made, TimmPlain)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -119,7 +119,7 @@ def test_a_segmentation_graph_predicts_images_that_are_no_whole_patches():
 def test_a_graph_of_a_fixed_size_refuses_another():
     task = small_task("classification")
     model = with_graph(task, lambda pixels: [pixels], patch=8, fixed=(32, 32))
-    with pytest.raises(ValueError, match="for images of 32 x 32, and one of 48 x 40 came"):
+    with pytest.raises(ValueError, match="for images of 32 x 32, but one of 48 x 40 was given"):
         model.predict({"image": torch.zeros(1, 3, 48, 40)})
 
 
@@ -160,7 +160,7 @@ TIMM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_a_network_of_timms_is_a_graph_of_one_size_and_any_batch(family: str):
     name, arguments, section = TIMM[family]
     graph = finished(small_task(**section, backbone=TimmBackbone(name, (64, 64), **arguments)))
-    assert graph.fixed == "TimmBackbone is made for one size"
+    assert graph.fixed == "TimmBackbone is built for one image size"
     checked = compared_as_traced(graph, (64, 64))
     assert [one.batch for one in checked] == [1, 2, 5]
 
@@ -190,7 +190,7 @@ def finished(task: Task) -> Graph:
 def test_masks_of_eomt_are_an_onnx_graph_of_any_batch_and_size(tmp_path: Path):
     graph = finished(small_task("detection", vit={"depth": 1}, **{**EOMT, "size": 32}))
     graphs.write_onnx(graph, graphs.trace(graph, (32, 32)), tmp_path / "model.onnx")
-    assert graph.fixed is None and graph.outputs == ("masks", "logits")
+    assert graph.fixed is None and tuple(graph.names) == ("masks", "logits")
     graphs.compare(graph, session(tmp_path / "model.onnx"), graphs.cases(graph, (32, 32)))
 
 

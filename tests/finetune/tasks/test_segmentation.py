@@ -210,7 +210,7 @@ def test_a_hierarchical_backbone_gives_its_own_pyramid(head: str):
     batch |= {name: torch.rand(2, *shape) for name, shape in task.noises.items()}
     task.train()(batch, 0)["loss"].backward()
     assert not [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
-    assert task.eval().scores(torch.randn(1, 3, 50, 70)).shape[:2] == (1, 3)
+    assert task.eval().outputs(torch.randn(1, 3, 50, 70))[0].shape[:2] == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,10 @@ def test_pixels_stay_where_they_are_in_images_that_are_no_whole_patches(
     padded = F.pad(images, (0, size[1] - 53, 0, size[0] - 43))
     task.eval()
     with torch.no_grad():
-        whole = resize(task.scores(padded), padded.shape[2:])
-        torch.testing.assert_close(resize(task.scores(images), (43, 53)), whole[:, :, :43, :53], atol=1e-4, rtol=1e-4)
+        whole = resize(task.outputs(padded)[0], padded.shape[2:])
+        torch.testing.assert_close(
+            resize(task.outputs(images)[0], (43, 53)), whole[:, :, :43, :53], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_the_picture_shows_truth_and_prediction():

@@ -106,8 +106,8 @@ def test_timm_prepares_images_as_our_evaluation_does(tmp_path: Path):
 
 def test_what_timm_has_no_classifier_for_is_said():
     attentive = classifier(vit(BACKBONES["vit"]), {"train": "attentive"})
-    assert "reads its backbone as this one (attentive) does" in str(write_timm("nowhere", attentive))
+    assert "reads its backbone as this one (AttentiveHead) does" in str(write_timm("nowhere", attentive))
     assert not Path("nowhere").exists()
     assert attentive.exported(attentive.state_dict())[1] == {}
     several = classifier(vit(BACKBONES["vit"]), {"train": "grid", "grid": {"blocks": [2], "lrs": [1.0]}})
-    assert "grid" in str(write_timm("nowhere", several))
+    assert "(GridHead)" in str(write_timm("nowhere", several))

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import box_iou, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
-from finetune.dense.build import dense
+from finetune.dense.build import dense_backbone
 from finetune.heads.boxes.anchors import Anchors
 from finetune.heads.boxes.box_masks import paste_mask
 from finetune.heads.boxes.cascade import THRESHOLDS, WEIGHTS, CascadeRoIHeads
@@ -176,7 +176,7 @@ def scene() -> tuple[Tensor, list[dict[str, Tensor]]]:
 
 def model(**options: Any) -> tuple[Any, RCNN]:
     torch.manual_seed(0)
-    backbone = dense(ViT((64, 64), 8, 3, 48, 2, 4, **options.pop("vit", {})), norm=False)
+    backbone = dense_backbone(ViT((64, 64), 8, 3, 48, 2, 4, **options.pop("vit", {})), norm=False)
     return backbone, RCNN(backbone, 2, sizes=SIZES, **options)
 
 
@@ -255,7 +255,7 @@ def test_coordinates_stay_fp32_under_autocast():
 
 def test_vitdets_sizes_are_the_defaults():
     with torch.device("meta"):
-        rcnn = RCNN(dense(ViT((64, 64), 16, 3, 768, 1, 12), norm=False), 80)
+        rcnn = RCNN(dense_backbone(ViT((64, 64), 16, 3, 768, 1, 12), norm=False), 80)
     assert rcnn.neck.strides == [4, 8, 16, 32]
     assert rcnn.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     for part, batch, objects, overlaps in ((rcnn.rpn, 256, 0.5, (0.7, 0.3)), (rcnn.roi_heads, 512, 0.25, (0.5, 0.5))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,11 +41,11 @@ def test_a_layer_starts_from_the_boxes_of_the_one_before_and_is_not_the_reason_t
     assert all(boxes.equal(before) for boxes, (before, _) in zip(given[1:], outputs, strict=False))
 
 
-def test_boxes_are_parts_of_the_canvas_and_come_back_in_the_pixels_of_the_original(monkeypatch: pytest.MonkeyPatch):
-    dense, head = small()
+def test_boxes_are_parts_of_the_canvas_and_come_back_in_the_pixels_of_the_original():
+    _, head = small()
     boxes, logits = torch.tensor([[[0.25, 0.5, 0.1, 0.2]]]), torch.tensor([[[5.0, -5.0]]])
-    monkeypatch.setattr(head, "forward", lambda *_, **__: ([(boxes, logits)], (32, 64)))
-    (found,) = head.predict(dense, torch.zeros(1, 3, 32, 64), contents=[(24, 48)], sizes=[(48, 96)], max_detections=1)
+    sizes: dict[str, Any] = {"covered": (32, 64), "contents": [(24, 48)], "sizes": [(48, 96)]}
+    (found,) = head.detections(boxes, logits, **sizes, max_detections=1)
     torch.testing.assert_close(torch.from_numpy(found.boxes), torch.tensor([[25.6, 25.6, 38.4, 38.4]]))
     assert found.labels.tolist() == [1]
 
@@ -88,20 +90,18 @@ def test_every_parameter_gets_a_gradient_also_of_images_without_objects():
 
 def test_boxes_are_returned_in_the_original_image():
     """What is not padding is 16 x 32 of 32 x 32 pixels, shown from an original of 80 x 160."""
-    dense, head = small()
+    _, head = small()
     boxes = torch.tensor([[[0.5, 0.25, 1.0, 0.5], [0.25, 0.125, 0.5, 0.25], [0.9, 0.9, 0.4, 0.4]]])
     logits = torch.tensor([[[-9.0, 3.0], [2.0, -9.0], [-9.0, -9.0]]])
-    head.forward = lambda *_, **__: ([(boxes, logits)], (32, 32))  # pyright: ignore[reportAttributeAccessIssue]
-    (found,) = head.predict(dense, torch.zeros(1, 3, 32, 32), contents=[(16, 32)], sizes=[(80, 160)], max_detections=3)
+    sizes: dict[str, Any] = {"covered": (32, 32), "contents": [(16, 32)], "sizes": [(80, 160)]}
+    (found,) = head.detections(boxes, logits, **sizes, max_detections=3)
     assert found.boxes[:2].tolist() == [[0, 0, 160, 80], [0, 0, 80, 40]]
     assert found.labels[:2].tolist() == [2, 1] and found.scores[0] > found.scores[1] > 0.8 > found.scores[2]
     assert (found.boxes >= 0).all() and (found.boxes[:, 2:] <= [160, 80]).all()
 
 
 def test_boxes_of_an_image_that_is_no_whole_number_of_patches_are_parts_of_its_padding_too():
-    dense, head = small()
-    _, size = head(dense, torch.randn(1, 3, 30, 20))
-    assert size == (32, 24)
+    assert small()[0].covered(torch.randn(1, 3, 30, 20)) == (32, 24)
 
 
 def test_the_best_pairs_may_name_a_query_twice():
@@ -127,7 +127,8 @@ def test_two_images_are_learnt_by_heart():
         head.losses(dense, images, targets)["loss"].backward()
         optimizer.step()
     with torch.no_grad():
-        found = head.predict(dense, images, contents=[(32, 32)] * 2, sizes=[(32, 32)] * 2)
+        whole = [(32, 32)] * 2
+        found = head.detections(*head(dense, images)[-1], covered=(32, 32), contents=whole, sizes=whole)
     for one, target in zip(found, targets, strict=True):
         count = len(target["labels"])
         assert sorted(one.labels[:count].tolist()) == target["labels"].tolist()

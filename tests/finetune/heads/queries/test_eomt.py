@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from finetune.data.coco import rle
+from finetune.dense.build import dense_backbone
 from finetune.dense.plain import PlainDense
 from finetune.heads.queries import mask_instances
 from finetune.heads.queries.eomt import EoMT, masked_share
 from finetune.heads.queries.mask_instances import instances
 from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
+from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 
 
@@ -129,8 +131,9 @@ def test_backbones_that_cannot_take_queries_are_refused_by_name():
         EoMT(PlainDense(vit, indices=(1,)), MaskSetLoss(2), num_blocks=1)
     with pytest.raises(ValueError, match=r"blocks \[1\] attend within windows"):
         EoMT(PlainDense(vit, window=2, global_blocks=(0, 2)), MaskSetLoss(2), num_blocks=2)
-    with pytest.raises(ValueError, match="plain ViT"):
-        EoMT(torch.nn.Identity(), MaskSetLoss(2))  # pyright: ignore
+    convnext = dense_backbone(TimmBackbone("test_convnext", (64, 64)))
+    with pytest.raises(ValueError, match="a TimmDense cannot be computed block by block: a plain ViT is needed"):
+        EoMT(convnext.blockwise(), MaskSetLoss(2))
 
 
 def test_instances_are_returned_in_the_original_image():
