@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config import PretrainConfig
-from pretrain.data.views.maskdraw import Place, draw
+from pretrain.data.views.maskdraw import BatchPosition, draw
 from pretrain.data.views.specs import Mask, Noise, stacks
 from pretrain.models.layers import attention
 from pretrain.objectives.base import Horizon
@@ -155,7 +155,7 @@ def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
         for name, views in stacks(specs).items()
     }
     noises = {spec.name: torch.empty(images, *spec.shape) for spec in specs if isinstance(spec, Noise)}
-    at = Place(seed=0, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
+    at = BatchPosition(seed=0, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
     masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
     with unset_fake_temporarily():
         drawn = {name: torch.from_numpy(array) for entry in masks for name, array in entry.items()}

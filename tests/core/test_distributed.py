@@ -199,7 +199,7 @@ def gradients_of_a_sum(world: World, out: Path) -> dict[str, list[float]]:
 
 
 def test_the_sum_over_two_ranks_has_the_gradient_of_the_mean_of_their_losses(tmp_path):
-    results = launch(gradients_of_a_sum, world=2, out=tmp_path, timeout=100)
+    results = launch(gradients_of_a_sum, world=2, out=tmp_path)
     assert [result["own"] for result in results] == [[2.0, 3.0], [4.0, 6.0]], "the summands stay"
     # total = 3 w; mean loss = 1.5 * total^2 = 13.5 w^2
     assert all(result["sum"] == [6.0, 9.0] for result in results)
