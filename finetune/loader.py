@@ -13,7 +13,7 @@ from finetune.data.examples import Examples
 from finetune.tasks.base import Task
 from pretrain.core.distributed import World
 from pretrain.data.loader.workers import run_in_workers
-from pretrain.data.sampling.substitute import BadList, BadSamples
+from pretrain.data.sampling.bad_samples import BadList, BadSamples
 from pretrain.engine.plan import Plan
 
 

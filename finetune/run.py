@@ -24,7 +24,7 @@ from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
 from pretrain.core.record import git_commit, versions, write_json, write_text
-from pretrain.data.sampling.substitute import TooManyBadSamplesError
+from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.engine.build import engine_of
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit

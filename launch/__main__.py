@@ -16,7 +16,7 @@ ELSEWHERE = {
     "slurm": "launch.slurm.command",
     "hosts": "launch.hosts.command",
     "onhost": "launch.hosts.onhost",
-    "attempt": "launch.slurm.attempt_command",
+    "attempt": "launch.slurm.hooks",
     "check": "launch.check.command",
     "plan": "launch.plan.command",
 }

@@ -15,8 +15,8 @@ from pretrain.core.distributed import World
 from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.loader.spec import LoaderSpec
+from pretrain.data.sampling.bad_samples import BadList, BadSamples
 from pretrain.data.sampling.order import Order
-from pretrain.data.sampling.substitute import BadList, BadSamples
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views import augment

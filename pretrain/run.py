@@ -17,8 +17,8 @@ from pretrain.config import Plan, PretrainConfig
 from pretrain.core import distributed
 from pretrain.core.distributed import World
 from pretrain.core.record import versions
+from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.sampling.order import ORDER_VERSION
-from pretrain.data.sampling.substitute import TooManyBadSamplesError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.build import engine_of
 from pretrain.engine.checkpoint.checkpoints import Checkpoints, Found

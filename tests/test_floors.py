@@ -54,7 +54,7 @@ MOST_FILES = 14
 LISTS_OF_METHODS = {"pretrain/objectives", "pretrain/objectives/configs", "pretrain/models/mechanisms"}
 NO_TORCH = (
     *("pretrain.config", "pretrain.__main__", "pretrain.objectives", "pretrain.engine.watchdog.__main__"),
-    *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.attempt_command", "launch.check.command"),
+    *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.hooks", "launch.check.command"),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco.examples", "finetune.data.maps.masks"),
     *("finetune.data.maps.depth", "finetune.locate", "fovea", "fovea.__main__"),

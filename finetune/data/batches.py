@@ -17,8 +17,8 @@ from torch import Tensor
 
 from finetune.data.examples import BadExample, Example, Examples
 from pretrain.data.sampling import keyed
+from pretrain.data.sampling.bad_samples import MAX_SUBSTITUTES, BadRecord, candidates
 from pretrain.data.sampling.order import Order, rank_positions
-from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadRecord, candidates
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]

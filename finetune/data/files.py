@@ -20,7 +20,7 @@ import numpy as np
 from finetune.data.examples import BadExample
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import walk
-from pretrain.data.shards.names import expand
+from pretrain.data.shards.listing import expand
 from pretrain.data.shards.opener import local_path, open_shard
 from pretrain.data.shards.sidecar import read_sidecar, sidecar_path
 from pretrain.data.shards.tar import Walker

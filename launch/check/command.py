@@ -12,9 +12,9 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from launch.check import preflight
-from launch.check.preflight import Finding, Place
+from launch.check.preflight import Finding, JobShape
 from launch.check.trial import run_steps
-from launch.plan import taskcost
+from launch.plan import task_cost
 from launch.plan.cost import batch_bytes, count
 from launch.plan.hardware import find_gpu
 from launch.plan.machine import GIB, Machine
@@ -53,42 +53,42 @@ def _on_nodes(chosen: argparse.Namespace, status: int) -> int:
 
 
 def _findings(chosen: argparse.Namespace) -> Iterator[Finding]:
-    place = _place(chosen)
+    job = _job_shape(chosen)
     if chosen.program == "pretrain":
-        yield from _pretrain(chosen, place)
+        yield from _pretrain(chosen, job)
     else:
-        yield from _finetune(chosen, place)
+        yield from _finetune(chosen, job)
 
 
-def _pretrain(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
+def _pretrain(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     from pretrain.__main__ import check
 
-    config, dataset, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    config, dataset, plan = check(chosen.config, chosen.overrides, world_size=job.ranks)
     machine = _machine(chosen, config)
-    if place.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
-        place = replace(place, gpu_memory=float(machine.gpu_memory))
-    yield from preflight.batch_facts(config, plan, dataset, place)
+    if job.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
+        job = replace(job, gpu_memory=float(machine.gpu_memory))
+    yield from preflight.batch_facts(config, plan, dataset, job)
     yield from preflight.run_folder(config, {"data.shards": dataset.fingerprint}, free=_free_keys)
     yield from preflight.sources(config)
-    yield from preflight.workers(config, plan, place, machine)
-    yield from preflight.shared_memory(config, batch_bytes(config, plan.micro_batch), place, machine)
-    yield from preflight.limits(place)
+    yield from preflight.workers(config, plan, job, machine)
+    yield from preflight.shared_memory(config, batch_bytes(config, plan.micro_batch), job, machine)
+    yield from preflight.limits(job)
     estimate = None
     if not chosen.quick:
         cost = count(config)
-        yield from preflight.memory(config, plan, cost, place)
+        yield from preflight.memory(config, plan, cost, job)
         yield from preflight.disk(config, plan, cost.checkpoint, machine)
-        estimate = preflight.estimated_rate(cost, place, bf16=config.engine.precision != "fp32")
-    yield from _duration(chosen, config, plan, place, machine, estimate)
+        estimate = preflight.estimated_rate(cost, job, bf16=config.engine.precision != "fp32")
+    yield from _duration(chosen, config, plan, job, machine, estimate)
 
 
-def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
+def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     """As for pretraining, but for memory and time, which are not estimated for tasks (--probe-steps measures time)."""
     from finetune.__main__ import check
 
-    config, train, val, plan = check(chosen.config, chosen.overrides, world_size=place.ranks)
+    config, train, val, plan = check(chosen.config, chosen.overrides, world_size=job.ranks)
     machine = _machine(chosen, config)
-    yield from preflight.task_facts(config, plan, len(val), place)
+    yield from preflight.task_facts(config, plan, len(val), job)
     yield from preflight.run_folder(
         config, {"data.train": train.fingerprint, "data.val": val.fingerprint}, free=_free_keys_of_a_task
     )
@@ -96,14 +96,14 @@ def _finetune(chosen: argparse.Namespace, place: Place) -> Iterator[Finding]:
     found = key == "timm" or Path(value).exists()
     if not found:
         yield Finding("error", f"model.{key}: {value} is not there; `fovea release RUN OUT` writes a release")
-    yield from preflight.workers(config, plan, place, machine)
-    yield from preflight.limits(place)
+    yield from preflight.workers(config, plan, job, machine)
+    yield from preflight.limits(job)
     if found and not chosen.quick:
-        cost = taskcost.count(config, train, plan)
-        yield from preflight.shared_memory(config, cost.batch, place, machine)
+        cost = task_cost.count(config, train, plan)
+        yield from preflight.shared_memory(config, cost.batch, job, machine)
         yield from preflight.disk(config, plan, cost.checkpoint, machine)
     if found:
-        yield from _duration(chosen, config, plan, place, machine, None)
+        yield from _duration(chosen, config, plan, job, machine, None)
 
 
 def _free_keys() -> Sequence[str]:
@@ -122,13 +122,13 @@ def _duration(
     chosen: argparse.Namespace,
     config: PretrainConfig | FinetuneConfig,
     plan: Plan,
-    place: Place,
+    job: JobShape,
     machine: Machine,
     estimate: float | None,
 ) -> Iterator[Finding]:
     """From what is known best: measured now, by the user, by the run itself, or estimated."""
     if chosen.probe_steps:
-        ranks = min(place.ranks_per_node, machine.gpus) if machine.gpus and config.engine.device != "cpu" else 1
+        ranks = min(job.ranks_per_node, machine.gpus) if machine.gpus and config.engine.device != "cpu" else 1
         batch = ranks * plan.micro_batch * config.engine.accumulation_steps
         trial = run_steps(
             *(chosen.program, chosen.config, chosen.overrides),
@@ -138,8 +138,8 @@ def _duration(
             run_dir=Path(config.run_dir),
         )
         yield from preflight.waiting(config, trial.waited)
-        rate = trial.images_per_second / ranks * place.ranks
-        source = f"measured: {trial.steps} steps of {ranks} of the {place.ranks} ranks here, the network left out"
+        rate = trial.images_per_second / ranks * job.ranks
+        source = f"measured: {trial.steps} steps of {ranks} of the {job.ranks} ranks here, the network left out"
     elif chosen.images_per_second:
         rate, source = chosen.images_per_second, "--images-per-second"
     else:
@@ -147,7 +147,7 @@ def _duration(
         if rate is None:
             rate, source = estimate, f"assumed: {preflight.UTILIZATION:.0%} of the GPU's peak"
     if rate:
-        yield from preflight.duration(config, plan, place, rate, source)
+        yield from preflight.duration(config, plan, job, rate, source)
     else:
         yield Finding("fact", "time     not predicted: give --probe-steps 20, --gpu NAME or --images-per-second")
 
@@ -159,7 +159,7 @@ def _logged_rate(config: PretrainConfig | FinetuneConfig) -> float | None:
     return rates[len(rates) // 2] if rates else None
 
 
-def _place(chosen: argparse.Namespace) -> Place:
+def _job_shape(chosen: argparse.Namespace) -> JobShape:
     """From the flags, and inside a job from SLURM."""
     gpu = find_gpu(chosen.gpu) if chosen.gpu else None
     if chosen.on_nodes:
@@ -171,7 +171,7 @@ def _place(chosen: argparse.Namespace) -> Place:
         if value < 1:
             raise ValueError(f"{flag} {value}: at least 1; on CPUs, --gpus-per-node is the number of ranks")
     memory = gpu.memory * GIB * 0.98 if gpu else None
-    return Place(nodes, ranks, memory, gpu, limit=_seconds(chosen.time), margin=chosen.margin)
+    return JobShape(nodes, ranks, memory, gpu, limit=_seconds(chosen.time), margin=chosen.margin)
 
 
 def _machine(chosen: argparse.Namespace, config: PretrainConfig | FinetuneConfig) -> Machine:

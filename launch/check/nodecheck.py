@@ -26,7 +26,7 @@ _SECONDS = 0.5  # of each measurement
 
 
 @dataclass(frozen=True)
-class Report:
+class NodeReport:
     """What one rank measured. product: TFLOP/s. reduce: GB/s of a large sum over all ranks, its own view."""
 
     rank: int
@@ -69,12 +69,12 @@ def check_nodes(*, device: str = "auto") -> int:
         distributed.close()
 
 
-def is_broken(report: Report) -> bool:
+def is_broken(report: NodeReport) -> bool:
     """It computes wrongly."""
     return not report.product_error < WRONG or bool(report.sum_error)
 
 
-def judge(reports: Sequence[Report]) -> tuple[list[str], list[str]]:
+def judge(reports: Sequence[NodeReport]) -> tuple[list[str], list[str]]:
     """(errors, warnings) about the ranks that differ from the rest."""
     errors, warnings = [], []
     for report in filter(is_broken, reports):
@@ -101,7 +101,7 @@ def judge(reports: Sequence[Report]) -> tuple[list[str], list[str]]:
     return errors, warnings
 
 
-def _slow(reports: Sequence[Report], what: str, unit: str, of: Callable[[Report], float]) -> list[str]:
+def _slow(reports: Sequence[NodeReport], what: str, unit: str, of: Callable[[NodeReport], float]) -> list[str]:
     middle = statistics.median(of(report) for report in reports)
     return [
         f"{report.node} (rank {report.rank}): {what} at {of(report):.3g} {unit}, the median is {middle:.3g}; a step "
@@ -111,7 +111,7 @@ def _slow(reports: Sequence[Report], what: str, unit: str, of: Callable[[Report]
     ]
 
 
-def _different(reports: Sequence[Report], what: str, of: Callable[[Report], str]) -> list[str]:
+def _different(reports: Sequence[NodeReport], what: str, of: Callable[[NodeReport], str]) -> list[str]:
     """The nodes whose value is not that of most."""
     values = [of(report) for report in reports]
     usual = statistics.mode(values)
@@ -121,14 +121,14 @@ def _different(reports: Sequence[Report], what: str, of: Callable[[Report], str]
     return [f"{what}: {', '.join(odd)}, the others {usual}; install the same on all"] if odd else []
 
 
-def _measure(rank: int, device: object) -> Report:
+def _measure(rank: int, device: object) -> NodeReport:
     import torch
 
     assert isinstance(device, torch.device)
     on_gpu = device.type == "cuda"
     product, product_error = _product(torch, device, size=8192 if on_gpu else 256)
     reduce, sum_error = _sum(torch, device, rank, numbers=2**26 if on_gpu else 2**18)
-    return Report(
+    return NodeReport(
         rank=rank,
         node=socket.gethostname(),
         device=torch.cuda.get_device_name(device) if on_gpu else platform.machine(),

@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Place:
+class JobShape:
     """Where the run is to go. gpu_memory: bytes, None for CPUs. limit, margin: seconds; limit 0: none."""
 
     nodes: int
@@ -53,13 +53,13 @@ class Place:
         return self.nodes * self.ranks_per_node
 
 
-def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, place: Place) -> Iterator[Finding]:
+def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, job: JobShape) -> Iterator[Finding]:
     """Batch, learning rate, steps, epochs, and samples against shards and ranks."""
     optim = config.optim
     epochs = plan.total_steps * optim.global_batch_size / plan.num_samples
     yield Finding(
         "fact",
-        f"batch    {optim.global_batch_size} = {place.nodes} nodes x {place.ranks_per_node} ranks x {plan.micro_batch} "
+        f"batch    {optim.global_batch_size} = {job.nodes} nodes x {job.ranks_per_node} ranks x {plan.micro_batch} "
         f"images x {config.engine.accumulation_steps} accumulation; peak lr {plan.lr:.4g}",
     )
     yield Finding(
@@ -70,7 +70,7 @@ def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, place: Pla
     if optim.blr is not None and optim.global_batch_size > 16 * optim.blr_batch * 4:
         yield Finding("warning", f"optim.blr: lr {plan.lr:.3g} is scaled from {optim.blr:.3g}; rarely tried so far up")
     if plan.steps_per_epoch < 10:
-        most = max(place.ranks, plan.num_samples // 10 // place.ranks * place.ranks)
+        most = max(job.ranks, plan.num_samples // 10 // job.ranks * job.ranks)
         yield Finding(
             "warning",
             f"optim.global_batch_size: {optim.global_batch_size} is {plan.steps_per_epoch} steps an epoch; "
@@ -83,13 +83,13 @@ def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, place: Pla
         )
 
 
-def task_facts(config: FinetuneConfig, plan: Plan, validation: int, place: Place) -> Iterator[Finding]:
+def task_facts(config: FinetuneConfig, plan: Plan, validation: int, job: JobShape) -> Iterator[Finding]:
     """Batch, steps and epochs; images of data.val against ranks."""
     batch = config.optim.global_batch_size
     epochs = plan.total_steps * batch / plan.num_samples
     yield Finding(
         "fact",
-        f"batch    {batch} = {place.nodes} nodes x {place.ranks_per_node} ranks x {plan.micro_batch} images x "
+        f"batch    {batch} = {job.nodes} nodes x {job.ranks_per_node} ranks x {plan.micro_batch} images x "
         f"{config.engine.accumulation_steps} accumulation; peak lr {plan.lr:.4g}",
     )
     yield Finding(
@@ -98,11 +98,11 @@ def task_facts(config: FinetuneConfig, plan: Plan, validation: int, place: Place
         f"images, measured on {validation}",
     )
     size = config.evaluate.batch_size
-    if math.ceil(validation / size) < place.ranks:
-        fits = max(1, validation // place.ranks)
+    if math.ceil(validation / size) < job.ranks:
+        fits = max(1, validation // job.ranks)
         yield Finding(
             "warning",
-            f"evaluate.batch_size: {validation} images in batches of {size} are fewer batches than {place.ranks} "
+            f"evaluate.batch_size: {validation} images in batches of {size} are fewer batches than {job.ranks} "
             f"ranks; evaluate.batch_size={fits} gives each something to do",
         )
 
@@ -135,9 +135,9 @@ def sources(config: PretrainConfig) -> Iterator[Finding]:
             yield Finding("error", f"init.{key}: {path} is not there; `fovea release RUN OUT` writes a release")
 
 
-def workers(config: RunConfig, plan: Plan, place: Place, machine: Machine) -> Iterator[Finding]:
+def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> Iterator[Finding]:
     """Data workers against the cores of a node and the samples there are; open files of a rank."""
-    data, ranks = config.data, place.ranks_per_node
+    data, ranks = config.data, job.ranks_per_node
     if ranks * data.num_workers > machine.cpus:
         fits = max(1, machine.cpus // ranks)
         yield Finding(
@@ -150,7 +150,7 @@ def workers(config: RunConfig, plan: Plan, place: Place, machine: Machine) -> It
         yield Finding(
             "warning",
             f"data.num_workers: {data.num_workers}, but {plan.num_samples} samples are {batches} batches of "
-            f"{plan.micro_batch} an epoch for each of {place.ranks} ranks; data.num_workers={batches} gives each "
+            f"{plan.micro_batch} an epoch for each of {job.ranks} ranks; data.num_workers={batches} gives each "
             "worker one, or fewer ranks",
         )
     # A batch in flight is an open file for each of its tensors.
@@ -164,9 +164,9 @@ def workers(config: RunConfig, plan: Plan, place: Place, machine: Machine) -> It
         )
 
 
-def shared_memory(config: RunConfig, one: int, place: Place, machine: Machine) -> Iterator[Finding]:
+def shared_memory(config: RunConfig, one: int, job: JobShape, machine: Machine) -> Iterator[Finding]:
     """What the workers of a node have ready against its /dev/shm. one: bytes of a micro-batch."""
-    data, ranks = config.data, place.ranks_per_node
+    data, ranks = config.data, job.ranks_per_node
     count = ranks * data.num_workers
     needed = count * data.prefetch * one
     if needed > machine.shm:
@@ -181,38 +181,33 @@ def shared_memory(config: RunConfig, one: int, place: Place, machine: Machine) -
         )
 
 
-def memory(config: PretrainConfig, plan: Plan, cost: Cost, place: Place) -> Iterator[Finding]:
+def memory(config: PretrainConfig, plan: Plan, cost: Cost, job: JobShape) -> Iterator[Finding]:
     """The estimate of each ZeRO stage against the GPU, and what would fit."""
-    if place.gpu_memory is None:
+    if job.gpu_memory is None:
         return
     deepspeed = config.engine.name == "deepspeed"
     now = config.engine.zero_stage if deepspeed else 0
     stages = (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3)
-    need = {stage: _bytes(config, cost, plan.micro_batch, stage, place.ranks) for stage in stages}
+    need = {stage: _bytes(config, cost, plan.micro_batch, stage, job.ranks) for stage in stages}
     listed = ", ".join(f"ZeRO-{stage} {size / GIB:.1f}" for stage, size in need.items())
-    yield Finding("fact", f"memory   GiB per GPU, estimated: {listed}; there are {place.gpu_memory / GIB:.1f}")
-    if need[now] <= place.gpu_memory:
-        if need[now] > 0.92 * place.gpu_memory:
+    yield Finding("fact", f"memory   GiB per GPU, estimated: {listed}; there are {job.gpu_memory / GIB:.1f}")
+    if need[now] <= job.gpu_memory:
+        if need[now] > 0.92 * job.gpu_memory:
             yield Finding(
-                "warning", f"engine: {need[now] / place.gpu_memory:.0%} of the GPU's memory; the estimate may err"
+                "warning", f"engine: {need[now] / job.gpu_memory:.0%} of the GPU's memory; the estimate may err"
             )
         return
-    ways = [f"engine.name=deepspeed engine.zero_stage={s}" for s in stages if s > now and need[s] <= place.gpu_memory][
-        :1
-    ]
+    ways = [f"engine.name=deepspeed engine.zero_stage={s}" for s in stages if s > now and need[s] <= job.gpu_memory][:1]
     share = plan.micro_batch * config.engine.accumulation_steps
     for accumulation in range(config.engine.accumulation_steps + 1, share + 1):
-        if (
-            share % accumulation == 0
-            and _bytes(config, cost, share // accumulation, now, place.ranks) <= place.gpu_memory
-        ):
+        if share % accumulation == 0 and _bytes(config, cost, share // accumulation, now, job.ranks) <= job.gpu_memory:
             ways.append(f"engine.accumulation_steps={accumulation}")
             break
     way = " or ".join(ways) or "a smaller model, or GPUs with more memory: no stage and no micro-batch fits"
     yield Finding(
         "error",
         f"engine: {plan.micro_batch} images at a time need about {need[now] / GIB:.1f} GiB under "
-        f"{'ZeRO-' + str(now) if deepspeed else 'DDP'}, the GPU has {place.gpu_memory / GIB:.1f}; {way}",
+        f"{'ZeRO-' + str(now) if deepspeed else 'DDP'}, the GPU has {job.gpu_memory / GIB:.1f}; {way}",
     )
 
 
@@ -252,7 +247,7 @@ def _fewer(keep: int, fits: int, total_steps: int) -> str:
     return f"{way} checkpoint.milestone_every_steps={every}"
 
 
-def duration(config: RunConfig, plan: Plan, place: Place, images_per_second: float, source: str) -> Iterator[Finding]:
+def duration(config: RunConfig, plan: Plan, job: JobShape, images_per_second: float, source: str) -> Iterator[Finding]:
     """Wall time against the limit, and the work between two checkpoints.
 
     Args:
@@ -260,11 +255,7 @@ def duration(config: RunConfig, plan: Plan, place: Place, images_per_second: flo
     """
     step = config.optim.global_batch_size / images_per_second
     whole = plan.total_steps * step
-    jobs = (
-        f", {math.ceil(whole / max(1.0, place.limit - place.margin))} jobs of {_time(place.limit)}"
-        if place.limit
-        else ""
-    )
+    jobs = f", {math.ceil(whole / max(1.0, job.limit - job.margin))} jobs of {_time(job.limit)}" if job.limit else ""
     yield Finding("fact", f"time     {_time(whole)}{jobs} at {images_per_second:.0f} images/s ({source})")
     between = config.checkpoint.every_steps * step
     if between > 60 * CHECKPOINT_MINUTES:
@@ -274,11 +265,11 @@ def duration(config: RunConfig, plan: Plan, place: Place, images_per_second: flo
             f"checkpoint.every_steps: {config.checkpoint.every_steps} steps are {_time(between)}, lost when a node "
             f"dies; checkpoint.every_steps={steps} loses half an hour at most",
         )
-    if place.limit and place.limit - place.margin < 2 * step:
+    if job.limit and job.limit - job.margin < 2 * step:
         yield Finding(
             "error",
-            f"--time: {_time(place.limit)} with --margin {place.margin:.0f} leaves no room for two steps of "
-            f"{step:.1f} s; --time {math.ceil((place.margin + 100 * step) / 60)} (minutes) does",
+            f"--time: {_time(job.limit)} with --margin {job.margin:.0f} leaves no room for two steps of "
+            f"{step:.1f} s; --time {math.ceil((job.margin + 100 * step) / 60)} (minutes) does",
         )
 
 
@@ -293,22 +284,22 @@ def waiting(config: RunConfig, share: float) -> Iterator[Finding]:
         )
 
 
-def limits(place: Place) -> Iterator[Finding]:
+def limits(job: JobShape) -> Iterator[Finding]:
     """The time limit against the time that saving is given."""
-    if place.limit and place.limit <= 2 * place.margin:
+    if job.limit and job.limit <= 2 * job.margin:
         yield Finding(
             "error",
-            f"--margin: {place.margin:.0f} s of a limit of {place.limit:.0f} s are for saving; --margin "
-            f"{max(15, int(place.limit / 4))} or --time {math.ceil(place.margin * 4 / 60)} (minutes) works",
+            f"--margin: {job.margin:.0f} s of a limit of {job.limit:.0f} s are for saving; --margin "
+            f"{max(15, int(job.limit / 4))} or --time {math.ceil(job.margin * 4 / 60)} (minutes) works",
         )
 
 
-def estimated_rate(cost: Cost, place: Place, *, bf16: bool) -> float | None:
+def estimated_rate(cost: Cost, job: JobShape, *, bf16: bool) -> float | None:
     """Images per second of all GPUs at the assumed share of their peak; None without a known GPU."""
-    if place.gpu is None:
+    if job.gpu is None:
         return None
-    peak = (place.gpu.bf16 if bf16 else place.gpu.fp32) * 1e12
-    return place.ranks * UTILIZATION * peak / cost.flops
+    peak = (job.gpu.bf16 if bf16 else job.gpu.fp32) * 1e12
+    return job.ranks * UTILIZATION * peak / cost.flops
 
 
 def _size(number: float) -> str:

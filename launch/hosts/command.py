@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from launch.hosts.hostfile import Host, HostsError, Ssh, look, read_hostfile
-from launch.hosts.restarts import EXIT_PREEMPTED, Wish, keep_running, say
+from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
 from pretrain.core.configlib import ConfigError
 
@@ -56,9 +56,9 @@ def main(arguments: list[str]) -> int:
     master = chosen.master_addr or hosts[0].name.rpartition("@")[2]
     on_gpus = device_of(run[0], run[1:]) != "cpu"
 
-    def attempt(wish: Wish) -> int:
+    def attempt(request: StopRequest) -> int:
         port = look(hosts, ssh, run_dir, master=master, on_gpus=on_gpus)
-        return Ranks(hosts, ssh, [word, *run], address=(master, port)).run(wish)
+        return Ranks(hosts, ssh, [word, *run], address=(master, port)).run(request)
 
     try:
         return keep_running(run_dir, attempt, max_restarts=chosen.max_restarts)
@@ -78,9 +78,9 @@ class Ranks:
     address: tuple[str, int]
     _running: dict[str, subprocess.Popen[str]] = field(default_factory=dict, init=False)
 
-    def run(self, wish: Wish) -> int:
+    def run(self, request: StopRequest) -> int:
         """Start them and wait for their end; 0, or the first status that is not."""
-        wish.end = self._let_go
+        request.end = self._let_go
         try:
             for index, host in enumerate(self.hosts):
                 self._running[host.name] = self._start(index, host)

@@ -7,20 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.hosts.restarts import Wish, keep_running
+from launch.hosts.restarts import StopRequest, keep_running
 
 
 def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:
     """Run `fovea PROGRAM ARGUMENTS` on `processes` processes until the run is done; its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "fovea", program, *arguments]
-    return keep_running(run_dir, lambda wish: run_once(command, wish), max_restarts=max_restarts)
+    return keep_running(run_dir, lambda request: run_once(command, request), max_restarts=max_restarts)
 
 
-def run_once(command: Sequence[str], wish: Wish) -> int:
+def run_once(command: Sequence[str], request: StopRequest) -> int:
     """Run `command` and wait for its end."""
     # In a session of its own: when torchrun hears Ctrl-C, it kills ranks that save for longer than 30 s, and SIGUSR1
     # kills it and leaves its ranks behind.
     process = subprocess.Popen(command, start_new_session=True)
-    wish.end = process.terminate
+    request.end = process.terminate
     return process.wait()

@@ -11,7 +11,7 @@ from pathlib import Path
 EXIT_PREEMPTED = 85
 
 
-class Wish:
+class StopRequest:
     """What a person wants of the run. asked: to stop. end: how its processes are ended at once; each attempt says."""
 
     def __init__(self, run_dir: Path):
@@ -34,7 +34,7 @@ class Wish:
             self.end()
 
 
-def keep_running(run_dir: Path, attempt: Callable[[Wish], int], *, max_restarts: int) -> int:
+def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_restarts: int) -> int:
     """Call `attempt` (it starts the ranks and waits for them) until the run is done; its exit status.
 
     A run that ended because it was asked to (marker PREEMPTED, or a signal here) is not started again: status 85 if it
@@ -44,15 +44,15 @@ def keep_running(run_dir: Path, attempt: Callable[[Wish], int], *, max_restarts:
     for left_before in ("PREEMPTED", "stop"):
         (run_dir / left_before).unlink(missing_ok=True)
     before, status = None, 0
-    with _listening(Wish(run_dir)) as wish:
+    with _listening(StopRequest(run_dir)) as request:
         for left in range(max_restarts, -1, -1):
-            status = attempt(wish)
+            status = attempt(request)
             if status == 0:
                 return 0
             if (run_dir / "PREEMPTED").exists():
                 say(f"{run_dir} was asked to stop and saved; the same command goes on")
                 return EXIT_PREEMPTED
-            if wish.asked:
+            if request.asked:
                 say(f"{run_dir} ended before it saved; the same command goes on from its newest checkpoint")
                 return status
             newest = _newest_checkpoint(run_dir)
@@ -65,14 +65,14 @@ def keep_running(run_dir: Path, attempt: Callable[[Wish], int], *, max_restarts:
 
 
 @contextmanager
-def _listening(wish: Wish) -> Iterator[Wish]:
-    """Signals go to `wish`, but for those that whoever started us has switched off (nohup)."""
+def _listening(request: StopRequest) -> Iterator[StopRequest]:
+    """Signals go to `request`, but for those that whoever started us has switched off (nohup)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, wish.on_signal)
+        signal.signal(number, request.on_signal)
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

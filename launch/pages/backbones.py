@@ -29,7 +29,7 @@ ONE_SIZE_SETTING = {"local_crops_number": 0}
 
 
 @dataclass(frozen=True)
-class Row:
+class BackboneRow:
     """A kind of backbone, as the shape of model that configurations ask about."""
 
     title: str
@@ -47,18 +47,18 @@ class Row:
         return "class_token" in self.provides
 
 
-def rows() -> list[Row]:
+def rows() -> list[BackboneRow]:
     """Our own backbones, then timm's families."""
     own = [
-        Row("own ViT", families.vit_provides(class_token=True)),
-        Row("own ViT, no class token", families.vit_provides(class_token=False)),
-        Row(families.CONV, families.CONV_PROVIDES),
+        BackboneRow("own ViT", families.vit_provides(class_token=True)),
+        BackboneRow("own ViT, no class token", families.vit_provides(class_token=False)),
+        BackboneRow(families.CONV, families.CONV_PROVIDES),
     ]
-    timm = [Row(f"timm/ {f.name}", f.provides, f.other_sizes) for f in (*families.FAMILIES, families.POOLED)]
+    timm = [BackboneRow(f"timm/ {f.name}", f.provides, f.other_sizes) for f in (*families.FAMILIES, families.POOLED)]
     return own + timm
 
 
-def verdict(name: str, row: Row) -> str:
+def verdict(name: str, row: BackboneRow) -> str:
     """What holds for objective `name` on a backbone: "yes"; "no class token": if it has none; "no: " and what the
     backbone lacks; or under which conditions it trains, "one size" (of all crops) and settings of the objective."""
     config = OBJECTIVES[name][0]
@@ -74,7 +74,7 @@ def verdict(name: str, row: Row) -> str:
     return ", ".join(conditions) or WORKS
 
 
-def settings(name: str, row: Row) -> dict[str, Any]:
+def settings(name: str, row: BackboneRow) -> dict[str, Any]:
     """The settings by which objective `name` trains on a backbone that does not lack anything."""
     config = OBJECTIVES[name][0]
     found = {} if row.other_sizes or "local_crops_number" not in config.model_fields else ONE_SIZE_SETTING
@@ -85,7 +85,7 @@ def settings(name: str, row: Row) -> dict[str, Any]:
     return found
 
 
-def _problems(config: type[Any], row: Row) -> list[str]:
+def _problems(config: type[Any], row: BackboneRow) -> list[str]:
     """Of the default settings on a backbone; none where the settings name a file."""
     try:
         return config().problems(row)

@@ -40,7 +40,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RestartDecision:
     """What the batch script does next, and why, in words for the job's log."""
 
     action: Action
@@ -48,7 +48,7 @@ class Verdict:
     exclude: tuple[str, ...] = ()
 
 
-def decide(attempts: Sequence[Attempt], *, spare: int) -> Verdict:
+def decide(attempts: Sequence[Attempt], *, spare: int) -> RestartDecision:
     """What follows on the last of a job's ended `attempts`.
 
     Args:
@@ -56,24 +56,28 @@ def decide(attempts: Sequence[Attempt], *, spare: int) -> Verdict:
     """
     last = attempts[-1]
     if last.outcome == "done":
-        return Verdict("done", f"done at step {last.step}")
+        return RestartDecision("done", f"done at step {last.step}")
     if last.outcome == "ended":
-        return Verdict("stop", f"SLURM ended the job at step {last.step}, and starts it again or does not")
+        return RestartDecision("stop", f"SLURM ended the job at step {last.step}, and starts it again or does not")
     if last.outcome == "stopped":
-        return Verdict("stop", f"stopped on request at step {last.step}; `fovea launch slurm resume` goes on")
+        return RestartDecision("stop", f"stopped on request at step {last.step}; `fovea launch slurm resume` goes on")
     exclude, failing = _failing_nodes(attempts, spare=spare)
     if last.outcome == "preempted":
-        return Verdict("requeue", f"preempted at step {last.step}", exclude)
+        return RestartDecision("requeue", f"preempted at step {last.step}", exclude)
     streak = _without_progress(attempts)
     # A rank that ends by an exception does so on any node; one that is killed twice on one node is tried elsewhere.
     elsewhere = last.node in exclude and "Exited" not in last.detail
     if len(streak) >= PATIENCE[last.outcome] and not elsewhere:
         ways = "; ".join(sorted({attempt.detail or attempt.outcome for attempt in streak}))
-        return Verdict("stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not started again{failing}")
+        return RestartDecision(
+            "stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not started again{failing}"
+        )
     failures = sum(attempt.outcome in ("failed", "lost") for attempt in attempts)
     if failures >= MAX_FAILURES:
-        return Verdict("stop", f"{failures} attempts of this job failed; not started again{failing}")
-    return Verdict("requeue", f"{last.outcome} at step {last.step} ({last.detail or 'no reason known'})", exclude)
+        return RestartDecision("stop", f"{failures} attempts of this job failed; not started again{failing}")
+    return RestartDecision(
+        "requeue", f"{last.outcome} at step {last.step} ({last.detail or 'no reason known'})", exclude
+    )
 
 
 def _without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -96,7 +100,7 @@ def _failing_nodes(attempts: Sequence[Attempt], *, spare: int) -> tuple[tuple[st
     return tuple(failing[:spare]), remark
 
 
-class Book:
+class AttemptLog:
     """`attempts.jsonl` of a run: what one job's attempts wrote, and the lines to add."""
 
     def __init__(self, run_dir: Path, *, job: str, restart: int):
@@ -129,7 +133,7 @@ class Book:
         return [self._attempt(row) for row in self._rows() if row["event"] == "end"]
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [row for row in read_book(self.path) if row["job"] == self.job]
+        return [row for row in read_json_lines(self.path) if row["job"] == self.job]
 
     def _add(self, event: str, *, restart: int, **facts: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -143,7 +147,7 @@ def _without_identity(attempt: Attempt) -> dict[str, Any]:
     return {key: value for key, value in asdict(attempt).items() if key not in ("job", "restart")}
 
 
-def read_book(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines; a line that a kill or a full disk cut short is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.slurm import scheduler
-from launch.slurm.attempts import add_row, cancel_mark, newest_step, read_book
+from launch.slurm.attempts import add_row, cancel_mark, newest_step, read_json_lines
 from launch.slurm.scheduler import JobState, SchedulerError
 
 
@@ -51,12 +51,12 @@ def submit(
 
 def submissions(run_dir: Path) -> list[Submitted]:
     """What was submitted by `fovea launch slurm`, in order."""
-    return [Submitted(**row) for row in read_book(run_dir / "slurm" / "jobs.jsonl")]
+    return [Submitted(**row) for row in read_json_lines(run_dir / "slurm" / "jobs.jsonl")]
 
 
 def jobs_of(run_dir: Path) -> list[str]:
     """Ids of the run's jobs, in order; those submitted by hand are known once they began."""
-    began = [row["job"] for row in read_book(run_dir / "slurm" / "attempts.jsonl")]
+    began = [row["job"] for row in read_json_lines(run_dir / "slurm" / "attempts.jsonl")]
     return sorted({*began, *(submitted.job for submitted in submissions(run_dir))}, key=int)
 
 
@@ -88,7 +88,7 @@ def status(run_dir: Path) -> str:
         states = scheduler.states(jobs_of(run_dir))
     except SchedulerError as error:
         states = {job: JobState(job, "UNKNOWN", f"{error}") for job in jobs_of(run_dir)}
-    attempts = read_book(run_dir / "slurm" / "attempts.jsonl")
+    attempts = read_json_lines(run_dir / "slurm" / "attempts.jsonl")
     for job, state in states.items():
         where = f" on {state.nodes}" if state.nodes else ""
         reason = f" ({state.reason})" if state.reason not in ("", "None") else ""

@@ -18,10 +18,10 @@ from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.index import build_index
-from pretrain.data.shards.names import expand, gone_shards
+from pretrain.data.shards.listing import expand, gone_shards
 from pretrain.data.shards.verify import Damage, verify_shards
-from pretrain.data.write.show import Statistics, examine, save_sheet
-from pretrain.data.write.writer import WriteSettings, Written, write
+from pretrain.data.show import Statistics, examine, save_sheet
+from pretrain.data.write.shards import WriteSettings, Written, write
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

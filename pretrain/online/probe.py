@@ -6,7 +6,7 @@ import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.core.distributed import World
-from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.probes.features import backbone_features, pixel_features

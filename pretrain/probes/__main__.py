@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.probes.features import BOTH, Features, pixel_features
 from pretrain.probes.protocol import Asked, Score, probe, standard_error

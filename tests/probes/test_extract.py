@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views.decode import decode_sample

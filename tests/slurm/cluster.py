@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.slurm import scheduler
-from launch.slurm.attempts import newest_step, read_book
+from launch.slurm.attempts import newest_step, read_json_lines
 from launch.slurm.command import main
 from tests.runs import LONG, ROOT, write_config
 
@@ -77,7 +77,7 @@ class FakeRun:
 
     @property
     def job(self) -> str:
-        return read_book(self.run_dir / "slurm" / "jobs.jsonl")[-1]["job"]
+        return read_json_lines(self.run_dir / "slurm" / "jobs.jsonl")[-1]["job"]
 
     @property
     def step(self) -> int:
@@ -93,7 +93,7 @@ class FakeRun:
         return (self.run_dir / "slurm" / f"job-{self.job}.log").read_text()
 
     def rows(self, event: str) -> list[dict]:
-        return [row for row in read_book(self.run_dir / "slurm" / "attempts.jsonl") if row["event"] == event]
+        return [row for row in read_json_lines(self.run_dir / "slurm" / "attempts.jsonl") if row["event"] == event]
 
     def assert_weights_as_undisturbed(self) -> None:
         weights = ""

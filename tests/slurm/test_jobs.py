@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.attempts import read_book
+from launch.slurm.attempts import read_json_lines
 from launch.slurm.command import main
 from tests.runs import LONG
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
@@ -54,7 +54,7 @@ def pipelines(
         flags = [*run.flags(nodes=1, minutes="5"), "--sbatch", "nodelist=n3"]
         assert main(["pipeline", str(run.config), *run.overrides, "--finetune", str(task), *flags]) == 0
         jobs[fails] = [
-            row["job"] for name in ("run", "task") for row in read_book(folder / name / "slurm" / "jobs.jsonl")
+            row["job"] for name in ("run", "task") for row in read_json_lines(folder / name / "slurm" / "jobs.jsonl")
         ]
     return jobs
 

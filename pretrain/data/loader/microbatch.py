@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pretrain.data.loader.spec import LoaderSpec, Sample, Stage
 from pretrain.data.sampling import keyed
+from pretrain.data.sampling.bad_samples import MAX_SUBSTITUTES, BadRecord, candidates
 from pretrain.data.sampling.order import Order, rank_positions
-from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadRecord, candidates
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader

@@ -20,7 +20,7 @@ from contextlib import closing
 from pretrain.data.loader.microbatch import HostBatch, MicroBatches
 from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.loader.workers import run_in_workers
-from pretrain.data.sampling.substitute import BadSamples
+from pretrain.data.sampling.bad_samples import BadSamples
 from pretrain.data.shards.dataset import Dataset
 
 Loader = Generator[HostBatch, None, None]

@@ -18,7 +18,7 @@ LOCK = ".dataset.lock"
 _VERSION = 1
 
 
-class Row(NamedTuple):
+class ShardRow(NamedTuple):
     """A shard: file name, size in bytes, sha256 in hex, number of samples, extensions of its members."""
 
     name: str
@@ -28,13 +28,13 @@ class Row(NamedTuple):
     extensions: tuple[str, ...]
 
 
-def fingerprint(rows: Iterable[Row]) -> str:
+def fingerprint(rows: Iterable[ShardRow]) -> str:
     """sha256 of the sorted rows (name, bytes, sha256, count): a data set's identity, in whatever order it is listed."""
     lines = sorted(f"{row.name} {row.bytes} {row.sha256} {row.count}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_rows(folder: Path) -> dict[str, Row]:
+def read_rows(folder: Path) -> dict[str, ShardRow]:
     """The rows of `folder/dataset.json` by shard name; empty where there is none. ValueError when it is damaged."""
     path = folder / CATALOG
     try:
@@ -46,7 +46,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     try:
         content = json.loads(text)
         version, recorded = content["version"], content["fingerprint"]
-        rows = [Row(**{**row, "extensions": tuple(row["extensions"])}) for row in content["shards"]]
+        rows = [ShardRow(**{**row, "extensions": tuple(row["extensions"])}) for row in content["shards"]]
         checksum = content.get("checksum")  # older versions wrote none
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged, or not a dataset.json; delete it and run fovea data index again") from error
@@ -57,7 +57,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
-def update_rows(folder: Path, rows: Iterable[Row], *, forget: Iterable[str] = ()) -> None:
+def update_rows(folder: Path, rows: Iterable[ShardRow], *, forget: Iterable[str] = ()) -> None:
     """Add or replace `rows` in `folder/dataset.json` and remove those of the shards `forget`; other rows are kept.
 
     Processes that index shards of one folder at the same time wait for each other, so that no row is lost.
@@ -71,7 +71,7 @@ def update_rows(folder: Path, rows: Iterable[Row], *, forget: Iterable[str] = ()
         write_whole(folder / CATALOG, f"{head}\n{lines}\n]}}\n".encode())
 
 
-def _checksum(rows: Iterable[Row]) -> str:
+def _checksum(rows: Iterable[ShardRow]) -> str:
     """sha256 of all that the rows say, their extensions included."""
     lines = sorted(f"{json.dumps(row._asdict())}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.shards.catalog import CATALOG, Row, fingerprint, read_rows
-from pretrain.data.shards.names import expand, gone_shards
+from pretrain.data.shards.catalog import CATALOG, ShardRow, fingerprint, read_rows
+from pretrain.data.shards.listing import expand, gone_shards
 from pretrain.data.shards.sidecar import sidecar_path
 
 
@@ -27,7 +27,7 @@ class Dataset:
     names: tuple[str, ...]
     paths: tuple[str, ...]
     index: Path | None
-    rows: tuple[Row, ...]
+    rows: tuple[ShardRow, ...]
     counts: np.ndarray
     extensions: tuple[str, ...]
     fingerprint: str
@@ -43,8 +43,8 @@ class Dataset:
         paths = expand(shards)
         folder = None if index is None else Path(index)
         command = f"fovea data index {_quoted(shards)}" + (f" --out {shlex.quote(str(index))}" if index else "")
-        catalogs: dict[Path, dict[str, Row]] = {}
-        found: list[tuple[Row, str]] = []
+        catalogs: dict[Path, dict[str, ShardRow]] = {}
+        found: list[tuple[ShardRow, str]] = []
         missing: list[str] = []
         changed: list[str] = []
         for path in paths:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.shards.catalog import Row, update_rows
+from pretrain.data.shards.catalog import ShardRow, update_rows
 from pretrain.data.shards.keys import KeyRule, hidden_images, split_name
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.parallel import run_parallel
@@ -34,8 +34,8 @@ def build_index(
     force: bool = False,
     key_rule: KeyRule | None = None,
     forget: Sequence[str] = (),
-    done: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+    done: Callable[[ShardRow], None] = lambda row: None,
+) -> list[ShardRow]:
     """Index `shards`: a sidecar beside each (or in `out`) and their rows in that folder's `dataset.json`.
 
     A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force` or
@@ -49,11 +49,11 @@ def build_index(
     for folder in {sidecar_path(shard, out).parent for shard in shards}:
         if not os.access(folder, os.W_OK):
             raise ValueError(f"{folder} cannot be written to; put the index elsewhere with --out DIR")
-    rows: dict[str, Row] = {}
+    rows: dict[str, ShardRow] = {}
     problems: dict[str, str] = {}
     index_one = partial(_index_one, out=out, force=force or key_rule is not None, key_rule=key_rule)
     for shard, result in run_parallel(index_one, shards, workers=workers):
-        if isinstance(result, Row):
+        if isinstance(result, ShardRow):
             rows[shard] = result
             done(result)
         else:
@@ -61,7 +61,7 @@ def build_index(
     if problems:
         lines = "".join(f"\n  {problems[shard]}" for shard in shards if shard in problems)
         raise ValueError(f"{len(problems)} of {len(shards)} shards cannot be indexed:{lines}")
-    folders: dict[Path, list[Row]] = {}
+    folders: dict[Path, list[ShardRow]] = {}
     for shard in shards:
         folders.setdefault(sidecar_path(shard, out).parent, []).append(rows[shard])
     for folder, found in folders.items():
@@ -72,7 +72,7 @@ def build_index(
     return [rows[shard] for shard in shards]
 
 
-def _index_one(shard: str, *, out: Path | None, force: bool, key_rule: KeyRule | None) -> Row | str:
+def _index_one(shard: str, *, out: Path | None, force: bool, key_rule: KeyRule | None) -> ShardRow | str:
     """The shard's row, or why it was refused."""
     path = sidecar_path(shard, out)
     try:
@@ -80,7 +80,7 @@ def _index_one(shard: str, *, out: Path | None, force: bool, key_rule: KeyRule |
         if index is None:
             index = index_shard(shard, key_rule)
             write_sidecar(path, index)
-        return Row(Path(shard).name, index.shard_bytes, index.sha256, len(index), index.extensions)
+        return ShardRow(Path(shard).name, index.shard_bytes, index.sha256, len(index), index.extensions)
     except TarError as error:
         return str(error)
     except (OSError, ValueError) as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from pretrain.data.shards.catalog import CATALOG, Row, read_rows
-from pretrain.data.shards.names import gone_shards
+from pretrain.data.shards.catalog import CATALOG, ShardRow, read_rows
+from pretrain.data.shards.listing import gone_shards
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar, sidecar_path
@@ -36,7 +36,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """Of one shard: samples and bytes that its index holds, damages found."""
 
     samples: int
@@ -46,22 +46,22 @@ class Report:
 
 def verify_shards(
     shards: Sequence[str], *, spec: Sequence[str] = (), index: Path | None = None, workers: int = 1
-) -> Iterator[Report]:
+) -> Iterator[VerifyReport]:
     """Yield a report per shard, and one more for each damaged dataset.json and for each shard that is gone: listed in
     dataset.json, and no longer found by the folders and globs of `spec`. ValueError when a shard was never indexed.
     """
-    catalogs: dict[Path, dict[str, Row] | None] = {}
+    catalogs: dict[Path, dict[str, ShardRow] | None] = {}
     for home in {sidecar_path(shard, index).parent for shard in shards}:
         try:
             catalogs[home] = read_rows(home)
         except ValueError as error:
             catalogs[home] = None
-            yield Report(0, 0, [Damage(str(home / CATALOG), "", "", str(error))])
+            yield VerifyReport(0, 0, [Damage(str(home / CATALOG), "", "", str(error))])
     listed = {home: rows for home, rows in catalogs.items() if rows is not None and index is None}
     for shard in gone_shards(spec, shards, listed):
-        yield Report(0, 0, [Damage(shard, "", "", f"gone: {CATALOG} lists it")])
+        yield VerifyReport(0, 0, [Damage(shard, "", "", f"gone: {CATALOG} lists it")])
     never = []
-    jobs: list[tuple[str, Row | None]] = []
+    jobs: list[tuple[str, ShardRow | None]] = []
     for shard in shards:
         catalog = catalogs[sidecar_path(shard, index).parent]
         row = None if catalog is None else catalog.get(Path(shard).name)
@@ -74,20 +74,20 @@ def verify_shards(
         yield report
 
 
-def _verify(job: tuple[str, Row | None], *, folder: Path | None) -> Report:
+def _verify(job: tuple[str, ShardRow | None], *, folder: Path | None) -> VerifyReport:
     shard, row = job
     path = sidecar_path(shard, folder)
     try:
         index = read_sidecar(path)
     except ValueError as error:
-        return Report(0, 0, [Damage(str(path), "", "", str(error))])
+        return VerifyReport(0, 0, [Damage(str(path), "", "", str(error))])
     damages: list[Damage] = []
     if row is not None and (row.bytes, row.sha256, row.count) != (index.shard_bytes, index.sha256, len(index)):
         damages.append(Damage(str(path), "", "", f"not of the {row.name} in {CATALOG}; run fovea data index --force"))
     try:
         fd = open_shard(shard)
     except ValueError as error:
-        return Report(
+        return VerifyReport(
             len(index), index.shard_bytes, [*damages, Damage(shard, "", "", str(error).removeprefix(f"{shard}: "))]
         )
     try:
@@ -96,7 +96,7 @@ def _verify(job: tuple[str, Row | None], *, folder: Path | None) -> Report:
         damages.append(Damage(shard, "", "", f"cannot be read: {error.strerror}"))
     finally:
         os.close(fd)
-    return Report(len(index), index.shard_bytes, damages)
+    return VerifyReport(len(index), index.shard_bytes, damages)
 
 
 def _compare(fd: int, shard: str, index: ShardIndex) -> list[Damage]:

@@ -16,7 +16,7 @@ _PATH_COLUMNS = ("filename", "path", "file", "file_name", "image", "image_path")
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """One image file: `name` relative to the folder or as in the CSV; `size` in bytes, -1 if absent."""
 
     name: str
@@ -30,7 +30,7 @@ class Sources:
     """Files sorted by name, under `root`; classes: id -> name, empty without; ignored: other suffixes, counted."""
 
     root: Path
-    files: list[Source]
+    files: list[ImageSource]
     classes: dict[int, str]
     ignored: Counter[str]
 
@@ -63,7 +63,9 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
     ids, found_classes = _number(source, raw, found_classes, classes)
     labelled = sorted(zip(names, ids, strict=True))
     keys = _keys([name for name, _ in labelled])
-    files = [Source(name, key, _size(root / name), label) for (name, label), key in zip(labelled, keys, strict=True)]
+    files = [
+        ImageSource(name, key, _size(root / name), label) for (name, label), key in zip(labelled, keys, strict=True)
+    ]
     return Sources(root, files, found_classes, ignored)
 
 

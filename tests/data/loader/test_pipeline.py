@@ -9,7 +9,7 @@ import torch
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.loader.spec import LoaderSpec
-from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError
+from pretrain.data.sampling.bad_samples import MAX_SUBSTITUTES, BadSamples, TooManyBadSamplesError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from pretrain.data.views import augment

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.loader.samples import Samples
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index

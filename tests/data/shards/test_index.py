@@ -15,7 +15,7 @@ from webdataset.compat import WebDataset
 
 from pretrain.data.__main__ import main
 from pretrain.data.shards import sidecar
-from pretrain.data.shards.catalog import Row, fingerprint, read_rows
+from pretrain.data.shards.catalog import ShardRow, fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import _group, build_index, index_shard
 from pretrain.data.shards.keys import split_name
@@ -115,7 +115,7 @@ def test_the_index_says_where_every_byte_is(tmp_path):
     found = [data[o : o + n] for o, n in zip(index.offset.tolist(), index.length.tolist(), strict=True)]
     assert found == [payload for _, payload in members]
     assert index.crc32c.tolist() == [google_crc32c.value(payload) for payload in found]
-    assert row == Row("a.tar", len(data), hashlib.sha256(data).hexdigest(), 40, ("jpg", "json"))
+    assert row == ShardRow("a.tar", len(data), hashlib.sha256(data).hexdigest(), 40, ("jpg", "json"))
     assert (index.sha256, index.shard_bytes) == (row.sha256, row.bytes)
 
 
@@ -232,7 +232,7 @@ def test_an_index_of_another_version_is_refused_by_its_version(tmp_path, monkeyp
 
 
 def test_the_fingerprint_knows_content_and_not_order():
-    rows = [Row(f"{i}.tar", i, f"{i:064x}", i, ("jpg",)) for i in range(5)]
+    rows = [ShardRow(f"{i}.tar", i, f"{i:064x}", i, ("jpg",)) for i in range(5)]
     assert fingerprint(rows) == fingerprint(rows[::-1])
     assert fingerprint(rows) != fingerprint([*rows[:-1], rows[-1]._replace(sha256="f" * 64)])
     assert fingerprint(rows) != fingerprint(rows[:-1])

@@ -13,7 +13,7 @@ import pytest
 
 from pretrain.data.__main__ import main
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.write.writer import WriteSettings, _only_writer, write
+from pretrain.data.write.shards import WriteSettings, _only_writer, write
 from tests.data.tars import image_bytes, make_folder, samples_of
 from tests.runs import LONG
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launch.check.nodecheck import Report, check_nodes, is_broken, judge
+from launch.check.nodecheck import NodeReport, check_nodes, is_broken, judge
 
-GOOD = Report(
+GOOD = NodeReport(
     rank=0,
     node="n1",
     device="H200",
@@ -21,7 +21,7 @@ GOOD = Report(
 REPORTS = [replace(GOOD, rank=rank, node=f"n{rank // 2 + 1}") for rank in range(8)]
 
 
-def with_rank_5(**different: object) -> list[Report]:
+def with_rank_5(**different: object) -> list[NodeReport]:
     return [replace(report, **different) if report.rank == 5 else report for report in REPORTS]  # pyright: ignore
 
 

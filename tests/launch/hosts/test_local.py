@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.hosts.restarts import Wish, keep_running
+from launch.hosts.restarts import StopRequest, keep_running
 from tests.runs import LONG, ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
 
 STEPS = 24
@@ -50,11 +50,11 @@ def test_a_killed_rank_is_replaced_and_the_final_weights_are_those_of_an_undistu
     assert losses(run) == losses(undisturbed), "every step once"
 
 
-def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[Wish], int]:
+def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[StopRequest], int]:
     """One attempt after another: its status, the checkpoint it left ("" for none), the marker it left."""
     left = list(ends)
 
-    def attempt(wish: Wish) -> int:
+    def attempt(request: StopRequest) -> int:
         status, checkpoint, marker = left.pop(0)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         if checkpoint:
@@ -99,7 +99,7 @@ from launch.hosts.local import run_once
 from launch.hosts.restarts import keep_running
 run_dir = Path(sys.argv[1])
 print("ready", flush=True)
-sys.exit(keep_running(run_dir, lambda wish: run_once(sys.argv[2:], wish), max_restarts=3))
+sys.exit(keep_running(run_dir, lambda request: run_once(sys.argv[2:], request), max_restarts=3))
 """
 
 

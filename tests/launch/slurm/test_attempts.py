@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.attempts import MAX_FAILURES, Attempt, Book, Outcome, blame, decide, newest_step, outcome
+from launch.slurm.attempts import MAX_FAILURES, Attempt, AttemptLog, Outcome, blame, decide, newest_step, outcome
 
 
 def history(*attempts: tuple[Any, ...]) -> list[Attempt]:
@@ -103,12 +103,14 @@ def test_the_node_is_blamed_that_failed_first_and_alone(ends: list[str], node: s
 
 
 def test_an_attempt_without_an_end_was_lost_with_the_node_that_is_down(tmp_path: Path):
-    assert Book(tmp_path, job="7", restart=0).begin(nodes=["n1", "n2"], down=[]) == []
-    (lost,) = Book(tmp_path, job="7", restart=1).begin(nodes=["n1", "n3"], down=["n2", "n9"])
+    assert AttemptLog(tmp_path, job="7", restart=0).begin(nodes=["n1", "n2"], down=[]) == []
+    (lost,) = AttemptLog(tmp_path, job="7", restart=1).begin(nodes=["n1", "n3"], down=["n2", "n9"])
     assert (lost.outcome, lost.node, lost.restart) == ("lost", "n2", 0)
-    assert Book(tmp_path, job="8", restart=0).begin(nodes=["n1"], down=[]) == [], "another job has its own history"
+    assert AttemptLog(tmp_path, job="8", restart=0).begin(nodes=["n1"], down=[]) == [], (
+        "another job has its own history"
+    )
     (tmp_path / "slurm" / "attempts.jsonl").open("a").write('{"event": "be')  # cut short by a full disk
-    assert len(Book(tmp_path, job="7", restart=1).end("done", node=None, detail="")) == 2
+    assert len(AttemptLog(tmp_path, job="7", restart=1).end("done", node=None, detail="")) == 2
 
 
 def test_progress_is_the_newest_sealed_checkpoint(tmp_path: Path):

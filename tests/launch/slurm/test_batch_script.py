@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.attempts import read_book
+from launch.slurm.attempts import read_json_lines
 from launch.slurm.template import read_template, render
 from tests.runs import LONG, ROOT, wait_until, write_config
 
@@ -91,7 +91,8 @@ class Job:
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
-        ends = [row["outcome"] for row in read_book(self.run / "slurm" / "attempts.jsonl") if row["event"] == "end"]
+        rows = read_json_lines(self.run / "slurm" / "attempts.jsonl")
+        ends = [row["outcome"] for row in rows if row["event"] == "end"]
         assert len(ends) == 1, said
         return self.process.returncode, ends[0]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.programs import PROGRAMS, check_program
-from launch.slurm.attempts import Book, Verdict, blame, cancel_mark, decide, describe_lost, outcome
+from launch.slurm.attempts import AttemptLog, RestartDecision, blame, cancel_mark, decide, describe_lost, outcome
 from pretrain.core.configlib import ConfigError
 from pretrain.engine.watchdog.faults import read_faults
 
@@ -52,13 +52,13 @@ def _begin(chosen: argparse.Namespace) -> int:
         return 2
     book = _book(run_dir)
     ended = book.begin(nodes=chosen.nodes, down=chosen.down)
-    verdict = Verdict("go", "")
+    verdict = RestartDecision("go", "")
     if ended and ended[-1].outcome == "lost":
         verdict = decide(ended, spare=_spare(chosen))
         if verdict.action == "requeue" and not set(verdict.exclude) & set(chosen.nodes):
-            verdict = Verdict("go", verdict.why)
+            verdict = RestartDecision("go", verdict.why)
     if _is_cancelled(run_dir):
-        verdict = Verdict("stop", "cancelled by `fovea launch slurm cancel`")
+        verdict = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
     if verdict.action == "go":
         # Requests and markers of the attempt before; nobody has had time to ask this one.
         (run_dir / "PREEMPTED").unlink(missing_ok=True)
@@ -85,11 +85,11 @@ def _end(chosen: argparse.Namespace) -> int:
     attempts = _book(run_dir).end(how, node=node, detail=said or f"exit status {chosen.status}" * (how == "failed"))
     verdict = decide(attempts, spare=_spare(chosen))
     if verdict.action == "requeue" and _is_cancelled(run_dir):
-        verdict = Verdict("stop", "cancelled by `fovea launch slurm cancel`")
+        verdict = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
     return _answer(chosen, verdict, "")
 
 
-def _answer(chosen: argparse.Namespace, verdict: Verdict, more: str) -> int:
+def _answer(chosen: argparse.Namespace, verdict: RestartDecision, more: str) -> int:
     if verdict.why:
         excluded = f"; without {', '.join(verdict.exclude)}" if verdict.exclude else ""
         print(f"fovea launch: {verdict.action}: {verdict.why}{excluded}", file=sys.stderr)
@@ -99,8 +99,8 @@ def _answer(chosen: argparse.Namespace, verdict: Verdict, more: str) -> int:
     return 0
 
 
-def _book(run_dir: Path) -> Book:
-    return Book(run_dir, **_attempt())
+def _book(run_dir: Path) -> AttemptLog:
+    return AttemptLog(run_dir, **_attempt())
 
 
 def _attempt() -> dict[str, Any]:

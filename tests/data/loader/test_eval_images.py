@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as v1
 
-from pretrain.data.loader.evaluate import EvalImages
+from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from tests.data.tars import image_bytes, make_dataset, tar_bytes

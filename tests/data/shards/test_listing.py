@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.data.__main__ import main
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.names import expand
+from pretrain.data.shards.listing import expand
 from pretrain.data.shards.opener import open_shard
 
 

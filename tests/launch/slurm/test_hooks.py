@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.attempt_command import main
-from launch.slurm.attempts import Book, cancel_mark
+from launch.slurm.attempts import AttemptLog, cancel_mark
+from launch.slurm.hooks import main
 from pretrain.engine.watchdog.faults import add_fault
 from tests.runs import write_config
 
@@ -36,7 +36,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def lose(run: Path, *, times: int) -> None:
     """Attempts that lost n2 with their batch script; the last is still without an end."""
     for restart in range(times):
-        Book(run, job="7", restart=restart).begin(nodes=["n1", "n2"], down=["n2"])
+        AttemptLog(run, job="7", restart=restart).begin(nodes=["n1", "n2"], down=["n2"])
 
 
 def test_an_attempt_begins_without_the_requests_of_the_one_before(tmp_path: Path, ask: Ask):

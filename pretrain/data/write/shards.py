@@ -26,7 +26,7 @@ from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.write.images import UnreadableImageError, prepare
-from pretrain.data.write.sources import Source, Sources, classes_json, find_sources, read_classes
+from pretrain.data.write.sources import ImageSource, Sources, classes_json, find_sources, read_classes
 
 _STATE = ".write"  # arguments and receipts, one small file a shard; what makes a rerun a continuation
 _VERSION = 2  # of the plan: raised when the same files and arguments would give other shards
@@ -53,7 +53,7 @@ class WriteSettings:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class ShardReceipt:
     """A finished shard: samples in it, its size in bytes, and (file, reason) of each that could not be used."""
 
     shard: str
@@ -84,7 +84,7 @@ def write(
     workers: int = 1,
     classes: Path | None = None,
     planned: Callable[[int, int], None] = lambda shards, files: None,
-    done: Callable[[Receipt], None] = lambda receipt: None,
+    done: Callable[[ShardReceipt], None] = lambda receipt: None,
 ) -> Written:
     """Write the images of a folder or CSV into `out/NAME-000000.tar` ..., then index them.
 
@@ -107,8 +107,8 @@ def write(
                 write_whole(out / "classes.json", classes_json(classes_of_all))
         plan = _plan(sources, settings)
         planned(len(plan), len(sources.files))
-        jobs: list[tuple[str, list[Source]]] = []
-        receipts: dict[str, Receipt] = {}
+        jobs: list[tuple[str, list[ImageSource]]] = []
+        receipts: dict[str, ShardReceipt] = {}
         for number, files in enumerate(plan):
             shard = f"{settings.name}-{number:06d}.tar"
             receipt = _read_receipt(out, shard)
@@ -220,7 +220,7 @@ def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
                 temp.unlink()
 
 
-def _plan(sources: Sources, settings: WriteSettings) -> list[list[Source]]:
+def _plan(sources: Sources, settings: WriteSettings) -> list[list[ImageSource]]:
     """The files of each shard. Depends on the files and the settings alone."""
     files = sources.files
     if settings.shuffle_seed is not None:
@@ -233,7 +233,7 @@ def _plan(sources: Sources, settings: WriteSettings) -> list[list[Source]]:
         per_shard = max(1, int(settings.shard_size / per_sample))
     if per_shard is not None:
         return [files[i : i + per_shard] for i in range(0, len(files), per_shard)]
-    plan: list[list[Source]] = [[]]
+    plan: list[list[ImageSource]] = [[]]
     filled = 0
     for file in files:
         cost = _cost(file.size) + (1024 if file.label is not None else 0)
@@ -245,7 +245,7 @@ def _plan(sources: Sources, settings: WriteSettings) -> list[list[Source]]:
     return plan
 
 
-def _shuffle_key(file: Source, *, seed: int) -> bytes:
+def _shuffle_key(file: ImageSource, *, seed: int) -> bytes:
     """An order that no library's random numbers decide, so that it never changes."""
     return hashlib.blake2b(os.fsencode(file.name), key=str(seed).encode(), digest_size=16).digest()
 
@@ -254,7 +254,7 @@ def _cost(length: int) -> int:
     return 512 + -(-max(0, length) // 512) * 512
 
 
-def _load(root: Path, file: Source, settings: WriteSettings) -> tuple[str, bytes | str]:
+def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, bytes | str]:
     """(extension, bytes to store), or ("", why not)."""
     if file.size > _MAX_FILE:
         return "", f"too large: {file.size} bytes"
@@ -267,7 +267,7 @@ def _load(root: Path, file: Source, settings: WriteSettings) -> tuple[str, bytes
         return "", f"cannot be read: {error.strerror}"
 
 
-def _write_shard(job: tuple[str, list[Source]], *, root: Path, out: Path, settings: WriteSettings) -> Receipt:
+def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, settings: WriteSettings) -> ShardReceipt:
     shard, files = job
     skipped: list[tuple[str, str]] = []
     samples = 0
@@ -285,7 +285,7 @@ def _write_shard(job: tuple[str, list[Source]], *, root: Path, out: Path, settin
                 if item.label is not None:
                     _add(tar, f"{item.key}.cls", str(item.label).encode())
                 samples += 1
-        receipt = Receipt(shard, samples, file.tell(), skipped)
+        receipt = ShardReceipt(shard, samples, file.tell(), skipped)
         # first the receipt, then (on leaving) the shard: a shard that is there is complete and accounted for
         write_whole(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
     write_sidecar(sidecar_path(path, None), index_shard(str(path)))  # now, while the shard is in the page cache
@@ -302,7 +302,7 @@ def _receipt_path(out: Path, shard: str) -> Path:
     return out / _STATE / f"{shard}.json"
 
 
-def _read_receipt(out: Path, shard: str) -> Receipt | None:
+def _read_receipt(out: Path, shard: str) -> ShardReceipt | None:
     """The receipt of a shard that is complete."""
     try:
         content = json.loads(_receipt_path(out, shard).read_bytes())
@@ -310,7 +310,7 @@ def _read_receipt(out: Path, shard: str) -> Receipt | None:
             return None
     except FileNotFoundError:
         return None
-    return Receipt(**content | {"skipped": [(name, reason) for name, reason in content["skipped"]]})
+    return ShardReceipt(**content | {"skipped": [(name, reason) for name, reason in content["skipped"]]})
 
 
 def _write_skipped(out: Path) -> None:

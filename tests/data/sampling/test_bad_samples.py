@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from pretrain.data.sampling.substitute import MAX_SUBSTITUTES, BadRecord, BadSamples, TooManyBadSamplesError, candidates
+from pretrain.data.sampling.bad_samples import (
+    MAX_SUBSTITUTES,
+    BadList,
+    BadRecord,
+    BadSamples,
+    TooManyBadSamplesError,
+    candidates,
+)
 
 
 def test_candidates_are_keyed_by_position_and_spread_over_all_other_samples():
@@ -54,3 +61,20 @@ def test_chance_does_not_stop_a_rank_whose_samples_are_half_as_bad_as_allowed():
 
     assert sum(stops(0.005, seed) for seed in range(300)) <= 3
     assert all(stops(0.03, seed) for seed in range(50))
+
+
+def record(key: str) -> BadRecord:
+    return BadRecord(position=1, shard="s.tar", key=key, reason="empty", substitute="s.tar/x", passed_over=False)
+
+
+def test_a_list_truncated_by_a_kill_can_be_read_and_continued(tmp_path):
+    told = []
+    BadList(tmp_path, rank=0, say=told.append).add(record("a"))
+    path = tmp_path / "bad_samples.rank0.jsonl"
+    with path.open("a") as file:
+        file.write('{"position": 4, "sha')
+    again = BadList(tmp_path, rank=0, say=told.append)
+    assert again.known() == {("s.tar", "a")}
+    again.add(record("b"))
+    assert BadList(tmp_path, rank=0, say=told.append).known() == {("s.tar", "a"), ("s.tar", "b")}
+    assert told[0] == "bad sample s.tar/a: empty; used s.tar/x instead"

@@ -9,8 +9,8 @@ from PIL import Image
 from pretrain.data.__main__ import main
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
+from pretrain.data.show import decode, examine, save_sheet
 from pretrain.data.write.images import UnreadableImageError
-from pretrain.data.write.show import decode, examine, save_sheet
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 
 
