@@ -29,7 +29,8 @@ from pretrain.models.teachers.ema import EMA
 from pretrain.models.teachers.gram_teacher import GramTeacher
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.dinov2 import DINOv2Config
-from pretrain.objectives.self_distillation import Branch, SelfDistillation, crop_after_crop
+from pretrain.objectives.multi_crop import crop_after_crop
+from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
 class DINOv2Branch(Branch):
@@ -46,7 +47,7 @@ class DINOv2Branch(Branch):
 
 
 class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
-    """Batch: that of `SelfDistillation`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
+    """Batch: that of `MultiCrop`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
     the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
 
     State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over what the teacher's

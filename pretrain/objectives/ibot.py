@@ -23,7 +23,8 @@ from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.ibot import IBOTConfig
-from pretrain.objectives.self_distillation import Branch, SelfDistillation, crop_after_crop
+from pretrain.objectives.multi_crop import crop_after_crop
+from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
 class IBOTBranch(Branch):
@@ -35,7 +36,7 @@ class IBOTBranch(Branch):
 
 
 class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
-    """Batch: that of `SelfDistillation`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
+    """Batch: that of `MultiCrop`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
 
     State: `student`, `mask_token`, `teacher`, and the buffers `center` and `patch_center`, which a skipped step does
     not move. The patches' centre is that of all of them, hidden or not, so the teacher's MLP sees all; prototypes only

@@ -14,7 +14,7 @@ from pretrain.engine.trainable import EngineSettings
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import IBOTConfig
 from pretrain.objectives.ibot import IBOT
-from pretrain.objectives.self_distillation import crop_after_crop
+from pretrain.objectives.multi_crop import crop_after_crop
 from tests.golden.case import Case, key_third
 from tests.golden.dino import build_vit, temperatures
 from tests.golden.dino_steps import RecordingEngine, check_query_and_value_biases, optim_settings, schedules

@@ -12,7 +12,7 @@ from pretrain.models.losses.koleo import koleo_loss
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.dinov2 import DINOv2
-from pretrain.objectives.self_distillation import crop_after_crop
+from pretrain.objectives.multi_crop import crop_after_crop
 from tests.engine.ranks import launch
 from tests.objectives.distill_ranks import IMAGES, outcome, share_of_a_batch
 from tests.objectives.tiny import HORIZON, Shape, batch, objective, part

@@ -7,7 +7,7 @@ from pretrain.data.views.masks import RatioBlockMask
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives import build
 from pretrain.objectives.configs import IBOTConfig
-from pretrain.objectives.self_distillation import crop_after_crop
+from pretrain.objectives.multi_crop import crop_after_crop
 from tests.objectives.tiny import HORIZON, SMALL, Shape, batch, objective, part
 
 

@@ -20,6 +20,21 @@ def jitter_problems(jitter: tuple[float, float, float, float], model: ModelShape
     return [f"objective.color_jitter: needs RGB, but model.in_chans is {model.in_chans}; set its last two values to 0"]
 
 
+def rgb_problems(
+    jitter: tuple[float, float, float, float], jitter_prob: float, grayscale_prob: float, model: ModelShape
+) -> list[str]:
+    """Changes of colour for images that are not RGB."""
+    colours = {
+        "color_jitter": ("its last two values to 0", bool(jitter_prob and any(jitter[2:]))),
+        "grayscale_prob": ("it to 0", bool(grayscale_prob)),
+    }
+    return [
+        f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; set {way_out}"
+        for key, (way_out, on) in colours.items()
+        if on and model.in_chans != 3
+    ]
+
+
 def mask_problems(key: str, make: Callable[[], Mask]) -> list[str]:
     """What a mask says against the settings it would be made with, said of the one of them that most often decides."""
     try:

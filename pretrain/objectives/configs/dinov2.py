@@ -14,7 +14,8 @@ from pretrain.core.configlib import Config, Positive
 from pretrain.data.views.masks import StratifiedBlockMask
 from pretrain.data.views.specs import InputSpec, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
-from pretrain.objectives.configs.self_distillation import SelfDistillationConfig, sides
+from pretrain.objectives.configs.multi_crop import sides
+from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
 from pretrain.objectives.configs.values import Probability, Scale
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pretrain.core.configlib import Positive
 from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
-from pretrain.objectives.configs.checks import scale_problems
+from pretrain.objectives.configs.checks import rgb_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
 from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sigma, Strength
@@ -69,15 +69,10 @@ class MoCoV3Config(ObjectiveSection):
         return views
 
     def problems(self, model: ModelShape) -> list[str]:
-        found = scale_problems("crop_scale", self.crop_scale) + scale_problems("blur_sigma", self.blur_sigma)
-        colours = {
-            "color_jitter": ("its last two values to 0", bool(self.color_jitter_prob and any(self.color_jitter[2:]))),
-            "grayscale_prob": ("it to 0", bool(self.grayscale_prob)),
-        }
-        return found + [
-            f"objective.{key}: needs RGB, but model.in_chans is {model.in_chans}; set {way_out}"
-            for key, (way_out, on) in colours.items()
-            if on and model.in_chans != 3
+        return [
+            *scale_problems("crop_scale", self.crop_scale),
+            *scale_problems("blur_sigma", self.blur_sigma),
+            *rgb_problems(self.color_jitter, self.color_jitter_prob, self.grayscale_prob, model),
         ]
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:

@@ -1,0 +1,79 @@
+"""Settings of crops of two sizes: two global crops and several local ones, which may be small. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from pretrain.core.configlib import Positive
+from pretrain.data.views.specs import Blur, ColorJitter, InputSpec, Noise, ViewSpec
+from pretrain.objectives.configs.checks import rgb_problems, scale_problems
+from pretrain.objectives.configs.section import ObjectiveSection
+from pretrain.objectives.configs.shape import ModelShape
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sigma, Strength
+
+
+class MultiCropConfig(ObjectiveSection):
+    """Crops of two sizes, with DINO's augmentations (Caron et al. 2021); a method may have a teacher or none."""
+
+    global_crops_scale: Scale = (0.4, 1.0)
+    local_crops_number: int = Field(8, ge=0)
+    local_crops_scale: Scale = (0.05, 0.4)
+    local_crops_size: Positive | tuple[Positive, Positive] = Field(96, description="pixels, a side or (height, width)")
+    hflip: Probability = 0.5
+    color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
+        (0.4, 0.4, 0.2, 0.1), description="brightness, contrast, saturation, hue; the last two need RGB"
+    )
+    color_jitter_prob: Probability = 0.8
+    grayscale_prob: Probability = Field(0.2, description="needs RGB")
+    blur_prob: tuple[Probability, Probability, Probability] = Field(
+        (1.0, 0.1, 0.5), description="of the first global crop, the second, the local crops"
+    )
+    blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="pixels; less for images much below 224 px")
+    solarize_prob: Probability = Field(0.2, description="of the second global crop")
+
+    @property
+    def local_size(self) -> tuple[int, int]:
+        """Height and width of the local crops in pixels."""
+        return sides(self.local_crops_size)
+
+    def crops_drop_path(self, model: ModelShape) -> float:
+        """Drop path rate of the network that sees all crops."""
+        return model.drop_path_rate
+
+    def views(self, model: ModelShape) -> list[InputSpec]:
+        """Two global crops, the second solarized and rarely blurred; the local crops; the drop path's random numbers.
+
+        Batch entries: "global" [b, 2, C, H, W], "local" [b, n, C, h, w], "drop_path" [b, 2 + n, depth, 2].
+        """
+        colour: dict[str, Any] = {
+            "hflip": self.hflip,
+            "jitter": ColorJitter(*self.color_jitter, prob=self.color_jitter_prob) if self.color_jitter_prob else None,
+            "grayscale": self.grayscale_prob,
+        }
+        first, second, local = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
+        size, scale = model.size, self.global_crops_scale
+        views: list[InputSpec] = [
+            ViewSpec("global", size, scale=scale, blur=first, **colour),
+            ViewSpec("global", size, scale=scale, blur=second, solarize=self.solarize_prob, **colour),
+        ]
+        if self.local_crops_number:
+            size, scale = self.local_size, self.local_crops_scale
+            views.append(ViewSpec("local", size, scale=scale, count=self.local_crops_number, blur=local, **colour))
+        if self.crops_drop_path(model):
+            views.append(Noise("drop_path", (2 + self.local_crops_number, model.num_blocks, 2)))
+        return views
+
+    def problems(self, model: ModelShape) -> list[str]:
+        return [
+            *scale_problems("global_crops_scale", self.global_crops_scale),
+            *scale_problems("local_crops_scale", self.local_crops_scale),
+            *scale_problems("blur_sigma", self.blur_sigma),
+            *rgb_problems(self.color_jitter, self.color_jitter_prob, self.grayscale_prob, model),
+        ]
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of a size given as a side or as both."""
+    return size if isinstance(size, tuple) else (size, size)

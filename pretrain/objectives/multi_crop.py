@@ -1,0 +1,52 @@
+"""What objectives with crops of two sizes share, with a teacher or without."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pretrain.core.trainable import Batch
+from pretrain.models.pictures import drawing
+from pretrain.objectives.base import Objective
+from pretrain.objectives.configs.multi_crop import MultiCropConfig
+
+CropsT = TypeVar("CropsT", bound=MultiCropConfig, covariant=True)
+
+
+class MultiCrop(Objective[CropsT]):
+    """Batch: "global" [b, 2, C, H, W]; with local crops "local" [b, n, C, h, w]; with drop path its uniform random
+    numbers "drop_path" [b, 2 + n, depth, 2].
+    """
+
+    def crops(self, batch: Batch) -> list[Tensor]:
+        """One tensor per resolution, crop after crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
+        expected = {"global": 2, "local": self.config.local_crops_number}
+        for name, count in expected.items():
+            found = batch[name].shape[1] if name in batch else 0
+            if found != count:
+                raise ValueError(f"batch[{name!r}] holds {found} crops per image, the objective needs {count}")
+        return [crop_after_crop(batch[name]) for name, count in expected.items() if count]
+
+    def drop_path(self, batch: Batch) -> Tensor | None:
+        """Uniform random numbers of the drop path, crop after crop: [crops * b, depth, 2]."""
+        return crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
+
+    @torch.no_grad()
+    def pictures(
+        self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        """The crops of the first images."""
+        crops = {name: batch[name][:4] for name in ("global", "local") if name in batch}
+        return {f"{name} crops": _sheet(views, mean=mean, std=std) for name, views in crops.items()}
+
+
+def crop_after_crop(per_image: Tensor) -> Tensor:
+    """[b, crops, ...] -> [crops * b, ...]: all images of the first crop, then of the second."""
+    return per_image.transpose(0, 1).flatten(0, 1)
+
+
+def _sheet(views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    rgb = drawing.to_rgb(views.flatten(0, 1), mean=mean, std=std)
+    return drawing.sheet(rgb.unflatten(0, views.shape[:2]))
