@@ -44,9 +44,9 @@ class Rule:
 RULES: dict[str, Rule] = {
     "learning_rate_too_high": Rule(
         "learning rate too high",
-        "between two measurements the median weight matrix moved by 15 % of its length per step or more",
-        "a network whose weights are replaced every seven steps cannot keep what it learnt; healthy runs move by "
-        "1e-3, small ones in warm-up by some 1e-2",
+        "between two measurements the median weight matrix changed by 15 % of its norm per step or more",
+        "a network whose weights are replaced every seven steps cannot keep what it learnt; healthy runs change by "
+        "1e-3, small ones in warm-up by about 1e-2",
         "lower optim.lr (a tenth), or lengthen its warm-up",
         ("doctor/weight_change",),
         signs.weights_leap,
@@ -55,9 +55,9 @@ RULES: dict[str, Rule] = {
     "loss_diverged": Rule(
         "the loss diverged",
         "median of five rows above three times the largest of the first ten",
-        "a loss against a moving teacher may rise to ln K, which is not three times where it starts; above that only "
-        "growing outputs lead",
-        "lower optim.lr, clip gradients (optim.clip_grad), or go back to a checkpoint before it rose",
+        "a loss against a moving teacher may rise to ln K, which is less than three times its start; only growing "
+        "outputs lead above that",
+        "lower optim.lr, clip gradients (optim.clip_grad), or return to a checkpoint before it rose",
         ("loss",),
         signs.loss_diverged,
         is_cause=True,
@@ -66,16 +66,16 @@ RULES: dict[str, Rule] = {
         "the gradient norm exploded",
         "median of five rows above a hundred times the largest of the first ten",
         "gradients are largest in the first steps of a healthy run",
-        "lower optim.lr, clip gradients (optim.clip_grad), or go back to a checkpoint before it rose",
+        "lower optim.lr, clip gradients (optim.clip_grad), or return to a checkpoint before it rose",
         ("grad_norm",),
         signs.gradient_exploded,
         is_cause=True,
     ),
     "weights_still": Rule(
         "the weights do not move",
-        "in two measurements no sampled matrix moved by 1e-6 of its length per step, at 1 % of the peak rate or more",
+        "in two measurements no sampled matrix changed by 1e-6 of its norm per step, at 1 % of the peak rate or more",
         "fp32 resolves 6e-8: at 1e-6 a step, ten thousand steps change the weights by 1 %",
-        "raise optim.lr; look for a frozen trunk, a detached loss or a loss scale of 0",
+        "raise optim.lr; look for a frozen backbone, a detached loss or a loss scale of 0",
         ("doctor/weight_change_max",),
         signs.weights_still,
     ),
@@ -89,19 +89,19 @@ RULES: dict[str, Rule] = {
     ),
     "teacher_one_prototype": Rule(
         "teacher assigns all images to the same prototype",
-        "for 5 steps the mean assignment of a batch has an entropy below ln 2, and assignments were not one-hot from "
-        "the start",
-        "below two effective prototypes an assignment cannot tell more than one bit; centring exists to prevent this "
+        "for 5 steps the mean assignment of a batch has an entropy below ln 2, and assignments were not one-hot "
+        "from the start",
+        "below two effective prototypes an assignment carries at most one bit; centring exists to prevent this "
         "(DINO, section 3.1)",
-        "centre the teacher (lower objective.center_momentum), raise objective.teacher_temp, and see that no gradient "
-        "reaches the teacher",
+        "centre the teacher (lower objective.center_momentum), raise objective.teacher_temp, and check that no "
+        "gradient reaches the teacher",
         ("teacher_kl_uniform",),
         signs.one_prototype,
     ),
     "teacher_uniform": Rule(
         "teacher assignments uniform",
         "for 20 steps the entropy of an assignment is within 0.01 nats of ln K, and features always differed",
-        "such a target is the same for every image, so the loss is ln K and has nothing to teach",
+        "such a target is the same for every image: the loss is ln K and carries no information",
         "lower objective.teacher_temp or lengthen its warm-up (objective.warmup_teacher_temp_epochs)",
         ("teacher_entropy",),
         signs.uniform,
@@ -111,31 +111,32 @@ RULES: dict[str, Rule] = {
         "for 20 steps the entropy of the mean assignment exceeds the mean entropy by less than 0.01 nats, after it "
         "exceeded it by more, while assignments are not uniform",
         "the difference is the information between image and prototype; without it the student learns a constant",
-        "lower optim.lr or lengthen its warm-up, and see that no gradient reaches the teacher",
+        "lower optim.lr or lengthen its warm-up, and check that no gradient reaches the teacher",
         ("teacher_entropy", "teacher_kl_uniform"),
         signs.uninformative,
     ),
     "teacher_one_hot": Rule(
         "teacher assignments one-hot",
-        "for 10 steps the mean entropy of an assignment is below 0.05 nats, and it was so from the start or the mean "
-        "assignment has more than ln 2",
-        "then 99 % of an assignment is one prototype: the temperature leaves only the largest logit, and nearest "
-        "prototypes are copied as hard labels",
-        "raise objective.teacher_temp (0.04 to 0.07 are the papers')",
+        "for 10 steps the mean entropy of an assignment is below 0.05 nats, and this held from the start or the "
+        "mean assignment has more than ln 2",
+        "then 99 % of an assignment is one prototype: only the largest logit counts at this temperature, and "
+        "nearest prototypes become hard labels",
+        "raise objective.teacher_temp (the papers use 0.04 to 0.07)",
         ("teacher_entropy",),
         signs.one_hot,
     ),
     "center_still": Rule(
         "the teacher's centre does not move",
-        "for 20 steps its length is the same to the last bit",
+        "for 20 steps the norm of the centre is the same to the last bit",
         "an average over batches of logits changes with every batch; uncentred logits end in one prototype",
         "objective.center_momentum must be below 1, and after_step must reach the centre",
         ("center_norm",),
         signs.center_still,
     ),
     "teacher_still": Rule(
-        "the average of the weights stands still",
-        "in two measurements no sampled weight of it changed while the student's did; not asked in the last tenth",
+        "the average of the weights does not change",
+        "in two measurements no sampled weight of the teacher changed while the student's did; not applied in the "
+        "last tenth",
         "momentum 1, or an update that does not happen: the teacher stays untrained. A schedule reaches 1 at the end",
         "lower the momentum of the teacher",
         ("doctor/average_change_max",),
@@ -143,8 +144,8 @@ RULES: dict[str, Rule] = {
     ),
     "teacher_identical": Rule(
         "the average of the weights equals the student",
-        "their distance is below 1e-6 of the student's length while the student moves",
-        "momentum 0: a teacher that is the student cannot hold it back from collapse",
+        "the distance of teacher and student is below 1e-6 of the student's norm while the student changes",
+        "momentum 0: a teacher equal to the student cannot prevent collapse",
         "raise the momentum of the teacher (0.99 and more)",
         ("doctor/average_distance",),
         signs.teacher_identical,
@@ -152,9 +153,9 @@ RULES: dict[str, Rule] = {
     "features_constant": Rule(
         "features of all images are the same",
         "for 10 steps feature_std times the root of the width is below 0.02, after it was 0.04",
-        "the square of that is 1 - cosine between two images: 0.0004; untrained networks have 0.01 and more, but for "
-        "those with LayerScale of 1e-5",
-        "lower optim.lr; see that no gradient reaches the teacher and that it is centred",
+        "the square of that is 1 - cosine between two images: 0.0004; untrained networks have 0.01 and more, except"
+        " those with LayerScale of 1e-5",
+        "lower optim.lr; check that no gradient reaches the teacher and that it is centred",
         ("feature_std",),
         signs.features_constant,
     ),
@@ -169,40 +170,40 @@ RULES: dict[str, Rule] = {
     ),
     "targets_constant": Rule(
         "the targets are the same everywhere",
-        "for 10 steps their standard deviation over images and patches is below 0.01, after it was 0.05",
-        "targets are normalized to about 1, so that 0.01 means one vector for all: the loss falls to 0 and teaches "
-        "nothing",
-        "raise the momentum of the teacher, lower optim.lr, and see that no gradient reaches the targets",
+        "for 10 steps the standard deviation of the targets over images and patches is below 0.01, after it was 0.05",
+        "targets are normalized to about 1, so that 0.01 means one vector for all: the loss falls to 0 without "
+        "learning",
+        "raise the momentum of the teacher, lower optim.lr, and check that no gradient reaches the targets",
         ("target_std",),
         signs.targets_constant,
     ),
     "reconstruction_constant": Rule(
         "the reconstruction is constant",
         "for 20 steps the predicted values have a standard deviation below 0.02, after it was 0.05",
-        "targets have about 1: the decoder says the mean of everything",
-        "raise optim.lr or lower it if the loss jumped before; see that the decoder gets the visible patches",
+        "targets have about 1: the decoder predicts the mean of everything",
+        "raise optim.lr, or lower it if the loss jumped before; check that the decoder gets the visible patches",
         ("pred_std",),
         signs.reconstruction_constant,
     ),
     "codebook_collapsed": Rule(
         "the codebook collapsed",
         "for 20 steps the perplexity of the codes is below 1.5, after it was 3",
-        "every patch gets the same code, so that tokens carry nothing",
-        "lower optim.lr; start the codes by k-means, or raise the weight that spreads them",
+        "every patch gets the same code, so that tokens carry no information",
+        "lower optim.lr; initialize the codes by k-means, or raise the weight that spreads them",
         ("codebook_perplexity",),
         signs.codebook,
     ),
     "attention_uniform": Rule(
         "attention of the last block became uniform",
-        "in two measurements its entropy is above 0.999 of log T, after it was below 0.9",
-        "an untrained network attends alike to all tokens; one that learnt not to has lost it",
-        "lower optim.lr, or go back to a checkpoint before",
+        "in two measurements the entropy of attention is above 0.999 of log T, after it was below 0.9",
+        "an untrained network attends alike to all tokens; this one had learnt not to and has lost it",
+        "lower optim.lr, or return to an earlier checkpoint",
         ("doctor/attention_entropy",),
         signs.attention_uniform,
     ),
     "attention_one_token": Rule(
         "attention of the last block sees one token",
-        "in two measurements its entropy is below 0.02 of log T",
+        "in two measurements the entropy of attention is below 0.02 of log T",
         "saturated softmaxes have no gradient (entropy collapse, Zhai et al. 2023)",
         "lower optim.lr or lengthen its warm-up",
         ("doctor/attention_entropy",),
@@ -211,8 +212,8 @@ RULES: dict[str, Rule] = {
     "dead_gradients": Rule(
         "blocks get no gradient",
         "in two measurements a block's gradient norm is below 1e-7 of the largest block's",
-        "fp32 resolves 6e-8: such a block does not learn beside the others",
-        "see that the loss reads these blocks; lower optim.lr if it was healthy before",
+        "fp32 resolves 6e-8: such a block does not learn with the others",
+        "check that the loss depends on these blocks; lower optim.lr if it was healthy before",
         (GRADIENT,),
         signs.dead_blocks,
     ),

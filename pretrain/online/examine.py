@@ -67,7 +67,7 @@ def _not_finite(run_dir: Path) -> list[Verdict]:
 
 def rules_table() -> str:
     """Every rule as a row of Markdown: what docs/doctor.md shows."""
-    lines = ["| rule | said when | because | way out |", "|---|---|---|---|"]
+    lines = ["| rule | condition | reason | remedy |", "|---|---|---|---|"]
     lines += [
         f"| `{name}`{' (cause)' if rule.is_cause else ''} | {rule.sign} | {rule.reason} | {rule.way_out} |"
         for name, rule in RULES.items()
