@@ -1,14 +1,12 @@
-"""Which backbone each objective works on: `python -m launch.pages.backbones` writes the table of docs/backbones.md.
+"""docs/backbones.md: the table of which backbone each objective works on.
 
-It is made of what the objectives ask for and what the backbones provide, the same facts by which a configuration is
-refused; a test trains or sees refused every cell. No torch here.
+It is built from what the objectives require and what the backbones provide, the facts by which a configuration is
+refused; a test trains every cell, or sees it refused. No torch here.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,10 +14,9 @@ from pydantic import ValidationError
 from pretrain.models.backbones import families
 from pretrain.objectives import OBJECTIVES
 
-PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 WORKS, NO_CLASS_TOKEN, ONE_SIZE = "yes", "no class token", "one size"
-# beginning of a problem that a setting solves -> the setting
+# start of a problem's text -> the setting that solves it
 SETTINGS = {
     "objective.cls_weight": {"cls_weight": 0},
     "objective.drop_path_subset": {"drop_path_subset": "false"},
@@ -30,7 +27,7 @@ ONE_SIZE_SETTING = {"local_crops_number": 0}
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """A kind of backbone, as the shape of model that configurations ask about."""
+    """A kind of backbone, with the properties of a model that configurations check."""
 
     title: str
     provides: frozenset[str]
@@ -59,34 +56,34 @@ def rows() -> list[BackboneRow]:
 
 
 def verdict(name: str, row: BackboneRow) -> str:
-    """What holds for objective `name` on a backbone: "yes"; "no class token": if it has none; "no: " and what the
-    backbone lacks; or under which conditions it trains, "one size" (of all crops) and settings of the objective."""
+    """Whether objective `name` trains on a backbone: "yes"; "no class token": without one; "no: " and what the
+    backbone lacks; or the conditions, "one size" (of all crops) and settings of the objective."""
     config = OBJECTIVES[name][0]
     needs: frozenset[str] = config.needs  # pyright: ignore[reportAttributeAccessIssue]
     if missing := needs - row.provides:
         return f"no: {', '.join(sorted(missing))}"
     if any(problem.startswith("model.class_token: true") for problem in _problems(config, row)):
         return NO_CLASS_TOKEN
-    asked = {key: value for key, value in settings(name, row).items() if key != "local_crops_number"}
-    conditions = [f"{key} {value}" for key, value in asked.items()]
+    required = {key: value for key, value in settings(name, row).items() if key != "local_crops_number"}
+    conditions = [f"{key} {value}" for key, value in required.items()]
     if not row.other_sizes and "local_crops_number" in config.model_fields:
         conditions.insert(0, ONE_SIZE)
     return ", ".join(conditions) or WORKS
 
 
 def settings(name: str, row: BackboneRow) -> dict[str, Any]:
-    """The settings by which objective `name` trains on a backbone that does not lack anything."""
+    """The settings with which objective `name` trains on a backbone that provides what it requires."""
     config = OBJECTIVES[name][0]
     found = {} if row.other_sizes or "local_crops_number" not in config.model_fields else ONE_SIZE_SETTING
     for problem in _problems(config, row):
-        for beginning, setting in SETTINGS.items():
-            if problem.startswith(beginning):
+        for start, setting in SETTINGS.items():
+            if problem.startswith(start):
                 found = found | setting
     return found
 
 
 def _problems(config: type[Any], row: BackboneRow) -> list[str]:
-    """Of the default settings on a backbone; none where the settings name a file."""
+    """Problems of the default settings on a backbone; none if the settings require a file."""
     try:
         return config().problems(row)
     except ValidationError:
@@ -101,18 +98,13 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """The page `text` with the table as it is now.
+    """The page `text` with the current table.
 
     Raises:
-        ValueError: the page has no place for it.
+        ValueError: the page has no markers around the table.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no lines {BEGIN} and {END}")
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.exit(0)
