@@ -1,11 +1,11 @@
-"""Who reads what at 4,096 ranks and 10^9 samples: the order's time and memory, and the bytes each node reads.
+"""Time and memory of the order, and the bytes that each node reads, at 4,096 ranks and 10^9 samples.
 
     python -m benchmarks.assignment [--plot docs/assignment.png]
 
-The order itself is run, for the positions of one node at a time; only the cluster is imagined: 8 ranks a node, 8 images
-a rank and step, 100,000 shards of 10,000 samples of 110 kB. Two ways to read are counted. "samples": positional
-reads of what the node trains on. "shards": every shard of which a node needs a sample is fetched whole and kept while
-its block lasts, as a cache of whole shards must.
+The order is computed for the positions of one node at a time; the cluster is simulated: 8 ranks per node, 8 images per
+rank and step, 100,000 shards of 10,000 samples of 110 kB. Two ways to read are counted. "samples": positional
+reads of the samples that the node trains on. "shards": every shard of which a node needs a sample is fetched completely
+and kept for its block, as in a cache of shards.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCKS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one node. seconds: of one rank's order function a step. first: of its first step. bytes a step, two ways."""
+    """Of one node. seconds: of one rank's order function per step. first: of its first step. Bytes per step."""
 
     nodes: int
     block: int
@@ -94,7 +94,7 @@ def _plot(found: list[Measured], path: Path) -> None:
     for block in BLOCKS:
         rows = [row for row in found if row.block == block]
         ranks = [row.nodes * RANKS_PER_NODE for row in rows]
-        axes.loglog(ranks, [row.shards / 1e6 for row in rows], "o-", label=f"whole shards, block_shards {block}")
+        axes.loglog(ranks, [row.shards / 1e6 for row in rows], "o-", label=f"complete shards, block_shards {block}")
     ranks = [nodes * RANKS_PER_NODE for nodes in NODES]
     axes.loglog(ranks, [found[0].samples / 1e6] * len(ranks), "k--", label="samples alone (positional reads)")
     axes.set(xlabel="ranks", ylabel="MB read by a node in a step", title="10^9 samples of 110 kB, 8 a rank and step")

@@ -1,8 +1,8 @@
 """One training step of detection: python -m benchmarks.detection [--heads mask_rcnn cascade ...] [--model vit_base] ...
 
-Forward, backward, clipping and AdamW of the task in the engine, random weights, made-up images with rectangles to find.
-Seconds are the median of the steps after the first: CPU seconds on a CPU, between synchronizations on a GPU. Every row
-is a process of its own; the peak memory is that of the process, or of the device's allocator.
+Forward, backward, clipping and AdamW of the task in the engine, random weights, synthetic images with rectangles to
+find. Seconds are the median of the steps after the first: CPU seconds on a CPU, between synchronizations on a GPU.
+Every row is a process of its own; the peak memory is that of the process, or of the device's allocator.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def detection(head: str, args: argparse.Namespace) -> Detection:
 
 
 def made_up_batch(task: Detection, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the workers would give, on the device: noise with rectangles, and uniforms."""
+    """A batch as workers give it, on the device: noise with rectangles, and random numbers for drop path."""
     side, samples = args.img_size, []
     for _ in range(args.batch):
         corners = torch.rand(args.objects, 2) * side * 0.6

@@ -1,8 +1,8 @@
 """For every objective: ours by its official recipe on a small ViT, a batch, and the plain step with the same weights.
 
-The recipe is the file of configs/pretrain; set otherwise are the width, the number of prototypes, stochastic depth
-(whose random numbers plain code draws by itself), and what the table RECIPE lists. Tokenizers and teachers that both
-would run alike are left out: what they say is given.
+The recipe is the file of configs/pretrain; it differs in the width, the number of prototypes, stochastic depth
+(whose random numbers plain code draws by itself), and the overrides in RECIPE. Tokenizers and teachers that both
+would run in the same way are omitted: their output is given.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STEPS = 10**6  # the schedules do not matter here
 
 @dataclass
 class Pair:
-    """`plain(batch)` is the loss; `follow` moves its average after the update."""
+    """`plain(batch)` is the loss; `follow` updates its EMA after the step."""
 
     objective: Any
     batch: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Pair:
 
 
 class GivenTokens(nn.Module):
-    """Stands for a tokenizer that both steps would run alike."""
+    """Replaces a tokenizer that both steps would run in the same way."""
 
     def __init__(self, num_tokens: int, tokens: Tensor):
         super().__init__()
@@ -63,7 +63,7 @@ class GivenTokens(nn.Module):
 
 
 class GivenFeatures(nn.Module):
-    """Stands for the teacher of a tokenizer."""
+    """Replaces the teacher of a tokenizer."""
 
     embed_dim = TEACHER_DIM
 
@@ -87,7 +87,7 @@ class Adapter(nn.Module):
 
 
 def pair(name: str, args: argparse.Namespace) -> Pair:
-    """Ours and plain for objective `name`, their losses equal but for rounding."""
+    """Ours and plain for objective `name`, their losses equal up to rounding."""
     recipe, overrides = RECIPE[name]
     overrides = [text.format(size=args.size, prototypes=args.prototypes, any=__file__) for text in overrides]
     config = load_config(PretrainConfig, RECIPES / f"{recipe}.yaml", overrides)
@@ -127,12 +127,12 @@ def _build(config: PretrainConfig, **more: Any) -> Any:
 
 
 def _settings(config: PretrainConfig) -> Any:
-    """Of the objective, whichever it is."""
+    """The section of the objective."""
     return config.objective
 
 
 def _shape(config: PretrainConfig) -> dict[str, int]:
-    """What plain ViTs are made from."""
+    """The arguments of plain ViTs."""
     widths = config.model.widths()
     shape = {key: widths[key] for key in ("embed_dim", "depth", "num_heads")}
     return {"img_size": config.model.size[0], "patch_size": config.model.patch_size, **shape}

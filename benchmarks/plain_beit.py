@@ -1,7 +1,7 @@
 """BEiT and BEiT v2 as their official code trains them, in plain PyTorch: the baseline of `benchmarks.step`.
 
-Every patch passes the transformer and its last norm, the relative bias is looked up anew for each forward pass, and the
-logits of the hidden patches are taken from all.
+Every patch passes the transformer and its last norm, the relative bias is looked up in each forward pass, and the
+logits of the masked patches are selected from all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks of BEiT's kind, written plainly: what the plain steps of BEiT, SimMIM, data2vec and VQ-KD are made of."""
+"""A plain implementation of BEiT's blocks, for the plain steps of BEiT, SimMIM, data2vec and VQ-KD."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A data2vec step written plainly from the paper (Baevski et al. 2022), the baseline of `benchmarks.step`.
 
 Every choice is the obvious one: a bias added to every head's scores, the teacher keeps the output of every layer, the
-head predicts every patch and the masked ones are picked afterwards, the average follows parameter by parameter.
+head predicts every patch and the masked ones are selected afterwards, the EMA is updated parameter by parameter.
 """
 
 from __future__ import annotations

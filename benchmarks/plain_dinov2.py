@@ -1,6 +1,6 @@
 """A DINOv2 step written plainly from the paper (Oquab et al. 2023, section 4), the baseline of `benchmarks.step`.
 
-As in the official code the heads see masked patches only; all their logits are there, Sinkhorn-Knopp works on the
+As in the official code the heads see masked patches only; all their logits are computed, Sinkhorn-Knopp works on the
 matrix of all of them, and every loss is a formula.
 """
 

@@ -1,7 +1,7 @@
 """An iBOT step written plainly from the paper (Zhou et al. 2022, section 3), the baseline of `benchmarks.step`.
 
 Every choice is the obvious one, and the official code's: the heads see all tokens of student and teacher, all logits
-are there, and the mask comes in when the cross-entropies of the patches are summed.
+are computed, and the mask is applied when the cross-entropies of the patches are summed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An I-JEPA step written plainly from the paper (Assran et al. 2023), the baseline of `benchmarks.step`.
 
-Every choice is the obvious one: every patch is embedded and the context picked from them, the predictor computes all of
-its tokens in every block, and the average follows parameter by parameter.
+Every choice is the obvious one: every patch is embedded and the context selected from them, the predictor computes all
+its tokens in every block, and the EMA is updated parameter by parameter.
 """
 
 from __future__ import annotations

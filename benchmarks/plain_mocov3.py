@@ -1,6 +1,6 @@
 """A MoCo v3 step written plainly from the paper (Chen et al. 2021, algorithm 1), the baseline of `benchmarks.step`.
 
-Every choice is the obvious one: all tokens in every block, torch's batch norm, the momentum encoder moved parameter by
+Every choice is the obvious one: all tokens in every block, torch's batch norm, the momentum encoder updated per
 parameter inside the forward pass, before the keys.
 """
 

@@ -1,7 +1,7 @@
 """A SimMIM step written plainly from the paper (Xie et al. 2021), the baseline of `benchmarks.step`.
 
 Every choice is the obvious one: a bias added to every head's scores, every pixel predicted by a 1 x 1 convolution and a
-pixel shuffle, and the error of the whole picture multiplied by the mask.
+pixel shuffle, and the error of the full image multiplied by the mask.
 """
 
 from __future__ import annotations

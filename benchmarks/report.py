@@ -1,7 +1,7 @@
 """How every benchmark measures and reports: interleaved pairs, CPU seconds, a table, one line of JSON.
 
-A pair runs ours and the baseline back to back, in turns, so that a drift of the machine hits both alike; the ratio
-is the median over pairs of baseline / ours (more than 1: ours is faster).
+A pair runs ours and the baseline back to back, alternately, so that a drift of the machine affects both in the same
+way; the ratio is the median over pairs of baseline / ours (more than 1: ours is faster).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Seconds from SIGKILL of a rank to the next step, under `fovea launch local 2`, and where they go.
+"""Seconds from SIGKILL of a rank to the next step, under `fovea launch local 2`, by phase.
 
     python -m benchmarks.restart [--kills 5]
 
 A ViT of 2 blocks on the photos of samples/, two ranks over gloo: what is measured is the launcher, the imports and the
-resume, not the model. Wall time; on a machine that does other work it says little.
+resume, not the model. Wall time: only meaningful on an idle machine.
 """
 
 from __future__ import annotations

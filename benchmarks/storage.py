@@ -1,8 +1,8 @@
-"""The storage floor against its limits: `python -m benchmarks.storage`.
+"""Index and reads of shards compared with their limits: `python -m benchmarks.storage`.
 
-index: CPU seconds of indexing cached shards (sha256, a crc32c a member, grouping), against sha256 alone over the same
-bytes. read: CPU seconds of reading samples with their crc32c verified, against webdataset's own reader, which streams
-in order and verifies nothing; ours is timed in a random order.
+index: CPU seconds of indexing cached shards (sha256, a crc32c per member, grouping), compared with sha256 alone over
+the same bytes. read: CPU seconds of reading samples with their crc32c verified, compared with webdataset's own reader,
+which streams in order and verifies nothing; ours is timed in a random order.
 """
 
 from __future__ import annotations
