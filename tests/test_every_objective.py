@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,6 @@ SHORT = [
     "checkpoint.every_steps=2", "checkpoint.keep=9", "log.every_steps=1", "log.pictures_every_steps=0",
     "log.tensorboard=false",
 ]  # fmt: skip
-# What must be made before: objective -> (whose release, the key that names it).
-FIRST = {
-    "vqkd": ("mae", "objective.teacher"),
-    "beit": ("dvae", "objective.tokenizer"),
-    "beit2": ("vqkd", "objective.tokenizer"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +39,10 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
 
 
 def settings(objective: str, release: Releases) -> list[str]:
-    first, key = FIRST.get(objective, ("", ""))
-    return [*SHORT, *([f"{key}={release(first)}"] if first else [])]
+    """The debug configuration's settings, shortened, and the releases that it reads."""
+    section = yaml.safe_load((DEBUG / f"{objective}.yaml").read_text())["objective"]
+    read = {key: re.fullmatch(r"runs/debug_(\w+)/release", str(value)) for key, value in section.items()}
+    return [*SHORT, *(f"objective.{key}={release(found[1])}" for key, found in read.items() if found)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

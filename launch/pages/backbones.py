@@ -58,8 +58,8 @@ def rows() -> list[BackboneRow]:
 def verdict(name: str, row: BackboneRow) -> str:
     """Whether objective `name` trains on a backbone: "yes"; "no class token": without one; "no: " and what the
     backbone lacks; or the conditions, "one size" (of all crops) and settings of the objective."""
-    config = OBJECTIVES[name][0]
-    needs: frozenset[str] = config.needs  # pyright: ignore[reportAttributeAccessIssue]
+    config = OBJECTIVES[name]
+    needs: frozenset[str] = config.needs
     if missing := needs - row.provides:
         return f"no: {', '.join(sorted(missing))}"
     if any(problem.startswith("model.class_token: true") for problem in _problems(config, row)):
@@ -73,7 +73,7 @@ def verdict(name: str, row: BackboneRow) -> str:
 
 def settings(name: str, row: BackboneRow) -> dict[str, Any]:
     """The settings with which objective `name` trains on a backbone that provides what it requires."""
-    config = OBJECTIVES[name][0]
+    config = OBJECTIVES[name]
     found = {} if row.other_sizes or "local_crops_number" not in config.model_fields else ONE_SIZE_SETTING
     for problem in _problems(config, row):
         for start, setting in SETTINGS.items():

@@ -16,7 +16,7 @@ from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks, pooled
-from pretrain.objectives.configs import BEiTConfig
+from pretrain.objectives.configs.beit import BEiTConfig
 
 
 class BEiT(Objective[BEiTConfig]):

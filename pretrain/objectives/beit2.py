@@ -23,7 +23,7 @@ from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.tokenizer import Tokenizer, open_tokenizer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, mean_over_ranks
-from pretrain.objectives.configs import BEiT2Config
+from pretrain.objectives.configs.beit2 import BEiT2Config
 
 
 class BEiT2(Objective[BEiT2Config]):

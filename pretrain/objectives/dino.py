@@ -21,7 +21,7 @@ from pretrain.models.losses.center import PendingMean
 from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std
-from pretrain.objectives.configs import DINOConfig
+from pretrain.objectives.configs.dino import DINOConfig
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 

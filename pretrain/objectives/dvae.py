@@ -14,7 +14,7 @@ from pretrain.models.pictures import token_pictures
 from pretrain.models.tokenizers.dvae import Codes, ConvEncoder, gumbel_softmax, kl_to_uniform, reconstruction_loss
 from pretrain.models.tokenizers.quantizer import perplexity
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
-from pretrain.objectives.configs import DVAEConfig
+from pretrain.objectives.configs.dvae import DVAEConfig
 
 
 class DVAE(Objective[DVAEConfig]):

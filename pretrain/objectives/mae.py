@@ -14,7 +14,7 @@ from pretrain.models.heads.mae_decoder import MAEDecoder
 from pretrain.models.layers.patches import normalize_patches, patchify, split_by_noise, unpatchify
 from pretrain.models.pictures import drawing
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
-from pretrain.objectives.configs import MAEConfig
+from pretrain.objectives.configs.mae import MAEConfig
 
 
 class MAE(Objective[MAEConfig]):

@@ -17,7 +17,7 @@ from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teache
 from pretrain.models.teachers.frozen import Fingerprint
 from pretrain.models.tokenizers.quantizer import Quantized, Quantizer, code_features, cosine_loss, task_layer
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
-from pretrain.objectives.configs import VQKDConfig
+from pretrain.objectives.configs.vqkd import VQKDConfig
 
 
 class VQKD(Objective[VQKDConfig]):

@@ -13,12 +13,14 @@ from pretrain.engine.optim.optimizer import trainable_groups
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import mean_over_ranks
+from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from tests.objectives.tiny import HORIZON, Shape, backbone, batch, objective, part
 
 names = pytest.mark.parametrize("name", OBJECTIVES)
-# Samples of a micro-batch meet each other, and only each other: in a batch norm, as negatives, as neighbours.
-COUPLED = {"dinov2", "mocov3"}
-DISTILLED = {"dino", "dinov2", "ibot"}
+# Samples of a micro-batch meet each other, and only each other: in a batch norm, as negatives, as neighbours. Those
+# excluded depend on the batch by settings alone.
+COUPLED = {name for name, config in OBJECTIVES.items() if config.batch_coupled} - {"dino", "ibot", "ijepa"}
+DISTILLED = {name for name, config in OBJECTIVES.items() if issubclass(config, SelfDistillationConfig)}
 
 
 @names
@@ -139,6 +141,11 @@ def test_casting_the_parameters_to_bf16_leaves_averages_and_centres_alone(name: 
     for parameter in of.parameters():  # as DeepSpeed's bf16 mode does
         parameter.data = parameter.data.bfloat16()
     assert {buffer.dtype for buffer in of.buffers() if buffer.is_floating_point()} <= {torch.float32}
+
+
+@names
+def test_the_class_of_an_objective_is_named_as_its_configuration(name: str):
+    assert f"{build(name).__name__}Config" == OBJECTIVES[name].__name__
 
 
 def test_the_table_does_not_import_torch():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from pretrain.data.views.maskdraw import BatchPosition, draw
@@ -18,6 +20,8 @@ from pretrain.objectives import OBJECTIVES, build
 from pretrain.objectives.base import Horizon, Objective
 from tests.objectives.released import reads
 
+DEBUG = Path(__file__).parents[2] / "configs" / "debug"
+# Settings smaller than those of the debug configuration.
 SMALL: dict[str, dict[str, Any]] = {
     "mae": {"decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2},
     "dino": {
@@ -87,9 +91,14 @@ class Shape:
     provides: frozenset[str] = vit_provides(class_token=True)
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Those of SMALL, or else of the debug configuration."""
+    return SMALL[name] if name in SMALL else yaml.safe_load((DEBUG / f"{name}.yaml").read_text())["objective"]
+
+
 def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:
     shape = shape or Shape()
-    config = OBJECTIVES[name][0](**SMALL[name] | reads(name, shape.size, shape.in_chans) | changes)
+    config = OBJECTIVES[name](**settings(name) | reads(name, shape.size, shape.in_chans) | changes)
     torch.manual_seed(0)  # after the releases that a configuration reads, which draw too
     return build(name)(config, backbone(name, shape, registers=registers), HORIZON)
 

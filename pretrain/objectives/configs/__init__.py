@@ -1,4 +1,4 @@
-"""What can be set about each objective, and which views of an image it asks for. No torch here."""
+"""The list of objectives, by their configurations: settings, and the views that each needs. No torch here."""
 
 from __future__ import annotations
 
@@ -17,34 +17,17 @@ from pretrain.objectives.configs.simmim import SimMIMConfig
 from pretrain.objectives.configs.vqkd import VQKDConfig
 
 ObjectiveConfig = (
-    IJEPAConfig
-    | Data2VecConfig
-    | Data2Vec2Config
-    | MAEConfig
+    MAEConfig
     | DINOConfig
     | IBOTConfig
     | DINOv2Config
     | MoCoV3Config
     | SimMIMConfig
+    | IJEPAConfig
+    | Data2VecConfig
+    | Data2Vec2Config
     | BEiTConfig
     | BEiT2Config
-    | DVAEConfig
     | VQKDConfig
+    | DVAEConfig
 )
-
-__all__ = [
-    "BEiT2Config",
-    "BEiTConfig",
-    "DINOConfig",
-    "DINOv2Config",
-    "DVAEConfig",
-    "Data2Vec2Config",
-    "Data2VecConfig",
-    "IBOTConfig",
-    "IJEPAConfig",
-    "MAEConfig",
-    "MoCoV3Config",
-    "ObjectiveConfig",
-    "SimMIMConfig",
-    "VQKDConfig",
-]

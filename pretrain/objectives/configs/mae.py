@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.core.configlib import Positive
-from pretrain.data.views.specs import Noise, ViewSpec
+from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches
@@ -32,7 +32,7 @@ class MAEConfig(ObjectiveSection):
         """Patches the encoder sees, of `total`."""
         return int(total * (1 - self.mask_ratio))
 
-    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, one number per patch whose rank decides what is hidden, and the numbers of the drop path."""
         image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip)
         noises = [Noise("mask_noise", (num_patches(model),))]

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.core.configlib import Positive
-from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
+from pretrain.data.views.specs import Blur, ColorJitter, InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import rgb_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
@@ -50,7 +50,7 @@ class MoCoV3Config(ObjectiveSection):
         "batch norm of the heads sees one micro-batch",
     )
 
-    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
         colour = {
             "scale": self.crop_scale,
@@ -60,7 +60,7 @@ class MoCoV3Config(ObjectiveSection):
             "grayscale": self.grayscale_prob,
         }
         first, second = (Blur(prob, *self.blur_sigma) if prob else None for prob in self.blur_prob)
-        views: list[ViewSpec | Noise] = [
+        views: list[InputSpec] = [
             ViewSpec("views", model.size, blur=first, **colour),
             ViewSpec("views", model.size, blur=second, solarize=self.solarize_prob, **colour),
         ]

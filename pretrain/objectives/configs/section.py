@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pretrain.core.configlib import Config
+from pretrain.data.views.specs import InputSpec
+from pretrain.objectives.configs.shape import ModelShape
 
 
 class ObjectiveSection(Config):
@@ -27,6 +29,19 @@ class ObjectiveSection(Config):
     def kind(cls) -> str:
         """The only value of the subclass's key `name`."""
         return str(cls.model_fields["name"].default)
+
+    def views(self, model: ModelShape) -> list[InputSpec]:
+        """The entries of a batch: crops, random numbers and masks.
+
+        Raises:
+            ValueError: a mask does not fit the grid of patches.
+        """
+        raise NotImplementedError
+
+    def problems(self, model: ModelShape) -> list[str]:
+        """The settings that do not fit the model or each other, a line each, by key."""
+        del model
+        return []
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
         """What cannot work with so many images at a time on each of so many processes."""

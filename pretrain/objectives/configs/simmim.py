@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from pretrain.core.configlib import Positive
-from pretrain.data.views.specs import Noise, ViewSpec
+from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
@@ -34,7 +34,7 @@ class SimMIMConfig(ObjectiveSection):
         """Cells of an image of `size` (height, width) in pixels."""
         return (size[0] // self.mask_cell) * (size[1] // self.mask_cell)
 
-    def views(self, model: ModelShape) -> list[ViewSpec | Noise]:
+    def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, one number per cell whose rank decides what is masked, and the numbers of the drop path."""
         image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear")
         noises = [Noise("mask_noise", (max(1, self.num_cells(model.size)),))]
