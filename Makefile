@@ -1,10 +1,10 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine: `make demo` trains a small model, `make quick` and `make test` test the code.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo quick test lint bench clean
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -18,11 +18,19 @@ demo: venv
 	$(BIN)/fovea pretrain configs/debug/demo.yaml
 	@cat docs/after_demo.txt
 
-# The tests on a cluster wait for its clock most of the time, so they run beside the others.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2
+
+# The unit tests: no processes, no training, no cluster (the marks in pyproject.toml).
+quick: export OMP_NUM_THREADS = 1
+quick: venv
+	$(PYTEST) -q --dist worksteal -m "not processes and not slow and not slurm" --durations 5
+
+# Everything. A file's tests share what its fixtures make, so a file stays in one worker. The tests on a cluster wait for
+# its clock most of the time, so they run beside the others.
 test: export OMP_NUM_THREADS = 1
 test: venv
 	@$(BIN)/python -m pytest tests/slurm > .slurm-tests.log 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest --ignore tests/slurm; others=$$?; \
+	$(PYTEST) --dist loadfile --ignore tests/slurm --durations 20; others=$$?; \
 	wait $$slurm; slurm=$$?; cat .slurm-tests.log; exit $$((others + slurm))
 
 lint: venv

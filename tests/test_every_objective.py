@@ -12,6 +12,8 @@ import yaml
 from pretrain.objectives import OBJECTIVES
 from tests.runs import ROOT, finish, hashes, kill_all, losses, reached, start, wait_until
 
+pytestmark = pytest.mark.processes
+
 DEBUG = ROOT / "configs" / "debug"
 STEPS = 8
 Releases = Callable[[str], Path]

@@ -120,6 +120,7 @@ def test_an_engine_library_is_imported_in_one_file_only(package: str, home: str)
     assert set(users) <= {home}
 
 
+@pytest.mark.processes
 def test_checking_a_configuration_never_imports_torch():
     code = f"import sys\nfor name in {NO_TORCH!r}: __import__(name)\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.runs import finish, hashes, kill_all, losses, reached, start, wait_until, write_config
 
+pytestmark = pytest.mark.processes
+
 STEPS = 24
 ENGINES = {
     "ddp": ["engine.name=accelerate", "data.num_workers=1"],

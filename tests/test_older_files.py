@@ -25,6 +25,7 @@ def copied(name: str, folder: Path) -> Path:
     return Path(shutil.copytree(OLD / name, folder / name))
 
 
+@pytest.mark.processes
 def test_a_pretraining_run_of_0_1_0_resumes_with_its_list_of_skipped_positions(tmp_path: Path):
     run = copied("run", tmp_path)
     status, said = finish(run / "config.yaml", f"run_dir={run}")
@@ -35,6 +36,7 @@ def test_a_pretraining_run_of_0_1_0_resumes_with_its_list_of_skipped_positions(t
     assert sorted(skipped) == [9, 36]
 
 
+@pytest.mark.processes
 def test_a_fine_tuning_run_of_0_1_0_resumes(tmp_path: Path):
     run = copied("finetuned", tmp_path)
     status, said = finish(run / "config.yaml", f"run_dir={run}", command=("finetune",))

@@ -16,6 +16,8 @@ from pretrain.data.shards.index import build_index
 from tests.data.tars import image_bytes, tar_bytes
 from tests.runs import SHARDS, finish, kill_all, losses, reached, rows, start, wait_until, write_config
 
+pytestmark = pytest.mark.processes
+
 PROBE = [
     f"probe={{train_shards: {SHARDS / 'val'}, val_shards: {SHARDS / 'val'}, every_steps: 12, max_images: 60}}",
     "data.num_workers=0",

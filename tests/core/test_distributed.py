@@ -173,6 +173,7 @@ distributed.close()
 """
 
 
+@pytest.mark.processes
 def test_a_rank_that_is_killed_is_restarted_by_torchrun_and_all_meet_again(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RESTARTED)
@@ -198,6 +199,7 @@ def gradients_of_a_sum(world: World, out: Path) -> dict[str, list[float]]:
     return {"sum": total.tolist(), "own": own.tolist(), "gradient": distributed.all_reduce_mean(weight.grad).tolist()}
 
 
+@pytest.mark.processes
 def test_the_sum_over_two_ranks_has_the_gradient_of_the_mean_of_their_losses(tmp_path):
     results = launch(gradients_of_a_sum, world=2, out=tmp_path)
     assert [result["own"] for result in results] == [[2.0, 3.0], [4.0, 6.0]], "the summands stay"

@@ -24,6 +24,8 @@ from tests.doctor.patients import (
 from tests.objectives.released import reads
 from tests.runs import ROOT, SHARDS
 
+pytestmark = pytest.mark.slow
+
 HOT = {"teacher_temp": 10.0, "warmup_teacher_temp": 10.0}
 COLD = {"teacher_temp": 1e-4, "warmup_teacher_temp": 1e-4}
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.engine import scenarios
 from tests.engine.ranks import launch
 
+pytestmark = pytest.mark.processes
+
 CASES = [
     *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
     *[["plain", engine, "per_tensor"] for engine in ("zero3", "zero1+offload", "zero2+offload", "zero3+offload")],

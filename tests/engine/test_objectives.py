@@ -13,6 +13,8 @@ from pretrain.objectives import OBJECTIVES
 from tests.engine import objectives
 from tests.engine.ranks import launch
 
+pytestmark = pytest.mark.processes
+
 ENGINES = ("ddp", "zero0", "zero1", "zero2")
 CASES = [[name, engine] for name in OBJECTIVES for engine in ENGINES]
 

@@ -14,6 +14,8 @@ from finetune.release import open_task
 from tests.finetune.runs import STEPS, make_release, results, write_config
 from tests.runs import finish, hashes, kill_all, losses, reached, rows, start, wait_until
 
+pytestmark = pytest.mark.processes
+
 COMMAND = ("finetune",)
 
 

@@ -12,6 +12,8 @@ import pytest
 from fovea.__main__ import PACKAGES
 from tests.runs import ROOT
 
+pytestmark = pytest.mark.processes
+
 RUN = ("pretrain", str(ROOT / "configs/debug/mae.yaml"), "--check", f"data.shards={ROOT}/samples/grocery/train")
 INSTALLED = ("-c", "import sys; from fovea.__main__ import main; sys.exit(main())")  # what the installed script does
 AS_A_MODULE = ("-m", "fovea")

@@ -12,6 +12,8 @@ from pretrain.core.configlib import load_config
 from tests import runs
 from tests.finetune.small_tasks import small_task
 
+pytestmark = pytest.mark.slow
+
 TINY = ("optim.total_steps=4", "optim.warmup_steps=1", "data.num_workers=0", "log.tensorboard=false")
 
 

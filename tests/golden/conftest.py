@@ -17,4 +17,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_case" in metafunc.fixturenames:
         given = metafunc.config.getoption("--golden-dir", default=None)
         paths = discover(Path(given) if given else OWN_CASES)
-        metafunc.parametrize("golden_case", paths, ids=[path.stem for path in paths])
+        marks = {path: [pytest.mark.processes] if "_2proc" in path.stem else [] for path in paths}
+        metafunc.parametrize("golden_case", [pytest.param(path, id=path.stem, marks=marks[path]) for path in paths])

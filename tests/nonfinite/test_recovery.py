@@ -21,6 +21,8 @@ from pretrain.nonfinite.rewinds import FILE
 from tests.planted import ONE_COLOUR, write_shards
 from tests.runs import finish, hashes, kill_all, losses, start, wait_until, write_config
 
+pytestmark = pytest.mark.processes
+
 PLANTED = ("tests.planted", "pretrain")
 STEPS = 12  # two epochs
 OPTIONS = [

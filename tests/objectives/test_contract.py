@@ -148,6 +148,7 @@ def test_the_class_of_an_objective_is_named_as_its_configuration(name: str):
     assert f"{build(name).__name__}Config" == OBJECTIVES[name].__name__
 
 
+@pytest.mark.processes
 def test_the_table_does_not_import_torch():
     code = "import sys, pretrain.objectives; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -121,6 +121,7 @@ def test_micro_batches_together_have_the_gradient_of_the_batch_where_no_images_m
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.processes
 def test_two_ranks_with_sinkhorn_knopp_and_koleo_over_all_have_the_gradient_of_one(tmp_path: Path):
     """One rank hides nothing, and the nearest neighbour of an image can be on the other."""
     launch(share_of_a_batch, world=2, out=tmp_path)

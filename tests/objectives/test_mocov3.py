@@ -27,6 +27,7 @@ def state_of(of: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in of.state_dict().items()}
 
 
+@pytest.mark.processes
 def test_two_processes_compute_loss_and_gradients_of_one_with_the_whole_batch(tmp_path: Path):
     launch(share_of_a_batch, world=2, out=tmp_path)
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]

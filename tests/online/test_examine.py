@@ -60,6 +60,7 @@ def test_steps_that_were_not_finite_are_told_with_the_command_that_looks_into_th
     assert f"those of this run: {first}, " in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_an_unknown_rule_is_refused_with_the_known_ones(tmp_path: Path):
     status, said = finish(write_config(tmp_path, "mae"), "doctor.off=[few_dimension]")
     assert status == 2 and "no rule few_dimension; the rules are learning_rate_too_high" in said
@@ -73,6 +74,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     return folder / "run", status, said
 
 
+@pytest.mark.processes
 def test_an_alarm_stops_the_run_unsaved_when_asked_to(stopped: tuple[Path, int, str]):
     run, status, said = stopped
     assert status == 1 and "Traceback" not in said
@@ -84,6 +86,7 @@ def test_an_alarm_stops_the_run_unsaved_when_asked_to(stopped: tuple[Path, int, 
     assert max(saved) < alarms[0]["step"]
 
 
+@pytest.mark.processes
 def test_the_log_of_a_run_leads_to_the_verdict_of_the_run(
     stopped: tuple[Path, int, str], capsys: pytest.CaptureFixture[str]
 ):
@@ -93,6 +96,7 @@ def test_the_log_of_a_run_leads_to_the_verdict_of_the_run(
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == alarm
 
 
+@pytest.mark.processes
 def test_tensorboard_and_the_metrics_hold_measurements_and_the_alarm(stopped: tuple[Path, int, str]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -109,6 +113,7 @@ def alarms(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "doctor.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.processes
 def test_two_ranks_go_back_together_from_an_alarm_and_pass_over_the_images_of_that_step(tmp_path: Path):
     """One picture makes the weights leap, in each of two epochs; passed over, the run ends well."""
     shards = write_shards(tmp_path / "shards")
@@ -136,6 +141,7 @@ def test_two_ranks_go_back_together_from_an_alarm_and_pass_over_the_images_of_th
     assert main(["doctor", str(run)]) == 0 and alarms(run) == []
 
 
+@pytest.mark.processes
 def test_an_alarm_that_comes_back_after_every_rewind_ends_the_run(tmp_path: Path):
     options = [*COLD, *QUIET, "doctor.reaction=rewind", "doctor.every_steps=4", "engine.max_rewinds=1"]
     status, said = finish(write_config(tmp_path, "dino"), *options)
@@ -146,6 +152,7 @@ def test_an_alarm_that_comes_back_after_every_rewind_ends_the_run(tmp_path: Path
     assert "no more rewinds after 1 (engine.max_rewinds)" in said
 
 
+@pytest.mark.processes
 def test_two_ranks_stop_together_at_an_alarm(tmp_path: Path):
     options = [*COLD, *QUIET, "doctor.reaction=stop", "doctor.every_steps=3"]
     status, said = finish(write_config(tmp_path, "dino"), *options, processes=2)
@@ -154,6 +161,7 @@ def test_two_ranks_stop_together_at_an_alarm(tmp_path: Path):
     assert said.count(f"stopped at step {alarm['step']} by an alarm (doctor.reaction=stop)") == 2, "once by each rank"
 
 
+@pytest.mark.processes
 def test_a_checkpoint_saved_while_an_alarm_stands_is_none_to_go_back_to(tmp_path: Path):
     options = [*COLD, *QUIET, "doctor.every_steps=4", "checkpoint.every_steps=6"]
     status, said = finish(write_config(tmp_path, "dino"), *options, "optim.total_steps=18")

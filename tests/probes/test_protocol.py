@@ -54,6 +54,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(folder, ViT(**MODEL), objective="mae", extra_state={}, record={})
 
 
+@pytest.mark.slow
 def test_a_release_is_measured_beside_its_untrained_network_and_raw_pixels(
     release: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -13,6 +13,8 @@ from launch.slurm.command import main
 from tests.runs import LONG
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
+pytestmark = pytest.mark.slurm
+
 LOW, HIGH = ("--partition", "low"), ("-p", "high")
 
 

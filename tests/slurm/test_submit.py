@@ -19,6 +19,8 @@ from pretrain.data.shards.dataset import Dataset
 from tests.runs import LONG, ROOT, SHARDS
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
+pytestmark = pytest.mark.slurm
+
 HERE = ["--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=2"]
 
 

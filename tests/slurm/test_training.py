@@ -12,6 +12,8 @@ from launch.slurm.command import main
 from tests.runs import LONG, ROOT, hashes, reached, rows
 from tests.slurm.cluster import Cluster, FakeRun, wait_until
 
+pytestmark = pytest.mark.slurm
+
 STEPS = 24
 SLOW = str(Path(__file__).parent / "slow_python.sh")
 REAL = ["engine.name=deepspeed", "engine.zero_stage=1", "engine.device=cpu", "log.tensorboard=false", "doctor=null"]

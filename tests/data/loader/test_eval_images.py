@@ -71,6 +71,7 @@ def test_an_image_that_would_take_all_memory_is_left_out(tmp_path):
     assert loader.bad == [("a.tar", "a", "too long: 16000 x 1 pixels would be resized to 1024000 x 64")]
 
 
+@pytest.mark.processes
 def test_workers_and_ranks_change_nothing(tmp_path):
     dataset = make_dataset(tmp_path, shards=2, samples=7)
     alone = list(EvalImages(dataset, (16, 16), batch_size=3, **ZERO_ONE))

@@ -88,6 +88,7 @@ def test_instances_of_a_view_differ_from_each_other_and_between_epochs(dataset):
     assert len(torch.unique(whole["mask"], dim=0)) == 90
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("augment_on", ["device", "worker"])
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_batches_are_bitwise_equal_for_any_number_of_workers(dataset, num_workers, augment_on):
@@ -249,6 +250,7 @@ def test_odd_images_are_decoded_and_bad_ones_replaced_and_named(odd):
     assert sum(len(batch["position"]) for batch in batches) == 24
 
 
+@pytest.mark.processes
 def test_substitutes_are_the_same_for_any_ranks_and_workers(odd):
     alone = load(odd)
     workers = load(odd, num_workers=2)
@@ -312,6 +314,7 @@ def shorten(samples):
         yield {**sample, "jpg": sample["jpg"][:40] if int(sample["cls"]) == 0 else sample["jpg"]}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_users_stage_sees_sample_dicts_and_changes_them(dataset, num_workers):
     seen = joined(load(dataset, stages=[redden], num_workers=num_workers, total_steps=1))["crops"]

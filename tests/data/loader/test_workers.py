@@ -12,7 +12,7 @@ from pretrain.core.heartbeat import STACKS_SIGNAL
 from pretrain.data.loader.workers import run_in_workers
 from tests.runs import LONG
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [pytest.mark.processes, pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 
 
 class Squares:

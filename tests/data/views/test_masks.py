@@ -210,6 +210,7 @@ def test_masks_that_cannot_be_are_refused_by_name_and_value(make, message):
         make()
 
 
+@pytest.mark.processes
 def test_mask_specifications_do_not_import_torch():
     code = "import sys, pretrain.data.views.masks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -91,6 +91,7 @@ def test_impossible_views_are_refused_by_name_and_value(make, message):
         make()
 
 
+@pytest.mark.processes
 def test_view_specifications_do_not_import_torch():
     code = "import sys, pretrain.data.views.specs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -51,6 +51,7 @@ def test_the_order_is_mixed_unless_it_is_asked_not_to_be(folder, tmp_path):
     assert len({key.split("/")[0] for key in orders[0][:8]}) == 3
 
 
+@pytest.mark.processes
 def test_webdataset_reads_our_shards_even_in_its_secure_mode(folder, tmp_path):
     assert run(folder, tmp_path / "out", "--samples-per-shard", 10) == 0
     code = (

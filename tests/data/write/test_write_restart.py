@@ -95,6 +95,7 @@ def test_a_file_system_without_locks_is_named(folder, tmp_path, monkeypatch, cap
     assert "then copy" in error
 
 
+@pytest.mark.processes
 def test_workers_do_not_change_a_byte(folder, tmp_path):
     settings = WriteSettings(samples_per_shard=5)
     for workers in (1, 3):
@@ -110,6 +111,7 @@ def wait_for(condition, *, seconds: float = LONG) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("shards_before_the_kill", [1, 6])
 def test_a_killed_write_is_finished_by_the_same_command_to_the_same_bytes(tmp_path, shards_before_the_kill):
     data = image_bytes(0, size=(640, 480))
@@ -147,6 +149,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.processes
 def test_a_full_disk_names_the_shard_and_leaves_nothing_half_written(tmp_path):
     folder = make_folder(tmp_path / "in", size=(200, 150))
     out = tmp_path / "out"
@@ -164,6 +167,7 @@ def test_a_full_disk_names_the_shard_and_leaves_nothing_half_written(tmp_path):
     assert len(samples_of(out)) == 24
 
 
+@pytest.mark.processes
 def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
     folder = make_folder(tmp_path / "in", count=60, size=(640, 480))
     out = tmp_path / "out"
@@ -185,6 +189,7 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
     wait_for(lambda: not any(alive(pid) for pid in children))
 
 
+@pytest.mark.processes
 def test_death_at_any_fsync_or_rename_leaves_a_run_that_the_same_command_finishes(tmp_path):
     folder = make_folder(tmp_path / "in", count=4)
     (folder / "cat" / "bad.jpg").write_bytes(b"hello")

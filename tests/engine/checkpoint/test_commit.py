@@ -70,6 +70,7 @@ print(point)
 """
 
 
+@pytest.mark.processes
 def test_a_kill_at_any_file_system_call_leaves_a_complete_checkpoint(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=LONG

@@ -21,6 +21,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.processes
 def test_a_second_process_is_refused_by_name_until_the_first_is_killed(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:

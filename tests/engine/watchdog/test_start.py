@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from pretrain.engine.trainable import StepResult
@@ -25,6 +26,7 @@ def launch(how: str, run_dir: Path, *, world: int) -> tuple[list[int | None], st
     return [rank.returncode for rank in ranks.ranks], ranks.said
 
 
+@pytest.mark.processes
 def test_a_rank_that_holds_the_gil_in_its_data_is_named_and_all_ranks_end_with_their_stacks_saved(tmp_path: Path):
     statuses, said = launch("gil", tmp_path, world=2)
     assert statuses == [EXIT_HUNG, EXIT_HUNG], said
@@ -38,6 +40,7 @@ def test_a_rank_that_holds_the_gil_in_its_data_is_named_and_all_ranks_end_with_t
     assert (tmp_path / "saved-5").exists()
 
 
+@pytest.mark.processes
 def test_healthy_steps_are_silent_and_weights_that_change_on_one_rank_are_named_before_they_are_saved(tmp_path: Path):
     statuses, said = launch("weights", tmp_path, world=3)
     assert statuses == [1, 1, 1], said

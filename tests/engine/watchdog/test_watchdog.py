@@ -20,6 +20,8 @@ from pretrain.engine.watchdog import __main__ as watchdog
 from pretrain.engine.watchdog.__main__ import EXIT_HUNG, REPORT, Orders
 from tests.runs import LONG
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[3]
 NODES = ["n1", "n2"]
 

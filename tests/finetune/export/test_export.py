@@ -22,6 +22,8 @@ from finetune.tasks.base import Task
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from tests.finetune.small_tasks import CLASSES, small_task
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -146,6 +146,7 @@ def test_a_history_without_its_numbers_has_no_figure():
     )
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no chromium here")
 def test_a_browser_shows_the_pictures_and_the_numbers_of_the_page(tmp_path: Path):
     assert CHROMIUM is not None, "install chromium"

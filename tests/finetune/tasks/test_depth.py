@@ -37,6 +37,7 @@ class Walls:
         return Example(index, f"{index}.png", image, depth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "spacing"),
     [({"name": "linear"}, "uniform"), ({"name": "dpt", "width": 16, "reassembled": (8,) * 4}, "log")],

@@ -164,6 +164,7 @@ def test_detections_of_the_canvas_are_put_where_they_are_in_the_original_image(m
     assert scores.values["mask_ap"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_squares_are_learnt():
     task, examples = task_of("mask_rcnn", final_norm=True, scale=[1.0, 1.0]), Squares(9)
     batches = train_batches(task, examples, 8)
@@ -181,6 +182,7 @@ def test_squares_are_learnt():
     assert after["mask_ap50"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "steps"), [("detr", 100), ("eomt", 60)])
 def test_queries_learn_squares_by_heart_and_find_them_in_the_original_images(head: str, steps: int):
     task, examples = task_of(head, scale=[1.0, 1.0], hflip=0.0), Squares(3)

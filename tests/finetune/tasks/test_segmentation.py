@@ -121,6 +121,7 @@ def trained(task: Segmentation, examples: Any, *, steps: int, lr: float) -> dict
     return metric.compute().values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "steps"), [("linear", 20), ("upernet", 40), ("dpt", 40), ("eomt", 60)])
 def test_every_head_learns_the_colours_of_squares(head: str, steps: int):
     config = configured(head, scale=(0.8, 1.25), photometric=False, resize=None)
@@ -128,6 +129,7 @@ def test_every_head_learns_the_colours_of_squares(head: str, steps: int):
     assert trained(task, Squares(), steps=steps, lr=3e-3)["mIoU"] > 0.7
 
 
+@pytest.mark.slow
 def test_a_linear_layer_and_its_backbone_find_nuclei_in_seconds():
     config = configured("linear", scale=(0.8, 1.25), photometric=False)
     examples = nuclei(config)

@@ -206,6 +206,7 @@ def test_a_mistake_planted_in_a_task_is_found_and_the_way_out_named(
     assert f"{planted.level}: " in found and all(part in found for part in planted.said), found
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("program", ["pretrain", "finetune"])
 def test_a_few_real_steps_predict_the_time_and_leave_nothing(
     program: str, tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -221,6 +222,7 @@ def test_a_few_real_steps_predict_the_time_and_leave_nothing(
     assert not list(tmp_path.glob(".trial-*")) and not list(tmp_path.glob("*/metrics.jsonl"))
 
 
+@pytest.mark.processes
 def test_a_trial_that_fails_says_what_the_run_said(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):
     config = write_config(tmp_path, "mae")
     (tmp_path / "weights.pth").write_bytes(b"no weights")

@@ -18,6 +18,8 @@ from launch.slurm.attempts import newest_step
 from tests.launch.hosts.sshd import HOSTS, Sshd, lacking, launch, start
 from tests.runs import LONG, losses, reached, wait_until, write_config
 
+pytestmark = pytest.mark.processes
+
 PYTHON = str(Path(__file__).parent / "python.sh")
 
 

@@ -32,6 +32,7 @@ def launch(config: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.processes
 def test_a_killed_rank_is_replaced_and_the_final_weights_are_those_of_an_undisturbed_run(tmp_path: Path):
     config, run, undisturbed = write_config(tmp_path, "mae"), tmp_path / "run", tmp_path / "undisturbed"
     process = launch(config)
@@ -125,6 +126,7 @@ def slow_to_save() -> Iterator[Launch]:
         kill_all(process)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(
     tmp_path: Path, number: signal.Signals, slow_to_save: Launch
@@ -134,6 +136,7 @@ def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(
     assert process.wait(LONG) == 85 and (tmp_path / "run" / "PREEMPTED").exists()
 
 
+@pytest.mark.processes
 def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path, slow_to_save: Launch):
     process = slow_to_save(tmp_path / "run", "deaf")
     process.send_signal(signal.SIGINT)
@@ -144,6 +147,7 @@ def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path
     assert "restarts left" not in said
 
 
+@pytest.mark.processes
 def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path, slow_to_save: Launch):
     process = slow_to_save(tmp_path / "run", "hears", "nohup")
     os.killpg(process.pid, signal.SIGHUP)

@@ -16,6 +16,8 @@ from launch.slurm.attempts import read_json_lines
 from launch.slurm.template import read_template, render
 from tests.runs import LONG, ROOT, wait_until, write_config
 
+pytestmark = pytest.mark.processes
+
 # Each counts its calls in a file of its name; AWAY calls of `scontrol show job` and of `scontrol requeue` fail.
 SCONTROL = """
 [[ $2 != hostnames ]] || { echo n1; exit; }

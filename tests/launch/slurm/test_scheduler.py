@@ -96,6 +96,7 @@ def test_an_attempt_of_a_job_that_is_over_does_not_go_on(run_dir: Path, says: Ca
     assert "from step 3 on n1; goes on" in status(run_dir)
 
 
+@pytest.mark.processes
 def test_a_reader_that_has_read_enough_is_no_error(run_dir: Path, says: Callable[..., None]):
     says(JOB.format("RUNNING", "/x"))
     command = [sys.executable, "-u", "-m", "fovea", "launch", "slurm", "status", str(run_dir)]

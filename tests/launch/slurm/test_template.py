@@ -28,6 +28,7 @@ def test_options_are_replaced_added_and_taken_away():
     assert read_options(script) == {"nodes": "8", "qos": "long", "exclusive": ""}
 
 
+@pytest.mark.processes
 def test_an_installation_without_a_checkout_has_the_batch_scripts(tmp_path: Path):
     source, wheels, home = tmp_path / "source", tmp_path / "wheels", tmp_path / "home"
     for name in ("launch", "pretrain/core", "SLURM", "pyproject.toml", "README.md", "LICENSE"):

@@ -84,6 +84,7 @@ def test_what_is_lacking_is_named_with_what_has_it():
     assert "use conv_encoder" in (lacking(frozenset({"conv_map"}), families.VIT_PROVIDES) or "")
 
 
+@pytest.mark.processes
 def test_nothing_here_imports_torch():
     code = "import sys, launch.pages.backbones, pretrain.models.backbones.families; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

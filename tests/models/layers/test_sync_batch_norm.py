@@ -19,6 +19,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
     return out, launch(both_halves, world=2, out=out)
 
 
+@pytest.mark.processes
 def test_two_ranks_give_values_gradients_and_statistics_of_one_with_the_whole_batch(two_ranks):
     whole = outcome(network(), images(), target())
     halves = [load_file(two_ranks[0] / f"rank{rank}.safetensors") for rank in range(2)]
@@ -36,16 +37,19 @@ def test_two_ranks_give_values_gradients_and_statistics_of_one_with_the_whole_ba
     assert len(halves[0]["out"]) == BATCH // 2
 
 
+@pytest.mark.processes
 def test_bf16_input_gives_bf16_output_from_fp32_statistics(two_ranks):
     dtypes, means = zip(*(result["bf16"] for result in two_ranks[1]), strict=True)
     assert set(dtypes) == {"torch.bfloat16"}
     assert abs(sum(means)) < 1e-2, "over both ranks the mean is 0"
 
 
+@pytest.mark.processes
 def test_gathered_rows_stand_in_order_of_rank(two_ranks):
     assert all(result["gathered"] == [0.0, 0.0, 1.0, 1.0] for result in two_ranks[1])
 
 
+@pytest.mark.processes
 def test_one_sample_on_each_of_two_ranks_is_a_batch_of_two(two_ranks):
     assert all(result["one each"] == "no error" for result in two_ranks[1])
 

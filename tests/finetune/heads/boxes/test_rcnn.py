@@ -180,6 +180,7 @@ def model(**options: Any) -> tuple[Any, RCNN]:
     return backbone, RCNN(backbone, 2, sizes=SIZES, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cascade", [False, True])
 def test_masks_and_boxes_of_two_images_are_learnt_by_heart(cascade: bool):
     backbone, rcnn = model(cascade=cascade)

@@ -115,6 +115,7 @@ def test_a_width_that_does_not_suit_is_refused():
         QueryDecoder(32, 2, width=36, num_heads=4)
 
 
+@pytest.mark.slow
 def test_two_images_are_learnt_by_heart():
     dense, head = small()
     images = torch.zeros(2, 3, 32, 32)

@@ -182,6 +182,7 @@ def _targets(target: dict[str, Tensor]) -> MaskTargets:
     return MaskTargets(target["labels"] - 1, target["masks"])
 
 
+@pytest.mark.slow
 def test_two_images_are_learnt_by_heart():
     dense, head = small()
     scenes = [_scene([(4, 4, 14, 20, 0), (18, 8, 30, 18, 1)]), _scene([(2, 16, 16, 30, 1)])]
