@@ -90,7 +90,7 @@ class PlainHead(nn.Module):
 class PlainBranch(nn.Module):
     """Backbone and head of the student or of the teacher; one pass per resolution."""
 
-    def __init__(self, backbone: Any, head: PlainHead):
+    def __init__(self, backbone: VisionTransformer, head: PlainHead):
         super().__init__()
         self.backbone, self.head = backbone, head
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainBranch, PlainHead, plain_ema
@@ -17,8 +17,8 @@ class PlainDINO(nn.Module):
     the teacher after the update."""
 
     def __init__(
-        self, backbone: Any, *, out_dim: int, hidden_dim: int, bottleneck_dim: int, student_temp: float = 0.1,
-        teacher_temp: float = 0.04,
+        self, backbone: VisionTransformer, *, out_dim: int, hidden_dim: int, bottleneck_dim: int,
+        student_temp: float = 0.1, teacher_temp: float = 0.04,
     ):  # fmt: skip
         super().__init__()
         student, teacher = (

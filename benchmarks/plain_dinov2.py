@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainHead, plain_ema, plain_tokens
@@ -42,7 +43,7 @@ class PlainDINOv2(nn.Module):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: VisionTransformer,
         *,
         out_dim: int,
         patch_out_dim: int | None,
@@ -57,7 +58,7 @@ class PlainDINOv2(nn.Module):
         self.student_temp, self.teacher_temp = student_temp, teacher_temp
         self.centering, self.koleo_weight = centering, koleo_weight
 
-        def branch(backbone: Any) -> nn.ModuleDict:
+        def branch(backbone: VisionTransformer) -> nn.ModuleDict:
             widths = {"hidden_dim": hidden_dim, "bottleneck_dim": bottleneck_dim}
             heads = {"dino_head": out_dim} | ({} if patch_out_dim is None else {"ibot_head": patch_out_dim})
             made = {name: PlainHead(backbone.embed_dim, prototypes, **widths) for name, prototypes in heads.items()}

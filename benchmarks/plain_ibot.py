@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainHead, plain_ema, plain_tokens
@@ -35,7 +36,7 @@ class PlainIBOT(nn.Module):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: VisionTransformer,
         *,
         out_dim: int,
         patch_out_dim: int,

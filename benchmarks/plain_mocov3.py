@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.plain import plain_ema, plain_tokens
@@ -30,7 +30,7 @@ def plain_mlp(widths: list[int]) -> nn.Sequential:
 class PlainEncoder(nn.Module):
     """Backbone and projector."""
 
-    def __init__(self, backbone: Any, *, hidden_dim: int, out_dim: int):
+    def __init__(self, backbone: VisionTransformer, *, hidden_dim: int, out_dim: int):
         super().__init__()
         self.backbone = backbone
         self.projector = plain_mlp([backbone.embed_dim, hidden_dim, hidden_dim, out_dim])
@@ -42,10 +42,13 @@ class PlainEncoder(nn.Module):
 class PlainMoCoV3(nn.Module):
     """`forward` takes both views [b, C, H, W] and gives the loss; the momentum encoder moves in it."""
 
-    def __init__(self, backbone: Any, *, hidden_dim: int, out_dim: int, temperature: float, momentum: float):
+    def __init__(
+        self, backbone: VisionTransformer, *, hidden_dim: int, out_dim: int, temperature: float, momentum: float
+    ):
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
-        for parameter in (backbone.patch_embed.proj.weight, backbone.patch_embed.proj.bias, backbone.pos_embed):
+        assert backbone.pos_embed is not None
+        for parameter in (*backbone.patch_embed.proj.parameters(), backbone.pos_embed):
             parameter.requires_grad_(False)
         self.base = PlainEncoder(backbone, hidden_dim=hidden_dim, out_dim=out_dim)
         self.predictor = plain_mlp([out_dim, hidden_dim, out_dim])

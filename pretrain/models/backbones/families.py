@@ -15,9 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 Provides = frozenset[str]
+# tokens: [b, P + N, D]. rows: [b, h, w, D]. conv: [b, D, h, w]. stages: the last of a list of [b, h, w, D]. Of the last
+# two, the norm is in the head.
+Layout = Literal["tokens", "rows", "conv", "stages"]
 
 VIT_PROVIDES: Provides = frozenset({"image", "patches", "class_token", "keep", "mask", "layers", "own_blocks"})
 TIMM, CONV = "timm/", "conv_encoder"
@@ -30,14 +33,16 @@ class Family:
     """A class of timm's models.
 
     Attributes:
-        pattern: of the names that belong to it, whole.
+        pattern: matches the complete names of its models.
         module, class_name: where timm keeps it.
-        provides: what it can do; "class_token" only if the model at hand has one.
+        provides: what it can do; "class_token" only if the model has one.
         other_sizes: it also encodes images of another size than `img_size`.
-        arguments: what it is built with, for that.
+        arguments: given to timm when a model is built.
+        takes_img_size: timm's constructor has `img_size`.
+        layout: of what `forward_features` returns, see `Layout`.
         stem: the module whose output a mask token replaces.
-        stem_stride: pixels per place of the stem's output where it differs from the stride of the whole.
-        stride: pixels per output token, of its models without arguments; 0: in their names.
+        stem_stride: pixels per position of the stem's output, where it differs from the stride of the model.
+        stride: pixels per output token of its models without arguments; 0: in their names.
         pooled_norm: argument that puts the last norm after the pooling of a classifier.
         token_norm: argument that keeps a norm before it; None: `pooled_norm` decides both.
     """
@@ -49,6 +54,8 @@ class Family:
     provides: Provides
     other_sizes: bool
     arguments: Mapping[str, Any]
+    takes_img_size: bool = True
+    layout: Layout = "tokens"
     stem: str = "patch_embed"
     stem_stride: int = 0
     stride: int = 0
@@ -97,6 +104,7 @@ FAMILIES = (
         "image patches mask",
         other_sizes=True,
         arguments={"strict_img_size": False},
+        layout="rows",
         stem_stride=4,
         stride=32,
     ),
@@ -107,10 +115,20 @@ FAMILIES = (
         "image patches mask",
         other_sizes=True,
         arguments={"strict_img_size": False},
+        layout="rows",
         stem_stride=4,
         stride=32,
     ),
-    _family("Hiera", r"hiera_.*", "hiera.Hiera", "image patches mask", other_sizes=False, stem_stride=4, stride=32),
+    _family(
+        "Hiera",
+        r"hiera_.*",
+        "hiera.Hiera",
+        "image patches mask",
+        other_sizes=False,
+        layout="stages",
+        stem_stride=4,
+        stride=32,
+    ),
     _family("XCiT", r"xcit_.*", "xcit.Xcit", "image patches class_token mask", other_sizes=True),
     _family(
         "ConvNeXt",
@@ -118,6 +136,8 @@ FAMILIES = (
         "convnext.ConvNeXt",
         "image patches mask",
         other_sizes=True,
+        takes_img_size=False,
+        layout="conv",
         stem="stem",
         stem_stride=4,
         stride=32,

@@ -212,14 +212,17 @@ class TimmBackbone(Backbone):
         self.model.set_grad_checkpointing(enabled)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        family, model = self.family.name, self.model
-        if family == "Hiera":
-            features = model.forward_features(x, return_intermediates=True)[1][-1]
-            return model.head.norm(features.flatten(1, 2))
-        features = model.forward_features(x)
-        if family == "ConvNeXt":
-            return model.head.norm(features).flatten(2).transpose(1, 2)
-        return features.flatten(1, 2) if features.ndim == 4 else features
+        model = self.model
+        match self.family.layout:
+            case "tokens":
+                return model.forward_features(x)
+            case "rows":
+                return model.forward_features(x).flatten(1, 2)
+            case "conv":
+                return model.head.norm(model.forward_features(x)).flatten(2).transpose(1, 2)
+            case "stages":
+                last = model.forward_features(x, return_intermediates=True)[1][-1]
+                return model.head.norm(last.flatten(1, 2))
 
     @contextmanager
     def _replaced(
@@ -276,10 +279,9 @@ def _create(
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise ValueError(f"timm has no model {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
     given = {**family.arguments, **arguments, "in_chans": in_chans, "num_classes": 0}
-    options: list[dict[str, Any]] = [{"img_size": img_size, "drop_path_rate": SHARE}]
-    if family.name == "ConvNeXt":
-        options = [{"drop_path_rate": SHARE}]
-    elif not family.class_name:  # a network of any kind: with as much of it as its class takes
+    sized: dict[str, Any] = {"img_size": img_size} if family.takes_img_size else {}
+    options = [{**sized, "drop_path_rate": SHARE}]
+    if not family.class_name:  # a network of any kind: with as many of these arguments as its class takes
         options += [{"img_size": img_size}, {"drop_path_rate": SHARE}, {}]
     problem: Exception | None = None
     for option in options:
