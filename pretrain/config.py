@@ -15,7 +15,6 @@ from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 from pretrain.engine.plan import Plan, plan_steps
-from pretrain.models.backbones import families
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
 from pretrain.probes.config import ProbeConfig
@@ -91,8 +90,8 @@ class PretrainConfig(Config):
     def _view_problems(self) -> list[str]:
         """A backbone that cannot do what the objective asks of it, or not on crops of these sizes."""
         model, patch = self.model, self.model.patch_size
-        if lacking := families.lacking(self.objective.needs, model.provides):
-            return [f"model.name: {self.objective.name} on {model.name}: {lacking}"]
+        if lacking := model.lacking(self.objective.name, self.objective.needs):
+            return [lacking]
         found = []
         for view in self.objective.views(model):
             # A view that is the same as another one is seen by another model, with patches of its own.

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pretrain.core.configlib import Config, Positive
+from pretrain.models import mechanisms
 from pretrain.models.backbones import families
 from pretrain.models.backbones.sizes import SIZES
 
-_OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
+_OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps", "mixer")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -37,6 +38,7 @@ class ModelConfig(Config):
     layer_scale: float | None = Field(None, gt=0, description="start of the factors on the branches; null: none")
     ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as DINOv2's giant, same number of weights")
     norm_eps: float = Field(1e-6, gt=0)
+    mixer: str = Field(mechanisms.ATTENTION, description=f"in every block: {', '.join(mechanisms.MECHANISMS)}")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
     args: dict[str, Any] = Field({}, description="of a timm model: arguments of timm.create_model")
@@ -80,6 +82,12 @@ class ModelConfig(Config):
             raise ValueError(f"unknown size {name!r}; one of {known}, or timm/NAME for a model of timm's")
         return name
 
+    @field_validator("mixer")
+    @classmethod
+    def _known_mixer(cls, mixer: str) -> str:
+        mechanisms.find(mixer, "mixer")
+        return mixer
+
     @property
     def timm_name(self) -> str | None:
         """The name in timm's registry; None for our own vision transformer."""
@@ -110,7 +118,17 @@ class ModelConfig(Config):
             return families.timm_provides(self.timm_name, self.args)
         if self.name == families.CONV:
             return families.CONV_PROVIDES
-        return families.vit_provides(class_token=self.class_token)
+        return families.vit_provides(class_token=self.class_token, mixer=self.mixer)
+
+    def lacking(self, objective: str, needs: families.Provides) -> str | None:
+        """Why `objective`, which needs these capabilities, does not work on it; None: it does."""
+        if "keep" in needs - self.provides and mechanisms.MECHANISMS[self.mixer].reads == "grid":
+            sets = [name for name, entry in mechanisms.MECHANISMS.items() if entry.reads == "set"]
+            return (
+                f"model.mixer: {objective} on {self.mixer}: it lacks keep, it reads all patches; use {', '.join(sets)}"
+            )
+        found = families.lacking(needs, self.provides)
+        return found and f"model.name: {objective} on {self.name}: {found}"
 
     @property
     def other_sizes(self) -> bool:
@@ -151,6 +169,12 @@ class ModelConfig(Config):
         found = []
         if self.args:
             found.append(f"model.args: are for models of timm's, and {self.name} is ours; give its settings in model")
+        relative = self.pos_embed == "rope" or self.rel_pos_bias != "none"
+        if relative and not mechanisms.find(self.mixer, "mixer").relative_positions:
+            found.append(
+                f"model.mixer: {self.mixer} adds no relative positions and rotates nothing; set model.pos_embed to a "
+                "table and model.rel_pos_bias=none"
+            )
         if self.embed_dim % self.num_heads:
             found.append(f"model.num_heads: {self.num_heads} does not divide embed_dim {self.embed_dim}")
         elif self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:

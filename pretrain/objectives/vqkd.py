@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
-from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.pictures import token_pictures
 from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teacher
@@ -38,7 +38,7 @@ class VQKD(Objective[VQKDConfig]):
     kept_prefixes = ("fingerprint.",)
 
     def __init__(
-        self, config: VQKDConfig, backbone: Backbone, horizon: Horizon, *, teacher: FeatureTeacher | None = None
+        self, config: VQKDConfig, backbone: ImageEncoder, horizon: Horizon, *, teacher: FeatureTeacher | None = None
     ):
         super().__init__()
         del horizon
@@ -72,7 +72,7 @@ class VQKD(Objective[VQKDConfig]):
             network.divide_block_outputs()
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> ImageEncoder:
         return self.encoder
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -51,6 +51,10 @@ class ImageEncoder(nn.Module):
         del x
         return None
 
+    def divide_block_outputs(self) -> None:
+        """Divide the initial outputs of block i by sqrt(2 i), as BEiT, in a ViT with a learned position table (one with
+        relative positions starts so); nothing changes in others."""
+
     def release_model(self) -> dict[str, Any]:
         """How a release rebuilds it: {"class": a name in `release.folder.BACKBONES`, **arguments of that class}."""
         raise NotImplementedError
@@ -154,10 +158,6 @@ class Backbone(ImageEncoder):
     def initialize_class_token(self, std: float) -> None:
         """Draw the class token anew, normal with this deviation; timm's models keep their own initial value."""
         del std
-
-    def divide_block_outputs(self) -> None:
-        """Divide the initial outputs of block i by sqrt(2 i), as BEiT, in a ViT with a learned position table (one with
-        relative positions starts so); nothing changes in others."""
 
     def train_positions(self) -> None:
         """Let a fixed sin-cos table be trained from now on; nothing changes where there is none."""

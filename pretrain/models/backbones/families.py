@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pretrain.models import mechanisms
+
 Provides = frozenset[str]
 # tokens: [b, P + N, D]. rows: [b, h, w, D]. conv: [b, D, h, w]. stages: the last of a list of [b, h, w, D]. Of the last
 # two, the norm is in the head.
@@ -146,9 +148,12 @@ FAMILIES = (
 POOLED = _family("any other", r".*", "", "image", other_sizes=True, stride=1)
 
 
-def vit_provides(*, class_token: bool) -> Provides:
-    """Of our own vision transformer: everything, the class token if it has one."""
-    return VIT_PROVIDES if class_token else VIT_PROVIDES - {"class_token"}
+def vit_provides(*, class_token: bool, mixer: str = mechanisms.ATTENTION) -> Provides:
+    """Of our own vision transformer: everything, but "keep" with a mixer that reads the grid of all patches."""
+    lost = set() if class_token else {"class_token"}
+    if mechanisms.find(mixer, "mixer").reads == "grid":
+        lost.add("keep")
+    return VIT_PROVIDES - lost
 
 
 def lacking(needs: frozenset[str], provides: Provides) -> str | None:

@@ -17,13 +17,15 @@ from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.models import mechanisms
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import Backbone, Trunk
 from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos, rope
-from pretrain.models.layers.attention import EVERY_TOKEN, Block, QKVBias
+from pretrain.models.layers.attention import Attention, Block
 from pretrain.models.layers.ffn import FFN
+from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, QKVBias
 from pretrain.models.layers.patches import gather_pixels, grid_of
 
 CLS_ONLY = slice(0, 1)
@@ -31,11 +33,12 @@ CLS_ONLY = slice(0, 1)
 
 @dataclass(frozen=True)
 class _Given:
-    """What the blocks read beside the tokens: uniforms of the drop path, relative biases, rotations."""
+    """What the blocks read in addition to the tokens; drops are the uniform random numbers of the stochastic depth."""
 
     drops: Sequence[Tensor | None]
     biases: Sequence[Tensor | None]
-    turns: Tensor | None
+    rotation: Tensor | None
+    layout: Layout
 
 
 class ViT(Backbone):
@@ -52,6 +55,7 @@ class ViT(Backbone):
         pos_resize: how the table is resampled, see `pos_embed.resize`.
         rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks or one for each.
         qkv_bias, layer_scale, ffn, norm_eps: see `Block`.
+        mixer: what mixes the tokens in every block, by its name in `mechanisms`.
 
     Attributes:
         all of these, and mask_dim (width of a mask token), grid_size (rows, columns), num_prefix_tokens (class token
@@ -86,8 +90,12 @@ class ViT(Backbone):
         layer_scale: float | None = None,
         ffn: FFN = "mlp",
         norm_eps: float = 1e-6,
+        mixer: str = mechanisms.ATTENTION,
     ):
         super().__init__()
+        entry = mechanisms.find(mixer, "mixer")
+        if not entry.relative_positions and (rel_pos_bias != "none" or pos_embed == "rope"):
+            raise ValueError(f"{mixer} adds no relative positions and rotates nothing; use a position table")
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         if min(img_size) < patch_size:
@@ -104,7 +112,8 @@ class ViT(Backbone):
         self.qkv_bias: QKVBias = qkv_bias
         self.layer_scale, self.norm_eps = layer_scale, norm_eps
         self.ffn: FFN = ffn
-        self.provides = families.vit_provides(class_token=class_token)
+        self.mixer = mixer
+        self.provides = families.vit_provides(class_token=class_token, mixer=mixer)
         self.checkpointing = False
 
         self.patch_embed = PatchEmbed(None, patch_size, in_chans, embed_dim)
@@ -125,13 +134,14 @@ class ViT(Backbone):
                 ffn=ffn,
                 norm_eps=norm_eps,
                 rel_pos_grid=self.grid_size if rel_pos_bias == "per_block" else None,
+                mixer=mechanisms.mixer_class(mixer),
             )
             for _ in range(depth)
         )
         self.set_drop_path(drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         initialize_vit(self)
-        self._turns(self.grid_size, None)  # a width that does not suit is said here
+        self._rotation(self.grid_size, None)  # a width that does not suit is said here
 
     def forward(
         self,
@@ -202,12 +212,13 @@ class ViT(Backbone):
             raise ValueError(f"n must be between 1 and the depth {self.depth}, got {n}")
         return [self.norm(tokens) for tokens in self.layers(x, range(self.depth - n, self.depth))]
 
-    def last_attention(self, x: Tensor) -> Tensor:
-        """The attention probabilities of the last block, fp32 [b, heads, T, T] with T = P + N."""
+    def last_attention(self, x: Tensor) -> Tensor | None:
+        block: Any = self.blocks[-1]
+        if not isinstance(block.attn, Attention):
+            return None
         given, last = self._given(x, None, None), self.depth - 1
         x = self._run(self.prepare_tokens(x), given, 0, last)
-        block: Any = self.blocks[last]
-        return block.attn.probabilities(block.norm1(x), given.biases[last], given.turns)
+        return block.attn.probabilities(block.norm1(x), given.biases[last], given.rotation)
 
     @property
     def trunk(self) -> Trunk:
@@ -276,6 +287,8 @@ class ViT(Backbone):
         given = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token")
         given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
         arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
+        if self.mixer != mechanisms.ATTENTION:
+            arguments["mixer"] = self.mixer
         return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -299,13 +312,16 @@ class ViT(Backbone):
     def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None) -> _Given:
         grid, tokens, drops = self._grid_of(x), None, [None] * self.depth
         if keep is not None:
+            if "keep" not in self.provides:
+                raise ValueError(f"{self.mixer} reads the grid of all patches; a part of them cannot be encoded alone")
             prefix = torch.arange(self.num_prefix_tokens, device=keep.device).expand(len(keep), -1)
             tokens = torch.cat([prefix, keep + self.num_prefix_tokens], dim=1)
         if drop is not None:
             drops = drop.unbind(1)
         elif self.training and any(block.drop_rate for block in cast(Sequence[Block], self.blocks)):
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
-        return _Given(drops, self._biases(grid, tokens), self._turns(grid, tokens))
+        layout = Layout(grid, self.num_prefix_tokens, keep)
+        return _Given(drops, self._biases(grid, tokens), self._rotation(grid, tokens), layout)
 
     def _biases(self, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[Tensor | None]:
         """The relative bias of every block, [1 or b, heads, s, s]."""
@@ -320,7 +336,7 @@ class ViT(Backbone):
         biases = [rel_pos.bias_of(rel_pos.resize_table(table, self.grid_size, grid), index) for table in tables]
         return biases * (self.depth // len(biases))
 
-    def _turns(self, grid: tuple[int, int], tokens: Tensor | None) -> Tensor | None:
+    def _rotation(self, grid: tuple[int, int], tokens: Tensor | None) -> Tensor | None:
         """The rotations of queries and keys, [2, 1 or b, 1, s, head dimension]."""
         if self.pos_kind != "rope":
             return None
@@ -334,7 +350,7 @@ class ViT(Backbone):
         return x
 
     def _apply_block(self, index: int, x: Tensor, given: _Given, queries: slice = EVERY_TOKEN) -> Tensor:
-        block, drop, bias = self.blocks[index], given.drops[index], given.biases[index]
+        block, others = self.blocks[index], (given.drops[index], given.biases[index], given.rotation, given.layout)
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, queries, drop, bias, given.turns, use_reentrant=False)  # type: ignore[return-value]
-        return block(x, queries, drop, bias, given.turns)
+            return cast(Tensor, checkpoint(block, x, queries, *others, use_reentrant=False))
+        return block(x, queries, *others)

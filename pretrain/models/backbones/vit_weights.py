@@ -68,6 +68,8 @@ def _initialize_moco(vit: ViT) -> None:
     """Chen et al. 2021, code: the query, key and value parts of qkv are three matrices of their own."""
     initialize_linears(vit, "xavier")
     for block in cast(Any, vit.blocks):
+        if not hasattr(block.attn, "qkv"):
+            continue
         qkv = block.attn.qkv.weight
         bound = math.sqrt(6.0 / (len(qkv) // 3 + qkv.shape[1]))
         nn.init.uniform_(qkv, -bound, bound)

@@ -6,7 +6,6 @@ below 128 tokens and 1.15 to 1.4 times faster above; in bf16 its CPU backward is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 
 from pretrain.models.layers import drop_path, rel_pos, rope
 from pretrain.models.layers.ffn import FFN, SwiGLU, swiglu_hidden
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, QKVBias
 
 Kernel = Literal["sdpa", "bmm"]
-QKVBias = bool | Literal["no_key"]
-Bias = Tensor | Callable[[Tensor], Tensor]
-EVERY_TOKEN = slice(None)
 
 
 def choose(device: torch.device, dtype: torch.dtype, length: int) -> Kernel:
@@ -50,7 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kerne
         return torch.bmm(scores.softmax(dim=-1), v).reshape(b, h, t, d)
 
 
-class Attention(TimmAttention):
+class Attention(TimmAttention, Mixer):
     """timm's attention (qkv, proj) that can also answer for a part of the tokens only.
 
     Args:
@@ -71,15 +68,19 @@ class Attention(TimmAttention):
             self.relative_position_bias_table = rel_pos.new_table(rel_pos_grid, num_heads)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, queries: slice = EVERY_TOKEN, bias: Bias | None = None, turns: Tensor | None = None
+        self,
+        x: Tensor,
+        queries: slice = EVERY_TOKEN,
+        bias: Bias | None = None,
+        rotation: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Tokens [b, s, D] -> the attended tokens of `queries` [b, t, D]; keys and values are always all of x.
 
-        Args:
-            bias: added to the scores before the softmax, [1 or b, h, s, s]; or a function of the queries [b, h, t, d]
-                that gives it, [1 or b, 1 or h, 1 or t, s]. turns: a table of `rope.rope_table`.
+        The arguments are those of `Mixer.forward`.
         """
-        q, k, v = self.split_heads(x, queries, turns)
+        del layout
+        q, k, v = self.split_heads(x, queries, rotation)
         if bias is not None and not isinstance(bias, Tensor):
             bias = bias(q)
         elif bias is not None and queries != EVERY_TOKEN:
@@ -88,7 +89,7 @@ class Attention(TimmAttention):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def split_heads(
-        self, x: Tensor, queries: slice = EVERY_TOKEN, turns: Tensor | None = None
+        self, x: Tensor, queries: slice = EVERY_TOKEN, rotation: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [b, h, t, d], keys and values [b, h, s, d]."""
         b, s, dim = x.shape
@@ -102,13 +103,13 @@ class Attention(TimmAttention):
             kv = F.linear(x, weight[dim:], kv_bias).reshape(b, s, 2, self.num_heads, self.head_dim)
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q.reshape(b, -1, self.num_heads, self.head_dim).transpose(1, 2)
-        if turns is not None:
-            q, k = rope.rotate(q, turns[:, :, :, queries]), rope.rotate(k, turns)
+        if rotation is not None:
+            q, k = rope.rotate(q, rotation[:, :, :, queries]), rope.rotate(k, rotation)
         return q, k, v
 
-    def probabilities(self, x: Tensor, bias: Tensor | None = None, turns: Tensor | None = None) -> Tensor:
+    def probabilities(self, x: Tensor, bias: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
         """The attention map [b, h, s, s] of tokens [b, s, D], in fp32."""
-        q, k, _ = self.split_heads(x, turns=turns)
+        q, k, _ = self.split_heads(x, rotation=rotation)
         scores = q.float() @ k.float().transpose(-2, -1) * self.head_dim**-0.5
         return (scores if bias is None else scores + bias.float()).softmax(dim=-1)
 
@@ -127,6 +128,7 @@ class Block(TimmBlock):
         layer_scale: start of the factors on both branches (Touvron et al. 2021); None: there are none.
         ffn: "swiglu": the gated network of `ffn.SwiGLU`, as many weights as the MLP of `mlp_ratio` has.
         qkv_bias, rel_pos_grid: see `Attention`.
+        mixer: what stands in place of the attention, under its name `attn`.
 
     Attributes:
         drop_rate: of the stochastic depth. drop_subset: spend it by subset, not by sample.
@@ -143,12 +145,13 @@ class Block(TimmBlock):
         ffn: FFN = "mlp",
         norm_eps: float = 1e-6,
         rel_pos_grid: tuple[int, int] | None = None,
+        mixer: type[Mixer] = Attention,
     ):
         norm: Any = partial(nn.LayerNorm, eps=norm_eps)
         super().__init__(
             dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias is True, init_values=layer_scale, norm_layer=norm
         )
-        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid)
+        self.attn: Mixer = mixer(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid)
         if ffn == "swiglu":
             self.mlp = SwiGLU(dim, swiglu_hidden(int(dim * mlp_ratio)))
         self.drop_rate, self.drop_subset = 0.0, False
@@ -159,19 +162,22 @@ class Block(TimmBlock):
         queries: slice = EVERY_TOKEN,
         drop: Tensor | None = None,
         bias: Bias | None = None,
-        turns: Tensor | None = None,
+        rotation: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Tokens [b, s, D] -> [b, t, D], exact for the tokens of `queries`; the others are not computed.
 
         Args:
             drop: uniforms [b, 2]; in training, a sample whose number is below the drop rate skips the attention (first
                 column), the MLP (second). Without it nothing is dropped.
-            bias, turns: see `Attention.forward`.
+            bias, rotation, layout: see `Mixer.forward`.
         """
         if self.drop_subset and self.training and self.drop_rate and drop is not None:
-            return self._compute_subsets(x, queries, drop, bias, turns)
+            return self._compute_subsets(x, queries, drop, bias, rotation, layout)
         attention, mlp = (None, None) if drop is None else drop.unbind(1)
-        x = x[:, queries] + self._survivors(self.ls1(self.attn(self.norm1(x), queries, bias, turns)), attention)
+        x = x[:, queries] + self._survivors(
+            self.ls1(self.attn(self.norm1(x), queries, bias, rotation, layout)), attention
+        )
         return x + self._survivors(self.ls2(self.mlp(self.norm2(x))), mlp)
 
     def _survivors(self, branch: Tensor, uniform: Tensor | None) -> Tensor:
@@ -180,12 +186,19 @@ class Block(TimmBlock):
         return drop_path.survivors(branch, uniform, self.drop_rate)
 
     def _compute_subsets(
-        self, x: Tensor, queries: slice, drop: Tensor, bias: Bias | None, turns: Tensor | None
+        self,
+        x: Tensor,
+        queries: slice,
+        drop: Tensor,
+        bias: Bias | None,
+        rotation: Tensor | None,
+        layout: Layout | None,
     ) -> Tensor:
         count = drop_path.subset_size(len(x), self.drop_rate)
         first, second = drop.topk(count, dim=0).indices.unbind(1)
         bias = bias[first] if isinstance(bias, Tensor) and len(bias) > 1 else bias
-        turns = turns if turns is None or turns.shape[1] == 1 else turns[:, first]
-        attended = self.ls1(self.attn(self.norm1(x[first]), queries, bias, turns))
+        rotation = rotation if rotation is None or rotation.shape[1] == 1 else rotation[:, first]
+        layout = None if layout is None else layout.of_samples(first)
+        attended = self.ls1(self.attn(self.norm1(x[first]), queries, bias, rotation, layout))
         x = drop_path.add_to_subset(x[:, queries], attended, first)
         return drop_path.add_to_subset(x, self.ls2(self.mlp(self.norm2(x[second]))), second)

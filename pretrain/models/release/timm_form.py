@@ -19,6 +19,7 @@ from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.ffn import swiglu_hidden
+from pretrain.models.mechanisms import ATTENTION
 
 State = dict[str, Tensor]
 TIMM_EPS = 1e-6  # of timm's LayerNorm, which a config.json cannot change
@@ -52,6 +53,8 @@ def timm_model(backbone: ImageEncoder) -> TimmModel | str:
         return _of_timm(backbone)
     if not isinstance(backbone, ViT):
         return f"timm has no class like {type(backbone).__name__}"
+    if backbone.mixer != ATTENTION:
+        return f"timm's vision transformers have no {backbone.mixer} in place of the attention"
     if backbone.rel_pos_kind != "none":
         return _beit(backbone)
     return _eva(backbone) if backbone.pos_kind == "rope" else _vit(backbone)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.core import distributed
-from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.contract import Backbone, ImageEncoder
 from pretrain.models.layers.initialize import initialize_linears
 
 ROWS_AT_ONCE = 16384
@@ -182,12 +182,12 @@ def task_layer(in_dim: int, out_dim: int) -> nn.Sequential:
     return layer
 
 
-def code_features(encoder: Backbone, task: nn.Module, images: Tensor, *, drop: Tensor | None = None) -> Tensor:
+def code_features(encoder: ImageEncoder, task: nn.Module, images: Tensor, *, drop: Tensor | None = None) -> Tensor:
     """Normalized images [b, C, H, W] -> what is quantized: fp32 [b, N, code_dim]. The projection is not autocast.
 
     `drop` are the uniforms of the drop path [b, depth, 2].
     """
-    tokens = encoder(images) if drop is None else encoder(images, drop=drop)
+    tokens = encoder(images, drop=drop) if isinstance(encoder, Backbone) else encoder(images)
     with torch.autocast(images.device.type, enabled=False):
         return task(tokens[:, encoder.num_prefix_tokens :].float())
 

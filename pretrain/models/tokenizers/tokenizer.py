@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.core.configlib import ConfigError
-from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_strict
@@ -104,7 +104,7 @@ class DVAETokenizer(Normalized):
 class VQKDTokenizer(Normalized):
     """The nearest code of the projected feature of every patch."""
 
-    def __init__(self, encoder: Backbone, task: nn.Module, codebook: Tensor, mean: Any, std: Any):
+    def __init__(self, encoder: ImageEncoder, task: nn.Module, codebook: Tensor, mean: Any, std: Any):
         super().__init__(mean, std)
         self.num_tokens, self.stride, self.in_chans = len(codebook), encoder.patch_size, encoder.in_chans
         self.fixed_grid = cast(Grid, tuple(encoder.grid_size))
@@ -200,7 +200,7 @@ def from_release(release: Release, *, trained: bool = True) -> Normalized:
         load_strict(task, _below(heads, "encode_task_layer."))
     else:
         codebook = nn.functional.normalize(torch.randn_like(codebook), dim=-1)
-    return VQKDTokenizer(cast(Backbone, encoder), task, codebook, *norm)
+    return VQKDTokenizer(encoder, task, codebook, *norm)
 
 
 def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:

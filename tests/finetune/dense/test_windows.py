@@ -87,7 +87,7 @@ def test_the_class_token_and_registers_join_every_window_and_are_averaged(positi
             places = [2 + (top + dy) * grid[1] + left + dx for dy in range(2) for dx in range(2)]
             tokens = [0, 1, *places]
             own = None if turns is None else turns[:, :, :, tokens]
-            out = backbone.blocks[0](x[:, tokens], turns=own)
+            out = backbone.blocks[0](x[:, tokens], rotation=own)
             prefix.append(out[:, :2])
             patches[:, top : top + 2, left : left + 2] = out[:, 2:].unflatten(1, (2, 2))
     expected = torch.cat([torch.stack(prefix).mean(0), patches.flatten(1, 2)], dim=1)
