@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.data.views.center_crop import CenterCrop
 from pretrain.data.views.pixels import ImageInput, to_images
+from pretrain.models.backbones.contract import ImageEncoder
 
 Size = int | tuple[int, int]
 
@@ -46,7 +47,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: ImageEncoder,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -54,7 +55,7 @@ class FeatureExtractor:
         report: Sequence[str] = (),
         device: torch.device | str = "cpu",
     ):
-        self.backbone: Any = backbone.requires_grad_(False).eval().to(device)
+        self.backbone = backbone.requires_grad_(False).eval().to(device)
         self.mean, self.std, self.title, self.report = tuple(mean), tuple(std), title, tuple(report)
         self.device = torch.device(device)
         self._normalize = torch.tensor([self.mean, self.std], device=device)[:, None, :, None, None]
@@ -66,7 +67,7 @@ class FeatureExtractor:
     @property
     def img_size(self) -> tuple[int, int]:
         """(height, width) in pixels that its position tables are made for."""
-        return tuple(self.backbone.img_size)
+        return self.backbone.img_size
 
     @property
     def embed_dim(self) -> int:
