@@ -27,8 +27,8 @@ from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.distributed import World
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
+from pretrain.engine.config import EngineConfig, OptimConfig
+from pretrain.engine.plan import plan_steps
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
 
@@ -85,13 +85,12 @@ def measure(head: str, args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     task: Any = detection(head, args).train()
     batch = made_up_batch(task, args, device)
-    engine = build_engine(
-        task,
-        optim=OptimSettings(lr=1e-6, total_steps=args.steps + 1, clip_grad=1.0),
-        settings=EngineSettings(precision=args.precision, micro_batch=args.batch),
-        world=World(0, 1, 0, device),
-        seed=0,
+    optim = OptimConfig.model_validate(
+        {"lr": 1e-6, "total_steps": args.steps + 1, "weight_decay": 0.0, "global_batch_size": args.batch}
     )
+    config = EngineConfig.model_validate({"precision": args.precision})
+    plan, _ = plan_steps(optim, config, num_samples=args.batch, world_size=1)
+    engine = build_engine(task, optim=optim, config=config, plan=plan, world=World(0, 1, 0, device), seed=0)
     clock = time.process_time if args.device == "cpu" else _synchronized
     seconds, losses = [], []
     for _ in range(args.steps + 1):

@@ -23,8 +23,8 @@ from benchmarks.pairs import PAIRS, STEPS, Pair, pair
 from benchmarks.report import paired, print_json, print_table, summary
 from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
+from pretrain.engine.config import EngineConfig, OptimConfig
+from pretrain.engine.plan import plan_steps
 from pretrain.models.backbones.sizes import SIZES
 
 Step = Callable[[], float]
@@ -102,11 +102,14 @@ def steps(name: str, args: argparse.Namespace) -> tuple[Step, Step]:
 def engine_step(both: Pair, args: argparse.Namespace) -> Step:
     """The step of the engine, as `fit` takes it."""
     objective, batch = both.objective, both.batch
-    clip: Any = both.clip_mode
-    optim = OptimSettings(lr=1e-6, total_steps=STEPS, clip_grad=both.clip, clip_mode=clip)
-    settings = EngineSettings(precision=args.precision, micro_batch=args.batch)
+    clip: dict[str, Any] = {} if both.clip_mode == "none" else {"clip_grad": both.clip, "clip_mode": both.clip_mode}
+    optim = OptimConfig.model_validate(
+        {"lr": 1e-6, "total_steps": STEPS, "weight_decay": 0.0, "global_batch_size": args.batch, **clip}
+    )
+    config = EngineConfig.model_validate({"precision": args.precision})
+    plan, _ = plan_steps(optim, config, num_samples=args.batch, world_size=1)
     world = World(0, 1, 0, torch.device(args.device))
-    engine = build_engine(objective, optim=optim, settings=settings, world=world, seed=0)
+    engine = build_engine(objective, optim=optim, config=config, plan=plan, world=world, seed=0)
 
     def step() -> float:
         result = engine.train_step(iter([batch]), engine.step_count)

@@ -25,17 +25,17 @@ from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
 from pretrain.core.record import git_commit, versions, write_json, write_text
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
-from pretrain.engine.build import engine_of
+from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
 from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
 from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
-from pretrain.engine.trainable import StepResult
 
 PATHS = ("images", "annotations", "masks", "depth", "classes")
 # What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.
@@ -101,8 +101,8 @@ class FinetuneRun:
         if found is not None:
             check_same_run(self.folder, config, self.fingerprints, free=FREE_KEYS)
         self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
-        self.engine = engine_of(
-            self.task, optim=config.optim, engine=config.engine, steps=steps, world=world, seed=config.seed
+        self.engine = build_engine(
+            self.task, optim=config.optim, config=config.engine, plan=steps, world=world, seed=config.seed
         )
         greeting = [f"from {self.opened.title}", *self.opened.report_lines]
         if found is not None:

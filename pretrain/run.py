@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,15 +19,16 @@ from pretrain.core.record import versions
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.sampling.order import ORDER_VERSION
 from pretrain.data.shards.dataset import Dataset
-from pretrain.engine.build import engine_of
+from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints, Found
 from pretrain.engine.loop import every, fit
+from pretrain.engine.optim.head_warmup import HeadWarmup
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
 from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
-from pretrain.engine.trainable import StepResult
 from pretrain.loader import Feed
 from pretrain.nonfinite.recovery import Recovery, RewindError, newest_healthy
 from pretrain.nonfinite.rewinds import PassedOver
@@ -94,15 +94,15 @@ class Run:
             write_records(self.folder, config, data, world_size=world.world_size, device=world.device_name)
         self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
         greeting = [] if found else start_weights(self.objective, config)
-        self.engine = engine_of(
+        head_warmup_steps = config.init.head_warmup_steps if config.init else 0
+        self.engine = build_engine(
             self.objective,
             optim=config.optim,
-            engine=config.engine,
-            steps=steps,
+            config=config.engine,
+            plan=steps,
             world=world,
             seed=config.seed,
-            head_prefixes=self.objective.head_prefixes,
-            head_warmup_steps=config.init.head_warmup_steps if config.init else 0,
+            head_warmup=HeadWarmup(self.objective.head_prefixes, head_warmup_steps),
         )
         if found is not None:
             self.engine.load(found.folder)
@@ -159,11 +159,10 @@ class Run:
             preempt.unmark(self.folder)
         if self._lacks_probe():
             self._probe(self.start_step)
-        trainable: Any = self.objective
         try:
             reached = fit(
                 self.engine,
-                trainable,
+                self.objective,
                 iter(self.feed),
                 total_steps=steps.total_steps,
                 log=self._log,

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pretrain.core.distributed import World
 from pretrain.core.trainable import Batch, Trainable
+from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim.fragments import Fragment
-from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
+from pretrain.engine.optim.head_warmup import HeadWarmup
+from pretrain.engine.optim.optimizer import build_optimizer
+from pretrain.engine.plan import Plan
 from pretrain.engine.step import Autocast, StepEngine
-from pretrain.engine.trainable import EngineSettings
 
 
 class AccelerateEngine(StepEngine):
@@ -25,9 +27,19 @@ class AccelerateEngine(StepEngine):
     """
 
     def __init__(
-        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+        self,
+        trainable: Trainable,
+        *,
+        optim: OptimConfig,
+        config: EngineConfig,
+        plan: Plan,
+        world: World,
+        seed: int,
+        head_warmup: HeadWarmup | None = None,
     ):
-        super().__init__(trainable, optim=optim, settings=settings, world=world, seed=seed)
+        super().__init__(
+            trainable, optim=optim, config=config, plan=plan, world=world, seed=seed, head_warmup=head_warmup
+        )
         # Buffers are teachers and centres, which every rank computes alike; DDP need not send them each step.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self._accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
@@ -36,7 +48,7 @@ class AccelerateEngine(StepEngine):
                 f"accelerate sees {self._accelerator.num_processes} processes, there are {world.world_size}; "
                 "unset ACCELERATE_* and MPI variables of another launcher"
             )
-        module = Autocast(self.trainable, settings.precision, world.device)
+        module = Autocast(self.trainable, config.precision, world.device)
         with warnings.catch_warnings():
             # torch renames the argument `broadcast_buffers`; accelerate knows the old name only.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

@@ -1,17 +1,17 @@
-"""The engines by name; one is imported when it is chosen, so that nobody needs the other's libraries."""
+"""The engines by name; each is imported when it is chosen, so that nobody needs the other's libraries."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pretrain.core.distributed import World
     from pretrain.core.trainable import Trainable
     from pretrain.engine.config import EngineConfig, OptimConfig
-    from pretrain.engine.optim.optimizer import OptimSettings
+    from pretrain.engine.optim.head_warmup import HeadWarmup
     from pretrain.engine.plan import Plan
-    from pretrain.engine.trainable import Engine, EngineSettings
+    from pretrain.engine.protocol import Engine
 
 ENGINES = {
     "accelerate": ("pretrain.engine.accelerate", "AccelerateEngine"),
@@ -20,51 +20,24 @@ ENGINES = {
 
 
 def build_engine(
-    trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
-) -> Engine:
-    """The engine `settings.name`, with `trainable` moved to the device.
-
-    Raises:
-        ValueError: no such engine, or settings it cannot honour.
-    """
-    if settings.name not in ENGINES:
-        raise ValueError(f"engine {settings.name!r}: expected one of {', '.join(ENGINES)}")
-    module, name = ENGINES[settings.name]
-    return getattr(import_module(module), name)(trainable, optim=optim, settings=settings, world=world, seed=seed)
-
-
-def engine_of(
-    trainable: Any,
+    trainable: Trainable,
     *,
     optim: OptimConfig,
-    engine: EngineConfig,
-    steps: Plan,
+    config: EngineConfig,
+    plan: Plan,
     world: World,
     seed: int,
-    head_prefixes: tuple[str, ...] = (),
-    head_warmup_steps: int = 0,
+    head_warmup: HeadWarmup | None = None,
 ) -> Engine:
-    """The engine of a configuration; `build_engine` says what may be wrong with it."""
-    from pretrain.engine.optim.optimizer import OptimSettings
-    from pretrain.engine.trainable import EngineSettings
+    """The engine `config.name`, with `trainable` (an nn.Module) moved to the device.
 
-    plain = optim.model_dump(
-        include={"name", "min_lr", "schedule", "gamma", "power", "warmup_lr", "warmup_form", "first_step"}
-        | {"weight_decay", "weight_decay_end", "betas", "eps", "momentum", "trust_coefficient"}
-    )
-    schedule = OptimSettings(
-        lr=steps.lr,
-        total_steps=steps.total_steps,
-        warmup_steps=steps.warmup_steps,
-        milestones=optim.milestones(steps.steps_per_epoch),
-        clip_grad=optim.clip_grad or 0.0,
-        clip_mode=optim.clip_mode if optim.clip_grad else "none",
-        head_prefixes=head_prefixes,
-        head_warmup_steps=head_warmup_steps,
-        **plain,
-    )
-    settings = EngineSettings(
-        micro_batch=steps.micro_batch,
-        **engine.model_dump(include={"name", "precision", "accumulation_steps", "compile", "zero_stage", "deepspeed"}),
-    )
-    return build_engine(trainable, optim=schedule, settings=settings, world=world, seed=seed)
+    Args:
+        seed: of the random numbers drawn on the device (drop path).
+        head_warmup: first steps that train the heads alone; default: none.
+
+    Raises:
+        ValueError: a model that this engine cannot train.
+    """
+    module, name = ENGINES[config.name]
+    engine = getattr(import_module(module), name)
+    return engine(trainable, optim=optim, config=config, plan=plan, world=world, seed=seed, head_warmup=head_warmup)

@@ -14,6 +14,7 @@ OWNED_DEEPSPEED_KEYS = frozenset(
     {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"}
     | {"fp16", "bf16", "torch_autocast", "gradient_clipping"}
 )
+ClipMode = Literal["global", "per_tensor", "per_module"]
 
 
 class OptimConfig(Config):
@@ -46,7 +47,7 @@ class OptimConfig(Config):
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
     trust_coefficient: float = Field(0.001, gt=0, description="of lars")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; default: not clipped")
-    clip_mode: Literal["global", "per_tensor", "per_module"] = Field(
+    clip_mode: ClipMode = Field(
         "global", description="per_tensor: each tensor alone (DINO); per_module: backbone and heads apart (DINOv2)"
     )
 
@@ -89,10 +90,6 @@ class OptimConfig(Config):
         assert self.blr is not None
         ratio = self.global_batch_size / self.blr_batch
         return self.blr * (ratio if self.blr_rule == "linear" else math.sqrt(ratio))
-
-    def milestones(self, steps_per_epoch: int) -> tuple[int, ...]:
-        """In steps."""
-        return tuple(round(epoch * steps_per_epoch) for epoch in self.milestone_epochs)
 
 
 class WatchConfig(Config):

@@ -7,6 +7,7 @@ checked at start.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -20,11 +21,12 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 from pretrain.core.distributed import World
 from pretrain.core.trainable import Batch, Trainable
-from pretrain.engine.config import deepspeed_problems
+from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim.fragments import Fragment
-from pretrain.engine.optim.optimizer import OptimSettings, build_optimizer
+from pretrain.engine.optim.head_warmup import HeadWarmup
+from pretrain.engine.optim.optimizer import build_optimizer
+from pretrain.engine.plan import Plan
 from pretrain.engine.step import Autocast, StepEngine
-from pretrain.engine.trainable import EngineSettings
 
 _INTERNALS = {
     0: (),
@@ -50,23 +52,32 @@ _INTERNALS[2] = _INTERNALS[1]
 
 
 class DeepSpeedEngine(StepEngine):
-    """Raises ValueError for raw keys we own, and for what cannot work at this stage."""
+    """Raises ValueError for a model that cannot be trained at this stage."""
 
     def __init__(
-        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+        self,
+        trainable: Trainable,
+        *,
+        optim: OptimConfig,
+        config: EngineConfig,
+        plan: Plan,
+        world: World,
+        seed: int,
+        head_warmup: HeadWarmup | None = None,
     ):
-        self._stage = settings.zero_stage
-        config = deepspeed_config(settings)
-        super().__init__(trainable, optim=optim, settings=settings, world=world, seed=seed)
+        self._stage = config.zero_stage
+        super().__init__(
+            trainable, optim=optim, config=config, plan=plan, world=world, seed=seed, head_warmup=head_warmup
+        )
         if self._stage == 3:
             _refuse_teacher(self.trainable)
-            if settings.compile:
-                raise ValueError("engine.compile with zero_stage 3 is not supported; use zero_stage 2")
         self._ds = _start_deepspeed(world)
         self._shapes = {name: tensor.detach().to("meta") for name, tensor in self.trainable.state_dict().items()}
         self.optimizer = build_optimizer(optim, self.groups)
-        module = Autocast(self.trainable, settings.precision, world.device, cache=self._stage < 3)
-        self._engine, _, _, _ = self._ds.initialize(model=module, optimizer=self.optimizer, config=config)
+        module = Autocast(self.trainable, config.precision, world.device, cache=self._stage < 3)
+        self._engine, _, _, _ = self._ds.initialize(
+            model=module, optimizer=self.optimizer, config=deepspeed_config(config, plan)
+        )
         self._zero: Any = self._engine.optimizer
         lacking = [name for name in _INTERNALS[self._stage] if not hasattr(self._zero, name)]
         if lacking:
@@ -202,29 +213,21 @@ class DeepSpeedEngine(StepEngine):
                 fragment.of(fragment.owner).copy_(whole[fragment.start : fragment.stop])
 
 
-def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """DeepSpeed's config: the user's raw keys, and ours.
-
-    Raises:
-        ValueError: a raw key is ours, or names what the engine cannot do.
-    """
-    if problems := deepspeed_problems(settings.deepspeed):
-        raise ValueError("\n".join(f"engine.deepspeed: {problem}" for problem in problems))
-    if settings.zero_stage not in _INTERNALS:
-        raise ValueError(f"zero_stage {settings.zero_stage}: expected 0, 1, 2 or 3")
-    raw = dict(settings.deepspeed)
-    zero = dict(raw.pop("zero_optimization", None) or {})
-    if settings.zero_stage in (1, 2) and not zero.get("offload_optimizer"):
+def deepspeed_config(config: EngineConfig, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's config: the user's raw keys, which `EngineConfig` has checked, and ours."""
+    raw = copy.deepcopy(config.deepspeed)
+    zero: dict[str, Any] = raw.pop("zero_optimization", None) or {}
+    if config.zero_stage in (1, 2) and not zero.get("offload_optimizer"):
         zero.setdefault("compute_grad_norm", False)  # ours is taken before
     return {
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW on the CPU needs no compiler
         **raw,
-        "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": settings.accumulation_steps,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": config.accumulation_steps,
         "gradient_clipping": 0.0,  # explicit: its default is 1
-        "zero_optimization": {**zero, "stage": settings.zero_stage},
+        "zero_optimization": {**zero, "stage": config.zero_stage},
     }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pretrain.core import distributed, heartbeat
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.optim.nonfinite import NonFiniteSteps
+from pretrain.engine.protocol import Engine, Requests, StepResult
 from pretrain.engine.session.preempt import SAVE, STOP
-from pretrain.engine.trainable import Engine, Requests, StepResult
 from pretrain.engine.watchdog.stragglers import Stragglers
 
 

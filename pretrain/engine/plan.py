@@ -17,7 +17,8 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    lr: float
+    lr: float  # peak, absolute
+    milestones: tuple[int, ...] = ()  # of the schedule "multistep"
 
 
 def plan_steps(
@@ -52,4 +53,8 @@ def plan_steps(
         problems.append(
             f"optim.{key}: {warmup} warm-up steps are more than the {total} steps of the run; give fewer, or 0"
         )
-    return Plan(num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr), problems
+    milestones = tuple(round(epoch * steps_per_epoch) for epoch in optim.milestone_epochs)
+    plan = Plan(
+        num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr, milestones=milestones
+    )
+    return plan, problems

@@ -24,14 +24,17 @@ from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.checkpoint.commit import CheckpointError, Receipt, write_file
 from pretrain.engine.checkpoint.tensorfile import write_tensors
+from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim import lars
-from pretrain.engine.optim.clip import Verdict, clip_coefficients, decide, scale_gradients
+from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
 from pretrain.engine.optim.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
-from pretrain.engine.optim.head_warmup import hold_trunk
-from pretrain.engine.optim.optimizer import OptimSettings, apply_schedules, forget, trainable_groups
+from pretrain.engine.optim.head_warmup import HeadWarmup, freeze_backbone
+from pretrain.engine.optim.optimizer import apply_schedules, forget, trainable_groups
 from pretrain.engine.optim.scaler import LossScaler
+from pretrain.engine.optim.schedules import Schedules
+from pretrain.engine.plan import Plan
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.session.pace import ForwardClock
-from pretrain.engine.trainable import EngineSettings, StepResult
 from pretrain.engine.watchdog.replicas import check_replicas
 
 Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples
@@ -60,7 +63,7 @@ class StepEngine(ABC):
 
     Args:
         trainable: an nn.Module that is a `Trainable`; its parameters and buffers are taken from rank 0.
-        optim: optimizer and schedules. settings: precision, accumulation.
+        optim: optimizer and schedules. config: precision, accumulation. plan: their durations in steps.
         seed: of the random numbers drawn on the device (drop path).
     """
 
@@ -71,25 +74,33 @@ class StepEngine(ABC):
     replicated = True  # the model's parameters are there in whole on each rank (not under ZeRO-3)
 
     def __init__(
-        self, trainable: Trainable, *, optim: OptimSettings, settings: EngineSettings, world: World, seed: int
+        self,
+        trainable: Trainable,
+        *,
+        optim: OptimConfig,
+        config: EngineConfig,
+        plan: Plan,
+        world: World,
+        seed: int,
+        head_warmup: HeadWarmup | None = None,
     ):
-        module: Any = trainable
-        assert isinstance(module, nn.Module)
-        self.trainable: Any = module.to(world.device)
-        self.optim, self.settings, self.world, self.seed = optim, settings, world, seed
-        self.accumulation_steps = settings.accumulation_steps
+        assert isinstance(trainable, nn.Module)
+        self.trainable: nn.Module = trainable.to(world.device)
+        self.optim, self.config, self.world, self.seed = optim, config, world, seed
+        self.schedules = Schedules(optim, plan)
+        self.accumulation_steps = config.accumulation_steps
         self.step_count = 0
         self._clock = ForwardClock(world.device)
-        self.scaler = LossScaler(enabled=settings.precision == "fp16")
-        held = hold_trunk(trainable.param_groups(), optim.head_prefixes, optim.head_warmup_steps)
-        self.groups = trainable_groups(self.trainable, held)
+        self.scaler = LossScaler(enabled=config.precision == "fp16")
+        groups = freeze_backbone(trainable.param_groups(), head_warmup or HeadWarmup())
+        self.groups = trainable_groups(self.trainable, groups)
         self.names = [name for group in self.groups for name in group["names"]]
         pairs = [pair for group in self.groups for pair in zip(group["names"], group["params"], strict=True)]
         self._vectors = {name for name, param in pairs if param.ndim <= 1}  # ZeRO-3 flattens the rest later
         self._clip_groups = {name: group.get("clip_group", "") for group in self.groups for name in group["names"]}
         for tensor in self.trainable.state_dict().values():
             distributed.broadcast(tensor)
-        if settings.compile:
+        if config.compile:
             self.trainable.compile()
 
     @abstractmethod
@@ -129,11 +140,11 @@ class StepEngine(ABC):
             ValueError: the batches ran out.
         """
         started = time.perf_counter()
-        lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.optim, step)
+        lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.schedules, step)
         losses, parts, wait = self._accumulate(micro_batches, step)
         heartbeat.mark("agree", step + 1)
         gradients = self._gradients()
-        verdict = decide(
+        decision = decide(
             losses,
             torch.stack([finite for finite, _ in parts]).all(),
             gradients,
@@ -146,10 +157,10 @@ class StepEngine(ABC):
             device=self.world.device,
         )
         heartbeat.mark("update", step + 1)
-        skipped = bool(verdict.bad_ranks) or not math.isfinite(verdict.grad_norm)
-        overflow = skipped and not verdict.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
+        skipped = bool(decision.bad_ranks) or not math.isfinite(decision.grad_norm)
+        overflow = skipped and not decision.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
         scale = self.scaler.scale
-        bad_parts, bad_positions = _gather_bad(parts) if verdict.bad_ranks else ((), ())
+        bad_parts, bad_positions = _gather_bad(parts) if decision.bad_ranks else ((), ())
         if skipped:
             self._discard()
             if overflow:
@@ -157,7 +168,7 @@ class StepEngine(ABC):
         else:
             optim = self.optim
             factors = clip_coefficients(
-                verdict.norms, mode=optim.clip_mode, limit=optim.clip_grad, modules=self._clip_groups
+                decision.norms, mode=optim.clip_mode, limit=optim.clip_grad, modules=self._clip_groups
             )
             scale_gradients(gradients, {name: factor / scale for name, factor in factors.items()})
             if optim.name == "lars":
@@ -168,23 +179,23 @@ class StepEngine(ABC):
         self.step_count = step + 1
         seconds = time.perf_counter() - started
         return StepResult(
-            losses=verdict.losses,
-            grad_norm=verdict.grad_norm,
-            norms=verdict.norms,
+            losses=decision.losses,
+            grad_norm=decision.grad_norm,
+            norms=decision.norms,
             lr=lr,
             weight_decay=weight_decay,
             skipped=skipped,
             overflow=overflow,
-            bad_ranks=verdict.bad_ranks,
+            bad_ranks=decision.bad_ranks,
             bad_positions=bad_positions,
             bad_parts=bad_parts,
-            first_bad=_first_bad(verdict) if skipped else "",
-            requests=verdict.requests,
+            first_bad=_first_bad(decision) if skipped else "",
+            requests=decision.requests,
             loss_scale=scale,
-            data_wait=min(1.0, max(verdict.waits) / seconds),
+            data_wait=min(1.0, max(decision.waits) / seconds),
             seconds=seconds,
-            waits=verdict.waits,
-            works=verdict.works,
+            waits=decision.waits,
+            works=decision.works,
         )
 
     def _accumulate(self, micro_batches: Iterator[Batch], step: int) -> tuple[dict[str, Tensor], list[Part], float]:
@@ -301,8 +312,8 @@ def _gather_bad(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tup
     return places, tuple(sample for _, _, positions in found for sample in positions)
 
 
-def _first_bad(verdict: Verdict) -> str:
-    values = {**verdict.losses, **verdict.norms}
+def _first_bad(decision: ClipDecision) -> str:
+    values = {**decision.losses, **decision.norms}
     return next((name for name, value in values.items() if not math.isfinite(value)), "gradient norm")
 
 

@@ -17,9 +17,9 @@ from pretrain.core.distributed import World
 from pretrain.data.sampling.order import rank_positions
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.optim.nonfinite import NonFiniteError, NonFiniteSteps
+from pretrain.engine.protocol import Engine, StepResult
 from pretrain.engine.session.preempt import STOP
 from pretrain.engine.step import MODEL_FILE, keyed_seed
-from pretrain.engine.trainable import Engine, StepResult
 from pretrain.loader import Feed
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture, Part, may_hold_weights

@@ -21,7 +21,7 @@ from pretrain.doctor.history import FIRST, LAST
 from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
 from pretrain.doctor.signs import GRADIENT
 from pretrain.doctor.verdicts import Doctor, Verdict
-from pretrain.engine.trainable import StepResult
+from pretrain.engine.protocol import StepResult
 from pretrain.loader import loader_spec
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.objectives.base import Objective

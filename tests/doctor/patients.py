@@ -16,9 +16,9 @@ from pretrain.config import PretrainConfig, plan
 from pretrain.core.distributed import World
 from pretrain.data.shards.dataset import Dataset
 from pretrain.doctor.verdicts import Verdict
-from pretrain.engine.build import engine_of
+from pretrain.engine.build import build_engine
 from pretrain.engine.loop import fit
-from pretrain.engine.trainable import StepResult
+from pretrain.engine.protocol import StepResult
 from pretrain.loader import Feed
 from pretrain.objectives.base import Horizon, Objective, feature_std
 from pretrain.objectives.dino import DINO
@@ -83,7 +83,9 @@ def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None, *
     objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
     if infect is not None:
         infect(objective)
-    engine = engine_of(objective, optim=config.optim, engine=config.engine, steps=steps, world=ALONE, seed=config.seed)
+    engine = build_engine(
+        objective, optim=config.optim, config=config.engine, plan=steps, world=ALONE, seed=config.seed
+    )
     feed = Feed(config, steps, dataset, ALONE, start_step=0, say=print)
     doctor = OnlineDoctor(config, steps, dataset, ALONE, objective, start_step=0)
     report = Report([], {})

@@ -10,9 +10,8 @@ import torch
 from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.tensorfile import write_tensors
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from tests.engine.scenarios import ENGINES, whole_state
+from tests.engine.settings import settings
 from tests.objectives import tiny
 
 STEPS, IMAGES = 5, 8
@@ -34,15 +33,17 @@ def train(world: World, out: Path, *, cases: list[list[str]]) -> dict[str, Any]:
             token = 0.02 * torch.randn_like(objective.student.backbone.cls_token)
             for branch in (objective.student, objective.teacher.average):
                 branch.backbone.cls_token.data.copy_(token)
-        engine: Any = build_engine(
-            objective,
-            # SGD: AdamW turns the rounding of a gradient that is zero into a step of full size.
-            optim=OptimSettings(name="sgd", lr=0.02, total_steps=STEPS, momentum=0.9, weight_decay=0.05),
-            settings=EngineSettings(**ENGINES[engine_name], micro_batch=IMAGES // world.world_size),
-            world=world,
-            seed=3,
-        )
         share = IMAGES // world.world_size
+        # SGD: AdamW turns the rounding of a gradient that is zero into a step of full size.
+        sgd = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.05}
+        chosen = settings(
+            total_steps=STEPS,
+            micro_batch=share,
+            world_size=world.world_size,
+            engine=ENGINES[engine_name],
+            **sgd,
+        )
+        engine: Any = build_engine(objective, **chosen, world=world, seed=3)
         mine = slice(world.rank * share, (world.rank + 1) * share)
         losses = []
         for step in range(STEPS):

@@ -22,10 +22,10 @@ from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.loop import fit
 from pretrain.engine.optim.nonfinite import NonFiniteError
-from pretrain.engine.optim.optimizer import OptimSettings
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
 from pretrain.engine.step import StepEngine
-from pretrain.engine.trainable import EngineSettings, StepResult
+from tests.engine.settings import settings
 from tests.engine.toys import GLOBAL_BATCH, Plain, Toy, batches, tiny_dino, tiny_mae
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -49,21 +49,22 @@ MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "dino": tiny_dino}
 
 
 def build(world: World, model: nn.Module, engine: str, optim: str = "global", *, accumulation: int = 1) -> StepEngine:
-    settings = {"lr": 3e-3, "weight_decay": 0.1, "weight_decay_end": 0.3, "eps": 1e-6, "warmup_steps": 3}
     name, *extras = engine.split("+")
-    return build_engine(
-        model,
-        optim=OptimSettings(total_steps=STEPS, **{**settings, **OPTIMS[optim]}),
-        settings=EngineSettings(
-            **ENGINES[name],
-            accumulation_steps=accumulation,
-            micro_batch=GLOBAL_BATCH // world.world_size // accumulation,
-            deepspeed=OFFLOAD if "offload" in extras else {},
-            precision=next((extra for extra in extras if extra in ("bf16", "fp16")), "fp32"),
-        ),
-        world=world,
-        seed=5,
+    optims = {"lr": 3e-3, "weight_decay": 0.1, "weight_decay_end": 0.3, "eps": 1e-6, "warmup_steps": 3}
+    section = {
+        **ENGINES[name],
+        "accumulation_steps": accumulation,
+        "deepspeed": OFFLOAD if "offload" in extras else {},
+        "precision": next((extra for extra in extras if extra in ("bf16", "fp16")), "fp32"),
+    }
+    chosen = settings(
+        total_steps=STEPS,
+        micro_batch=GLOBAL_BATCH // world.world_size // accumulation,
+        world_size=world.world_size,
+        engine=section,
+        **{**optims, **OPTIMS[optim]},
     )
+    return build_engine(model, **chosen, world=world, seed=5)
 
 
 def run(engine: StepEngine, *, kind: str, poison: set[int] | None = None, **options: Any) -> list[StepResult]:

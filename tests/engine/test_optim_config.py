@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pretrain.config import PretrainConfig, plan
+from pretrain.config import PretrainConfig
 from pretrain.core.configlib import ConfigError, load_config
-from pretrain.engine import build
-from pretrain.engine.config import OptimConfig
-from pretrain.engine.optim.optimizer import OptimSettings
+from pretrain.engine.config import EngineConfig, OptimConfig
+from pretrain.engine.plan import plan_steps
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "mae.yaml"
 BASE: dict[str, Any] = {"global_batch_size": 512, "epochs": 10, "lr": 1.0}
@@ -41,7 +39,8 @@ def test_the_official_rules():
 
 def test_milestones_are_epochs_and_become_steps():
     config = OptimConfig(**BASE, schedule="multistep", milestone_epochs=(7, 8.5))
-    assert config.milestones(100) == (700, 850)
+    steps, _ = plan_steps(config, EngineConfig(), num_samples=51_200, world_size=1)
+    assert steps.milestones == (700, 850)
 
 
 @pytest.mark.parametrize(
@@ -68,34 +67,3 @@ def test_clipping_by_module_is_for_objectives_that_name_them():
     assert recipes
     for recipe in recipes:
         assert load_config(PretrainConfig, recipe).optim.clip_mode == "per_module"
-
-
-def test_every_key_reaches_the_engine(monkeypatch: pytest.MonkeyPatch):
-    """Each is set to a value that no default has."""
-    changes = [
-        *("name=lars", "schedule=multistep", "milestone_epochs=[1]", "gamma=0.3", "warmup_lr=0.01", "momentum=0.7"),
-        *("warmup_form=closed", "first_step=1", "weight_decay=0.3", "weight_decay_end=0.4", "betas=[0.5,0.6]"),
-        *("eps=0.1", "trust_coefficient=0.02", "clip_grad=2", "clip_mode=per_tensor", "warmup_steps=1", "min_lr=0"),
-    ]
-    config = load_config(PretrainConfig, CONFIG, [f"optim.{change}" for change in changes])
-    steps = plan(config, num_samples=1000, world_size=1)
-    given: dict[str, OptimSettings] = {}
-    monkeypatch.setattr(build, "build_engine", lambda trainable, *, optim, **others: given.update(optim=optim))
-    world: Any = None
-    build.engine_of(
-        None,
-        optim=config.optim,
-        engine=config.engine,
-        steps=steps,
-        world=world,
-        seed=0,
-        head_prefixes=("decoder.",),
-    )
-    settings = given["optim"]
-    assert settings.milestones == (steps.steps_per_epoch,)
-    assert (settings.lr, settings.total_steps, settings.warmup_steps) == (steps.lr, steps.total_steps, 1)
-    same = {field.name for field in fields(OptimSettings)} & set(OptimConfig.model_fields) - {"lr", "total_steps"}
-    assert {name: getattr(settings, name) for name in same} == {name: getattr(config.optim, name) for name in same}
-    with_default = {f.name for f in fields(OptimSettings) if getattr(settings, f.name) == f.default}
-    with_default -= {"min_lr", "power", "head_warmup_steps"}  # not of this schedule, and not of this section
-    assert not with_default, f"these were not set here: {with_default}"

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
+from pretrain.engine.optim.schedules import Schedules
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2VecConfig
 from pretrain.objectives.data2vec import Data2Vec
+from tests.engine.settings import Settings, settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino_steps import RecordingEngine
 from tests.golden.ranks import ALONE
 
 
-class TableOfRates(OptimSettings):
+class TableOfRates(Schedules):
     """The learning rates that the case lists, one per step."""
 
-    rates: tuple[float, ...] = ()
+    rates: list[float]
 
     def lr_at(self, step: int) -> float:
         return self.rates[step]
 
 
 def run_steps(case: Case) -> None:
-    of, settings = build(case)
+    of, chosen = build(case)
     state = {ours(name): value for name, value in case.below("state").items()}
     teacher = {name.replace("encoder.", "teacher.average.", 1): v for name, v in state.items() if "encoder." in name}
     of.load_state_dict(state | teacher)
     of.train()
-    engine = RecordingEngine(of, optim=settings, settings=EngineSettings(), world=ALONE, seed=0)
+    engine = RecordingEngine(of, **chosen, world=ALONE, seed=0)
+    engine.schedules = schedules = TableOfRates(chosen["optim"], chosen["plan"])
+    schedules.rates = case.config["hyper"]["lr"]
     engine.losses, engine.gradients = [], []
     for step in range(case.config["steps"]):
         batch = {"image": case[f"input/step{step}/images"][:, None], "mask": case[f"input/step{step}/mask"]}
@@ -46,7 +48,7 @@ def run_steps(case: Case) -> None:
     assert still == {ours(name) for name in case.facts["tables"]["no_decay"]}
 
 
-def build(case: Case) -> tuple[Data2Vec, OptimSettings]:
+def build(case: Case) -> tuple[Data2Vec, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     unknown = set(case.config) - {"steps", "batch", "ctor", "hyper"}
     assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
@@ -71,7 +73,7 @@ def build(case: Case) -> tuple[Data2Vec, OptimSettings]:
         "ema_end": hyper["ema_decay"],
         "ema_anneal_epochs": hyper["ema_start_at"],
     }
-    settings = TableOfRates(
+    chosen = settings(
         lr=max(hyper["lr"]),
         total_steps=case.config["steps"],
         eps=hyper["eps"],
@@ -79,8 +81,7 @@ def build(case: Case) -> tuple[Data2Vec, OptimSettings]:
         clip_grad=hyper["clip_grad"],
         clip_mode="global",
     )
-    object.__setattr__(settings, "rates", tuple(hyper["lr"]))
-    return Data2Vec(Data2VecConfig.model_validate(options), vit, Horizon(case.config["steps"], 1)), settings
+    return Data2Vec(Data2VecConfig.model_validate(options), vit, Horizon(case.config["steps"], 1)), chosen
 
 
 def ours(name: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import Data2Vec2Config
 from pretrain.objectives.data2vec2 import Data2Vec2
+from tests.engine.settings import Settings, settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino_steps import RecordingEngine
 from tests.golden.ranks import ALONE
@@ -18,7 +17,7 @@ OFFICIAL = "modality_encoders.IMAGE."
 
 
 def run_steps(case: Case) -> None:
-    of, settings = build(case)
+    of, chosen = build(case)
     state = {ours(name): value for name, value in case.below("state").items()}
     state["encoder.pos_embed"] = torch.cat(
         [torch.zeros_like(state["encoder.cls_token"]), state.pop("positions")], dim=1
@@ -27,7 +26,7 @@ def run_steps(case: Case) -> None:
     torch.testing.assert_close(of.encoder.pos_embed, state["encoder.pos_embed"])
     of.load_state_dict(state | teacher)
     of.train()
-    engine = RecordingEngine(of, optim=settings, settings=EngineSettings(), world=ALONE, seed=0)
+    engine = RecordingEngine(of, **chosen, world=ALONE, seed=0)
     engine.losses, engine.gradients = [], []
     for step in range(case.config["steps"]):
         mask = case[f"input/step{step}/mask"]
@@ -53,7 +52,7 @@ def run_steps(case: Case) -> None:
         case.check(f"expect/final/teacher/{name}", got)
 
 
-def build(case: Case) -> tuple[Data2Vec2, OptimSettings]:
+def build(case: Case) -> tuple[Data2Vec2, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     unknown = set(case.config) - {"steps", "batch", "ctor", "hyper"}
     assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
@@ -76,10 +75,10 @@ def build(case: Case) -> tuple[Data2Vec2, OptimSettings]:
         (ctor["img_size"],) * 2, ctor["patch_size"], 3, ctor["embed_dim"], ctor["depth"], ctor["num_heads"],
         ctor["mlp_ratio"],
     )  # fmt: skip
-    settings = OptimSettings(
+    chosen = settings(
         lr=hyper["lr"], schedule="constant", total_steps=9, eps=hyper["eps"], weight_decay=hyper["weight_decay"]
     )
-    return Data2Vec2(Data2Vec2Config.model_validate(options), vit, Horizon(case.config["steps"], 1)), settings
+    return Data2Vec2(Data2Vec2Config.model_validate(options), vit, Horizon(case.config["steps"], 1)), chosen
 
 
 def ours(name: str) -> str:

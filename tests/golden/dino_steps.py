@@ -10,11 +10,10 @@ from torch import Tensor
 
 from pretrain.core.distributed import World
 from pretrain.engine.accelerate import AccelerateEngine
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOConfig
 from pretrain.objectives.dino import DINO
+from tests.engine.settings import Settings, schedules_of, settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino import before_batch_norm, build_vit, temperatures
 from tests.golden.ranks import run_ranks
@@ -63,13 +62,13 @@ def zero_gradients(objective: DINO, key: str, tensor: Tensor) -> Tensor | None:
 
 def train(case: Case, world: World) -> dict[str, Tensor]:
     """All steps of one rank; everything it can say about the tensors of the case, by their keys."""
-    objective, settings = build(case)
+    objective, chosen = build(case)
     case_state = case.below("state")
     center = case_state.pop("dino_loss.center")
     ours = {name.replace("teacher.", "teacher.average.", 1): value for name, value in case_state.items()}
     objective.load_state_dict(ours | {"center": center})
     objective.train()
-    engine = RecordingEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
+    engine = RecordingEngine(objective, **chosen, world=world, seed=0)
     engine.losses, engine.gradients = [], []
 
     result: dict[str, Tensor] = {}
@@ -92,10 +91,10 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
         result[f"expect/step{step}/center"] = objective.center.clone()
     final = {name.replace("teacher.average.", "teacher.", 1): v for name, v in objective.state_dict().items()}
     result |= {f"expect/final/{name}": value.clone() for name, value in final.items() if name != "center"}
-    return result | schedules(case, objective, settings)
+    return result | schedules(case, objective, chosen)
 
 
-def build(case: Case) -> tuple[DINO, OptimSettings]:
+def build(case: Case) -> tuple[DINO, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     hyper = case.take(
         "hyper", "optimizer", "lr", "min_lr", "epochs", "warmup_epochs", "iters_per_epoch", "weight_decay",
@@ -130,10 +129,10 @@ def build(case: Case) -> tuple[DINO, OptimSettings]:
     return DINO(config, vit, horizon), optim_settings(hyper)
 
 
-def optim_settings(hyper: dict[str, Any]) -> OptimSettings:
+def optim_settings(hyper: dict[str, Any]) -> Settings:
     """Of the official code's flags."""
     per_epoch = hyper["iters_per_epoch"]
-    return OptimSettings(
+    return settings(
         name=hyper["optimizer"],
         lr=hyper["lr"],
         min_lr=hyper["min_lr"],
@@ -142,8 +141,8 @@ def optim_settings(hyper: dict[str, Any]) -> OptimSettings:
         warmup_form="closed",
         weight_decay=hyper["weight_decay"],
         weight_decay_end=hyper["weight_decay_end"],
-        clip_grad=hyper["clip_grad"] or 0.0,
-        clip_mode="per_tensor" if hyper["clip_grad"] else "none",
+        clip_grad=hyper["clip_grad"] or None,
+        clip_mode="per_tensor",
     )
 
 
@@ -154,11 +153,12 @@ def _batch(case: Case, step: int, world: World) -> dict[str, Tensor]:
     return batch | ({"local": torch.stack(local, dim=1)} if local else {})
 
 
-def schedules(case: Case, objective: Any, settings: OptimSettings) -> dict[str, Tensor]:
-    steps, epochs = range(settings.total_steps), case.config["hyper"]["epochs"]
+def schedules(case: Case, objective: Any, chosen: Settings) -> dict[str, Tensor]:
+    steps, epochs = range(chosen["plan"].total_steps), case.config["hyper"]["epochs"]
+    rates = schedules_of(chosen)
     tables = {
-        "lr_schedule": [settings.lr_at(step) for step in steps],
-        "wd_schedule": [settings.weight_decay_at(step) for step in steps],
+        "lr_schedule": [rates.lr_at(step) for step in steps],
+        "wd_schedule": [rates.weight_decay_at(step) for step in steps],
         "momentum_schedule": [objective.momentum(step) for step in steps],
     }
     result = {f"expect/{name}": torch.tensor(values, dtype=torch.float64) for name, values in tables.items()}

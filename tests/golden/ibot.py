@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from pretrain.core.distributed import World
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import IBOTConfig
 from pretrain.objectives.ibot import IBOT
 from pretrain.objectives.multi_crop import crop_after_crop
+from tests.engine.settings import Settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino import build_vit, temperatures
 from tests.golden.dino_steps import RecordingEngine, check_query_and_value_biases, optim_settings, schedules
@@ -51,11 +50,11 @@ def run_steps(case: Case) -> None:
 
 def train(case: Case, world: World) -> dict[str, Tensor]:
     """All steps of one rank; everything it can say about the tensors of the case, by their keys."""
-    objective, settings = build(case)
+    objective, chosen = build(case)
     _check_start(objective)
     objective.load_state_dict(ours(case))
     objective.train()
-    engine = PartsEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
+    engine = PartsEngine(objective, **chosen, world=world, seed=0)
     engine.losses, engine.gradients, engine.parts = [], [], []
     rank, result = f"_rank{world.rank}", {}
     for step in range(case.config["steps"]):
@@ -78,12 +77,12 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
         "teacher_temp": case.config["hyper"]["teacher_patch_temp"],
     }
     epochs = case.config["hyper"]["epochs"]
-    return result | schedules(case, objective, settings) | {
+    return result | schedules(case, objective, chosen) | {
         "expect/teacher_temp2_schedule": temperatures(second, epochs=epochs)
     }  # fmt: skip
 
 
-def build(case: Case) -> tuple[IBOT, OptimSettings]:
+def build(case: Case) -> tuple[IBOT, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     hyper = case.take(
         "hyper", "optimizer", "lr", "min_lr", "epochs", "warmup_epochs", "iters_per_epoch", "weight_decay",

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from pretrain.core.distributed import World, all_reduce_sum
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs.ijepa import IJEPAConfig
 from pretrain.objectives.ijepa import IJEPA
+from tests.engine.settings import Settings, schedules_of, settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino_steps import RecordingEngine
 from tests.golden.ranks import run_ranks
@@ -36,15 +35,16 @@ def run_steps(case: Case) -> None:
 
 def train(case: Case, world: World) -> dict[str, Tensor]:
     """All steps of one rank; everything it can say about the tensors of the case, by their keys."""
-    objective, settings = build(case)
+    objective, chosen = build(case)
     objective.load_state_dict({ours(name): value for name, value in case.below("state").items()})
     objective.train()
-    engine = RecordingEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
+    engine = RecordingEngine(objective, **chosen, world=world, seed=0)
     engine.losses, engine.gradients = [], []
     steps = case.config["steps"]
+    schedules = schedules_of(chosen)
     result: dict[str, Tensor] = {
-        "expect/lr": torch.tensor([settings.lr_at(step) for step in range(steps)], dtype=torch.float64),
-        "expect/wd": torch.tensor([settings.weight_decay_at(step) for step in range(steps)], dtype=torch.float64),
+        "expect/lr": torch.tensor([schedules.lr_at(step) for step in range(steps)], dtype=torch.float64),
+        "expect/wd": torch.tensor([schedules.weight_decay_at(step) for step in range(steps)], dtype=torch.float64),
     }
     for step in range(steps):
         batch = _batch(case, step, world)
@@ -64,7 +64,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     return result
 
 
-def build(case: Case) -> tuple[IJEPA, OptimSettings]:
+def build(case: Case) -> tuple[IJEPA, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     run = {"seed", "pos_scale", "world", "steps", "batch"}  # pos_scale has been applied to the state
     unknown = set(case.config) - run - {"ctor", "pred_dim", "pred_depth", "pred_heads", "mask", "hyper"}
@@ -93,17 +93,18 @@ def build(case: Case) -> tuple[IJEPA, OptimSettings]:
     }
     # An epoch of the case is all of its steps.
     per_epoch, epochs = case.config["steps"], hyper.get("epochs", 1)
-    settings = OptimSettings(
+    warmup_steps = int(hyper["warmup"] * per_epoch)
+    chosen = settings(
         lr=hyper["lr"],
         min_lr=hyper["final_lr"],
-        warmup_lr=hyper["start_lr"],
-        warmup_steps=int(hyper["warmup"] * per_epoch),
+        warmup_lr=hyper["start_lr"] if warmup_steps else 0.0,
+        warmup_steps=warmup_steps,
         total_steps=int(hyper["ipe_scale"] * epochs * per_epoch),
         first_step=1,
         weight_decay=hyper["weight_decay"],
         weight_decay_end=hyper["final_weight_decay"],
     )
-    return IJEPA(IJEPAConfig.model_validate(options), build_vit(case), Horizon(epochs * per_epoch, per_epoch)), settings
+    return IJEPA(IJEPAConfig.model_validate(options), build_vit(case), Horizon(epochs * per_epoch, per_epoch)), chosen
 
 
 def build_vit(case: Case) -> ViT:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from pretrain.core.distributed import World
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from pretrain.objectives.mocov3 import MoCoV3
+from tests.engine.settings import Settings, settings
 from tests.golden.case import Case, key_third
 from tests.golden.dino_steps import RecordingEngine
 from tests.golden.ranks import run_ranks
@@ -52,10 +51,10 @@ def zero_gradients(key: str, tensor: Tensor) -> Tensor | None:
 
 def train(case: Case, world: World) -> dict[str, Tensor]:
     """All steps of one rank; everything it can say about the tensors of the case, by their keys."""
-    objective, settings = build(case)
+    objective, chosen = build(case)
     objective.load_state_dict({ours(name): value for name, value in case.below("state").items()})
     objective.train()
-    engine = RecordingEngine(objective, optim=settings, settings=EngineSettings(), world=world, seed=0)
+    engine = RecordingEngine(objective, **chosen, world=world, seed=0)
     engine.losses, engine.gradients = [], []
     objective.begin()  # the case starts with a momentum encoder unlike the base encoder
 
@@ -82,7 +81,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     return result | {"expect/n_trainable": torch.tensor([len(trained)])}
 
 
-def build(case: Case) -> tuple[GivenMomenta, OptimSettings]:
+def build(case: Case) -> tuple[GivenMomenta, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     run = {"seed", "pos_scale", "world", "steps", "batch"}  # pos_scale has been applied to the state
     unknown = set(case.config) - run - {"ctor", "dim", "mlp_dim", "T", "m", "opt", "lr", "wd"}
@@ -98,14 +97,14 @@ def build(case: Case) -> tuple[GivenMomenta, OptimSettings]:
     objective = GivenMomenta(config, build_vit(case), horizon)
     momenta = case.config["m"]
     objective.momenta = momenta if isinstance(momenta, list) else [momenta] * case.config["steps"]
-    settings = OptimSettings(
+    chosen = settings(
         name=case.config["opt"],
         lr=case.config["lr"],
         weight_decay=case.config["wd"],
         schedule="constant",
         total_steps=case.config["steps"],
     )
-    return objective, settings
+    return objective, chosen
 
 
 def build_vit(case: Case) -> ViT:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from pretrain.core.schedule import cosine, warmup_cosine
 from pretrain.engine.accelerate import AccelerateEngine
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
 from pretrain.models.layers.pos_embed import sincos_2d
 from pretrain.models.param_groups import split
+from tests.engine.settings import schedules_of, settings
 from tests.golden.case import Case
 from tests.golden.ranks import ALONE
 
@@ -42,7 +41,7 @@ def run_lars(case: Case) -> None:
     unknown = set(case.config) - {"seed", "steps", "hyper", "params"}
     assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
     model: Any = Fed(case.below("state"))
-    settings = OptimSettings(
+    chosen = settings(
         name="lars",
         schedule="constant",
         total_steps=case.config["steps"],
@@ -51,7 +50,7 @@ def run_lars(case: Case) -> None:
         momentum=hyper.get("momentum", 0.9),
         trust_coefficient=hyper.get("trust_coefficient", 0.001),
     )
-    engine = AccelerateEngine(model, optim=settings, settings=EngineSettings(), world=ALONE, seed=0)
+    engine = AccelerateEngine(model, **chosen, world=ALONE, seed=0)
     for step in range(case.config["steps"]):
         engine.train_step(iter([case.below(f"input/grad{step}")]), step)
         for name, parameter in model.named_parameters():
@@ -84,7 +83,7 @@ def run_dinov2_schedules(case: Case) -> None:
 def run_ijepa_schedules(case: Case) -> None:
     for i, spec in enumerate(case.config["lr"]):
         args = _known(case, spec["args"], "warmup_steps", "start_lr", "ref_lr", "T_max", "final_lr")
-        settings = OptimSettings(
+        chosen = settings(
             lr=args["ref_lr"],
             min_lr=args.get("final_lr", 0.0),
             total_steps=args["T_max"],
@@ -92,18 +91,20 @@ def run_ijepa_schedules(case: Case) -> None:
             warmup_lr=args["start_lr"],
             first_step=1,
         )
-        values = [settings.lr_at(_mirrored(step, args["warmup_steps"], args["T_max"])) for step in range(spec["n"])]
+        schedules = schedules_of(chosen)
+        values = [schedules.lr_at(_mirrored(step, args["warmup_steps"], args["T_max"])) for step in range(spec["n"])]
         case.check(f"expect/lr{i}", torch.tensor(values, dtype=torch.float64))
     for i, spec in enumerate(case.config["wd"]):
         args = _known(case, spec["args"], "ref_wd", "final_wd", "T_max")
-        settings = OptimSettings(
+        chosen = settings(
             lr=1.0,
             weight_decay=args["ref_wd"],
             weight_decay_end=args.get("final_wd", 0.0),
             total_steps=args["T_max"],
             first_step=1,
         )
-        values = [settings.weight_decay_at(_mirrored(step, 0, args["T_max"])) for step in range(spec["n"])]
+        schedules = schedules_of(chosen)
+        values = [schedules.weight_decay_at(_mirrored(step, 0, args["T_max"])) for step in range(spec["n"])]
         case.check(f"expect/wd{i}", torch.tensor(values, dtype=torch.float64))
 
 
@@ -117,8 +118,9 @@ def run_mocov3_tables(case: Case) -> None:
             case.check(f"expect/{key}", table[None])
     args, per_epoch = case.take("args", "lr", "warmup_epochs", "epochs", "moco_m"), case.config["iters"]
     total = args["epochs"] * per_epoch
-    settings = OptimSettings(lr=args["lr"], total_steps=total, warmup_steps=args["warmup_epochs"] * per_epoch)
-    case.check("expect/lr", torch.tensor([settings.lr_at(step) for step in range(total)], dtype=torch.float64))
+    warmup_steps = args["warmup_epochs"] * per_epoch
+    schedules = schedules_of(settings(lr=args["lr"], total_steps=total, warmup_steps=warmup_steps))
+    case.check("expect/lr", torch.tensor([schedules.lr_at(step) for step in range(total)], dtype=torch.float64))
     momentum = [cosine(step, args["moco_m"], 1.0, total) for step in range(total)]
     case.check("expect/momentum", torch.tensor(momentum, dtype=torch.float64))
 

@@ -15,8 +15,8 @@ from pretrain.doctor.verdicts import Verdict
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.checkpoints import Found
 from pretrain.engine.config import EngineConfig
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.session.preempt import STOP
-from pretrain.engine.trainable import StepResult
 from pretrain.nonfinite.recovery import Recovery, RewindError
 from pretrain.nonfinite.rewinds import FILE, PassedOver
 from pretrain.run import Run

@@ -13,7 +13,7 @@ from pretrain.core import distributed
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError, Manifest, Receipt
 from pretrain.engine.config import CheckpointConfig
-from pretrain.engine.trainable import Engine
+from pretrain.engine.protocol import Engine
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import (
 )
 
 from pretrain.core import distributed
+from pretrain.engine.config import ClipMode
 from pretrain.engine.optim.fragments import Fragment
 
 _EPS = 1e-6
@@ -26,7 +27,7 @@ _REQUESTS = 2  # requests start at this bit
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClipDecision:
     """The same on every rank.
 
     Attributes:
@@ -60,7 +61,7 @@ def decide(
     wait: float,
     work: float,
     device: torch.device,
-) -> Verdict:
+) -> ClipDecision:
     """Reduce what every rank knows; one collective, one synchronisation with the device.
 
     Args:
@@ -87,7 +88,7 @@ def decide(
     agreed = 0
     for code in rank_codes:
         agreed |= code // _REQUESTS
-    return Verdict(
+    return ClipDecision(
         losses=dict(zip(losses, total[3 * world : cut], strict=True)),
         norms={name: math.sqrt(square) for name, square in zip(names, total[cut:], strict=True)},
         bad_ranks=tuple(at for at, code in enumerate(rank_codes) if code & _NON_FINITE),
@@ -98,24 +99,25 @@ def decide(
 
 
 def clip_coefficients(
-    norms: Mapping[str, float], *, mode: str, limit: float, modules: Mapping[str, str] | None = None
+    norms: Mapping[str, float], *, mode: ClipMode, limit: float | None, modules: Mapping[str, str] | None = None
 ) -> dict[str, float]:
     """What to multiply each parameter's gradient by, at most 1.
 
     Args:
-        modules: of each name the module whose norm is clipped together, for mode "per_module".
+        mode: "global" clips the norm of all gradients together, "per_tensor" each parameter's (official code of Caron
+            et al. 2021), "per_module" that of each module (Oquab et al. 2023).
+        limit: the largest norm allowed; None: no clipping.
+        modules: the module of each name, for mode "per_module".
     """
-    if mode == "none":
+    if limit is None:
         return dict.fromkeys(norms, 1.0)
     if mode == "global":
         together = dict.fromkeys(norms, "")
     elif mode == "per_tensor":
         together = {name: name for name in norms}
-    elif mode == "per_module":
+    else:
         assert modules is not None
         together = {name: modules[name] for name in norms}
-    else:
-        raise ValueError(f"clip_mode {mode!r}: expected none, global, per_tensor or per_module")
     squares = dict.fromkeys(together.values(), 0.0)
     for name, norm in norms.items():
         squares[together[name]] += norm * norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pretrain.engine.trainable import StepResult
+from pretrain.engine.protocol import StepResult
 
 
 class NonFiniteError(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pretrain.engine.trainable import StepResult
+from pretrain.engine.protocol import StepResult
 
 _WINDOW_STEPS = 50
 _WINDOWS = 3  # in a row before anything is said

@@ -1,4 +1,4 @@
-"""Fresh heads learn first, on a trunk that stands still."""
+"""Fresh heads train first, on a frozen backbone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim.head_warmup import hold_trunk
-from pretrain.engine.optim.optimizer import OptimSettings
-from pretrain.engine.trainable import EngineSettings
+from pretrain.engine.optim.head_warmup import HeadWarmup, freeze_backbone
+from tests.engine.settings import settings
 from tests.engine.toys import batches, tiny_dino
 
 WARMUP = 3
@@ -21,11 +20,13 @@ WARMUP = 3
 def train(steps: int, *, head_warmup_steps: int) -> list[dict[str, Tensor]]:
     """The student's parameters before the first step and after each."""
     objective: Any = tiny_dino()
-    optim = OptimSettings(
-        lr=1e-2, total_steps=10, head_prefixes=objective.head_prefixes, head_warmup_steps=head_warmup_steps
+    engine = build_engine(
+        objective,
+        **settings(lr=1e-2, total_steps=10, micro_batch=8),
+        world=World(0, 1, 0, torch.device("cpu")),
+        seed=0,
+        head_warmup=HeadWarmup(objective.head_prefixes, head_warmup_steps),
     )
-    world = World(0, 1, 0, torch.device("cpu"))
-    engine = build_engine(objective, optim=optim, settings=EngineSettings(micro_batch=8), world=world, seed=0)
     feed = batches("dino", start=0, accumulation=1, world=1, rank=0)
     states = [{name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}]
     for step in range(steps):
@@ -47,7 +48,7 @@ def test_only_heads_move_during_the_warm_up_and_everything_after_it():
     assert any(name.startswith("student.backbone.") for name in after)
 
 
-def test_without_a_warm_up_the_trunk_moves_at_once():
+def test_without_a_warm_up_the_backbone_is_trained_at_once():
     states = train(1, head_warmup_steps=0)
     assert any(name.startswith("student.backbone.") for name in moved(states[0], states[1]))
 
@@ -56,10 +57,10 @@ def test_a_group_that_is_frozen_for_longer_stays_so():
     groups: Any = tiny_dino().param_groups()
     for group in groups:
         group["frozen_steps"] = 7
-    assert {group["frozen_steps"] for group in hold_trunk(groups, ("student.head.",), 3)} == {7}
+    assert {group["frozen_steps"] for group in freeze_backbone(groups, HeadWarmup(("student.head.",), 3))} == {7}
 
 
 def test_an_objective_without_heads_is_refused():
     groups: Any = tiny_dino().param_groups()
     with pytest.raises(ValueError, match="nothing would train"):
-        hold_trunk(groups, ("decoder.",), 3)
+        freeze_backbone(groups, HeadWarmup(("decoder.",), 3))

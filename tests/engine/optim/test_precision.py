@@ -6,24 +6,18 @@ from torch import nn
 
 from pretrain.core.distributed import World
 from pretrain.engine.build import build_engine
-from pretrain.engine.optim.optimizer import OptimSettings
 from pretrain.engine.optim.scaler import LossScaler
 from pretrain.engine.step import keyed_seed
-from pretrain.engine.trainable import EngineSettings
 from tests.engine.scenarios import build, run
+from tests.engine.settings import settings
 from tests.engine.toys import Plain, batches
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 def engine_of(precision: str, model=None):
-    return build_engine(
-        model or Plain(),
-        optim=OptimSettings(lr=3e-3, total_steps=20, eps=1e-6, clip_mode="global", clip_grad=1.0),
-        settings=EngineSettings(precision=precision, micro_batch=8),
-        world=ALONE,
-        seed=5,
-    )
+    chosen = settings(lr=3e-3, total_steps=20, eps=1e-6, clip_grad=1.0, micro_batch=8, engine={"precision": precision})
+    return build_engine(model or Plain(), **chosen, world=ALONE, seed=5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -53,9 +47,8 @@ def test_the_scale_of_fp16_is_taken_out_again_before_the_update():
     """With SGD, since Adam's step hardly depends on the scale of a gradient."""
     weights = []
     for precision in ("fp32", "fp16"):
-        optim = OptimSettings(name="sgd", lr=0.1, total_steps=20)
-        settings = EngineSettings(precision=precision, micro_batch=8)
-        engine = build_engine(Plain(), optim=optim, settings=settings, world=ALONE, seed=5)
+        chosen = settings(name="sgd", lr=0.1, total_steps=20, micro_batch=8, engine={"precision": precision})
+        engine = build_engine(Plain(), **chosen, world=ALONE, seed=5)
         run(engine, kind="plain", total_steps=4)
         weights.append(engine.trainable.last.weight.detach().clone())
     assert torch.allclose(*weights, atol=5e-3)
@@ -124,9 +117,8 @@ def test_a_compiled_model_has_the_same_names_and_losses(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))  # no C++ compiler
     losses = []
     for compiled in (False, True):
-        settings = EngineSettings(compile=compiled, micro_batch=8)
-        optim = OptimSettings(lr=3e-3, total_steps=20, eps=1e-6)
-        engine = build_engine(Plain(), optim=optim, settings=settings, world=ALONE, seed=5)
+        chosen = settings(lr=3e-3, total_steps=20, eps=1e-6, micro_batch=8, engine={"compile": compiled})
+        engine = build_engine(Plain(), **chosen, world=ALONE, seed=5)
         losses.append([result.losses["loss"] for result in run(engine, kind="plain", total_steps=4)])
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert engine.trainable.state_dict().keys() == Plain().state_dict().keys()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine.trainable import StepResult
+from pretrain.engine.protocol import StepResult
 from pretrain.engine.watchdog.__main__ import EXIT_HUNG, REPORT
 from pretrain.engine.watchdog.faults import read_faults
 from pretrain.engine.watchdog.replicas import describe, sums_of_bits

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pretrain.core.configlib import Precision
 from pretrain.core.trainable import Batch
 
 if TYPE_CHECKING:
@@ -52,25 +51,6 @@ class StepResult:
     waits: tuple[float, ...] = ()
     works: tuple[float, ...] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How to compute, not what.
-
-    Attributes:
-        name: "accelerate" (CPU, one GPU, DDP) or "deepspeed" (ZeRO).
-        micro_batch: samples per rank and micro-batch.
-        deepspeed: raw DeepSpeed keys, merged under those we own.
-    """
-
-    name: str = "accelerate"
-    precision: Precision = "fp32"
-    accumulation_steps: int = 1
-    micro_batch: int = 1
-    compile: bool = False
-    zero_stage: int = 1
-    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):

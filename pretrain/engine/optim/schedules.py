@@ -1,0 +1,50 @@
+"""The learning rate and weight decay of every step as pure functions of it."""
+
+from __future__ import annotations
+
+from pretrain.core.schedule import cosine, multistep, poly, warmup, warmup_cosine
+from pretrain.engine.config import OptimConfig
+from pretrain.engine.plan import Plan
+
+
+class Schedules:
+    """Those of an optimizer's configuration, with the durations that `plan` resolved to steps."""
+
+    def __init__(self, optim: OptimConfig, plan: Plan):
+        self.optim, self.plan = optim, plan
+
+    def lr_at(self, step: int) -> float:
+        """Of the update that completes step + 1."""
+        optim, plan = self.optim, self.plan
+        step += optim.first_step
+        if optim.schedule in ("cosine", "cosine_whole"):
+            return warmup_cosine(
+                step,
+                peak=plan.lr,
+                final=optim.min_lr,
+                warmup_steps=plan.warmup_steps,
+                total_steps=plan.total_steps,
+                warmup_form=optim.warmup_form,
+                start=optim.warmup_lr,
+                whole=optim.schedule == "cosine_whole",
+            )
+        if step < plan.warmup_steps:
+            start, steps = optim.warmup_lr, plan.warmup_steps
+            return warmup(step, start=start, peak=plan.lr, warmup_steps=steps, form=optim.warmup_form)
+        if optim.schedule == "poly":
+            return poly(
+                step,
+                peak=plan.lr,
+                final=optim.min_lr,
+                power=1.0 if optim.power is None else optim.power,
+                start_step=plan.warmup_steps,
+                total_steps=plan.total_steps,
+            )
+        return multistep(step, peak=plan.lr, milestones=plan.milestones, gamma=optim.gamma)
+
+    def weight_decay_at(self, step: int) -> float:
+        """Of the update that completes step + 1."""
+        optim = self.optim
+        if optim.weight_decay_end is None:
+            return optim.weight_decay
+        return cosine(step + optim.first_step, optim.weight_decay, optim.weight_decay_end, self.plan.total_steps)
