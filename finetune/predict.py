@@ -24,7 +24,7 @@ import numpy as np
 
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
-from pretrain.core.record import write_json
+from pretrain.core.files import write_json
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
 from pretrain.engine.checkpoint.commit import CheckpointError

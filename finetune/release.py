@@ -26,8 +26,8 @@ from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
-from pretrain.core.record import replacing_folder, write_json
-from pretrain.engine.checkpoint.commit import newest_whole, read_manifest
+from pretrain.core.files import replacing_folder, write_json
+from pretrain.engine.checkpoint.commit import newest_complete, read_manifest
 from pretrain.engine.step import MODEL_FILE
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers.files import read_safetensors
@@ -109,7 +109,7 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
     if not (path / TASK).is_file():
         raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
     record = _record(path / TASK)
-    checkpoint = newest_whole(path / "checkpoints")
+    checkpoint = newest_complete(path / "checkpoints")
     state = read_safetensors(checkpoint / MODEL_FILE)
     averaged = {name.removeprefix(_AVERAGE): tensor for name, tensor in state.items() if name.startswith(_AVERAGE)}
     record["metrics"] = {"step": read_manifest(checkpoint).step}

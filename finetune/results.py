@@ -17,7 +17,8 @@ from finetune.report.page import Page
 from finetune.report.write import board_pictures, draw, write_report
 from finetune.tasks.base import Task
 from pretrain.core.configlib import dump
-from pretrain.core.record import versions, write_json
+from pretrain.core.files import write_json
+from pretrain.core.record import versions
 
 RESULTS, REPORT = "results.json", "report"
 _FAILED = 20

@@ -23,7 +23,8 @@ from finetune.weights import OpenedBackbone, open_source
 from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
-from pretrain.core.record import git_commit, versions, write_json, write_text
+from pretrain.core.files import write_json, write_text
+from pretrain.core.record import git_commit, versions
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
@@ -95,7 +96,6 @@ class FinetuneRun:
         self.config, self.train_set, self.val_set, self.steps, self.world = config, train, val, steps, world
         self.folder, self.first = Path(config.run_dir), world.rank == 0
         self.checkpoints = Checkpoints.of_run(self.folder, config.checkpoint)
-        self.checkpoints.clean()
         found = self.checkpoints.find_latest()
         self.fingerprints = {"data.train": train.fingerprint, "data.val": val.fingerprint}
         if found is not None:

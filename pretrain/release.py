@@ -9,7 +9,7 @@ from pathlib import Path
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.core.record import read_rows
-from pretrain.engine.checkpoint.commit import CheckpointError, newest_whole, read_manifest
+from pretrain.engine.checkpoint.commit import CheckpointError, newest_complete, read_manifest
 from pretrain.engine.session.folder import last_start, read_data
 
 
@@ -24,7 +24,7 @@ def from_run(run_dir: Path, out: Path) -> str:
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
     config = load_config(PretrainConfig, run_dir / "config.yaml")
     data, start = read_data(run_dir), last_start(run_dir)
-    checkpoint = newest_whole(run_dir / "checkpoints")
+    checkpoint = newest_complete(run_dir / "checkpoints")
     from safetensors.torch import load_file
 
     from pretrain.models.release.folder import write_release

@@ -20,7 +20,7 @@ from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.sampling.order import ORDER_VERSION
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.build import build_engine
-from pretrain.engine.checkpoint.checkpoints import Checkpoints, Found
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.protocol import StepResult
@@ -30,7 +30,7 @@ from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
 from pretrain.loader import Feed
-from pretrain.nonfinite.recovery import Recovery, RewindError, newest_healthy
+from pretrain.nonfinite.recovery import Recovery, RewindError
 from pretrain.nonfinite.rewinds import PassedOver
 from pretrain.objectives.base import Horizon
 from pretrain.online.doctor import AlarmError, OnlineDoctor
@@ -81,9 +81,8 @@ class Run:
         self.folder = Path(config.run_dir)
         self.first = world.rank == 0
         self.checkpoints = Checkpoints.of_run(self.folder, config.checkpoint)
-        self.checkpoints.clean()
         self.passed_over = PassedOver(self.folder)
-        rewound = self.passed_over.complete()
+        rewound = self.passed_over.complete(self.checkpoints)
         found = self.checkpoints.find_latest()
         if found is not None:
             check_same_run(
@@ -137,13 +136,13 @@ class Run:
             self.engine,
             self.feed,
             self.passed_over,
+            self.checkpoints,
             world=world,
             fingerprint=dataset.fingerprint,
             start_step=self.start_step,
             known=dict(found.about) if found else {},
             say=self.say,
         )
-        self.checkpoints.protected = self._healthy(found) if self.first else None
         self.probe = OnlineProbe(config, world) if config.probe else None
         self.doctor = self._call_doctor()
         self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
@@ -200,12 +199,6 @@ class Run:
             self.log.say(message)
         elif not self.first:
             print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
-
-    def _healthy(self, found: Found | None) -> int | None:
-        """Step of the newest checkpoint that the run may go back to; the one it resumed from was verified already."""
-        if found is None:
-            return None
-        return found.step if found.about.get("healthy", True) else newest_healthy(self.folder)
 
     def _log(self, step: int, result: StepResult) -> None:
         if result.skipped:
@@ -285,8 +278,6 @@ class Run:
             "versions": versions(),
             **self.recovery.about(step, alarms=self.doctor.doctor.standing if self.doctor else ()),
         }
-        if about["healthy"]:
-            self.checkpoints.protected = step
         folder = self.checkpoints.save(self.engine, step, about)
         if self.log is not None and step < self.steps.total_steps:
             self.log.say(f"saved {folder}")

@@ -110,7 +110,7 @@ def test_a_run_with_nothing_but_damaged_checkpoints_stops_and_never_starts_over(
     for folder in (run / "checkpoints").glob("step-*"):
         damage(run, step=int(folder.name.removeprefix("step-")))
     status, said = finish(run / "config.yaml", f"run_dir={run}")
-    assert status == 3 and "no checkpoint is whole" in said and "Traceback" not in said
+    assert status == 3 and "no checkpoint is complete" in said and "Traceback" not in said
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_the_probe_of_it_is_probed_when_it_goes_on(

@@ -22,7 +22,8 @@ from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, read_values, validate
-from pretrain.core.record import versions, write_json
+from pretrain.core.files import write_json
+from pretrain.core.record import versions
 from pretrain.engine.checkpoint.commit import CheckpointError
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from finetune.report import curves
 from finetune.report.page import Drawn, Page, render
+from pretrain.core.files import replacing_folder
 
 if TYPE_CHECKING:
     from finetune.data.examples import Examples
@@ -33,15 +33,11 @@ def draw(task: Task, examples: Examples, chosen: Sequence[tuple[float, int, Any]
 
 def write_report(folder: Path, page: Page) -> Path:
     """Replace `folder` by the page and its pictures (worst-01-NAME.png, best-01-NAME.png); the page's path."""
-    new = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for kind, drawn in (("worst", page.worst), ("best", page.best)):
-        for place, one in enumerate(drawn, start=1):
-            Image.fromarray(one.picture).save(new / f"{kind}-{place:02d}-{_file_name(one.name)}.png")
-    (new / PAGE).write_text(render(page), encoding="utf-8", errors="replace")
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replacing_folder(folder) as new:
+        for kind, drawn in (("worst", page.worst), ("best", page.best)):
+            for place, one in enumerate(drawn, start=1):
+                Image.fromarray(one.picture).save(new / f"{kind}-{place:02d}-{_file_name(one.name)}.png")
+        (new / PAGE).write_text(render(page), encoding="utf-8", errors="replace")
     return folder / PAGE
 
 

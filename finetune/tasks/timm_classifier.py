@@ -6,7 +6,6 @@ for (attention over patches, class tokens of several blocks) is refused by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune.heads.pooled.grid import GridHead
 from finetune.heads.pooled.linear import PooledHead
 from finetune.heads.pooled.lora import AdaptedLinear, merged_state
 from finetune.predictions import Classes
+from pretrain.core.files import write_json
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers import load_strict
 from pretrain.models.release.folder import backbone_of, plain_state
@@ -116,7 +116,7 @@ def write_timm(folder: Path | str, task: Classifier, *, img_size: tuple[int, int
     state, description = form
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, description)
     save_file(plain_state(state), folder / WEIGHTS, metadata={"format": "pt"})
     return None
 

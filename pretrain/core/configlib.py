@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pretrain.core.files import write_text
 from pretrain.core.text import has_control_characters
 
 
@@ -125,7 +126,7 @@ def write_values(path: Path | str, values: dict[str, Any], *, notes: Sequence[st
     """Write `values` as YAML that `read_values` reads back, under comment lines `notes`."""
     head = "".join(f"# {line}\n" for line in notes)
     body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
-    Path(path).write_text(head + body, encoding="utf-8")
+    write_text(Path(path), head + body)
 
 
 def _controlling(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -1,41 +1,103 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are complete or do not exist, also after a kill or a power cut.
+
+Every function writes next to the target, fsyncs, renames, and fsyncs the folder that holds the name. Modes follow the
+umask. What fails leaves the old content, and at most a hidden temporary file or folder.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well: temp, fsync, rename, fsync of the folder.
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when the block ends without an error.
 
-    A kill leaves `path` as it was, and at most a hidden `.tmp` file beside it.
+    Raises:
+        OSError: naming `path`, also where the kernel names no file (a full disk).
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temp.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temp.rename(path)
+        temporary.rename(path)
     except OSError as error:
-        if error.filename is None:  # a full disk: the kernel does not say where
+        if error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        temp.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`."""
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         file.write(data)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Replace `path` by `text` in UTF-8. errors: of `str.encode`."""
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Replace `path` by `value` as JSON."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that replaces `folder` when the block ends without an error."""
+    new = new_folder(folder)
+    try:
+        yield new
+        publish_folder(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def new_folder(folder: Path, token: str | None = None) -> Path:
+    """An empty folder to write the content of `folder` into, for `publish_folder`.
+
+    Args:
+        token: what distinguishes it from those of other writers; default: the process id.
+    """
+    new = folder.with_name(f".tmp-{folder.name}-{os.getpid() if token is None else token}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
+def publish_folder(new: Path, folder: Path, *, files_synced: bool = False) -> None:
+    """Fsync everything in `new`, then give it the name `folder`; an older folder of that name is removed.
+
+    Args:
+        files_synced: every file in `new` has been fsynced by its writer.
+    """
+    for path in [] if files_synced else sorted(new.rglob("*")):
+        sync(path)
+    sync(new)
+    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import nan
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("fovea", "torch", "torchvision", "timm", "deepspeed", "accelerate", "numpy", "simplejpeg", "safetensors")
 
@@ -41,42 +37,6 @@ def git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` in one step: a reader never sees half a file, and after a power cut it is the old or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `folder` when the block ends: complete, or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        for path in [*new.iterdir(), new]:
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from pretrain.core.trainable import Batch
 
 if TYPE_CHECKING:
-    from pretrain.engine.checkpoint.commit import Receipt
+    from pretrain.engine.checkpoint.commit import FileRecord
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Engine(Protocol):
         """One optimizer step from the next `accumulation_steps` micro-batches."""
         ...
 
-    def save(self, folder: Path) -> list[Receipt]:
+    def save(self, folder: Path) -> list[FileRecord]:
         """Write this rank's files of a checkpoint."""
         ...
 
-    def save_model(self, folder: Path) -> list[Receipt]:
+    def save_model(self, folder: Path) -> list[FileRecord]:
         """Write parameters and buffers alone."""
         ...
 

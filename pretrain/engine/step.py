@@ -22,7 +22,7 @@ from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
 from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
-from pretrain.engine.checkpoint.commit import CheckpointError, Receipt, write_file
+from pretrain.engine.checkpoint.commit import CheckpointError, FileRecord, write_file
 from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim import lars
@@ -242,19 +242,19 @@ class StepEngine(ABC):
 
     # Checkpoints
 
-    def save(self, folder: Path) -> list[Receipt]:
+    def save(self, folder: Path) -> list[FileRecord]:
         """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments where they live."""
-        receipts = self.save_model(folder)
+        records = self.save_model(folder)
         if self.world.rank == 0:
             state = {"step_count": self.step_count, "scaler": self.scaler.state()}
-            receipts.append(write_file(folder / ENGINE_FILE, json.dumps(state).encode()))
+            records.append(write_file(folder / ENGINE_FILE, json.dumps(state).encode()))
         if self.owns_fragments:
             name = f"optim-rank{self.world.rank:05d}.safetensors"
             tensors = state_tensors(self.optimizer, self.fragments)
-            receipts.append(write_tensors(folder / name, tensors, state_ranges(self.fragments)))
-        return receipts
+            records.append(write_tensors(folder / name, tensors, state_ranges(self.fragments)))
+        return records
 
-    def save_model(self, folder: Path) -> list[Receipt]:
+    def save_model(self, folder: Path) -> list[FileRecord]:
         """Rank 0 writes the model's parameters and buffers into `folder`; every rank takes part."""
         model = self._model_state()
         return [write_tensors(folder / MODEL_FILE, model)] if self.world.rank == 0 else []

@@ -7,13 +7,13 @@ model.safetensors holds the parameters and buffers of that moment. `fovea replay
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pretrain.core.configlib import Precision
+from pretrain.core.files import new_folder, publish_folder, write_json
 
 FILE = "capture.json"
 FORMAT = 1
@@ -92,17 +92,13 @@ def may_hold_weights(run_dir: Path) -> bool:
 
 def begin(folder: Path) -> Path:
     """A new folder to write the capture `folder` into."""
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
+    return new_folder(folder, token="new")
 
 
 def seal(temporary: Path, folder: Path, capture: Capture) -> None:
     """Write capture.json and give the folder its name; an older capture of the same step makes room."""
-    (temporary / FILE).write_text(json.dumps(asdict(capture), indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    write_json(temporary / FILE, asdict(capture), indent=1)
+    publish_folder(temporary, folder)
 
 
 def read(folder: Path) -> Capture:

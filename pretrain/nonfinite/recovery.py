@@ -15,7 +15,8 @@ from pretrain.config import PretrainConfig
 from pretrain.core import distributed
 from pretrain.core.distributed import World
 from pretrain.data.sampling.order import rank_positions
-from pretrain.engine.checkpoint import commit
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
+from pretrain.engine.checkpoint.commit import step_of
 from pretrain.engine.optim.nonfinite import NonFiniteError, NonFiniteSteps
 from pretrain.engine.protocol import Engine, StepResult
 from pretrain.engine.session.preempt import STOP
@@ -47,6 +48,7 @@ class Recovery:
         engine: Engine,
         feed: Feed,
         passed_over: PassedOver,
+        checkpoints: Checkpoints,
         *,
         world: World,
         fingerprint: str,
@@ -56,7 +58,7 @@ class Recovery:
     ):
         self._config, self._objective, self._engine, self._feed = config, objective, engine, feed
         self._passed_over, self._world, self._fingerprint, self._say = passed_over, world, fingerprint, say
-        self._folder = Path(config.run_dir)
+        self._checkpoints, self._folder = checkpoints, Path(config.run_dir)
         self._last_saved = start_step
         self._culprits: dict[int, list[int]] = {int(s): p for s, p in known.get("non_finite_steps", {}).items()}
         settings = config.engine
@@ -96,8 +98,7 @@ class Recovery:
         if rewinds >= self._config.engine.max_rewinds:
             captured = f"; captures are in {self._folder / 'captures'}" if self._culprits else ""
             raise NonFiniteError(f"{why}\nno more rewinds after {rewinds} (engine.max_rewinds){captured}")
-        to = newest_healthy(self._folder, until=until) if self._world.rank == 0 else None
-        to = distributed.broadcast_object(to) or 0
+        to = self._checkpoints.newest_healthy(until=until) or 0
         self._passed_over.decide(step, to, positions)
         if self._world.rank == 0:
             names = ", ".join(self._feed.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
@@ -112,9 +113,9 @@ class Recovery:
         distributed.barrier()
         weights, size = None, 0
         if self._config.engine.capture_weights and distributed.broadcast_object(may_hold_weights(self._folder)):
-            receipts = self._engine.save_model(temporary)
-            weights, size = MODEL_FILE, sum(receipt.size for receipt in receipts)
-        newest = _newest_until(self._folder / "checkpoints", step)
+            records = self._engine.save_model(temporary)
+            weights, size = MODEL_FILE, sum(record.size for record in records)
+        newest = self._checkpoints.newest_until(step)
         captured = Capture(
             step=step,
             seed=self._config.seed,
@@ -128,7 +129,7 @@ class Recovery:
             parts=parts,
             config_sha256=hashlib.sha256((self._folder / "config.yaml").read_bytes()).hexdigest(),
             fingerprint=self._fingerprint,
-            checkpoint=newest,
+            checkpoint=None if newest is None else {"folder": str(newest), "step": step_of(newest)},
             weights=weights,
             weights_bytes=size,
             passed_over=self._passed_over.skips,
@@ -191,28 +192,3 @@ class Recovery:
             if rows:
                 found[rank, micro] = [int(batch["position"][row]) for row in rows]
         return found
-
-
-def newest_healthy(run_dir: Path, *, until: int | None = None) -> int | None:
-    """Step of the newest whole checkpoint that was healthy when it was saved (see `Recovery.about`).
-
-    Args:
-        until: what is newer is taken only where nothing is as old, and then the oldest.
-    """
-    found = None
-    for folder in commit.checkpoints(run_dir / "checkpoints"):
-        try:
-            if commit.read_manifest(folder).about.get("healthy", True):
-                found = commit.verify(folder).step
-        except commit.CheckpointError:
-            continue
-        if found is not None and (until is None or found <= until):
-            break
-    return found
-
-
-def _newest_until(root: Path, step: int) -> dict[str, Any] | None:
-    for folder in commit.checkpoints(root):
-        if int(folder.name.removeprefix("step-")) <= step:
-            return {"folder": str(folder), "step": int(folder.name.removeprefix("step-"))}
-    return None

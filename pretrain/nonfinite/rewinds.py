@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pretrain.core import distributed
-from pretrain.core.record import write_json
-from pretrain.engine.checkpoint import commit
+from pretrain.core.files import write_json
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 
 FILE = "passed_over.json"
 
@@ -40,7 +40,6 @@ class PassedOver:
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / FILE
-        self._checkpoints = run_dir / "checkpoints"
         self.rewinds: list[Rewind] = distributed.broadcast_object(
             _read(self._path) if distributed.rank() == 0 else None
         )
@@ -55,13 +54,12 @@ class PassedOver:
         self.rewinds.append(Rewind(at, to, tuple(sorted(positions))))
         self._write()
 
-    def complete(self) -> Rewind | None:
+    def complete(self, checkpoints: Checkpoints) -> Rewind | None:
         """Remove the checkpoints that the last rewind took back, if that is still to do; that rewind."""
         if not self.rewinds or self.rewinds[-1].finished:
             return None
         last = self.rewinds[-1]
-        if distributed.rank() == 0:
-            commit.remove_after(self._checkpoints, last.to)
+        checkpoints.remove_after(last.to)
         self.rewinds[-1] = replace(last, finished=True)
         self._write()
         return last

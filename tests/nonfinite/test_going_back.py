@@ -13,7 +13,7 @@ import torch
 from pretrain.core.distributed import World
 from pretrain.doctor.verdicts import Verdict
 from pretrain.engine.checkpoint import commit
-from pretrain.engine.checkpoint.checkpoints import Found
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session.preempt import STOP
@@ -33,6 +33,7 @@ def recovery(folder: Path, *, known: dict[str, Any] | None = None) -> Recovery:
         NOTHING,
         SimpleNamespace(names=lambda positions: [str(p) for p in positions]),  # type: ignore[arg-type]
         PassedOver(folder),
+        Checkpoints(folder / "checkpoints"),
         world=World(0, 1, 0, torch.device("cpu")),
         fingerprint="",
         start_step=4,
@@ -86,7 +87,10 @@ def test_the_healthy_checkpoint_behind_an_unhealthy_one_stays_after_a_resume(tmp
     for step, healthy in ((2, True), (4, False)):
         temp = commit.begin(root, step, "x")
         commit.seal(temp, commit.step_folder(root, step), step=step, files=[], about={"healthy": healthy})
-    run: Any = SimpleNamespace(folder=tmp_path)
-    found = [Found(path, 0, commit.read_manifest(path).about) for path in commit.checkpoints(root)]
-    assert Run._healthy(run, found[0]) == 2
-    assert Run._healthy(run, Found(found[1].folder, 2, found[1].about)) == 2 and Run._healthy(run, None) is None
+    resumed = Checkpoints(root)
+    found = resumed.find_latest()
+    assert found is not None and found.step == 4 and resumed.protected == 2
+    commit.remove_after(root, 2)
+    resumed = Checkpoints(root)
+    assert resumed.find_latest() is not None and resumed.protected == 2
+    assert Checkpoints(tmp_path / "none").find_latest() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.nonfinite.rewinds import PassedOver
 
@@ -25,12 +26,12 @@ def test_a_rewind_that_was_cut_short_is_completed_at_the_next_start(tmp_path: Pa
 
     after = PassedOver(tmp_path)
     assert after.skips == {3: 1, 7: 1}
-    last = after.complete()
+    last = after.complete(Checkpoints(tmp_path / "checkpoints"))
     assert last is not None and (last.at, last.to) == (13, 4)
     assert checkpoints(tmp_path) == ["step-00000004"]
 
     make_checkpoints(tmp_path, 8)  # of the run that went on
-    assert PassedOver(tmp_path).complete() is None
+    assert PassedOver(tmp_path).complete(Checkpoints(tmp_path / "checkpoints")) is None
     assert len(checkpoints(tmp_path)) == 2
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.checkpoint.commit import checkpoints, read_manifest
-from pretrain.nonfinite.recovery import newest_healthy
 from pretrain.nonfinite.rewinds import FILE
 from pretrain.online.examine import rules_table
 from tests.planted import write_shards
@@ -171,4 +171,4 @@ def test_a_checkpoint_saved_while_an_alarm_stands_is_none_to_go_back_to(tmp_path
     assert 6 < alarms(run)[0]["step"] <= 12
     assert {step: facts["healthy"] for step, facts in about.items()} == {6: True, 12: False, 18: False}
     assert about[12]["alarms"] == ["teacher_one_hot"]
-    assert newest_healthy(run) == 6
+    assert Checkpoints(run / "checkpoints").newest_healthy() == 6

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pretrain.core.files import write_whole
+from pretrain.core.files import write_bytes
 
 CATALOG = "dataset.json"
 LOCK = ".dataset.lock"
@@ -68,7 +68,7 @@ def update_rows(folder: Path, rows: Iterable[ShardRow], *, forget: Iterable[str]
         lines = ",\n".join(json.dumps(row._asdict()) for row in ordered)
         identity = f'"fingerprint": "{fingerprint(ordered)}", "checksum": "{_checksum(ordered)}"'
         head = f'{{"version": {_VERSION}, {identity}, "shards": ['
-        write_whole(folder / CATALOG, f"{head}\n{lines}\n]}}\n".encode())
+        write_bytes(folder / CATALOG, f"{head}\n{lines}\n]}}\n".encode())
 
 
 def _checksum(rows: Iterable[ShardRow]) -> str:

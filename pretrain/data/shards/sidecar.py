@@ -15,7 +15,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pretrain.core.files import write_whole
+from pretrain.core.files import write_bytes
 
 INDEX_VERSION = 1
 _MAGIC = b"FOVEAIDX"
@@ -65,7 +65,7 @@ def write_sidecar(path: Path, index: ShardIndex) -> None:
     head = _HEADER.pack(_MAGIC, INDEX_VERSION, *counts, index.shard_bytes, index.mtime_ns, bytes.fromhex(index.sha256))
     arrays = (index.offset, index.length, index.crc32c, index.first, index.key_end, index.extension)
     body = b"".join([head, *(array.tobytes() for array in arrays), index.keys, extensions])
-    write_whole(path, body + _CRC.pack(google_crc32c.value(body)))
+    write_bytes(path, body + _CRC.pack(google_crc32c.value(body)))
 
 
 def read_sidecar(path: Path) -> ShardIndex:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pretrain.core.files import replacing, write_whole
+from pretrain.core.files import replacing_file, write_bytes
 from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
@@ -104,7 +104,7 @@ def write(
             classes_of_all = _with_those_of(out / "classes.json", sources.classes) if labelled else {}
             _claim(out, settings, sources)
             if classes_of_all:
-                write_whole(out / "classes.json", classes_json(classes_of_all))
+                write_bytes(out / "classes.json", classes_json(classes_of_all))
         plan = _plan(sources, settings)
         planned(len(plan), len(sources.files))
         jobs: list[tuple[str, list[ImageSource]]] = []
@@ -212,7 +212,7 @@ def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
     elif shards := sorted(out.glob(f"{settings.name}-{'[0-9]' * 6}.tar")):
         raise ValueError(f"{out} already holds {shards[0].name}, not written by this command; choose another folder")
     else:
-        write_whole(path, json.dumps(ours, indent=1).encode())
+        write_bytes(path, json.dumps(ours, indent=1).encode())
     ours_or_shared = re.compile(rf"\.({settings.name}(-\d+\.tar)?|classes|skipped|dataset)(\.\w+)?\.\d+\.tmp")
     for folder in (out, out / _STATE):
         for temp in folder.glob(".*.tmp"):
@@ -272,7 +272,7 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
     skipped: list[tuple[str, str]] = []
     samples = 0
     path = out / shard
-    with replacing(path) as file:
+    with replacing_file(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for item in files:
                 extension, data = _load(root, item, settings)
@@ -287,7 +287,7 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
                 samples += 1
         receipt = ShardReceipt(shard, samples, file.tell(), skipped)
         # first the receipt, then (on leaving) the shard: a shard that is there is complete and accounted for
-        write_whole(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
+        write_bytes(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
     write_sidecar(sidecar_path(path, None), index_shard(str(path)))  # now, while the shard is in the page cache
     return receipt
 
@@ -321,4 +321,4 @@ def _write_skipped(out: Path) -> None:
         for name, reason in json.loads(path.read_bytes())["skipped"]
     ]
     text = "".join(f"{line}\n" for line in lines)
-    write_whole(out / "skipped.txt", text.encode("utf-8", "backslashreplace"))
+    write_bytes(out / "skipped.txt", text.encode("utf-8", "backslashreplace"))

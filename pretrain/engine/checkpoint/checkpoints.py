@@ -11,14 +11,19 @@ from typing import Any
 
 from pretrain.core import distributed
 from pretrain.engine.checkpoint import commit
-from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError, Manifest, Receipt
+from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError, FileRecord, Manifest
 from pretrain.engine.config import CheckpointConfig
 from pretrain.engine.protocol import Engine
 
 
 @dataclass(frozen=True)
-class Found:
-    """A verified checkpoint. `skipped`: newer folders that are damaged, and why; tell the user."""
+class VerifiedCheckpoint:
+    """A checkpoint whose files are all as they were written.
+
+    Attributes:
+        about: what the run gave to `save`.
+        skipped: newer folders that are damaged, and why.
+    """
 
     folder: Path
     step: int
@@ -26,7 +31,7 @@ class Found:
     skipped: tuple[str, ...] = ()
 
     def greeting(self) -> list[str]:
-        """For the person whose run goes on from it."""
+        """Lines for the log of the run that resumes from it."""
         return [*(f"damaged, not used: {reason}" for reason in self.skipped), f"resumed from {self.folder}"]
 
 
@@ -37,7 +42,7 @@ class Checkpoints:
         keep_last: newest ones to keep. milestone_every: steps that are multiples stay for good (0: none).
 
     Attributes:
-        protected: a step that stays, however old: where the run would rewind to.
+        protected: the step that the run would rewind to, the newest healthy one; it is kept however old it is.
     """
 
     def __init__(self, root: Path, *, keep_last: int = 3, milestone_every: int = 0):
@@ -48,24 +53,26 @@ class Checkpoints:
 
     @classmethod
     def of_run(cls, run_dir: Path, config: CheckpointConfig) -> Checkpoints:
-        """Those of the run in `run_dir`, kept as its configuration says."""
+        """Those of the run in `run_dir`, at its start and under its lease: incomplete folders of a kill are removed."""
         milestones = config.milestone_every_steps or 0
-        return cls(run_dir / "checkpoints", keep_last=config.keep, milestone_every=milestones)
-
-    def clean(self) -> list[str]:
-        """Remove what a killed run left half-written; the names. Call it at start, under the run's lease."""
-        removed = commit.clean(self.root) if distributed.rank() == 0 else []
-        return distributed.broadcast_object(removed)
+        found = cls(run_dir / "checkpoints", keep_last=config.keep, milestone_every=milestones)
+        if distributed.rank() == 0:
+            commit.clean(found.root)
+        distributed.barrier()
+        return found
 
     def save(self, engine: Engine, step: int, about: Mapping[str, Any]) -> Path:
         """Commit the state at `step`; when this returns on any rank, all of it is on disk.
 
         Args:
-            about: JSON the caller wants back from `find_latest` (data cursor, config, versions).
+            about: JSON for the caller of `find_latest` (data cursor, config, versions). "healthy": false: the run must
+                not rewind to this checkpoint.
 
         Raises:
             CheckpointError: on every rank, when any could not write; what was there before is untouched.
         """
+        if about.get("healthy", True):
+            self.protected = step
         final = commit.step_folder(self.root, step)
         if distributed.broadcast_object(final.exists()):
             return self._keep_or_replace(engine, step, about, final)
@@ -75,15 +82,15 @@ class Checkpoints:
         temp, problem = self._on_rank_0(lambda: commit.begin(self.root, step, secrets.token_hex(4)))
         self._raise_if(problem, final, None)
         assert temp is not None
-        receipts: list[Receipt] = []
+        records: list[FileRecord] = []
         mine = None
         try:
-            receipts = engine.save(temp)
+            records = engine.save(temp)
         except (OSError, RuntimeError, ValueError) as error:
             mine = f"rank {distributed.rank()}: {error}"
-        everyone = distributed.all_gather_object((receipts, mine))
+        everyone = distributed.all_gather_object((records, mine))
         self._raise_if("; ".join(problem for _, problem in everyone if problem), final, temp)
-        files = [receipt for written, _ in everyone for receipt in written]
+        files = [record for written, _ in everyone for record in written]
         _, problem = self._on_rank_0(lambda: commit.seal(temp, final, step=step, files=files, about=about))
         self._raise_if(problem, final, temp)
         self._prune(final, step)
@@ -100,8 +107,10 @@ class Checkpoints:
             self._raise_if(problem, final, None)
         return self._commit(engine, step, about, final)
 
-    def find_latest(self) -> Found | None:
-        """The newest checkpoint that verifies, agreed by all ranks; None when there is none at all.
+    def find_latest(self) -> VerifiedCheckpoint | None:
+        """The newest checkpoint that verifies, the same on all ranks; None when there is no folder of one.
+
+        The newest healthy one is protected from now on.
 
         Raises:
             CheckpointError: there are checkpoints and each is damaged. Starting over would hide that.
@@ -114,11 +123,40 @@ class Checkpoints:
             except DamagedError as damage:
                 skipped.append(str(damage))
                 continue
-            return Found(folder, manifest.step, manifest.about, tuple(skipped))
+            self.protected = manifest.step if manifest.is_healthy else self.newest_healthy()
+            return VerifiedCheckpoint(folder, manifest.step, manifest.about, tuple(skipped))
         if skipped:
             listed = "\n  ".join(skipped)
-            raise CheckpointError(f"no checkpoint is whole:\n  {listed}\nrestore one, or move them all away")
+            raise CheckpointError(f"no checkpoint is complete:\n  {listed}\nrestore one, or move them all away")
         return None
+
+    def newest_healthy(self, *, until: int | None = None) -> int | None:
+        """Step of the newest checkpoint that verifies and was healthy when it was saved.
+
+        Args:
+            until: the newest one up to this step; where there is none, the oldest one after it.
+        """
+        found = None
+        for folder in commit.checkpoints(self.root) if distributed.rank() == 0 else ():
+            try:
+                if commit.read_manifest(folder).is_healthy:
+                    found = commit.verify(folder).step
+            except CheckpointError:
+                continue
+            if found is not None and (until is None or found <= until):
+                break
+        return distributed.broadcast_object(found)
+
+    def newest_until(self, step: int) -> Path | None:
+        """The folder of the newest checkpoint up to `step`, not verified."""
+        folders = commit.checkpoints(self.root)
+        return next((folder for folder in folders if commit.step_of(folder) <= step), None)
+
+    def remove_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        if distributed.rank() == 0:
+            commit.remove_after(self.root, step)
+        distributed.barrier()
 
     def verify(self, folder: Path) -> Manifest:
         """Read everything in `folder`, each rank a share. Raises DamagedError on all ranks alike."""
@@ -170,7 +208,7 @@ class Checkpoints:
         raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are untouched")
 
 
-def _share(files: Sequence[Receipt]) -> list[Receipt]:
+def _share(files: Sequence[FileRecord]) -> list[FileRecord]:
     """This rank's files to verify: near equal bytes, largest first."""
     load = [0] * distributed.world_size()
     mine = []

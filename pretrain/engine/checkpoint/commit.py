@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pretrain.core.files import new_folder, publish_folder, write_text
+
 MANIFEST = "MANIFEST.json"
 _FORMAT = 1
 _CHUNK = 1 << 24
@@ -36,7 +38,7 @@ class DamagedError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Receipt:
+class FileRecord:
     """A file that reached the disk."""
 
     name: str
@@ -49,8 +51,13 @@ class Manifest:
     """step: completed optimizer steps. about: the caller's words (see `seal`)."""
 
     step: int
-    files: tuple[Receipt, ...]
+    files: tuple[FileRecord, ...]
     about: Mapping[str, Any]
+
+    @property
+    def is_healthy(self) -> bool:
+        """No non-finite step since the previous checkpoint and no active alarm; a run may rewind to it."""
+        return self.about.get("healthy", True)
 
 
 class HashedFile:
@@ -58,7 +65,7 @@ class HashedFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._hash, self._size = hashlib.sha256(), 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -71,8 +78,8 @@ class HashedFile:
         self._size += len(view)
 
     @property
-    def receipt(self) -> Receipt:
-        return Receipt(self.path.name, self._size, self._hash.hexdigest())
+    def record(self) -> FileRecord:
+        return FileRecord(self.path.name, self._size, self._hash.hexdigest())
 
     def __enter__(self) -> HashedFile:
         return self
@@ -87,10 +94,10 @@ class HashedFile:
             os.close(self._fd)
 
 
-def write_file(path: Path, data: bytes) -> Receipt:
+def write_file(path: Path, data: bytes) -> FileRecord:
     with HashedFile(path) as file:
         file.write(data)
-    return file.receipt
+    return file.record
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -99,23 +106,19 @@ def step_folder(root: Path, step: int) -> Path:
 
 def begin(root: Path, step: int, token: str) -> Path:
     """The new, empty folder to write the files of `step` into."""
-    temp = root / f".tmp-{step_folder(root, step).name}-{token}"
-    temp.mkdir(parents=True)
-    return temp
+    return new_folder(step_folder(root, step), token)
 
 
-def seal(temp: Path, final: Path, *, step: int, files: Sequence[Receipt], about: Mapping[str, Any]) -> None:
+def seal(temp: Path, final: Path, *, step: int, files: Sequence[FileRecord], about: Mapping[str, Any]) -> None:
     """Make the folder a checkpoint. When this returns it survives a power cut; before the rename it is nothing.
 
     Args:
-        files: receipts of all ranks. about: kept in the manifest, JSON.
+        files: records of all ranks. about: kept in the manifest, JSON.
     """
     body = {"format": _FORMAT, "step": step, "files": [asdict(file) for file in files], "about": dict(about)}
     # Once through JSON: what is hashed is what will be read.
     write_file(temp / MANIFEST, _render(json.loads(json.dumps(body))))
-    _sync_folder(temp)
-    temp.rename(final)
-    _sync_folder(final.parent)
+    publish_folder(temp, final, files_synced=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,29 +138,29 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(folder, f"{MANIFEST} does not match its own hash")
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
-    if _NAME.fullmatch(folder.name) and _step(folder) != body["step"]:
+    if _NAME.fullmatch(folder.name) and step_of(folder) != body["step"]:
         raise DamagedError(folder, f"it holds step {body['step']}, which its name denies; rename it back")
-    return Manifest(body["step"], tuple(Receipt(**file) for file in body["files"]), body["about"])
+    return Manifest(body["step"], tuple(FileRecord(**file) for file in body["files"]), body["about"])
 
 
-def verify_files(folder: Path, files: Sequence[Receipt]) -> None:
-    """Read `files` completely and compare them with their receipts.
+def verify_files(folder: Path, files: Sequence[FileRecord]) -> None:
+    """Read `files` completely and compare them with their records.
 
     Raises:
         DamagedError: naming the first file that differs.
     """
-    for receipt in files:
-        path = folder / receipt.name
+    for record in files:
+        path = folder / record.name
         try:
             size = path.stat().st_size
-            if size != receipt.size:
-                raise DamagedError(folder, f"{receipt.name} has {size} bytes, the manifest says {receipt.size}")
+            if size != record.size:
+                raise DamagedError(folder, f"{record.name} has {size} bytes, the manifest says {record.size}")
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise DamagedError(folder, f"{receipt.name}: {error.strerror or error}") from None
-        if digest != receipt.sha256:
-            raise DamagedError(folder, f"{receipt.name} has other content than was written (sha256 differs)")
+            raise DamagedError(folder, f"{record.name}: {error.strerror or error}") from None
+        if digest != record.sha256:
+            raise DamagedError(folder, f"{record.name} has other content than was written (sha256 differs)")
 
 
 def verify(folder: Path) -> Manifest:
@@ -170,15 +173,15 @@ def verify(folder: Path) -> Manifest:
 def checkpoints(root: Path) -> list[Path]:
     """Folders that look like checkpoints, newest first; none of them is verified."""
     found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def newest_whole(root: Path) -> Path:
-    """The newest checkpoint that is whole. One process alone may ask.
+def newest_complete(root: Path) -> Path:
+    """The newest checkpoint that verifies, found by one process.
 
     Raises:
         CheckpointError: there is none.
@@ -191,15 +194,18 @@ def newest_whole(root: Path) -> Path:
             damaged.append(str(damage))
         else:
             return folder
-    why = "\n  ".join(["no checkpoint is whole:", *damaged]) if damaged else f"no checkpoint in {root} yet"
+    why = "\n  ".join(["no checkpoint is complete:", *damaged]) if damaged else f"no checkpoint in {root} yet"
     raise CheckpointError(why)
 
 
 def clean(root: Path) -> list[str]:
     """Remove what killed processes left; the names removed. Only for the one writer of the folder, at its start."""
-    left = sorted([*root.glob(".tmp-step-*"), *root.glob(".trash-*")])
+    left = sorted([*root.glob(".tmp-step-*"), *root.glob(".trash-*"), *root.glob(".latest.*.tmp")])
     for path in left:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return [path.name for path in left]
 
 
@@ -212,8 +218,8 @@ def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, prot
     Call it only once `newest` is verified. A folder leaves by one rename: half of it never is a checkpoint.
     """
     gone = []
-    for path in [path for path in checkpoints(root) if _step(path) <= newest][keep_last:]:
-        step = _step(path)
+    for path in [path for path in checkpoints(root) if step_of(path) <= newest][keep_last:]:
+        step = step_of(path)
         if (milestone_every and step % milestone_every == 0) or step == protected:
             continue
         _remove(path)
@@ -223,7 +229,7 @@ def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, prot
 
 def remove_after(root: Path, step: int) -> list[str]:
     """Delete the checkpoints of later steps than `step`, newest first; the names."""
-    late = [path for path in checkpoints(root) if _step(path) > step]
+    late = [path for path in checkpoints(root) if step_of(path) > step]
     for path in late:
         _remove(path)
     return [path.name for path in late]
@@ -238,19 +244,9 @@ def _remove(path: Path) -> None:
 
 def point_latest(root: Path, folder: Path) -> None:
     """Write `latest`: a hint for people and scripts. Nothing here trusts it."""
-    temp = root / ".tmp-latest"
-    temp.write_text(folder.name + "\n", encoding="utf-8")
-    temp.replace(root / "latest")
+    write_text(root / "latest", folder.name + "\n")
 
 
 def _render(body: Any) -> bytes:
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     return json.dumps({"body": body, "sha256": digest}, indent=1).encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.engine.checkpoint.commit import HashedFile, Receipt
+from pretrain.engine.checkpoint.commit import FileRecord, HashedFile
 
 _DTYPES = {
     torch.float64: "F64",
@@ -26,7 +26,7 @@ _DTYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Receipt:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FileRecord:
     """Save `tensors` (any device) to the new file `path`.
 
     Raises:
@@ -52,4 +52,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             tensor = tensors[name].detach().reshape(-1).cpu()
             if tensor.numel():
                 file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-    return file.receipt
+    return file.record

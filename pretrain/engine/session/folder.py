@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.core.configlib import Config, ConfigError, dump, load_config
-from pretrain.core.record import git_commit, versions, write_json, write_text
+from pretrain.core.files import write_json, write_text
+from pretrain.core.record import git_commit, versions
 
 
 def check_same_run(

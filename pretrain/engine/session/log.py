@@ -17,7 +17,8 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from pretrain.core.record import read_rows, write_text
+from pretrain.core.files import write_text
+from pretrain.core.record import read_rows
 
 if TYPE_CHECKING:
     from pretrain.engine.config import LogConfig

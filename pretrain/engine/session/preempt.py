@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from pretrain.core.files import write_text
+
 STOP, SAVE = 1, 2  # bits of a request
 EXIT_PREEMPTED = 85
 _POLL_SECONDS = 1.0
@@ -64,8 +66,7 @@ def mark(run_dir: Path, name: str, text: str = "") -> None:
     """Leave the marker `name` (PREEMPTED or DONE) for the script that started us: exit codes get lost in launchers."""
     if name not in ("PREEMPTED", "DONE"):
         raise ValueError(f"marker {name!r}: expected PREEMPTED or DONE")
-    (run_dir / f".{name}.new").write_text(text + "\n", encoding="utf-8")
-    (run_dir / f".{name}.new").replace(run_dir / name)
+    write_text(run_dir / name, text + "\n")
 
 
 def unmark(run_dir: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.core import heartbeat
+from pretrain.core.files import write_json
 from pretrain.engine.watchdog import processes
 from pretrain.engine.watchdog.faults import add_fault
 from pretrain.engine.watchdog.hang import RankState, innermost_frame, sentence
@@ -151,7 +152,7 @@ class Watchdog:
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._answers += 1
-        _write(self.folder / f"node-{self.orders.node}.json", {"silent": silent, "number": self._answers})
+        write_json(self.folder / f"node-{self.orders.node}.json", {"silent": silent, "number": self._answers})
         told, now = {}, time.monotonic()
         for path in self.folder.glob("node-*.json"):
             said = _read(path)
@@ -178,7 +179,7 @@ class Watchdog:
             leads = False
         for rank in self.watched:
             (self.folder / f"rank-{rank.rank}.txt").write_text(dumps[rank.pid], encoding="utf-8")
-        _write(self.folder / f"states-{self.orders.node}.json", {"ranks": [asdict(state) for state in states]})
+        write_json(self.folder / f"states-{self.orders.node}.json", {"ranks": [asdict(state) for state in states]})
         seconds = min(_FOLDER_SECONDS, self.orders.answer)
         patience = time.monotonic() + seconds
         if not leads:
@@ -199,7 +200,7 @@ class Watchdog:
         _say(f"{told}\nfovea watch: stacks of all ranks are in {self.folder}; ended with status {EXIT_HUNG}")
         hosts = silent_hosts or list(dict.fromkeys(state.host for state in blamed))
         add_fault(Path(self.orders.run_dir), "hang", told, hosts=hosts, ranks=[state.rank for state in blamed])
-        _write(self.folder / REPORT, {"hang": told, "hosts": hosts, "ranks": [asdict(state) for state in states]})
+        write_json(self.folder / REPORT, {"hang": told, "hosts": hosts, "ranks": [asdict(state) for state in states]})
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer | None:
@@ -225,12 +226,6 @@ def _sleep(seconds: float) -> None:
         return
     if sys.stdin.closed:
         time.sleep(seconds)
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

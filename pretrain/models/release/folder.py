@@ -21,8 +21,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pretrain.core.files import replacing_folder
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.core.record import replacing_folder
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import State, Weights

@@ -59,7 +59,7 @@ def test_all_damaged_is_an_error_and_not_step_0(tmp_path, engine):
     saved = Checkpoints(tmp_path)
     for step in (2, 4):
         _damage(saved.save(engine, step, {}), "truncate")
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole:\n.*step-00000004.*\n.*step-00000002"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint is complete:\n.*step-00000004.*\n.*step-00000002"):
         saved.find_latest()
 
 

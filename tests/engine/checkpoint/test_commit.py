@@ -90,7 +90,6 @@ def test_a_kill_at_any_file_system_call_leaves_a_complete_checkpoint(tmp_path):
             assert {path.name for path in root.iterdir()} <= {
                 *(folder.name for folder in folders),
                 "latest",
-                ".tmp-latest",
             }
             _save(root, 3)  # the next run is not in anybody's way
             assert commit.verify(commit.checkpoints(root)[0]).step == 3

@@ -120,5 +120,5 @@ def test_a_large_write_in_many_pieces_has_the_hash_of_the_whole(tmp_path):
         for piece in range(5):
             file.write(bytes([piece]) * (7 << 20))
         file.write(bytes(40 << 20))
-    assert file.receipt.size == 75 << 20
-    verify_files(tmp_path, [file.receipt])
+    assert file.record.size == 75 << 20
+    verify_files(tmp_path, [file.record])

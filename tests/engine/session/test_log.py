@@ -35,11 +35,11 @@ def test_what_is_kept_of_the_log_reaches_the_disk_before_it_takes_the_old_ones_p
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    calls, fsync, replace = [], os.fsync, os.replace
+    calls, fsync, rename = [], os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(Path(b).name), replace(a, b)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (calls.append(Path(b).name), rename(a, b)))
     RunLog(tmp_path, start_step=1, total_steps=2, tensorboard=False).close()
-    assert calls == [".metrics.jsonl.tmp", "metrics.jsonl"] and logged(tmp_path) == [1]
+    assert calls == [f".metrics.jsonl.{os.getpid()}.tmp", "metrics.jsonl", tmp_path.name] and logged(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("start_step", [0, 2])

@@ -38,8 +38,8 @@ def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path):
 
 def test_no_whole_checkpoint_has_a_status_of_its_own_and_the_folder_is_free_again(tmp_path: Path, capsys):
     for _ in range(2):
-        assert ends(tmp_path, CheckpointError("no checkpoint is whole")) == 3
-    assert capsys.readouterr().err == "no checkpoint is whole\n" * 2
+        assert ends(tmp_path, CheckpointError("no checkpoint is complete")) == 3
+    assert capsys.readouterr().err == "no checkpoint is complete\n" * 2
 
 
 def test_a_program_gets_the_error_with_its_cause_and_status(tmp_path: Path):
