@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,9 @@ def test_other_names_are_attribute_errors():
 @pytest.mark.parametrize("package", ["fovea", "pretrain", "finetune", "launch"])
 def test_the_packages_say_that_they_are_typed(package: str):
     assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/backbones.md"])
+def test_names_of_the_package_that_pages_use_are_public(page: str):
+    used = set(re.findall(r"\bfovea\.([A-Za-z_]\w*)", (ROOT / page).read_text(encoding="utf-8")))
+    assert used <= {*fovea.__all__, "json"}
