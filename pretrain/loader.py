@@ -22,7 +22,7 @@ from pretrain.data.shards.reader import Reader
 from pretrain.data.views import augment
 
 
-class Feed:
+class PretrainLoader:
     """Iterates over this rank's micro-batches from `start_step` on.
 
     Attributes:
@@ -40,13 +40,13 @@ class Feed:
         *,
         start_step: int,
         say: Callable[[str], None],
-        passed_over: Mapping[int, int] | None = None,
+        skipped_positions: Mapping[int, int] | None = None,
     ):
         self.views = config.objective.views(config.model)
         self.latest: dict[str, Tensor] = {}
         self.waited = 0.0
         self._config, self._dataset, self._device = config, dataset, world.device
-        spec = loader_spec(config, rank=world.rank, world_size=world.world_size, passed_over=passed_over)
+        spec = loader_spec(config, rank=world.rank, world_size=world.world_size, skipped_positions=skipped_positions)
         self._micro_batches = MicroBatches(dataset, spec)
         listed = BadList(Path(config.run_dir), rank=world.rank, say=say)
         self.bad = BadSamples(config.data.max_bad_fraction, record=listed.add, known=listed.known())
@@ -94,7 +94,7 @@ class Feed:
 
 
 def loader_spec(
-    config: PretrainConfig, *, rank: int, world_size: int, passed_over: Mapping[int, int] | None = None
+    config: PretrainConfig, *, rank: int, world_size: int, skipped_positions: Mapping[int, int] | None = None
 ) -> LoaderSpec:
     """What the micro-batches of one rank hold, from the run's first step on."""
     return LoaderSpec(
@@ -108,5 +108,5 @@ def loader_spec(
         micro_batch=config.optim.global_batch_size // (world_size * config.engine.accumulation_steps),
         rank=rank,
         world_size=world_size,
-        skipped_positions=dict(passed_over or {}),
+        skipped_positions=dict(skipped_positions or {}),
     )

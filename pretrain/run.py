@@ -29,9 +29,9 @@ from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
-from pretrain.loader import Feed
+from pretrain.loader import PretrainLoader
 from pretrain.nonfinite.recovery import Recovery, RewindError
-from pretrain.nonfinite.rewinds import PassedOver
+from pretrain.nonfinite.rewinds import SkippedPositions
 from pretrain.objectives.base import Horizon
 from pretrain.online.doctor import AlarmError, OnlineDoctor
 from pretrain.online.probe import OnlineProbe
@@ -58,13 +58,13 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
             watch = cache(lambda: whole.enter_context(closing(preempt.Watch(Path(config.run_dir), rank=world.rank))))
             while True:
                 with suppress(RewindError), ExitStack() as parts:
-                    return Run(config, dataset, steps, world, parts, watch=watch).train()
+                    return PretrainRun(config, dataset, steps, world, parts, watch=watch).train()
                 gc.collect()  # the weights of the run that ended; the next one starts as after a kill
 
     return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError))
 
 
-class Run:
+class PretrainRun:
     """The parts of one run on one rank. watch: opens the watch, which outlives them."""
 
     def __init__(
@@ -81,8 +81,8 @@ class Run:
         self.folder = Path(config.run_dir)
         self.first = world.rank == 0
         self.checkpoints = Checkpoints.of_run(self.folder, config.checkpoint)
-        self.passed_over = PassedOver(self.folder)
-        rewound = self.passed_over.complete(self.checkpoints)
+        self.skipped = SkippedPositions(self.folder)
+        rewound = self.skipped.complete(self.checkpoints)
         found = self.checkpoints.find_latest()
         if found is not None:
             check_same_run(
@@ -120,22 +120,22 @@ class Run:
         for line in greeting:
             self.say(line)
         self.watch = watch()
-        self.feed = Feed(
+        self.loader = PretrainLoader(
             config,
             steps,
             dataset,
             world,
             start_step=self.start_step,
             say=self.say,
-            passed_over=self.passed_over.skips,
+            skipped_positions=self.skipped.counts,
         )
-        stack.callback(self.feed.close)
+        stack.callback(self.loader.close)
         self.recovery = Recovery(
             config,
             self.objective,
             self.engine,
-            self.feed,
-            self.passed_over,
+            self.loader,
+            self.skipped,
             self.checkpoints,
             world=world,
             fingerprint=dataset.fingerprint,
@@ -162,7 +162,7 @@ class Run:
             reached = fit(
                 self.engine,
                 self.objective,
-                iter(self.feed),
+                iter(self.loader),
                 total_steps=steps.total_steps,
                 log=self._log,
                 save=self._save,
@@ -205,15 +205,15 @@ class Run:
             self._report_skipped(step, result)
         if self.log is None:
             return
-        rates = self.pace.rates(step, self.feed.waited)
-        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.feed.bad.num_bad)}
+        rates = self.pace.rates(step, self.loader.waited)
+        fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.loader.bad.num_bad)}
         norm = {} if result.skipped else {"grad_norm": result.grad_norm}
         self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
         due = every(step, self.config.log.pictures_every_steps, self.steps.total_steps)
         if due and not self.config.engine.is_zero3:
             self.objective.eval()
             with torch.no_grad():
-                pictures = self.objective.pictures(self.feed.latest, step, mean=self.config.mean, std=self.config.std)
+                pictures = self.objective.pictures(self.loader.latest, step, mean=self.config.mean, std=self.config.std)
             self.objective.train()
             self.log.pictures(step, pictures)
 
@@ -258,7 +258,7 @@ class Run:
     def _report_skipped(self, step: int, result: StepResult) -> None:
         if result.overflow:
             return
-        names = self.feed.names(result.bad_positions[:16]) if self.first and result.bad_positions else []
+        names = self.loader.names(result.bad_positions[:16]) if self.first and result.bad_positions else []
         where = f" on ranks {list(result.bad_ranks)}; samples {', '.join(names)}" if result.bad_ranks else ""
         what = "loss" if result.bad_ranks else "gradient"
         if self.first:

@@ -12,7 +12,7 @@ from pretrain.core.distributed import World
 from pretrain.data.sampling.order import Order
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
-from pretrain.loader import Feed
+from pretrain.loader import PretrainLoader
 from tests.runs import write_config
 
 
@@ -22,8 +22,8 @@ def test_a_feed_goes_on_where_the_run_was_and_names_its_samples(tmp_path: Path):
     dataset = Dataset.open(config.data.shards)
     steps = plan(config, num_samples=dataset.num_samples, world_size=1)
 
-    def batches(start: int) -> tuple[Feed, list[dict[str, torch.Tensor]]]:
-        feed = Feed(config, steps, dataset, World(0, 1, 0, torch.device("cpu")), start_step=start, say=print)
+    def batches(start: int) -> tuple[PretrainLoader, list[dict[str, torch.Tensor]]]:
+        feed = PretrainLoader(config, steps, dataset, World(0, 1, 0, torch.device("cpu")), start_step=start, say=print)
         return feed, [batch for _, batch in zip(range(3), feed, strict=False)]
 
     feed, later = batches(5)

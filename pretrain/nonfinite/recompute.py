@@ -80,7 +80,7 @@ class Recompute:
             config.model_copy(update={"engine": engine}),
             rank=part.rank,
             world_size=captured.world_size,
-            passed_over=captured.passed_over,
+            skipped_positions=captured.passed_over,
         )
         host_batch = MicroBatches(self.dataset, spec)[captured.step * captured.accumulation_steps + part.micro_batch]
         if host_batch["position"].tolist() != list(part.positions):

@@ -21,11 +21,11 @@ from pretrain.engine.optim.nonfinite import NonFiniteError, NonFiniteSteps
 from pretrain.engine.protocol import Engine, StepResult
 from pretrain.engine.session.preempt import STOP
 from pretrain.engine.step import MODEL_FILE, keyed_seed
-from pretrain.loader import Feed
+from pretrain.loader import PretrainLoader
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture, Part, may_hold_weights
 from pretrain.nonfinite.culprits import evaluate, find_culprits, rows_of
-from pretrain.nonfinite.rewinds import PassedOver
+from pretrain.nonfinite.rewinds import SkippedPositions
 from pretrain.objectives.base import Objective
 
 
@@ -46,8 +46,8 @@ class Recovery:
         config: PretrainConfig,
         objective: Objective,
         engine: Engine,
-        feed: Feed,
-        passed_over: PassedOver,
+        loader: PretrainLoader,
+        skipped: SkippedPositions,
         checkpoints: Checkpoints,
         *,
         world: World,
@@ -56,8 +56,8 @@ class Recovery:
         known: dict[str, Any],
         say: Callable[[str], None],
     ):
-        self._config, self._objective, self._engine, self._feed = config, objective, engine, feed
-        self._passed_over, self._world, self._fingerprint, self._say = passed_over, world, fingerprint, say
+        self._config, self._objective, self._engine, self._loader = config, objective, engine, loader
+        self._skipped, self._world, self._fingerprint, self._say = skipped, world, fingerprint, say
         self._checkpoints, self._folder = checkpoints, Path(config.run_dir)
         self._last_saved = start_step
         self._culprits: dict[int, list[int]] = {int(s): p for s, p in known.get("non_finite_steps", {}).items()}
@@ -94,20 +94,20 @@ class Recovery:
         Raises:
             RewindError: it is written down. NonFiniteError: too many rewinds already.
         """
-        rewinds = len(self._passed_over.rewinds)
+        rewinds = len(self._skipped.rewinds)
         if rewinds >= self._config.engine.max_rewinds:
             captured = f"; captures are in {self._folder / 'captures'}" if self._culprits else ""
             raise NonFiniteError(f"{why}\nno more rewinds after {rewinds} (engine.max_rewinds){captured}")
         to = self._checkpoints.newest_healthy(until=until) or 0
-        self._passed_over.decide(step, to, positions)
+        self._skipped.decide(step, to, positions)
         if self._world.rank == 0:
-            names = ", ".join(self._feed.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
+            names = ", ".join(self._loader.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
             passed = f", passing over {len(positions)} samples: {names}" if positions else ""
             self._say(f"{why}\ngoing back from step {step} to step {to}{passed}")
         raise RewindError
 
     def _capture(self, step: int, result: StepResult) -> Capture:
-        folder = capture.folder_of(self._folder, step, len(self._passed_over.rewinds))
+        folder = capture.folder_of(self._folder, step, len(self._skipped.rewinds))
         parts = self._parts(step, result)
         temporary = capture.begin(folder) if self._world.rank == 0 else Path()
         distributed.barrier()
@@ -132,12 +132,12 @@ class Recovery:
             checkpoint=None if newest is None else {"folder": str(newest), "step": step_of(newest)},
             weights=weights,
             weights_bytes=size,
-            passed_over=self._passed_over.skips,
+            passed_over=self._skipped.counts,
         )
         if self._world.rank == 0:
             capture.seal(temporary, folder, captured)
             found = [position for part in parts for position in part.culprits]
-            named = f"; to blame: {', '.join(self._feed.names(found))}" if found else ""
+            named = f"; to blame: {', '.join(self._loader.names(found))}" if found else ""
             self._say(f"captured{named}; compute it again with: fovea replay {folder}")
         return captured
 
@@ -150,7 +150,7 @@ class Recovery:
         size, parts = batch // world // micros, []
         for rank in range(world):
             share = rank_positions(step, batch, rank, world)
-            names = self._feed.names(share) if self._world.rank == 0 else [""] * len(share)
+            names = self._loader.names(share) if self._world.rank == 0 else [""] * len(share)
             for micro in range(micros):
                 cut = slice(micro * size, (micro + 1) * size)
                 parts.append(
@@ -175,7 +175,7 @@ class Recovery:
             micros = list(range(self._engine.accumulation_steps))
         found = {}
         for micro in micros:
-            batch = self._feed.again(step, micro)
+            batch = self._loader.again(step, micro)
             seed = keyed_seed(self._config.seed, step, micro, rank)
 
             def is_broken(rows: Any, batch: Any = batch, seed: int = seed) -> bool:

@@ -35,7 +35,7 @@ class Rewind:
     finished: bool = False
 
 
-class PassedOver:
+class SkippedPositions:
     """The list of one run, the same on every rank. Methods are called by all ranks together."""
 
     def __init__(self, run_dir: Path):
@@ -45,7 +45,7 @@ class PassedOver:
         )
 
     @property
-    def skips(self) -> dict[int, int]:
+    def counts(self) -> dict[int, int]:
         """By position how many candidates are not taken: a position named twice leaves its first substitute too."""
         return dict(Counter(position for rewind in self.rewinds for position in rewind.positions))
 

@@ -17,10 +17,10 @@ from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
 from pretrain.data.views.specs import ViewSpec
+from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import FIRST, LAST
 from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
 from pretrain.doctor.signs import GRADIENT
-from pretrain.doctor.verdicts import Doctor, Verdict
 from pretrain.engine.protocol import StepResult
 from pretrain.loader import loader_spec
 from pretrain.models.backbones.contract import ImageEncoder
@@ -68,7 +68,7 @@ class OnlineDoctor:
         self._images = _fixed_images(config, dataset, world) if self._is_whole else None
         self._reset(start_step)
 
-    def __call__(self, step: int, result: StepResult) -> list[Verdict]:
+    def __call__(self, step: int, result: StepResult) -> list[Diagnosis]:
         """The verdicts that begin with the step `result` is of; `step` counts completed steps, this one too."""
         self.measured = {}
         if result.skipped:

@@ -10,9 +10,9 @@ from pathlib import Path
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.core.record import read_rows
+from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import Facts
 from pretrain.doctor.rules import RULES
-from pretrain.doctor.verdicts import Doctor, Verdict
 from pretrain.engine.session.folder import last_start, read_data
 
 HEALTHY, ALARMED, WRONG = 0, 1, 2
@@ -32,7 +32,7 @@ def facts_of(config: PretrainConfig, steps: Plan) -> Facts:
     )
 
 
-def examine(run_dir: Path) -> tuple[list[Verdict], int]:
+def examine(run_dir: Path) -> tuple[list[Diagnosis], int]:
     """Verdicts on the rows of metrics.jsonl, and how many rows there were.
 
     The log has every `log.every_steps`-th step: a sign that takes less than two such rows is not seen here.
@@ -55,14 +55,14 @@ def examine(run_dir: Path) -> tuple[list[Verdict], int]:
     return [*_not_finite(run_dir), *verdicts], len(rows)
 
 
-def _not_finite(run_dir: Path) -> list[Verdict]:
+def _not_finite(run_dir: Path) -> list[Diagnosis]:
     """One verdict on all captured steps: their losses are in no row."""
     captures = sorted((run_dir / "captures").glob("step-*"))
     if not captures:
         return []
     step = int(captures[0].name.split("-")[1])
     text = f"{len(captures)} captured steps had no finite loss or gradient; what broke it: fovea replay {captures[0]}"
-    return [Verdict(step, "not_finite", text)]
+    return [Diagnosis(step, "not_finite", text)]
 
 
 def rules_table() -> str:

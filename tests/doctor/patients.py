@@ -15,11 +15,11 @@ from torch import Tensor
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.distributed import World
 from pretrain.data.shards.dataset import Dataset
-from pretrain.doctor.verdicts import Verdict
+from pretrain.doctor.diagnosis import Diagnosis
 from pretrain.engine.build import build_engine
 from pretrain.engine.loop import fit
 from pretrain.engine.protocol import StepResult
-from pretrain.loader import Feed
+from pretrain.loader import PretrainLoader
 from pretrain.objectives.base import Horizon, Objective, feature_std
 from pretrain.objectives.dino import DINO
 from pretrain.online.doctor import OnlineDoctor
@@ -39,7 +39,7 @@ STEPS = 50
 class Report:
     """What was said of a run, and the numbers: by step, of every step."""
 
-    verdicts: list[Verdict]
+    verdicts: list[Diagnosis]
     rows: dict[int, dict[str, float]]
 
     @property
@@ -86,7 +86,7 @@ def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None, *
     engine = build_engine(
         objective, optim=config.optim, config=config.engine, plan=steps, world=ALONE, seed=config.seed
     )
-    feed = Feed(config, steps, dataset, ALONE, start_step=0, say=print)
+    feed = PretrainLoader(config, steps, dataset, ALONE, start_step=0, say=print)
     doctor = OnlineDoctor(config, steps, dataset, ALONE, objective, start_step=0)
     report = Report([], {})
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.doctor.diagnosis import CALM_ROWS, CAUSE_STEPS, Diagnosis, Doctor
 from pretrain.doctor.history import Facts
 from pretrain.doctor.rules import RULES
-from pretrain.doctor.verdicts import CALM_ROWS, CAUSE_STEPS, Doctor, Verdict
 
 K = 65536
 FACTS = Facts(
@@ -48,7 +48,7 @@ def healthy(step: int) -> Row:
     }
 
 
-def told(rows: Iterable[tuple[int, Row]], facts: Facts = FACTS) -> list[Verdict]:
+def told(rows: Iterable[tuple[int, Row]], facts: Facts = FACTS) -> list[Diagnosis]:
     doctor = Doctor(facts)
     return [verdict for step, row in rows for verdict in doctor.observe(step, row)]
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from pretrain.core.distributed import World
-from pretrain.doctor.verdicts import Verdict
+from pretrain.doctor.diagnosis import Diagnosis
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session.preempt import STOP
 from pretrain.nonfinite.recovery import Recovery, RewindError
-from pretrain.nonfinite.rewinds import FILE, PassedOver
-from pretrain.run import Run
+from pretrain.nonfinite.rewinds import FILE, SkippedPositions
+from pretrain.run import PretrainRun
 
 NOTHING: Any = None
 
@@ -32,7 +32,7 @@ def recovery(folder: Path, *, known: dict[str, Any] | None = None) -> Recovery:
         NOTHING,
         NOTHING,
         SimpleNamespace(names=lambda positions: [str(p) for p in positions]),  # type: ignore[arg-type]
-        PassedOver(folder),
+        SkippedPositions(folder),
         Checkpoints(folder / "checkpoints"),
         world=World(0, 1, 0, torch.device("cpu")),
         fingerprint="",
@@ -70,15 +70,15 @@ def test_a_run_that_is_asked_to_stop_saves_and_stops_instead_of_going_back(tmp_p
 
 @pytest.mark.parametrize("requests", [0, STOP])
 def test_an_alarm_takes_a_run_back_unless_it_is_asked_to_stop(requests: int):
-    def doctor(step: int, result: StepResult) -> list[Verdict]:
-        return [Verdict(step, "loss_flat", "")]
+    def doctor(step: int, result: StepResult) -> list[Diagnosis]:
+        return [Diagnosis(step, "loss_flat", "")]
 
     asked: list[int] = []
     doctor.settings = SimpleNamespace(reaction="rewind")  # type: ignore[attr-defined]
     doctor.suspects = lambda step: (3, [24])  # type: ignore[attr-defined]
     run: Any = SimpleNamespace(doctor=doctor, log=None)
     run.recovery = SimpleNamespace(go_back=lambda step, positions, **_: asked.extend([step, *positions]))
-    Run._examine(run, 4, broken(requests=requests))
+    PretrainRun._examine(run, 4, broken(requests=requests))
     assert asked == ([] if requests else [4, 24])
 
 

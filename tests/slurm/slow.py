@@ -17,11 +17,11 @@ def main() -> int:
     if sys.argv[1:3] == ["-m", "fovea"]:
         del sys.argv[1:3]
     if sys.argv[1] == "pretrain":
-        from pretrain.loader import Feed
+        from pretrain.loader import PretrainLoader
 
-        batches = Feed.__iter__
+        batches = PretrainLoader.__iter__
 
-        def slowly(self: Feed) -> Iterator[Any]:
+        def slowly(self: PretrainLoader) -> Iterator[Any]:
             rank, _, at = os.environ.get("HANG_AT", ":").partition(":")
             hangs = rank == os.environ.get("RANK") and "SLURM_RESTART_COUNT" not in os.environ
             for index, batch in enumerate(batches(self)):
@@ -31,7 +31,7 @@ def main() -> int:
                 time.sleep(float(os.environ["SLOW_SECONDS"]))
                 yield batch
 
-        Feed.__iter__ = slowly
+        PretrainLoader.__iter__ = slowly
     from launch.cli import main as fovea
 
     return fovea(sys.argv[1:])

@@ -13,7 +13,7 @@ CAUSE_STEPS = 100  # so long after a cause, what follows from it is not said
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """What is wrong at `step`: the rule's name, and a sentence with the numbers and the way out."""
 
     step: int
@@ -39,7 +39,7 @@ class Doctor:
         self._again: set[str] = set()  # what stands is said once more
         self._last_cause: int | None = None
 
-    def observe(self, step: int, values: Mapping[str, float]) -> list[Verdict]:
+    def observe(self, step: int, values: Mapping[str, float]) -> list[Diagnosis]:
         """Take in the row of `step`, and say what begins with it. Values that are not finite are left out."""
         finite = {name: value for name, value in values.items() if -float("inf") < value < float("inf")}
         self.history.add(step, finite)
@@ -61,7 +61,7 @@ class Doctor:
             self._calm[name] = 0
             self._again.discard(name)
             if is_new:
-                found.append(Verdict(step, name, f"{rule.title}: {numbers}; {rule.way_out}"))
+                found.append(Diagnosis(step, name, f"{rule.title}: {numbers}; {rule.way_out}"))
         return found
 
     @property
