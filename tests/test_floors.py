@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -61,6 +62,7 @@ NO_TORCH = (
 )
 
 
+@cache
 def modules() -> list[Path]:
     return sorted(path for package in sorted(EVERYTHING) for path in (ROOT / package).rglob("*.py"))
 
@@ -69,6 +71,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every module that `path` imports, at any depth of its code; `from a import b` is a.b where that is a module."""
     return imported_by(ast.parse(path.read_text(encoding="utf-8")).body)

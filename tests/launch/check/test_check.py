@@ -68,7 +68,7 @@ PLANTED = {
         ["data.num_workers=8", "data.prefetch=40"],
         {"shm": 1_000_000},
     ),
-    "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), [], {"open_files": 64}),
+    "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), ["data.num_workers=1"], {"open_files": 64}),
     "shared memory that not one batch each fits in": Planted(
         ("data.prefetch: 8 workers", "data.num_workers=4 data.prefetch=1 fits"),
         ["data.num_workers=8"],
@@ -288,6 +288,7 @@ def test_in_a_job_the_cores_of_all_its_ranks_count_not_those_that_this_rank_is_b
     assert "4 ranks x 3 workers on 8 cores; 2 fits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_recipe_s_operations_are_counted_as_on_paper():
     """MAE ViT-B: 57.2 GFLOP an image, three times the forward pass of a decoder that predicts masked patches only."""
     from launch.plan.cost import count

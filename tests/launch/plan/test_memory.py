@@ -38,6 +38,7 @@ def real_peak(config: PretrainConfig) -> int:
         return memory.peak - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mae", "dino"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_estimate_is_what_a_real_step_keeps_alive(objective: str, precision: str):
