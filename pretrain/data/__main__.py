@@ -27,9 +27,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 where `verify` found damage, 2 for a mistake of the user's."""
+    """Run one command; the exit status: 0, 1 where `verify` found damage, 2 for a wrong argument."""
     arguments = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return arguments.run(arguments)
@@ -44,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fovea data", description="Write, index, verify and look at WebDataset shards."
-    )
+    parser = argparse.ArgumentParser(prog="fovea data", description="Write, index, verify and show WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0))
 
@@ -62,9 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     by = add.add_mutually_exclusive_group()
     by.add_argument(
-        "--shard-size", type=_size, default="100MB", metavar="SIZE", help="about this much (default: 100MB)"
+        "--shard-size", type=_size, default="100MB", metavar="SIZE", help="approximate size (default: 100MB)"
     )
-    by.add_argument("--samples-per-shard", type=_positive, metavar="N", help="or exactly this many files")
+    by.add_argument("--samples-per-shard", type=_positive, metavar="N", help="or exactly this number of files")
     add.add_argument(
         "--labels", choices=("auto", "none"), default="auto", help="auto: sub-folders, or the CSV's columns"
     )
@@ -77,27 +75,27 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="index existing shards, without rewriting them")
     index.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
-    index.add_argument("--out", type=Path, metavar="DIR", help="put the index here (default: beside the shards)")
-    index.add_argument("--force", action="store_true", help="read shards again that are indexed already")
+    index.add_argument("--out", type=Path, metavar="DIR", help="write the index here (default: next to the shards)")
+    index.add_argument("--force", action="store_true", help="read shards again even if they are indexed")
     index.add_argument(
         "--key-rule",
         choices=("first-dot", "last-dot"),
         help="where a sample's key ends in a member's name (default: at the first dot, as webdataset does, and dots in "
         "names that hide images are an error)",
     )
-    index.add_argument("--forget", action="store_true", help="take shards that are gone out of the index")
+    index.add_argument("--forget", action="store_true", help="remove missing shards from the index")
     index.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     index.set_defaults(run=_index)
 
     verify = commands.add_parser("verify", help="read every byte again and name what is damaged")
     verify.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
-    verify.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: beside the shards)")
+    verify.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: next to the shards)")
     verify.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     verify.set_defaults(run=_verify)
 
     show = commands.add_parser("show", help="a contact sheet, and statistics")
     show.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
-    show.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: beside the shards)")
+    show.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: next to the shards)")
     show.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
     show.add_argument("--count", type=_positive, default=64, metavar="N", help="images on the sheet (default: 64)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
@@ -146,7 +144,7 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
     labels = "no labels"
     if written.labelled:
         labels = f"{len(written.classes)} classes" if written.classes else "integer labels"
-    resumed = f", {written.resumed} of them from before" if written.resumed else ""
+    resumed = f", {written.resumed} of them written before" if written.resumed else ""
     print(
         f"{written.samples} images in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
         f"{len(written.skipped)} skipped, {seconds:.1f} s: {out / settings.name}-*.tar"
@@ -177,9 +175,9 @@ def _index(arguments: argparse.Namespace) -> int:
         print(f"no sample has an image: none of these extensions is {', '.join(IMAGE_EXTENSIONS)}")
     print(f"fingerprint: {fingerprint(rows)}")
     for shard in gone:
-        print(f"{shard}: {'taken out of the index' if arguments.forget else 'in the index, but not there'}")
+        print(f"{shard}: {'removed from the index' if arguments.forget else 'in the index, but missing'}")
     if gone and not arguments.forget:
-        print("restore these shards, or take them out of the index with --forget", file=sys.stderr)
+        print("restore these shards, or remove them from the index with --forget", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: a contact sheet, and what its samples are."""
+"""Inspect a data set before training on it: a contact sheet, and statistics of its samples."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Statistics:
             ("samples", f"{self.samples} in {self.shards} shards"),
             ("bytes", f"{self.bytes}"),
             ("members", ", ".join(self.extensions)),
-            ("examined", f"{self.examined} samples; what follows is of these"),
+            ("examined", f"{self.examined} samples; the rows below are of these"),
         ]
         for name, values in (("width", self.widths), ("height", self.heights)):
             if values:
@@ -130,7 +130,7 @@ def save_sheet(dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0) 
 
 
 def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
-    """(key, sample or what is wrong with it) of up to `limit` samples, in the order of the shards."""
+    """(key, sample or its error) of up to `limit` samples, in the order of the shards."""
     total = dataset.num_samples
     chosen = np.arange(total)
     if total > limit:
@@ -162,7 +162,7 @@ def decode(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
         raise
     except DecodeError as error:
         raise UnreadableImageError(f"cannot be decoded: {error}") from error
-    except Exception as error:  # a decoder leaks anything on hostile bytes
+    except Exception as error:  # a decoder raises errors of any type on hostile bytes
         raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
@@ -172,7 +172,7 @@ def _label(sample: dict[str, Any]) -> str:
 
 
 def _class_names(dataset: Dataset) -> dict[str, str]:
-    """Label text -> "label name", from a classes.json beside the shards."""
+    """Label text -> "label name", from a classes.json next to the shards."""
     path = Path(dataset.paths[0]).parent / "classes.json"
     return {str(i): f"{i} {name}" for i, name in read_classes(path).items()} if path.exists() else {}
 

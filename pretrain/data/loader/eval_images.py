@@ -1,4 +1,4 @@
-"""Labelled images for probes: each once, in the order of the data set, without randomness."""
+"""Labelled images for probes: each once, in the order of the data set, without random numbers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class EvalImages:
     """Batches (images float32 [b, C, h, w] normalized, labels int64 [b]), the last one smaller.
 
     size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
-    resize       that many pixels; left out, 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
+    resize       that many pixels; default 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
     rank, world_size  this rank takes its contiguous share
 
-    A label is the integer in the sample's `.cls` member. Images that cannot be used are left out and listed in `bad`,
-    anew in each pass, as (shard, key, reason). ValueError for samples without a label, or with another text in it.
+    A label is the integer in the sample's `.cls` member. Images that cannot be used are omitted and listed in `bad`
+    as (shard, key, reason), renewed in each pass. ValueError for samples without an integer label.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EvalImages:
         if LABEL_EXTENSION not in dataset.extensions:
             raise ValueError(
                 f"the data set has no labels: {dataset.names[0]} ... hold {', '.join(dataset.extensions)}, "
-                f"and no .{LABEL_EXTENSION}; write it with labels, or turn the probe off"
+                f"and no .{LABEL_EXTENSION}; write it with labels, or remove the probe section"
             )
         if len(mean) != in_chans or len(std) != in_chans:
             raise ValueError(f"mean has {len(mean)} and std {len(std)} numbers for in_chans={in_chans}")
@@ -78,7 +78,7 @@ class EvalImages:
 
 
 class _EvalBatches:
-    """Item i is batch i, with what was left out of it."""
+    """Item i is batch i, with the images omitted from it."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""One micro-batch: a pure function of its number, whoever computes it.
+"""One micro-batch: a pure function of its number, on any process.
 
-Its samples are found by the order, read, passed through the user's stages, decoded, and cropped to uint8 views; the
-random numbers are keyed by position. So the number of ranks and workers, a kill and a resume change nothing in it.
+Its samples are found by the order, read, passed through the user's stages, decoded, and cropped to uint8 views; random
+numbers are keyed by position. So the number of ranks and workers, a kill and a resume do not change it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HostBatch = dict[str, Any]
 
 
 class MicroBatches:
-    """Item i is micro-batch i of the spec's rank, from its start position on; see pipeline.py for what it holds."""
+    """Item i is micro-batch i of the spec's rank, from its start position on; see pipeline.py for its entries."""
 
     def __init__(self, dataset: Dataset, spec: LoaderSpec) -> None:
         self.dataset, self.spec = dataset, spec
@@ -88,7 +88,7 @@ class MicroBatches:
 
 
 class _Source:
-    """What fills one position: its own sample, or the first of its substitutes that can be read and decoded."""
+    """The sample of one position: its own, or the first of its substitutes that can be read and decoded."""
 
     def __init__(self, of: MicroBatches, position: int, place: tuple[int, int], bad: list[BadRecord]) -> None:
         self.of = of
@@ -99,7 +99,7 @@ class _Source:
         self.name = ("", "")
         for shard, index in islice(self.places, of.spec.skipped_positions.get(position, 0)):
             self.name = (of.dataset.names[shard], of.reader.key(shard, index))
-            self._fail("passed over: the run went back from a batch with it", passed_over=True)
+            self._fail("skipped: the run rewound from a batch with it", passed_over=True)
 
     def read(self) -> Sample:
         only = None if self.of.spec.stages else IMAGE_EXTENSIONS
@@ -140,7 +140,7 @@ class _Source:
 
 
 class _Entry:
-    """The instances of one name in the batch: their pixels, and the uniforms of their colours."""
+    """The instances of one name in the batch: their pixels, and the random numbers of their colours."""
 
     def __init__(self, name: str, views: list[tuple[int, ViewSpec]], batch: int, channels: int) -> None:
         self.name = name
@@ -189,4 +189,4 @@ def _counted(stage: Stage, samples: Iterable[Sample], expected: int) -> Iterator
             yield sample
     if count != expected:
         name = getattr(stage, "__qualname__", repr(stage))
-        raise ValueError(f"stage {name} gave {count} samples for {expected}; it must give one for each it takes")
+        raise ValueError(f"stage {name} yielded {count} samples for {expected}; it must yield one for each it takes")

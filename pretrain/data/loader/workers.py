@@ -1,7 +1,7 @@
-"""Worker processes: items of a pure `__getitem__` in order, from processes that do not outlive their parent.
+"""Worker processes: items of a pure `__getitem__` in order, in processes that do not outlive their parent.
 
 Workers are forked from a clean server (forkserver), never from a process with threads and a CUDA context. Signals meant
-for the run (preemption) do not reach them: the run decides when it stops. When the run dies they die.
+for the run (preemption) do not reach them: the run decides when it stops. They end when the run dies.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Items(Protocol[Item]):
 def run_in_workers(
     items: Items[Item], length: int, *, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
 ) -> Generator[Item, None, None]:
-    """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if there are none.
+    """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if that is 0.
 
-    An error raised by an item is raised here. RuntimeError, naming the item waited for, when a worker died; ValueError
-    when the items cannot be sent to a worker.
+    An error raised by an item is raised here. RuntimeError with the number of the due item when a worker died;
+    ValueError when the items cannot be sent to a worker.
     """
     if num_workers < 0 or prefetch_factor < 1:
         raise ValueError(f"num_workers must be >= 0 and prefetch_factor >= 1, got {num_workers} and {prefetch_factor}")
@@ -51,13 +51,13 @@ def run_in_workers(
         items,  # pyright: ignore[reportArgumentType]
         batch_size=None,
         sampler=range(length),
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,
         prefetch_factor=prefetch_factor if num_workers else None,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # or it would draw a seed, which nobody uses, from the run's own
+        generator=torch.Generator(),  # otherwise it draws a seed, which is not used, from the run's generator
     )
     return _iterate(loader)
 
@@ -65,7 +65,7 @@ def run_in_workers(
 def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
     iterator = iter(loader)
     workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
-    # An iterator never finished: at exit multiprocessing would send SIGTERM, which workers block, and wait for ever.
+    # For an unfinished iterator: at exit multiprocessing would send SIGTERM, which workers block, and wait forever.
     kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
     index = 0
     try:
@@ -78,7 +78,7 @@ def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
                 if "exited unexpectedly" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"a data worker died while item {index} was due ({error}); most often it was killed for memory: "
+                    f"a data worker died while item {index} was due ({error}); usually for lack of memory: "
                     "lower num_workers, prefetch_factor or the micro-batch"
                 ) from error
             heartbeat.alive()
@@ -98,10 +98,10 @@ def _kill(workers: list[BaseProcess]) -> None:
 def _start_server() -> None:
     """Start the fork server with torch loaded, and with the run's signals blocked in it and so in its workers.
 
-    They are blocked here for that moment only: a signal that arrives meanwhile is delivered afterwards, not lost.
+    They are blocked here only meanwhile: a signal that arrives is delivered afterwards, not lost.
     """
     get_context("forkserver").set_forkserver_preload([__name__, "pretrain.data.loader.microbatch"])
-    resource_tracker.ensure_running()  # it unblocks signals of its own when it starts
+    resource_tracker.ensure_running()  # it unblocks signals when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_WORKERS)
     try:
         forkserver.ensure_running()
@@ -118,8 +118,8 @@ def _prepare_worker(_: int) -> None:
 def _follow_the_run() -> None:
     """End this worker when the run is dead.
 
-    DataLoader's own watch and PR_SET_PDEATHSIG look at the parent process. That is the fork server here, which in turn
-    lives as long as its workers do.
+    DataLoader's own check and PR_SET_PDEATHSIG observe the parent process. Here that is the fork server, which
+    lives as long as its workers.
     """
     run = parent_process()
     assert run is not None, "a worker has a parent"
@@ -127,5 +127,5 @@ def _follow_the_run() -> None:
     os._exit(1)
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item

@@ -1,6 +1,6 @@
-"""What happens to a sample that cannot be used: it is replaced, counted, listed, and too many stop the run.
+"""Samples that cannot be used: each is replaced, counted and listed; too many stop the run.
 
-Its position stays used, so every later position and the size of every batch are unchanged. The replacement is keyed by
+A replacement takes the sample's position, so later positions and batch sizes do not change. The replacement is keyed by
 the position: the same on any rank of any world size.
 """
 
@@ -23,7 +23,7 @@ MAX_SUBSTITUTES = 8
 class BadRecord(TypedDict):
     """One sample that was not used. `substitute` is "shard/key" of the sample that took the position.
 
-    `passed_over`: it can be read, but the run has it on its list of samples to pass over.
+    `passed_over`: it is readable, but its position is on the run's list of skipped positions.
     """
 
     position: int
@@ -35,7 +35,7 @@ class BadRecord(TypedDict):
 
 
 class TooManyBadSamplesError(ValueError):
-    """The data set is damaged beyond what the run may replace."""
+    """More bad samples than the run may replace."""
 
 
 def candidates(counts: np.ndarray, seed: int, position: int, own: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -50,12 +50,12 @@ def candidates(counts: np.ndarray, seed: int, position: int, own: tuple[int, int
 
 
 class BadSamples:
-    """Counts the bad samples that the batches of this rank report. What was passed over on purpose is listed only.
+    """Counts the bad samples that the batches of this rank report. Skipped positions are listed, not counted.
 
-    max_bad_fraction  of all reads, judged from `min_seen` samples on, with three standard deviations for chance:
-                      each of many ranks judges its own share, from its first samples on. A data set with nothing but
-                      bad samples stops sooner, in the worker that finds no substitute
-    record            called once for each new bad (shard, key), for instance to append a line to bad_samples.jsonl
+    max_bad_fraction  of all reads, checked after `min_seen` samples, plus three standard deviations, because each of
+                      many ranks checks its own small share. A data set with only bad samples stops earlier, in the
+                      worker that finds no substitute
+    record            called once per new bad (shard, key), for instance to append a line to bad_samples.jsonl
     known             (shard, key) pairs recorded before, by an earlier attempt of the same run
     """
 
@@ -77,7 +77,7 @@ class BadSamples:
         self._min_seen = min_seen
 
     def observe(self, num_samples: int, bad: list[BadRecord]) -> None:
-        """Take in one batch; raises TooManyBadSamplesError."""
+        """Count one batch; raises TooManyBadSamplesError."""
         for record in bad:
             if (record["shard"], record["key"]) not in self._known:
                 self._known.add((record["shard"], record["key"]))
@@ -94,25 +94,25 @@ class BadSamples:
             raise TooManyBadSamplesError(
                 f"{self.num_bad} of {reads} reads were bad samples, more than max_bad_fraction={self.max_bad_fraction}"
                 f"{example}. Check the shards (`fovea data verify` finds bytes that changed since they were indexed, "
-                "`fovea data show` images that never were readable), or raise the limit if the loss is acceptable."
+                "`fovea data show` finds images that were never readable), or raise the limit."
             )
 
 
 class BadList:
-    """One rank's list, kept over the starts of a run."""
+    """The file of one rank's bad samples, continued at each start of a run."""
 
     def __init__(self, run_dir: Path, *, rank: int, say: Callable[[str], None]):
         self._path, self._say = run_dir / f"bad_samples.rank{rank}.jsonl", say
 
     def known(self) -> set[tuple[str, str]]:
-        """(shard, key) of the samples listed by earlier starts; a last line cut short by a kill is cut off the file."""
+        """(shard, key) of the samples listed by earlier starts; an incomplete last line is removed from the file."""
         if not self._path.exists():
             return set()
         data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:  # or the next record would stand on the same line
-            os.truncate(self._path, len(whole))
-        records = [json.loads(line) for line in whole.splitlines()]
+        complete = data[: data.rfind(b"\n") + 1]
+        if complete != data:  # or the next record would be on the same line
+            os.truncate(self._path, len(complete))
+        records = [json.loads(line) for line in complete.splitlines()]
         return {(record["shard"], record["key"]) for record in records}
 
     def add(self, record: BadRecord) -> None:

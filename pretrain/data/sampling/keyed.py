@@ -1,4 +1,4 @@
-"""Random numbers keyed by where they are used, never by who draws them.
+"""Random numbers keyed by where they are used, never by the process that draws them.
 
 A draw is a pure function of (seed, position, purpose): the same on any rank, in any worker, before and after a resume.
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is keyed directly: key = [seed, purpose],
@@ -28,17 +28,17 @@ def view_purpose(index: int) -> int:
 
 
 def noise_purpose(name: str) -> int:
-    """Purpose of a named noise: it stays the same when other noises come or go."""
+    """Purpose of a named noise; it does not depend on other noises."""
     return _FIRST_NOISE + zlib.crc32(name.encode())
 
 
 def mask_purpose(name: str) -> int:
-    """Purpose of a named mask, apart from a noise of the same name."""
+    """Purpose of a named mask; it differs from that of a noise with the same name."""
     return _FIRST_MASK + zlib.crc32(name.encode())
 
 
 def generator(seed: int, position: int, purpose: int, part: int = 0) -> np.random.Generator:
-    """A fresh generator for one use. All four numbers are in [0, 2**64)."""
+    """A new generator for one use. All four numbers are in [0, 2**64)."""
     philox = np.random.Philox(_NO_SEED)  # pyright: ignore[reportArgumentType]
     philox.state = {
         "bit_generator": "Philox",
@@ -61,7 +61,7 @@ def uniforms(seed: int, position: int, purpose: int, part: int = 0, *, count: in
 
 
 def stream(seed: int, position: int, purpose: int, part: int = 0) -> Iterator[float]:
-    """The same numbers as `uniforms`, one by one and without end."""
+    """The same numbers as `uniforms`, one by one, endlessly."""
     bits = generator(seed, position, purpose, part).bit_generator
     while True:
         yield from ((bits.random_raw(64) >> np.uint64(11)) * 2.0**-53).tolist()
@@ -70,14 +70,14 @@ def stream(seed: int, position: int, purpose: int, part: int = 0) -> Iterator[fl
 def permutation(seed: int, position: int, purpose: int, part: int = 0, *, length: int) -> np.ndarray:
     """A keyed permutation of range(length), int64 [length].
 
-    It sorts raw Philox words: numpy keeps those across its versions, but not `Generator.permutation`.
+    It sorts raw Philox words, which are the same in all versions of numpy; `Generator.permutation` is not.
     """
     words = generator(seed, position, purpose, part).bit_generator.random_raw(length)
     return np.argsort(words, kind="stable")
 
 
 class _NoSeed(ISeedSequence):
-    """Stands in for a SeedSequence, which takes 4 us and system entropy to make a state that is overwritten at once."""
+    """Replaces a SeedSequence, which takes 4 us and system entropy for a state that is overwritten at once."""
 
     def generate_state(self, n_words: int, dtype: type = np.uint32) -> np.ndarray:
         return np.zeros(n_words, dtype)

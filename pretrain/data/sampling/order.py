@@ -1,8 +1,8 @@
-"""The order of samples: a pure function of (seed, position), with no state to save, lose or re-shard.
+"""The order of samples: a pure function of (seed, position), without state.
 
 Positions count samples from the start of training and run across epochs: epoch = position // num_samples. Within an
 epoch the shards are permuted, cut into blocks of `block_shards`, and the samples of a block are shuffled together, so
-that only a few shards have to be near at any time. Global batch s is positions [s * B, (s + 1) * B).
+that only a few shards are read at any time. Global batch s is positions [s * B, (s + 1) * B).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCKS_KEPT = 4
 
 
 class Located(NamedTuple):
-    """Where positions are: three int64 arrays of equal length."""
+    """The samples at positions: three int64 arrays of equal length."""
 
     epoch: np.ndarray
     shard: np.ndarray
@@ -32,7 +32,7 @@ class Order:
 
     counts        number of samples in each shard, int [num_shards]
     seed          in [0, 2**64)
-    block_shards  shards shuffled together; a larger block mixes better and needs more shards near
+    block_shards  shards shuffled together; a larger block mixes better and reads more shards at a time
 
     Raises ValueError for no samples, a negative count, seed or position, or a block of less than one shard.
     """
@@ -59,7 +59,7 @@ class Order:
         return int(located.epoch[0]), int(located.shard[0]), int(located.sample[0])
 
     def at_many(self, positions: np.ndarray) -> Located:
-        """The same for int64 [n] positions; fast when they are near each other."""
+        """The same for int64 [n] positions; fast when they are close to each other."""
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and positions.min() < 0:
             raise ValueError(f"position must be >= 0, got {positions.min()}")

@@ -1,4 +1,4 @@
-"""A part of labelled data, of each class alike: a fraction of it, or so many of each class.
+"""A part of labelled data, balanced by class: a fraction, or a number of images, of each class.
 
 The 1 % and 10 % protocols of semi-supervised learning (Zhai et al. 2019, "S4L") and k-shot learning.
 """
@@ -24,10 +24,10 @@ def of_each_class(
 ) -> np.ndarray:
     """Ascending indices int64 into `labels` [n]: a fraction of each class and at least one, or `per_class` of each.
 
-    Of one seed a smaller part lies within a larger one. Labels below 0 are no class: `per_class` leaves them out.
+    With one seed, a smaller part is contained in a larger one. Labels below 0 are no class: `per_class` omits them.
 
     Args:
-        names: of the classes, for messages.
+        names: class names, for messages.
 
     Raises:
         ValueError: a class has fewer than `per_class`.

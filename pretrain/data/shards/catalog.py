@@ -1,4 +1,4 @@
-"""`dataset.json`: one row per shard of a folder, all that the order of training needs to know of it."""
+"""`dataset.json`: one row per shard of a folder, all that the training order needs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ShardRow(NamedTuple):
 
 
 def fingerprint(rows: Iterable[ShardRow]) -> str:
-    """sha256 of the sorted rows (name, bytes, sha256, count): a data set's identity, in whatever order it is listed."""
+    """sha256 of the sorted rows (name, bytes, sha256, count): a data set's identity in any order."""
     lines = sorted(f"{row.name} {row.bytes} {row.sha256} {row.count}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_rows(folder: Path) -> dict[str, ShardRow]:
-    """The rows of `folder/dataset.json` by shard name; empty where there is none. ValueError when it is damaged."""
+    """The rows of `folder/dataset.json` by shard name; empty if there is none. ValueError if it is damaged."""
     path = folder / CATALOG
     try:
         text = path.read_bytes()
@@ -51,20 +51,20 @@ def read_rows(folder: Path) -> dict[str, ShardRow]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged, or not a dataset.json; delete it and run fovea data index again") from error
     if version != _VERSION:
-        raise ValueError(f"{path}: version {version}, and this program reads {_VERSION}; index the shards again")
+        raise ValueError(f"{path}: version {version}, but this program reads {_VERSION}; index the shards again")
     if recorded != fingerprint(rows) or checksum not in (None, _checksum(rows)):
         raise ValueError(f"{path}: its rows do not match its fingerprint; delete it and run fovea data index again")
     return {row.name: row for row in rows}
 
 
-def update_rows(folder: Path, rows: Iterable[ShardRow], *, forget: Iterable[str] = ()) -> None:
-    """Add or replace `rows` in `folder/dataset.json` and remove those of the shards `forget`; other rows are kept.
+def update_rows(folder: Path, rows: Iterable[ShardRow], *, remove: Iterable[str] = ()) -> None:
+    """Add or replace `rows` in `folder/dataset.json` and remove those of the shards in `remove`; other rows are kept.
 
     Processes that index shards of one folder at the same time wait for each other, so that no row is lost.
     """
     with _locked(folder):
         known = read_rows(folder) | {row.name: row for row in rows}
-        ordered = [known[name] for name in sorted(set(known) - set(forget))]
+        ordered = [known[name] for name in sorted(set(known) - set(remove))]
         lines = ",\n".join(json.dumps(row._asdict()) for row in ordered)
         identity = f'"fingerprint": "{fingerprint(ordered)}", "checksum": "{_checksum(ordered)}"'
         head = f'{{"version": {_VERSION}, {identity}, "shards": ['
@@ -72,16 +72,16 @@ def update_rows(folder: Path, rows: Iterable[ShardRow], *, forget: Iterable[str]
 
 
 def _checksum(rows: Iterable[ShardRow]) -> str:
-    """sha256 of all that the rows say, their extensions included."""
+    """sha256 of all fields of the rows, including the extensions."""
     lines = sorted(f"{json.dumps(row._asdict())}\n" for row in rows)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder's index; on a file system without locks (Lustre without `flock`) nothing is held.
+    """Hold the lock of a folder's index; on a file system without locks (Lustre without `flock`) this has no effect.
 
-    The lock is a file that its last holder removes, so whoever waited for a file that is gone by then starts again.
+    The holder removes the lock file at the end, so a process that waited for a removed file tries again.
     """
     path = folder / LOCK
     while True:

@@ -17,9 +17,9 @@ from pretrain.data.shards.sidecar import sidecar_path
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Indexed shards in canonical order (by name, then content), so that a list's order never changes training's.
+    """Indexed shards in canonical order (by name, then content), so that the order of a list never changes training.
 
-    names: file names; paths: where they lie; index: the folder of their index, None if beside them; counts [S] int64:
+    names: file names; paths: their paths; index: the folder of their index, None if next to them; counts [S] int64:
     samples per shard; extensions: sorted, of all members; fingerprint: sha256 of the sorted shard rows. Holds no open
     file and pickles small.
     """
@@ -34,10 +34,10 @@ class Dataset:
 
     @staticmethod
     def open(shards: str | Path | Sequence[str | Path], index: str | Path | None = None) -> Dataset:
-        """Open shards (a folder, glob, brace range or list) with their index, beside them or in the folder `index`.
+        """Open shards (a folder, glob, brace range or list) with their index, next to them or in the folder `index`.
 
         ValueError: empty list, missing shard, no index (with the command that makes it), a shard whose size differs
-        from its index, a shard of the index that is gone, a damaged index, no sample at all, a name that is not a
+        from its index, a missing shard of the index, a damaged index, no sample at all, a name that is not a
         local path.
         """
         paths = expand(shards)
@@ -57,7 +57,7 @@ class Dataset:
                 continue
             size = Path(path).stat().st_size
             if size != row.bytes:
-                changed.append(f"{path} has {size} bytes, its index says {row.bytes}")
+                changed.append(f"{path} has {size} bytes, its index has {row.bytes}")
             found.append((row, path))
         if missing:
             listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -70,7 +70,7 @@ class Dataset:
         if index is None and (gone := gone_shards(shards, paths, catalogs)):
             listed = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
             raise ValueError(
-                f"in the index ({CATALOG}), but not there: {listed}; restore them, or take them out of the index "
+                f"in the index ({CATALOG}), but missing: {listed}; restore them, or remove them from the index "
                 f"with: {command} --forget"
             )
         found.sort()

@@ -1,6 +1,6 @@
 """Index shards: one sequential pass over each, grouping members into samples by webdataset's rule.
 
-What webdataset would merge, split or drop without a word (interleaved keys, duplicates, a truncated tail) is refused.
+What webdataset would silently merge, split or drop (interleaved keys, duplicates, a truncated tail) is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _RULE = (
     "a sample's key ends at the first dot of a name, and the rest is the member's extension; rename the members, or "
     "index with --key-rule last-dot (first-dot accepts them as they are)"
 )
-_RESERVED = {"__key__", "__url__", "__local_path__", "__bad__"}  # what a webdataset sample dict already holds
+_RESERVED = {"__key__", "__url__", "__local_path__", "__bad__"}  # keys that a webdataset sample dict already has
 
 
 def build_index(
@@ -36,11 +36,11 @@ def build_index(
     forget: Sequence[str] = (),
     done: Callable[[ShardRow], None] = lambda row: None,
 ) -> list[ShardRow]:
-    """Index `shards`: a sidecar beside each (or in `out`) and their rows in that folder's `dataset.json`.
+    """Index `shards`: a sidecar next to each (or in `out`) and their rows in that folder's `dataset.json`.
 
-    A shard whose sidecar is sound and has the shard's size and modification time is not read again, unless `force` or
+    A shard whose sidecar is intact and records its size and modification time is not read again, unless `force` or
     `key_rule` (see `index_shard`) is given.
-    `forget`: shards that are gone, whose rows and sidecars are removed. `done` is called as each shard finishes. Every
+    `forget`: missing shards whose rows and sidecars are removed. `done` is called as each shard finishes. Every
     shard is tried; ValueError lists all that were refused.
     """
     _refuse_collisions(shards, out)
@@ -48,7 +48,7 @@ def build_index(
         out.mkdir(parents=True, exist_ok=True)
     for folder in {sidecar_path(shard, out).parent for shard in shards}:
         if not os.access(folder, os.W_OK):
-            raise ValueError(f"{folder} cannot be written to; put the index elsewhere with --out DIR")
+            raise ValueError(f"{folder} is not writable; write the index elsewhere with --out DIR")
     rows: dict[str, ShardRow] = {}
     problems: dict[str, str] = {}
     index_one = partial(_index_one, out=out, force=force or key_rule is not None, key_rule=key_rule)
@@ -66,7 +66,7 @@ def build_index(
         folders.setdefault(sidecar_path(shard, out).parent, []).append(rows[shard])
     for folder, found in folders.items():
         gone = [Path(shard).name for shard in forget if sidecar_path(shard, out).parent == folder]
-        update_rows(folder, found, forget=gone)
+        update_rows(folder, found, remove=gone)
     for shard in forget:
         sidecar_path(shard, out).unlink(missing_ok=True)
     return [rows[shard] for shard in shards]
@@ -88,7 +88,7 @@ def _index_one(shard: str, *, out: Path | None, force: bool, key_rule: KeyRule |
 
 
 def _reusable(shard: str, path: Path) -> ShardIndex | None:
-    """The sidecar at `path` where it is sound and the shard has not changed since."""
+    """The sidecar at `path` if it is intact and the shard has not changed since."""
     try:
         index = read_sidecar(path)
     except ValueError:

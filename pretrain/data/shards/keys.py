@@ -31,10 +31,10 @@ def split_name(name: str, rule: KeyRule = "first-dot") -> tuple[str, str] | None
 
 
 def hidden_images(index: ShardIndex) -> list[str]:
-    """Names of image members that the first-dot rule hides: a dot in the name made them a strange extension.
+    """Names of image members that the first-dot rule hides: a dot in the name becomes part of the extension.
 
     `img_1.0.jpg` and `img_1.1.jpg` become one sample `img_1` with members "0.jpg" and "1.jpg", and no image. An
-    extension such as "seg.png" that most samples have, next to an image, is meant.
+    extension such as "seg.png" that most samples have, next to an image, is intended.
     """
     dotted = np.array([_is_dotted_image(extension) for extension in index.extensions])
     if not dotted.any():

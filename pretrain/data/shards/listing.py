@@ -1,4 +1,4 @@
-"""From what the user writes to a list of shards: brace ranges, globs, folders, lists."""
+"""A list of shards from brace ranges, globs, folders and lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
     """Shard paths of a folder (every `*.tar` in it, sorted), a glob, a brace range, or a list of these.
 
     Every shard exists. ValueError names what is missing, what is listed twice, and whatever is not a local path
-    (`pipe:` and other schemes are refused, never opened).
+    (`pipe:` and other schemes are refused).
     """
     items = [spec] if isinstance(spec, str | Path) else list(spec)
     shards = [shard for item in items for shard in _expand_one(str(item))]
@@ -44,17 +44,17 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file of a folder is taken for a shard: its name ends in .tar, in any case of letters."""
+    """Whether a file of a folder is a shard: its name ends in .tar, in upper or lower case."""
     return path.suffix.lower() == ".tar" and not path.name.startswith(".")
 
 
 def gone_shards(
     spec: str | Path | Sequence[str | Path], paths: Sequence[str], listed: Mapping[Path, Iterable[str]]
 ) -> list[str]:
-    """Shards that an index lists and that `spec`, a folder or a glob, no longer finds.
+    """Shards that an index lists and that `spec`, a folder or a glob, does not find.
 
     paths: what `expand(spec)` found. listed: the file names in the index of each of their folders. (An index in
-    another folder than its shards does not say where they were.)
+    another folder does not record the paths of its shards.)
     """
     items = [spec] if isinstance(spec, str | Path) else list(spec)
     there = {Path(path).absolute() for path in paths}
@@ -80,7 +80,7 @@ def _expand_one(item: str) -> list[str]:
         return shards
     if there:
         return [item]
-    # counted first: braceexpand builds a range whole before it yields
+    # counted first: braceexpand builds the complete range before it yields
     if math.prod(_choices(group) for group in re.findall(r"{([^{}]*)}", item)) > MAX_SHARDS:
         raise ValueError(f"{item} names more than {MAX_SHARDS} shards")
     try:
@@ -91,18 +91,18 @@ def _expand_one(item: str) -> list[str]:
 
 
 def _images_in(folder: Path) -> str:
-    """A hint, where it is a folder of photos."""
+    """A hint if it is a folder of photos."""
     first = islice(folder.rglob("*"), 1000)
     if not any(path.suffix.lower() in SUFFIXES for path in first):
         return ""
-    return f"; it holds images, of which `fovea data write {folder} SHARDS` makes shards"
+    return f"; it holds images; `fovea data write {folder} SHARDS` writes them to shards"
 
 
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a list in braces may be longer than any file's name
+        if error.errno == errno.ENAMETOOLONG:  # a list in braces may be longer than a file name can be
             return False
         raise
 

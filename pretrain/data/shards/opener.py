@@ -1,6 +1,6 @@
-"""The one door from a shard's name to its bytes. Local paths only for now; remote stores will come in here.
+"""Open a shard by its name: the only place that does. Local paths only; remote stores will be added here.
 
-A shard list is data, never a command: nothing in this package starts a process or a connection because of a name.
+A shard list is data, never a command: no name makes this package start a process or a connection.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def run_parallel(
 
 
 def _start_worker() -> None:
-    """Die of an interrupt without a traceback, and with the parent: a killed one would leave its workers waiting."""
+    """End without a traceback on an interrupt, and with the parent: a killed parent would leave its workers waiting."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Read one sample by its place: positional reads through the index, every byte checked by crc32c."""
+"""Read one sample by its number: positional reads through the index, every byte checked by crc32c."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pretrain.data.shards.sidecar import ShardIndex, read_sidecar
 
 
 class BadSample(Exception):  # noqa: N818
-    """A sample that cannot be used: `shard` (file name), `key`, `member` (extension, or "" for the whole), `reason`."""
+    """A sample that cannot be used: `shard` (file name), `key`, `member` (extension, "" for all), `reason`."""
 
     def __init__(self, shard: str, key: str, member: str, reason: str) -> None:
         super().__init__(f"{shard}: sample {key}" + (f", member {member}" if member else "") + f": {reason}")
@@ -26,9 +26,9 @@ class BadSample(Exception):  # noqa: N818
 
 
 class Reader:
-    """Reads samples of a data set. Opens shards when first needed and keeps the last `max_open` of them open.
+    """Reads samples of a data set. Opens shards when first needed and keeps the last `max_open` open.
 
-    A copy made by pickling (a worker process) opens its own files. Not for several threads at once.
+    A copy made by pickling (a worker process) opens its own files. Not thread-safe.
     """
 
     def __init__(self, dataset: Dataset, *, max_open: int = 64) -> None:
@@ -46,7 +46,7 @@ class Reader:
         """
         fd, index = self._shard(shard)
         if not 0 <= sample < len(index):
-            raise IndexError(f"{self.dataset.names[shard]} has {len(index)} samples, asked for {sample}")
+            raise IndexError(f"{self.dataset.names[shard]} has {len(index)} samples, requested {sample}")
         result: dict[str, Any] = {"__key__": index.key(sample), "__url__": self.dataset.paths[shard]}
         for member in range(index.first[sample], index.first[sample + 1]):
             extension = index.extensions[index.extension[member]]
@@ -91,7 +91,7 @@ class Reader:
         size = os.fstat(fd).st_size
         if size != row.bytes:
             os.close(fd)
-            raise ValueError(f"{path} has {size} bytes, its index says {row.bytes}: truncated or replaced")
+            raise ValueError(f"{path} has {size} bytes, its index has {row.bytes}: truncated or replaced")
         while len(self._open) >= self.max_open:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
@@ -106,7 +106,7 @@ class Reader:
 
 
 def _read_at(fd: int, length: int, offset: int) -> bytes:
-    """`length` bytes at `offset`, fewer only where the file ends. The kernel may give less at a time than asked."""
+    """`length` bytes at `offset`, fewer only at the end of the file. The kernel may return fewer per call."""
     data = os.pread(fd, length, offset)
     while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
         data += more

@@ -53,13 +53,13 @@ class ShardIndex:
 
 
 def sidecar_path(shard: str | Path, index: Path | None) -> Path:
-    """Where a shard's sidecar lies: beside the shard, or in the folder `index`."""
+    """The path of a shard's sidecar: next to the shard, or in the folder `index`."""
     path = Path(shard)
     return (path.parent if index is None else index) / f"{path.name}.idx"
 
 
 def write_sidecar(path: Path, index: ShardIndex) -> None:
-    """Write a sidecar, whole or not at all."""
+    """Write a sidecar atomically."""
     extensions = json.dumps(index.extensions).encode()
     counts = len(index), len(index.offset), len(index.keys), len(extensions)
     head = _HEADER.pack(_MAGIC, INDEX_VERSION, *counts, index.shard_bytes, index.mtime_ns, bytes.fromhex(index.sha256))
@@ -75,18 +75,18 @@ def read_sidecar(path: Path) -> ShardIndex:
             size = os.fstat(file.fileno()).st_size
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except FileNotFoundError:
-        raise ValueError(f"{path}: no index; make it with: fovea data index {path.name.removesuffix('.idx')}") from None
+        raise ValueError(f"{path}: no index; create it: fovea data index {path.name.removesuffix('.idx')}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot read this index: {error.strerror}") from error
-    remedy = f"make it again with: fovea data index --force {path.name.removesuffix('.idx')}"
+    remedy = f"create it again with: fovea data index --force {path.name.removesuffix('.idx')}"
     if size < _HEADER.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
         raise ValueError(f"{path}: damaged, or not an index; {remedy}")
-    whole = np.frombuffer(data, dtype=np.uint8)
-    if google_crc32c.value(whole[: -_CRC.size]) != _CRC.unpack(data[-_CRC.size :])[0]:  # type: ignore[arg-type]
+    content = np.frombuffer(data, dtype=np.uint8)
+    if google_crc32c.value(content[: -_CRC.size]) != _CRC.unpack(data[-_CRC.size :])[0]:  # type: ignore[arg-type]
         raise ValueError(f"{path}: damaged index, its checksum is wrong; {remedy}")
     _, version, samples, members, key_bytes, extension_bytes, shard_bytes, mtime, sha = _HEADER.unpack_from(data)
     if version != INDEX_VERSION:
-        raise ValueError(f"{path}: index version {version}, and this program reads {INDEX_VERSION}; {remedy}")
+        raise ValueError(f"{path}: index version {version}, but this program reads {INDEX_VERSION}; {remedy}")
     lengths = [
         (np.uint64, members),
         (np.uint32, members),

@@ -2,7 +2,7 @@
 
 Formats: POSIX.1-2001 (ustar, pax: IEEE Std 1003.1, "pax Interchange Format") and GNU tar's long names and base-256
 numbers. A shard must be nothing but regular files (and folders) from its first byte to its end-of-archive blocks:
-whatever a lenient reader would skip, merge or stop at is an error here, because it would be a sample lost in silence.
+whatever a lenient reader would skip, merge or stop at is an error here, because it would be a silently lost sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REFUSED = {
 
 
 class TarError(ValueError):
-    """A shard is not a plain tar: names the shard, the member and the reason."""
+    """A shard is not a plain tar; with the shard, the member and the reason."""
 
     def __init__(self, shard: str, member: str, reason: str) -> None:
         super().__init__(f"{shard}: {member}: {reason}" if member else f"{shard}: {reason}")
@@ -42,7 +42,7 @@ class TarError(ValueError):
 
 
 class Member(NamedTuple):
-    """A regular file of a shard: `offset` and `length` in bytes of its payload, `crc32c` of it."""
+    """A regular file of a shard: `offset` and `length` in bytes of its payload, and its `crc32c`."""
 
     name: str
     offset: int
@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
 
 class Walker:
-    """One pass over an open shard: iterate the members, then read `sha256` and `size` of the whole file."""
+    """One pass over an open shard: iterate the members, then read `sha256` and `size` of the complete file."""
 
     def __init__(self, fd: int, shard: str) -> None:
         self.shard = shard
@@ -60,12 +60,12 @@ class Walker:
         self._sha = hashlib.sha256()
         self._member = ""
         self._buffer = memoryview(bytearray(_CHUNK))
-        # a read-only array is the one view that google_crc32c takes without a copy
+        # google_crc32c takes only a read-only array without a copy
         self._view = np.frombuffer(self._buffer.toreadonly(), dtype=np.uint8)
 
     @property
     def sha256(self) -> bytes:
-        """Of every byte walked so far; of the whole shard once the iteration has ended."""
+        """Of every byte read so far; of the complete shard after the iteration."""
         return self._sha.digest()
 
     def __iter__(self) -> Iterator[Member]:
@@ -134,7 +134,7 @@ class Walker:
         return crc
 
     def _end(self) -> None:
-        """After one zero block: a second one, then nothing but zeros up to a whole number of blocks."""
+        """After one zero block: a second one, then only zeros up to a multiple of the block size."""
         second = os.pread(self._fd, BLOCK, self.size)
         if len(second) == BLOCK and any(second):
             raise self._error("a lone zero block inside the archive, then more data")
@@ -145,7 +145,7 @@ class Walker:
             if data.count(0) != len(data):
                 raise self._error("data after the end of the archive: concatenated archives are not supported")
         if self.size % BLOCK:
-            raise self._error(f"truncated: {self.size} bytes are not a whole number of {BLOCK}-byte blocks")
+            raise self._error(f"truncated: {self.size} bytes are not a multiple of {BLOCK}-byte blocks")
 
     def _check(self, block: bytes) -> bytes:
         """Verify the header checksum; the member's type."""
@@ -164,7 +164,7 @@ class Walker:
         if field[0] & 0x80:
             value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
             if field[0] & 0x40 or value >= 1 << 62:
-                raise self._error(f"header after this member: {what} is negative or absurd")
+                raise self._error(f"header after this member: {what} is negative or too large")
             return value
         digits = field.strip(b" \0")
         if any(c not in b"01234567" for c in digits):

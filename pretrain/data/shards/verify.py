@@ -1,4 +1,4 @@
-"""Read every byte of the shards again and name what is not as it was when it was indexed."""
+"""Read every byte of the shards again and name what has changed since it was indexed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHUNK = 4 << 20
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong; key and member are empty where the damage lies in no sample's payload."""
+    """One damage; key and member are empty if it is not in a sample's payload."""
 
     shard: str
     key: str
@@ -37,7 +37,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Of one shard: samples and bytes that its index holds, damages found."""
+    """Samples and bytes of one shard by its index, and the damages found."""
 
     samples: int
     bytes: int
@@ -47,8 +47,8 @@ class VerifyReport:
 def verify_shards(
     shards: Sequence[str], *, spec: Sequence[str] = (), index: Path | None = None, workers: int = 1
 ) -> Iterator[VerifyReport]:
-    """Yield a report per shard, and one more for each damaged dataset.json and for each shard that is gone: listed in
-    dataset.json, and no longer found by the folders and globs of `spec`. ValueError when a shard was never indexed.
+    """Yield a report per shard, and one for each damaged dataset.json and each missing shard: listed in
+    dataset.json, but not found by the folders and globs of `spec`. ValueError if a shard was never indexed.
     """
     catalogs: dict[Path, dict[str, ShardRow] | None] = {}
     for home in {sidecar_path(shard, index).parent for shard in shards}:
@@ -59,7 +59,7 @@ def verify_shards(
             yield VerifyReport(0, 0, [Damage(str(home / CATALOG), "", "", str(error))])
     listed = {home: rows for home, rows in catalogs.items() if rows is not None and index is None}
     for shard in gone_shards(spec, shards, listed):
-        yield VerifyReport(0, 0, [Damage(shard, "", "", f"gone: {CATALOG} lists it")])
+        yield VerifyReport(0, 0, [Damage(shard, "", "", f"missing, but listed in {CATALOG}")])
     never = []
     jobs: list[tuple[str, ShardRow | None]] = []
     for shard in shards:
@@ -109,19 +109,19 @@ def _compare(fd: int, shard: str, index: ShardIndex) -> list[Damage]:
     for member, (offset, length) in enumerate(zip(index.offset.tolist(), index.length.tolist(), strict=True)):
         if offset + length > size:
             lost = len(index.offset) - member
-            reason = f"gone: the shard ends at byte {size}; {lost} members are lost, this one first"
+            reason = f"missing: the shard ends at byte {size}; {lost} members are lost, starting with this one"
             return [*damages, Damage(shard, *_place(index, member), reason)]
-        _pass_over(fd, at, offset, sha)
-        if _pass_over(fd, offset, offset + length, sha) != index.crc32c[member]:
+        _hash_bytes(fd, at, offset, sha)
+        if _hash_bytes(fd, offset, offset + length, sha) != index.crc32c[member]:
             damages.append(Damage(shard, *_place(index, member), "crc32c mismatch"))
         at = offset + length
-    _pass_over(fd, at, size, sha)
+    _hash_bytes(fd, at, size, sha)
     if not damages and sha.hexdigest() != index.sha256:
         damages.append(_outside_payloads(fd, shard, index))
     return damages
 
 
-def _pass_over(fd: int, start: int, end: int, sha: hashlib._Hash) -> int:
+def _hash_bytes(fd: int, start: int, end: int, sha: hashlib._Hash) -> int:
     """Hash bytes [start, end); their crc32c."""
     crc = 0
     while start < end:
@@ -135,7 +135,7 @@ def _pass_over(fd: int, start: int, end: int, sha: hashlib._Hash) -> int:
 
 
 def _outside_payloads(fd: int, shard: str, index: ShardIndex) -> Damage:
-    """The shard's sha256 is wrong and every payload is right: name the header or padding, as far as it can be known."""
+    """The shard's sha256 is wrong and every payload is right: name the header or padding, as far as possible."""
     try:
         for member in Walker(fd, shard):
             padding = os.pread(fd, -member.length % BLOCK, member.offset + member.length)

@@ -2,10 +2,10 @@
 
 A pure function of a host batch: every random number was drawn on the host (`specs.Param`), so it runs the same in a
 worker and on a GPU, without a generator and without waiting for the device. Each operation is torchvision's tensor
-formula (`torchvision.transforms.v2.functional`) on float images in [0, 1]; the blur's tail is cut where it holds less
-than 1e-3 of the weight. Contrast of other than 3 channels blends with the mean of all channels.
+formula (`torchvision.transforms.v2.functional`) on float images in [0, 1]; the blur's tail is cut below a weight
+of 1e-3. Contrast of other than 3 channels blends with the mean of all channels.
 
-The official DINO code works on uint8 PIL images: it rounds after every operation, counts hue in 1/256 turns and blurs
+The official DINO code works on uint8 PIL images: it rounds after every operation, has hue in steps of 1/256 and blurs
 by repeated box filters. On ImageNet photos with equal parameters the result differs from ours by 1.1/255 on average
 after jitter and grayscale (99 % of the values within 4/255) and by 0.6/255 after blur (99 % within 4.3/255).
 """
@@ -36,10 +36,10 @@ def apply(
     std: Sequence[float],
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W] (normalized if asked for), the rest as is.
+    """The tensors of a host batch on `device`: views float32 [b, n, C, H, W], normalized unless normalize=False.
 
     Views that a worker has augmented already (no "<name>.params" in the batch) are only moved. Raises ValueError for
-    saturation, hue or grayscale on other than 3 channels, and for mean or std of another length than the channels.
+    saturation, hue or grayscale on other than 3 channels, and for mean or std of another length than in_chans.
     """
     batch = {name: host_batch[name].to(device, non_blocking=True) for name in ("position", *drawn_names(views))}
     for name, entry in stacks(views).items():
@@ -66,9 +66,9 @@ def augment(images: Tensor, params: Tensor, mean: Sequence[float], std: Sequence
 
 
 def _plan(params: np.ndarray, sigma_max: float) -> tuple[np.ndarray, np.ndarray]:
-    """What happens to each of k images in each of _STAGES: index into _OPS int64 [k, s], and its value float32 [k, s].
+    """The operation on each of k images in each of _STAGES: index into _OPS int64 [k, s], and its value float32 [k, s].
 
-    Known on the host, so that nothing has to wait for the device.
+    Computed on the host, so that nothing waits for the device.
     """
     codes = np.zeros((len(params), _STAGES), np.int64)
     values = np.zeros((len(params), _STAGES), np.float32)
@@ -80,7 +80,7 @@ def _plan(params: np.ndarray, sigma_max: float) -> tuple[np.ndarray, np.ndarray]
     codes[:, 1:5] = np.where(jitters, order - Param.BRIGHTNESS + _FIRST_JITTER, 0)
     values[:, 1:5] = chosen
     codes[:, 5] = np.where(params[:, Param.GRAY] > 0, _GRAY, 0)
-    # Small sigmas need half the taps. The class is a fact of the image, so a batch's company changes no bit of it.
+    # Small sigmas need half the taps. The class depends on the image alone, so other images of the batch change no bit.
     sigma = params[:, Param.SIGMA]
     codes[:, 6] = np.where(sigma > 0, np.where(sigma > sigma_max / 2, _BLUR, _BLUR + 1), 0)
     values[:, 6] = sigma
@@ -89,7 +89,7 @@ def _plan(params: np.ndarray, sigma_max: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def _one_by_one(x: Tensor, codes: np.ndarray, values: np.ndarray, ops: list[_Op], norm: Tensor) -> Tensor:
-    """On the CPU: an image at a time stays in the cache, which is 3 times as fast as the batch."""
+    """On the CPU: one image at a time stays in the cache, which is 3 times as fast as the batch."""
     for image, image_codes, image_values in zip(x.split(1), codes.tolist(), torch.from_numpy(values), strict=True):
         image.div_(255)
         for code, value in zip(image_codes, image_values, strict=True):
@@ -100,7 +100,7 @@ def _one_by_one(x: Tensor, codes: np.ndarray, values: np.ndarray, ops: list[_Op]
 
 
 def _together(x: Tensor, codes: np.ndarray, values: np.ndarray, ops: list[_Op], norm: Tensor) -> Tensor:
-    """On a GPU: each operation of a stage once, on the images that have it; their numbers go over as two tensors."""
+    """On a GPU: each operation of a stage once, on the images that have it; parameters are sent as two tensors."""
     steps = [(stage, code) for stage in range(_STAGES) for code in np.unique(codes[:, stage]) if code]
     picks = [np.flatnonzero(codes[:, stage] == code) for stage, code in steps]
     sizes = [len(pick) for pick in picks]
@@ -133,9 +133,9 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Shift the hue by a fraction of a turn in HSV, where value and chroma stay as they are.
+    """Shift the hue by a fraction of a full circle in HSV; value and chroma do not change.
 
-    A. R. Smith 1978, "Color gamut transform pairs", in closed form: with the hue h in sixths of a turn, red is
+    A. R. Smith 1978, "Color gamut transform pairs", in closed form: with the hue h in sixths of a circle, red is
     value - chroma + chroma * clamp(|h - 3| - 1, 0, 1), green and blue are value - chroma * clamp(|h - 2| - 1, 0, 1) and
     the same at 4.
     """

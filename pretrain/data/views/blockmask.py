@@ -1,4 +1,4 @@
-"""Rectangles on a grid of patches, the way BEiT places them; iBOT, DINOv2 and data2vec build on the same rule."""
+"""Rectangles on a grid of patches, placed as in BEiT; iBOT, DINOv2 and data2vec use the same rule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def place_blocks(
 ) -> tuple[np.ndarray, list[Block]]:
     """Cover at most `goal` patches with rectangles: mask bool [rows, columns], blocks (top, left, height, width).
 
-    Each try takes four uniform numbers: an area in [smallest, patches still wanted] (the ends may be the other way
-    round), a log-uniform aspect height / width, and the place. A block stays if it is lower and narrower than the grid
-    and covers between 1 and as many new patches as are still wanted (`largest` at most). Ten failures end it.
+    Each try takes four uniform numbers: an area in [smallest, patches still to cover] (in either
+    order), a log-uniform aspect height / width, and the position. A block is kept if it is lower and narrower than the
+    grid and covers at least 1 new patch, and at most those still to cover and `largest`. Ten failures end it.
     """
     rows, columns = grid
     log_aspect = math.log(min_aspect)
@@ -46,7 +46,7 @@ def place_blocks(
 
 
 def fill_up(mask: np.ndarray, number: int, ranks: np.ndarray) -> np.ndarray:
-    """Exactly `number` True per row of `mask` bool [..., N]: its own or others too, lowest ranks in [0, 1) first."""
+    """Exactly `number` True per row of `mask` bool [..., N]: removes or adds entries, lowest ranks in [0, 1) first."""
     order = np.argsort(np.where(mask, ranks, 1 + ranks), axis=-1, kind="stable")
     filled = np.zeros_like(mask)
     np.put_along_axis(filled, order[..., :number], True, axis=-1)

@@ -1,8 +1,8 @@
-"""Geometry of a view: where a random crop lies, and its resize on uint8.
+"""Geometry of a view: the box of a random crop, and its resize on uint8.
 
 The crop follows torchvision's RandomResizedCrop (Inception, Szegedy et al. 2014): ten tries of a log-uniform aspect
-ratio, then the largest central crop of an allowed ratio. Its random numbers come in as uniforms, so that they can be
-keyed.
+ratio, then the largest central crop of an allowed ratio. It takes uniform random numbers as arguments, so that they can
+be keyed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def crop_box(
 def resize_into(out: Tensor, image: Tensor, box: tuple[int, int, int, int], interpolation: str) -> None:
     """Write the box of `image` uint8 [1, C, H, W], resized with antialiasing, into `out` uint8 [1, C, h, w].
 
-    Equals `torch.nn.functional.interpolate(..., antialias=True)` on the cropped pixels; writing into the batch saves
-    the page faults of a fresh result (1.4x at 224 px). Within 1/255 of PIL's resize on natural images;
+    Equals `torch.nn.functional.interpolate(..., antialias=True)` on the cropped pixels; writing into the batch avoids
+    the page faults of a new result (1.4x at 224 px). Within 1/255 of PIL's resize on natural images;
     Lanczos is PIL's.
     """
     top, left, height, width = box
@@ -62,7 +62,7 @@ def resize_into(out: Tensor, image: Tensor, box: tuple[int, int, int, int], inte
 
 
 def colour_params(uniforms: np.ndarray, view: ViewSpec) -> np.ndarray:
-    """Parameters float32 [..., NUM_PARAMS] of view instances from uniforms [..., UNIFORMS] in [0, 1)."""
+    """Parameters float32 [..., NUM_PARAMS] of view instances from uniform random numbers [..., UNIFORMS] in [0, 1)."""
     flip, jittered, order, brightness, contrast, saturation, hue, gray, blurred, sigma, solarized = np.moveaxis(
         uniforms[..., BOX_UNIFORMS:], -1, 0
     )

@@ -1,4 +1,4 @@
-"""Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` that says why not.
+"""Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` with the reason.
 
 The kind of image is read from its first bytes, never from its name. EXIF orientation is ignored, as in the official
 MAE and DINO pipelines. Nothing is decoded before its size is known to be within the limits, a truncated image is an
@@ -25,7 +25,7 @@ LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's cla
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
-# They harm no pixel and are common in images of the web and of phones; every other warning means damage.
+# Harmless to the pixels and common in images from the web and from phones; every other warning means damage.
 _HARMLESS_WARNINGS = ("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters")
 
 
@@ -70,7 +70,7 @@ def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
         shape, fortran_order, dtype = read_header(stream)
     except DecodeError:
         raise
-    except Exception as error:  # the header is a Python literal, and its parser leaks anything
+    except Exception as error:  # the header is a Python literal, whose parser raises errors of any type
         raise DecodeError(f"not a .npy array: {str(error) or type(error).__name__}") from error
     shape = (*shape, 1) if len(shape) == 2 and in_chans == 1 else shape
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != in_chans or fortran_order:
@@ -90,10 +90,10 @@ def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
             return simplejpeg.decode_jpeg(data, colorspace=_JPEG_COLORSPACES[in_chans], strict=True)
     except DecodeError:
         raise
-    except KeyError:  # colours or subsampling that simplejpeg has no name for
+    except KeyError:  # colours or subsampling that simplejpeg does not know
         pass
     except ValueError as error:
-        # libjpeg tells its first warning only. PIL goes on behind a harmless one, and still sees a truncation.
+        # libjpeg reports its first warning only. PIL continues after a harmless one, and still detects a truncation.
         if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
             raise DecodeError(f"JPEG: {error}") from error
     return _decode_with_pil(data, in_chans)
@@ -115,7 +115,7 @@ def _decode_with_pil(data: bytes, in_chans: int) -> np.ndarray:
         raise DecodeError(f"too large: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise DecodeError(f"not a JPEG, PNG or WebP image: it starts with {data[:12]!r}") from error
-    except Exception as error:  # a decoder leaks anything on damaged bytes: OSError, struct.error, AssertionError
+    except Exception as error:  # decoders raise anything on damaged bytes: OSError, struct.error, AssertionError
         raise DecodeError(f"damaged image: {str(error) or type(error).__name__}") from error
 
 

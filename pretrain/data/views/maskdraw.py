@@ -15,13 +15,13 @@ from pretrain.data.views.specs import Mask
 
 @dataclass(frozen=True)
 class BatchPosition:
-    """Which samples of which step: what masks may depend on.
+    """The samples of a micro-batch and their step: all that masks may depend on.
 
     Attributes:
         positions: of the micro-batch's samples, int64 [b], within [first, first + global_batch).
-        first: position of the first sample of the step. It stands for the step, and unlike a step number it means the
-            same when the global batch was another one earlier in the run.
-        epoch_length: samples of one pass over the data.
+        first: position of the first sample of the step. It identifies the step, and unlike a step number it keeps its
+            meaning if the global batch size was different earlier in the run.
+        epoch_length: samples of one epoch.
     """
 
     seed: int

@@ -1,10 +1,10 @@
-"""The kinds of patch masks an objective can ask for: specifications, free of torch and numpy.
+"""The kinds of patch masks an objective can request: specifications, without torch and numpy.
 
-They are drawn on the host by maskdraw.py. BlockMask and InverseBlockMask and RatioBlockMask depend on the seed and the
-sample's position only; StratifiedBlockMask and MultiBlockMask also on the sample's place in the global batch of its
-step. So the masks are the same for any number of ranks, workers and micro-batches.
+maskdraw.py draws them on the host. BlockMask, InverseBlockMask and RatioBlockMask depend on the seed and the sample's
+position only; StratifiedBlockMask and MultiBlockMask also on the sample's index in the global batch of its step. So the
+masks are the same for any number of ranks, workers and micro-batches.
 
-Every kind raises ValueError when its grid cannot hold what is asked for, or when no patch would stay visible.
+Every kind raises ValueError when its grid cannot hold the requested blocks, or when no patch would stay visible.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class BlockMask(Mask):
 
     Batch entry: bool [b, N] with True where hidden, or [b, count, N] for a count above 1.
 
-    num_masked      patches to hide; never more. When ten tries find no place for a block, fewer stay hidden
-    min_per_block, max_per_block   patches of a block; the maximum is num_masked if left out
+    num_masked      patches to hide; never more. If ten tries find no position for a block, fewer are hidden
+    min_per_block, max_per_block   patches of a block; the default maximum is num_masked
     min_aspect      height / width of a block is log-uniform in [min_aspect, 1 / min_aspect]
-    exact           single patches at random make up what is missing (Peng et al. 2022, "BEiT v2")
+    exact           random single patches are added until num_masked are hidden (Peng et al. 2022, "BEiT v2")
     """
 
     num_masked: int
@@ -59,11 +59,11 @@ class BlockMask(Mask):
 class RatioBlockMask(Mask):
     """Each view hides a random share of its patches (Zhou et al. 2022, "iBOT", section 3.1 and its loader).
 
-    Batch entry: bool [b, count, N], True where hidden. One of the pairs (ratio, ratio_var) is chosen with equal chance,
-    the share is uniform in ratio +- ratio_var; a ratio of 0 leaves the view whole.
+    Batch entry: bool [b, count, N], True where hidden. One of the pairs (ratio, ratio_var) is chosen with equal
+    probability, the share is uniform in ratio +- ratio_var; with ratio 0 nothing is hidden.
 
     shape         block: rectangles of at least (shorter side of the grid // 3)^2 patches; rand: single patches
-    start_epoch   nothing is hidden in the passes over the data before this one
+    start_epoch   nothing is hidden in earlier epochs
     """
 
     count: int = 2
@@ -94,17 +94,17 @@ class RatioBlockMask(Mask):
 
     @property
     def smallest_block(self) -> int:
-        """Patches; 0 on grids of fewer than 3 rows or columns."""
+        """In patches; 0 on grids with fewer than 3 rows or columns."""
         return (min(self.grid) // 3) ** 2
 
 
 @dataclass(frozen=True)
 class StratifiedBlockMask(Mask):
-    """A fixed share of the views is masked, with hidden shares spread evenly over a range (Oquab et al. 2023, DINOv2).
+    """A fixed share of the views is masked, with mask ratios spread evenly over a range (Oquab et al. 2023, DINOv2).
 
-    Batch entry: bool [b, count, N], True where hidden. Of the count * global batch views of a step, int(prob * that
-    many) are masked, one in each of as many equal bins of `ratio`; which view gets which bin is a permutation drawn
-    for the step. Blocks hold min_patches to half the grid.
+    Batch entry: bool [b, count, N], True where hidden. Of the V = count * global batch views of a step, int(prob * V)
+    are masked, one per equal bin of `ratio`; a permutation drawn for the step assigns bins to views. Blocks have
+    min_patches to half the grid.
     """
 
     count: int = 2
@@ -131,7 +131,7 @@ class StratifiedBlockMask(Mask):
 
     @property
     def max_patches(self) -> int:
-        """Of one block: half the rows."""
+        """Largest block: half the rows."""
         return max(1, self.grid[0] // 2 * self.grid[1])
 
 
@@ -141,12 +141,12 @@ class MultiBlockMask(Mask):
 
     Batch entries, indices of patches in ascending order: int64 [b, num_contexts, K] at "<name>_context" and int64
     [b, num_targets, K'] at "<name>_targets". K' is the size of the step's target block; K is the smallest context of
-    the global batch, longer ones lose their last patches.
+    the global batch, longer ones are cut at the end.
 
-    context_scale, target_scale   share of the patches in a block before overlap is removed
-    aspect         height / width of target blocks; the context is square. One number drives scale and aspect, and one
-                   block size holds for the whole step
-    min_keep       a context must keep more patches than this; after 20 tries it may overlap the last target, and so on
+    context_scale, target_scale   a block's share of the patches before overlap is removed
+    aspect         height / width of target blocks; the context is square. One random number sets scale and aspect;
+                   all blocks of a step have one size
+    min_keep       a context must keep more patches than this; after 20 tries it may overlap the last target, then more
     allow_overlap  the context keeps the patches of the targets
 
     As in the official code no block reaches the last row or the last column.
@@ -187,23 +187,23 @@ class MultiBlockMask(Mask):
         return (f"{self.name}_context", f"{self.name}_targets")
 
     def target_size(self, number: float) -> tuple[int, int]:
-        """(rows, columns) of target blocks from a number in [0, 1]."""
+        """(rows, columns) of target blocks for a random number in [0, 1]."""
         return _block_size(self.grid, self.target_scale, self.aspect, number)
 
     def context_size(self, number: float) -> tuple[int, int]:
-        """(rows, columns) of context blocks from a number in [0, 1]."""
+        """(rows, columns) of context blocks for a random number in [0, 1]."""
         return _block_size(self.grid, self.context_scale, (1.0, 1.0), number)
 
 
 @dataclass(frozen=True)
 class InverseBlockMask(Mask):
-    """Square blocks stay visible, all else is hidden (Baevski et al. 2023, "data2vec 2.0", section 3.3).
+    """Square blocks stay visible, all other patches are hidden (Baevski et al. 2023, "data2vec 2.0", section 3.3).
 
-    Batch entry: bool [b, count, N], True where hidden, exactly N - int(N * (1 - mask_ratio)) in each: patches drawn at
-    random leave or join the blocks until the number is right.
+    Batch entry: bool [b, count, N], True where hidden, exactly N - int(N * (1 - mask_ratio)) in each: random patches
+    are removed from or added to the blocks until the number is right.
 
     block    side of a block in patches
-    adjust   added to the visible share before it is divided into blocks, which overlap
+    adjust   added to the visible share before it is divided into blocks, because blocks overlap
     count    masks per image
     """
 
@@ -231,7 +231,7 @@ class InverseBlockMask(Mask):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks set before patches leave or join."""
+        """Number of blocks, before patches are removed or added."""
         return int(self.num_patches * (1 - self.mask_ratio + self.adjust) / self.block**2)
 
 
@@ -261,6 +261,6 @@ def _check_block_fits(mask: Mask, patches: int, min_aspect: float) -> None:
     if min(mask.grid) < 2 or flattest >= steepest * (1 + 1e-9):
         raise ValueError(
             f"mask {mask.name!r}: no block of {patches} patches with sides of aspect {min_aspect} or more fits into "
-            f"the grid {mask.grid[0]} x {mask.grid[1]}, whose rows and columns it may not fill; ask for smaller blocks "
+            f"the grid {mask.grid[0]} x {mask.grid[1]}, of which it may not fill a row or column; set smaller blocks "
             "or use smaller patches"
         )

@@ -1,4 +1,4 @@
-"""Context and target blocks of I-JEPA for a whole step at once, so that every rank knows the shortest context."""
+"""Context and target blocks of I-JEPA for a complete step at once, so that every rank knows the shortest context."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _context(
     key: tuple[int, int, int],
     slot: int,
 ) -> np.ndarray:
-    """One context per image of the step, bool [B, N]: tried again where too little is left outside the targets."""
+    """One context per image of the step, bool [B, N]: drawn again if too few patches are outside the targets."""
     batch, found = len(allowed), np.zeros_like(allowed)
     pending, free = np.arange(batch), allowed
     for attempt in range(_TRIES * (mask.num_targets + 1)):

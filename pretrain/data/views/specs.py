@@ -1,4 +1,4 @@
-"""What one image becomes: the specification of views, noises and masks, free of torch.
+"""Specifications of views, noises and masks, which an objective requests for each image; without torch.
 
 An objective lists `ViewSpec`s, `Noise`s and masks (the kinds of `Mask` are in masks.py). The loader draws their random
 numbers on the host, keyed by sample position, and sends those of the views along as one float32 vector per view
@@ -20,10 +20,10 @@ class Param(IntEnum):
     FLIP = 0  # 1: mirror left-right
     JITTER = 1  # 1: colour jitter is on
     ORDER = 2  # index into JITTER_ORDERS
-    BRIGHTNESS = 3  # factor, 1 leaves the image
-    CONTRAST = 4  # factor, 1 leaves the image
-    SATURATION = 5  # factor, 1 leaves the image
-    HUE = 6  # shift in turns, 0 leaves the image
+    BRIGHTNESS = 3  # factor, 1: unchanged
+    CONTRAST = 4  # factor, 1: unchanged
+    SATURATION = 5  # factor, 1: unchanged
+    HUE = 6  # shift as a fraction of the colour circle, 0: unchanged
     GRAY = 7  # 1: to grayscale, in all channels
     SIGMA = 8  # Gaussian blur in pixels, 0: none
     SOLARIZE = 9  # 1: invert values of 128/255 and more
@@ -67,16 +67,16 @@ class Blur:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """`count` random crops of one image, and what happens to their colours.
+    """`count` random crops of one image, and their colour changes.
 
     name           entry of the batch; views of one name and size are stacked in list order
     size           (height, width) in pixels
     scale, ratio   RandomResizedCrop: range of the area as a fraction of the image, range of width / height
     hflip, grayscale, solarize   probabilities
     normalize      False: pixels in [0, 1] instead of the run's mean and standard deviation
-    same_as        name of other views: the same crops, flips and colours, seen at this size and interpolation, as the
-                   tokenizer of BEiT sees the picture its student sees. What it takes from there cannot be given here.
-    colours        False: with `same_as`, without the changes of colour, blur and solarization
+    same_as        name of other views: the same crops, flips and colours at this size and interpolation, as BEiT's
+                   tokenizer sees the image of the student. Fields taken from there cannot be set here.
+    colours        False: with `same_as`, without colour changes, blur and solarization
     """
 
     name: str
@@ -110,21 +110,28 @@ class ViewSpec:
         for name in ("hflip", "grayscale", "solarize"):
             _check(f"{where}: {name}", getattr(self, name), 0, 1)
         if not self.colours and self.same_as is None:
-            raise ValueError(f"{where}: colours=False is said of a view with same_as; leave its colours at 0 instead")
+            raise ValueError(f"{where}: colours=False needs same_as; without it leave the colours at 0")
         if self.same_as is not None:
             given = [f.name for f in fields(self) if f.name not in _OWN and getattr(self, f.name) != f.default]
             if given:
                 raise ValueError(
-                    f"{where}: {', '.join(given)} come from view {self.same_as!r} (same_as); leave them out"
+                    f"{where}: {', '.join(given)} come from view {self.same_as!r} (same_as); do not set them"
                 )
 
 
-_OWN = ("name", "size", "interpolation", "normalize", "same_as", "colours")  # what a view with `same_as` decides itself
+_OWN = (
+    "name",
+    "size",
+    "interpolation",
+    "normalize",
+    "same_as",
+    "colours",
+)  # what a view with `same_as` sets itself
 
 
 @dataclass(frozen=True)
 class Noise:
-    """float32 numbers uniform in [0, 1) of `shape` per sample, for instance what an objective ranks patches by."""
+    """float32 numbers uniform in [0, 1) of `shape` per sample, for instance to rank patches."""
 
     name: str
     shape: tuple[int, ...]
@@ -137,7 +144,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Mask:
-    """What the masks of masks.py have in common: patches of `grid` (rows, columns) that are chosen at random."""
+    """The base of the masks of masks.py: random patches of a `grid` (rows, columns)."""
 
     name: str
     grid: tuple[int, int]
@@ -153,7 +160,7 @@ class Mask:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Names of what it puts into the batch."""
+        """Its entries in the batch."""
         return (self.name,)
 
 
@@ -162,9 +169,9 @@ RESERVED_NAMES = frozenset({"position", "bad"})
 
 
 def stacks(specs: Sequence[InputSpec]) -> dict[str, list[tuple[int, ViewSpec]]]:
-    """Batch entry name -> its (index in `specs`, ViewSpec)s in list order. Checks the list as a whole.
+    """Batch entry name -> its (index in `specs`, ViewSpec)s in list order. Checks the complete list.
 
-    A view that is the same as others comes as those views, of its own size, with their indices.
+    A view with `same_as` is listed as those views, with its own size and their indices.
 
     Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view,
     and for a noise or a mask that shares its name.
@@ -188,7 +195,7 @@ def stacks(specs: Sequence[InputSpec]) -> dict[str, list[tuple[int, ViewSpec]]]:
 
 
 def drawn_names(specs: Sequence[InputSpec]) -> list[str]:
-    """Batch entries that hold random numbers or choices instead of pictures."""
+    """Batch entries that hold random numbers or masks instead of images."""
     noises = [spec.name for spec in specs if isinstance(spec, Noise)]
     return noises + [name for spec in specs if isinstance(spec, Mask) for name in spec.entries]
 
@@ -198,7 +205,7 @@ def _seen_again(spec: ViewSpec, specs: Sequence[InputSpec]) -> list[tuple[int, V
     if not found or any(view.same_as is not None for _, view in found):
         views = ", ".join(sorted({view.name for view in specs if isinstance(view, ViewSpec) and view.same_as is None}))
         raise ValueError(
-            f"view {spec.name!r}: same_as {spec.same_as!r} must name views that are drawn by themselves, of: {views}"
+            f"view {spec.name!r}: same_as {spec.same_as!r} must name a view without same_as; one of: {views}"
         )
     own = {name: getattr(spec, name) for name in _OWN} | {"same_as": None, "colours": True}
     plain = {} if spec.colours else {"jitter": None, "grayscale": 0.0, "blur": None, "solarize": 0.0}
@@ -206,16 +213,16 @@ def _seen_again(spec: ViewSpec, specs: Sequence[InputSpec]) -> list[tuple[int, V
 
 
 def check_channels(specs: Sequence[InputSpec], in_chans: int) -> None:
-    """Raise ValueError for colour operations that other than RGB images do not have."""
+    """Raise ValueError for colour operations that need RGB images."""
     for spec in specs:
         if in_chans == 3 or not isinstance(spec, ViewSpec):
             continue
-        asked = {
+        used = {
             "jitter.saturation": spec.jitter is not None and spec.jitter.saturation > 0,
             "jitter.hue": spec.jitter is not None and spec.jitter.hue > 0,
             "grayscale": spec.grayscale > 0,
         }
-        names = [name for name, on in asked.items() if on]
+        names = [name for name, on in used.items() if on]
         if names:
             raise ValueError(
                 f"view {spec.name!r}: {', '.join(names)} need 3 channels, the images have {in_chans}; set to 0"

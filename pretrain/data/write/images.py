@@ -1,6 +1,6 @@
-"""May this file become a sample? Its header is believed for the size only; then it is decoded once, whole.
+"""Check that a file can become a sample: its header gives the size, then it is decoded once, completely.
 
-Bytes are kept as they are unless a resize is asked for: gray, CMYK, 16-bit and 1x1 images are good samples. What
+Bytes are kept unless a resize is requested: gray, CMYK, 16-bit and 1x1 images are good samples. What
 training could not decode (decode.py) is refused.
 """
 
@@ -33,11 +33,11 @@ class UnreadableImageError(ValueError):
 
 
 def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]:
-    """(extension by content, bytes to store): `data` itself, or made smaller to a shorter side of `size` (Lanczos).
+    """(extension by content, bytes to store): `data` itself, or resized to a shorter side of `size` (Lanczos).
 
     An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
-    PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; so is a small one that has one.
-    UnreadableImageError says why it cannot be used.
+    PNG at 8 or 16 bits) and is rotated upright, because its EXIF orientation is lost; also a small one.
+    UnreadableImageError has the reason why it cannot be used.
     """
     if not data:
         raise UnreadableImageError("empty file")
@@ -51,12 +51,12 @@ def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]
         raise UnreadableImageError(f"cannot be decoded: {error}") from error
     except (
         Exception
-    ) as error:  # a decoder leaks anything on hostile bytes: OSError, struct.error, IndexError, zlib.error
+    ) as error:  # a decoder raises errors of any type on hostile bytes: OSError, struct.error, IndexError, zlib.error
         raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def open_image(data: bytes) -> Image.Image:
-    """A JPEG, PNG or WebP with only its header read. UnreadableImageError when it is none, or too large."""
+    """A JPEG, PNG or WebP with only its header read. UnreadableImageError for another format, or one too large."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap, below, is lower
@@ -94,7 +94,7 @@ def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, by
     assert image.format is not None
     extension = _EXTENSIONS[image.format]
     turn = None if size is None else _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    if extension == "jpg":  # PIL takes damaged pixels without a word
+    if extension == "jpg":  # PIL accepts damaged pixels silently
         pixels = decode_image(data, 1 if image.mode == "L" else 3)
         image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
     else:

@@ -1,7 +1,7 @@
 """Write image files as WebDataset shards: in parallel, restartable, the same bytes every time.
 
 The plan (which file goes into which shard) is fixed before the first byte is written and depends on the files and the
-arguments alone, so a shard is a job of its own, and a killed run is finished by running the same command again.
+arguments alone, so each shard is an independent job, and the same command continues a killed run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.write.images import UnreadableImageError, prepare
 from pretrain.data.write.sources import ImageSource, Sources, classes_json, find_sources, read_classes
 
-_STATE = ".write"  # arguments and receipts, one small file a shard; what makes a rerun a continuation
+_STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
 _VERSION = 2  # of the plan: raised when the same files and arguments would give other shards
 _PROBED = 64
 _MAX_FILE = 1 << 30
@@ -150,14 +150,14 @@ def _only_writer(state: Path, name: str) -> Iterator[None]:
             _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{state.parent}: another fovea data write --name {name} is at work in this folder"
+                f"{state.parent}: another fovea data write --name {name} is running in this folder"
             ) from None
         yield
 
 
 @contextmanager
 def _shared(state: Path) -> Iterator[None]:
-    """While one writer changes the files that those of other names have in common with it, they wait."""
+    """Writers with other names wait while one changes the files they share."""
     with (state / "lock").open("w") as lock:
         _lock(lock, fcntl.LOCK_EX)
         yield
@@ -168,14 +168,14 @@ def _lock(file: IO[str], how: int) -> None:
         fcntl.flock(file, how)
     except BlockingIOError:
         raise
-    except OSError as error:  # Lustre, unless it is mounted with the option flock
+    except OSError as error:  # Lustre, unless mounted with the option flock
         raise ValueError(
-            f"{file.name}: this file system gives no locks ({error.strerror}); write to one that does, then copy"
+            f"{file.name}: this file system has no locks ({error.strerror}); write to one that has, then copy"
         ) from error
 
 
 def _with_those_of(path: Path, classes: Mapping[int, str]) -> dict[int, str]:
-    """`classes` and those of the folder, by which its other shards are labelled. ValueError where they contradict."""
+    """`classes` and those of the folder, which label its other shards. ValueError if they contradict."""
     kept = read_classes(path) if path.exists() else {}
     ids = {name: i for i, name in kept.items()}
     for i, name in classes.items():
@@ -188,7 +188,7 @@ def _with_those_of(path: Path, classes: Mapping[int, str]) -> dict[int, str]:
 
 
 def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
-    """Keep the arguments beside the shards, or check that they are those of the run that is being continued."""
+    """Store the arguments next to the shards, or check that they equal those of the run to continue."""
     listing = hashlib.sha256()
     for file in sources.files:
         listing.update(f"{file.size} {file.label} ".encode() + os.fsencode(file.name) + b"\0")
@@ -246,7 +246,7 @@ def _plan(sources: Sources, settings: WriteSettings) -> list[list[ImageSource]]:
 
 
 def _shuffle_key(file: ImageSource, *, seed: int) -> bytes:
-    """An order that no library's random numbers decide, so that it never changes."""
+    """An order that does not depend on a library's random numbers, so it never changes."""
     return hashlib.blake2b(os.fsencode(file.name), key=str(seed).encode(), digest_size=16).digest()
 
 

@@ -1,4 +1,4 @@
-"""What `fovea data write` will write: image files, their keys and their labels, from a folder or a CSV."""
+"""The input of `fovea data write`: image files, their keys and their labels, from a folder or a CSV."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Sources:
 
 
 def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None = None) -> Sources:
-    """Look through a folder (recursively) or a CSV.
+    """Read a folder (recursively) or a CSV.
 
-    labels: "none", or "auto": the top sub-folders' names where every image lies in one and there are two or more, or
+    labels: "none", or "auto": the names of the top sub-folders if there are two or more and every image is in one, or
     a CSV's `label` or `class_name` column. Names get the ids of `classes` if given, else 0, 1, ... in sorted order;
-    integer labels of a CSV are kept. ValueError: nothing found, a bad CSV, a class that `classes` does not have.
+    integer labels of a CSV are kept. ValueError: nothing found, a bad CSV, a class that is not in `classes`.
     """
     if source.is_dir():
         names, ignored = _images(source)
@@ -86,7 +86,7 @@ def classes_json(classes: Mapping[int, str]) -> bytes:
 
 
 def _images(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Names of images below `folder`, links followed, hidden ones left out; and the other suffixes, counted."""
+    """Names of images below `folder`, links followed, without hidden ones; and the other suffixes, counted."""
     names: list[str] = []
     ignored: Counter[str] = Counter()
     for entry in walk(folder):
@@ -131,8 +131,8 @@ def _parse_csv(
         class_name = (row[class_column] or "").strip() if class_column else None
         if "" in (label, class_name):
             raise ValueError(f"{path}, line {reader.line_num}: {name} has no label; --labels none ignores them all")
-        whole = re.fullmatch(r"(\d{1,9})(\.0+)?", label or "")  # tables write 1 as 1.0 where a row had no number
-        number = int(whole[1]) if whole else None
+        integer = re.fullmatch(r"(\d{1,9})(\.0+)?", label or "")  # spreadsheets write 1 as 1.0 if a row has no number
+        number = int(integer[1]) if integer else None
         raw.append(number if number is not None else class_name or label)
         if number is not None and class_name and classes.setdefault(number, class_name) != class_name:
             raise ValueError(

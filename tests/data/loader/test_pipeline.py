@@ -324,7 +324,7 @@ def test_a_users_stage_sees_sample_dicts_and_changes_them(dataset, num_workers):
 
 @pytest.mark.parametrize(("stage", "count"), [(drop_some, 1), (repeat, 4)])
 def test_a_stage_that_loses_or_adds_samples_is_named(dataset, stage, count):
-    with pytest.raises(ValueError, match=f"stage {stage.__name__} gave {count} samples for 2"):
+    with pytest.raises(ValueError, match=f"stage {stage.__name__} yielded {count} samples for 2"):
         load(dataset, stages=[redden, stage])
 
 

@@ -77,7 +77,7 @@ def test_an_error_of_an_item_is_raised_as_it_is_at_its_turn(num_workers):
 
 def test_a_killed_worker_is_an_error_that_says_so():
     items = run_in_workers(Killing(), 8, num_workers=2, prefetch_factor=1)
-    with pytest.raises(RuntimeError, match=r"data worker died while item 3 was due .*killed for memory"):
+    with pytest.raises(RuntimeError, match=r"data worker died while item 3 was due .*for lack of memory"):
         list(items)
 
 

@@ -98,7 +98,7 @@ def test_a_shard_replaced_or_removed_after_opening_the_data_set_stops_the_reader
     Path(dataset.paths[0]).write_bytes(b"other")
     Path(dataset.paths[1]).unlink()
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with pytest.raises(ValueError, match=r"train-000000\.tar has 5 bytes, its index says \d+"):
+    with pytest.raises(ValueError, match=r"train-000000\.tar has 5 bytes, its index has \d+"):
         Reader(dataset).read(0, 0)
     with pytest.raises(ValueError, match=r"train-000001\.tar: cannot open shard: No such file"):
         Reader(dataset).read(1, 0)
@@ -118,7 +118,7 @@ def test_a_missing_or_damaged_sidecar_tells_the_command(tmp_path):
     dataset.sidecar(1).unlink()
     with pytest.raises(ValueError, match=r"damaged index.*fovea data index --force"):
         Reader(dataset).read(0, 0)
-    with pytest.raises(ValueError, match=r"no index; make it with: fovea data index"):
+    with pytest.raises(ValueError, match=r"no index; create it: fovea data index"):
         Reader(dataset).read(1, 0)
 
 
@@ -193,7 +193,7 @@ def test_an_index_that_is_no_folder_is_named(tmp_path):
 def test_a_shard_whose_size_is_not_its_index_s_is_named(tmp_path):
     shards = make_shards(tmp_path)
     os.truncate(shards[1], 5000)
-    with pytest.raises(ValueError, match=r"train-000001\.tar has 5000 bytes, its index says 20480"):
+    with pytest.raises(ValueError, match=r"train-000001\.tar has 5000 bytes, its index has 20480"):
         Dataset.open(tmp_path)
 
 

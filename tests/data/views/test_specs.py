@@ -80,7 +80,7 @@ def test_the_jitter_orders_are_all_orders_of_four_operations():
         (lambda: stacks([ViewSpec("v", (8, 8)), Noise("v", (1,))]), "twice"),
         (lambda: stacks([ViewSpec("v", (8, 8)), MultiBlockMask("v", (9, 9)), Noise("v_context", (1,))]), "twice"),
         (lambda: ViewSpec("w", (8, 8), same_as="v", hflip=0.0), "hflip come from view 'v'"),
-        (lambda: ViewSpec("w", (8, 8), colours=False), "colours=False is said of a view with same_as"),
+        (lambda: ViewSpec("w", (8, 8), colours=False), "colours=False needs same_as"),
         (lambda: stacks([ViewSpec("w", (8, 8), same_as="v")]), "same_as 'v' must name views"),
         (lambda: stacks([ViewSpec("w", (8, 8), same_as="w")]), "same_as 'w' must name views"),
         (lambda: check_channels([ViewSpec("v", (8, 8), grayscale=0.5)], 1), "grayscale need"),

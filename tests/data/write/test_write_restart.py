@@ -77,7 +77,7 @@ def test_writers_of_two_names_share_a_folder_and_those_of_one_do_not(folder, tmp
         (out / name).touch()
     with _only_writer(out / ".write", "a"):
         assert run(folder, out, "--name", "a") == 2
-        assert "another fovea data write --name a is at work" in capsys.readouterr().err
+        assert "another fovea data write --name a is running" in capsys.readouterr().err
         assert run(folder, out, "--name", "b") == 0
         assert sorted(path.name for path in out.glob(".*.tmp")) == [".a-000000.tar.7.tmp", ".a-b-000000.tar.7.tmp"]
     assert run(folder, out, "--name", "a") == 0
@@ -91,7 +91,7 @@ def test_a_file_system_without_locks_is_named(folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert run(folder, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path}/out/.write/train.lock: this file system gives no locks (Function not implemented)" in error
+    assert f"{tmp_path}/out/.write/train.lock: this file system has no locks (Function not implemented)" in error
     assert "then copy" in error
 
 
