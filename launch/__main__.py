@@ -1,4 +1,4 @@
-"""`fovea launch PLACE ...`: a run on several processes of this machine, or on the nodes of a cluster."""
+"""`fovea launch WORD ...`: a run on several processes of this machine, or on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.hosts.local import run_local
 from launch.programs import PROGRAMS, check_program
 from pretrain.core.configlib import ConfigError
 
-# What has a parser of its own: word -> module.
+# Words with their own parser -> module.
 ELSEWHERE = {
     "slurm": "launch.slurm.command",
     "hosts": "launch.hosts.command",
@@ -23,7 +23,7 @@ ELSEWHERE = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one place's command; exit status 2 for what cannot run."""
+    """Run the command of one word; exit status 2 if it cannot run."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ELSEWHERE:
         elsewhere: Callable[[list[str]], int] = import_module(ELSEWHERE[arguments[0]]).main
@@ -32,18 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _local(arguments: list[str]) -> int:
-    """Check the configuration for that many processes, then run it. Exit status 2 for a wrong one."""
+    """Check the configuration for this number of processes, then run it. Exit status 2 for a wrong one."""
     parser = argparse.ArgumentParser(prog="fovea launch", description=__doc__)
     places = parser.add_subparsers(dest="place", required=True)
-    places.add_parser("slurm", help="a job, its status, logs, end and continuation")
+    places.add_parser("slurm", help="submit, show, follow, cancel and resume SLURM jobs")
     places.add_parser("hosts", help="the ranks on machines of a hostfile, over ssh")
-    places.add_parser("check", help="what would go wrong, before a GPU is used")
+    places.add_parser("check", help="find problems before a GPU is used")
     places.add_parser("plan", help="time, memory, storage and failures of a run on many nodes")
     local = places.add_parser("local", help="processes of this machine, restarted when one dies")
-    local.add_argument("processes", type=int, help="how many; on GPUs, one per GPU")
-    local.add_argument(
-        "run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]", help="pretrain when no word is given"
-    )
+    local.add_argument("processes", type=int, help="number of processes; one per GPU")
+    local.add_argument("run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]", help="default: pretrain")
     local.add_argument("--max-restarts", type=int, default=3, help="restarts after a process died (default 3)")
     chosen = parser.parse_args(arguments)
     if chosen.processes < 1:

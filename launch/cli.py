@@ -1,4 +1,4 @@
-"""The `fovea` command: one word chooses what runs. It imports only what that word needs."""
+"""The `fovea` command: the first word selects what runs. It imports only what that word needs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ USAGE = """usage: fovea COMMAND ...
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
   fovea launch local N [finetune] CONFIG [...]   the same on N processes of this machine, restarted when one dies
   fovea launch hosts HOSTFILE [finetune] CONFIG [...]   the same on the machines of a hostfile, over ssh
-  fovea launch slurm pretrain CONFIG [...]       as a SLURM job that goes on until it is done; status, logs, ...
-  fovea launch check CONFIG [...]         what would go wrong, before a GPU is used; plan: on so many nodes
+  fovea launch slurm pretrain CONFIG [...]       as a SLURM job, requeued until it is done; status, logs, ...
+  fovea launch check CONFIG [...]         find problems before a GPU is used; plan: time, memory on N nodes
   fovea release RUN OUT                   the run's backbone as a folder that timm loads
-  fovea probe RELEASE --train .. --val .. kNN and linear accuracy, beside an untrained network and raw pixels
-  fovea replay CAPTURE                    compute a step again that had no finite loss: samples, module, precision
+  fovea probe RELEASE --train .. --val .. kNN and linear accuracy; an untrained network and raw pixels compared
+  fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
-  fovea doctor RUN                        was it learning, and if not, why and from which step on
+  fovea doctor RUN                        whether it was learning; if not, why and since which step
   fovea finetune CONFIG [key=value ...]   classification, detection, segmentation or depth from any backbone
-  fovea predict RELEASE_OR_RUN IMAGES... --out DIR   what a fine-tuned task says about images, with pictures
+  fovea predict RELEASE_OR_RUN IMAGES... --out DIR   predictions of a fine-tuned task on images, with pictures
   fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
 
-Each command explains itself with --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
+Each command has --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
 """
 
 
@@ -109,7 +109,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status. 2 for a command or an argument that is wrong."""
+    """Run one command; its exit status. 2 for a wrong command or argument."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return command(arguments[1:])
-    except KeyboardInterrupt:  # a run that has begun takes it as a wish to save and stop
+    except KeyboardInterrupt:  # a running run saves and stops instead
         print("fovea: interrupted", file=sys.stderr)
         return 130
 

@@ -1,4 +1,4 @@
-"""What a job can run: for each word, how its configuration is checked without torch and where its run folder is."""
+"""The programs a job can run: for each, the check of its configuration without torch, which returns the run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAMS: dict[str, Callable[[str, Sequence[str], int], Path]] = {"pretrain": _p
 
 
 def check_program(word: str, config: str, overrides: Sequence[str], *, world_size: int) -> Path:
-    """The absolute run folder of a configuration that can run on so many processes.
+    """The absolute run folder of a configuration that can run on `world_size` processes.
 
     Raises:
         ConfigError, ValueError: it cannot; the message names every problem.
@@ -34,7 +34,7 @@ def check_program(word: str, config: str, overrides: Sequence[str], *, world_siz
 
 
 def device_of(config: str, overrides: Sequence[str]) -> str:
-    """`engine.device` of a configuration that need not be right: "auto" where it does not say."""
+    """`engine.device` of a configuration that may be invalid; "auto" by default."""
     with suppress(ConfigError, AttributeError):
         return (read_values(config, overrides).get("engine") or {}).get("device", "auto")
     return "auto"

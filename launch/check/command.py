@@ -1,4 +1,4 @@
-"""`fovea launch check CONFIG [key=value ...]`: what would go wrong, before a GPU is used; also a job's first step."""
+"""`fovea launch check CONFIG [key=value ...]`: find problems before a GPU is used; also a job's first step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pretrain.config import Plan, PretrainConfig
 from pretrain.core.configlib import ConfigError
 from pretrain.core.record import read_rows
 
-# On nodes: srun says 2 itself, of a node where it finds no program to start.
+# On nodes: srun itself returns 2 for a node where the program does not exist.
 EXIT_IMPOSSIBLE = 78
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0: nothing forbids it (warnings may be printed). 2, on nodes 78: it cannot run, and why."""
+    """Exit status 0: it can run (warnings may be printed). 2, on nodes 78: it cannot run; the reasons are printed."""
     parser = _parser()
     chosen = parser.parse_intermixed_args(arguments)
     if chosen.on_nodes and chosen.probe_steps:
-        parser.error("--probe-steps is for before a job; inside one the run itself is as fast")
+        parser.error("--probe-steps is for use before a job; inside a job the run itself measures it")
     if chosen.on_nodes and int(os.environ.get("SLURM_PROCID", "0")):
         return _on_nodes(chosen, 0)
     try:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _on_nodes(chosen: argparse.Namespace, status: int) -> int:
-    """Every rank takes part, also when rank 0 has found enough: the others would wait for it."""
+    """Every rank takes part, even if rank 0 has found an error: the others would wait for it."""
     from launch.check.nodecheck import check_nodes
 
     return max(EXIT_IMPOSSIBLE if status else 0, check_nodes(device=device_of(chosen.config, chosen.overrides)))
@@ -83,7 +83,7 @@ def _pretrain(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
 
 
 def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
-    """As for pretraining, but for memory and time, which are not estimated for tasks (--probe-steps measures time)."""
+    """As for pretraining, except memory and time, which are not estimated for tasks (--probe-steps measures time)."""
     from finetune.__main__ import check
 
     config, train, val, plan = check(chosen.config, chosen.overrides, world_size=job.ranks)
@@ -95,7 +95,7 @@ def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     key, value = config.model.source
     found = key == "timm" or Path(value).exists()
     if not found:
-        yield Finding("error", f"model.{key}: {value} is not there; `fovea release RUN OUT` writes a release")
+        yield Finding("error", f"model.{key}: {value} does not exist; `fovea release RUN OUT` writes a release")
     yield from preflight.workers(config, plan, job, machine)
     yield from preflight.limits(job)
     if found and not chosen.quick:
@@ -126,7 +126,7 @@ def _duration(
     machine: Machine,
     estimate: float | None,
 ) -> Iterator[Finding]:
-    """From what is known best: measured now, by the user, by the run itself, or estimated."""
+    """From the best source: measured now, given by the user, logged by the run, or estimated."""
     if chosen.probe_steps:
         ranks = min(job.ranks_per_node, machine.gpus) if machine.gpus and config.engine.device != "cpu" else 1
         batch = ranks * plan.micro_batch * config.engine.accumulation_steps
@@ -139,7 +139,7 @@ def _duration(
         )
         yield from preflight.waiting(config, trial.waited)
         rate = trial.images_per_second / ranks * job.ranks
-        source = f"measured: {trial.steps} steps of {ranks} of the {job.ranks} ranks here, the network left out"
+        source = f"measured: {trial.steps} steps of {ranks} of the {job.ranks} ranks here, without the network"
     elif chosen.images_per_second:
         rate, source = chosen.images_per_second, "--images-per-second"
     else:
@@ -153,14 +153,14 @@ def _duration(
 
 
 def _logged_rate(config: PretrainConfig | FinetuneConfig) -> float | None:
-    """The median of what the run logged itself, if it has run."""
+    """The median rate that the run logged, if it has run."""
     rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
     rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
     return rates[len(rates) // 2] if rates else None
 
 
 def _job_shape(chosen: argparse.Namespace) -> JobShape:
-    """From the flags, and inside a job from SLURM."""
+    """From the flags, or inside a job from SLURM."""
     gpu = find_gpu(chosen.gpu) if chosen.gpu else None
     if chosen.on_nodes:
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
@@ -175,7 +175,7 @@ def _job_shape(chosen: argparse.Namespace) -> JobShape:
 
 
 def _machine(chosen: argparse.Namespace, config: PretrainConfig | FinetuneConfig) -> Machine:
-    """This one; of a job, the cores that all its ranks have here, of which this rank may have a share."""
+    """This machine; inside a job, with the cores of all its ranks here, not only this rank's share."""
     machine = Machine.here(Path(config.run_dir))
     if chosen.on_nodes and "SLURM_CPUS_ON_NODE" in os.environ:
         return replace(machine, cpus=int(os.environ["SLURM_CPUS_ON_NODE"]))
@@ -202,12 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--program", choices=PROGRAMS, default="pretrain")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node, one per GPU")
-    parser.add_argument("--gpu", metavar="NAME", help="h200, h100, a100, ...: its memory and speed are looked up")
+    parser.add_argument("--gpu", metavar="NAME", help="h200, h100, a100, ...: sets its memory and speed")
     parser.add_argument("--time", default="", help="the job's limit, as sbatch takes it")
     parser.add_argument("--margin", type=float, default=300, help="seconds before the limit at which the run is saved")
-    parser.add_argument("--images-per-second", type=float, help="measured, of the whole run")
+    parser.add_argument("--images-per-second", type=float, help="measured, over all ranks")
     parser.add_argument("--probe-steps", type=int, default=0, metavar="N", help="measure: take N real steps here")
-    parser.add_argument("--quick", action="store_true", help="leave out memory and operations (they import torch)")
+    parser.add_argument("--quick", action="store_true", help="skip memory and operations (they import torch)")
     parser.add_argument("--on-nodes", action="store_true", help="inside a job: also measure the nodes, on every rank")
     return parser
 

@@ -27,7 +27,7 @@ _SECONDS = 0.5  # of each measurement
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one rank measured. product: TFLOP/s. reduce: GB/s of a large sum over all ranks, its own view."""
+    """What one rank measured. product: TFLOP/s. reduce: GB/s of a large sum over all ranks, as this rank sees it."""
 
     rank: int
     node: str
@@ -44,7 +44,7 @@ class NodeReport:
 def check_nodes(*, device: str = "auto") -> int:
     """Measure together with the other ranks; rank 0 prints. Exit status 3 on the ranks of a broken node.
 
-    The process group is made and left here, so this is the last thing the process does.
+    The process group is created and closed here, so this is the last action of the process.
     """
     try:
         world = distributed.setup(device)
@@ -70,7 +70,7 @@ def check_nodes(*, device: str = "auto") -> int:
 
 
 def is_broken(report: NodeReport) -> bool:
-    """It computes wrongly."""
+    """It computes wrong results."""
     return not report.product_error < WRONG or bool(report.sum_error)
 
 
@@ -97,7 +97,7 @@ def judge(reports: Sequence[NodeReport]) -> tuple[list[str], list[str]]:
     middle = statistics.median(report.clock for report in reports)
     for report in reports:
         if abs(report.clock - middle) > SKEW_SECONDS:
-            warnings.append(f"{report.node}: its clock is {report.clock - middle:+.0f} s off; time limits go by it")
+            warnings.append(f"{report.node}: its clock is {report.clock - middle:+.0f} s off; time limits depend on it")
     return errors, warnings
 
 
@@ -105,14 +105,14 @@ def _slow(reports: Sequence[NodeReport], what: str, unit: str, of: Callable[[Nod
     middle = statistics.median(of(report) for report in reports)
     return [
         f"{report.node} (rank {report.rank}): {what} at {of(report):.3g} {unit}, the median is {middle:.3g}; a step "
-        "waits for the slowest: exclude the node (--exclude) if it stays so"
+        "waits for the slowest: exclude the node (--exclude) if this persists"
         for report in reports
         if of(report) < SLOW * middle and not math.isinf(middle)
     ]
 
 
 def _different(reports: Sequence[NodeReport], what: str, of: Callable[[NodeReport], str]) -> list[str]:
-    """The nodes whose value is not that of most."""
+    """The nodes whose value differs from the majority."""
     values = [of(report) for report in reports]
     usual = statistics.mode(values)
     odd = sorted(
@@ -143,7 +143,7 @@ def _measure(rank: int, device: object) -> NodeReport:
 
 
 def _clock() -> float:
-    """This node's time at a moment that all ranks share."""
+    """This node's time at the same moment on all ranks."""
     distributed.barrier()
     return time.time()
 

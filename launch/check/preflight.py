@@ -1,7 +1,7 @@
-"""What would go wrong with a run on given nodes, found from its configuration and data before a GPU is used.
+"""Problems of a run on given nodes, found from its configuration and data before a GPU is used.
 
 Each check is a function of facts; it yields findings. An error is what cannot work, a warning what will probably
-disappoint. Every message names a key (or flag, or limit) and a value that would work.
+work badly. Every message names a key (or flag, or limit) and a value that would work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pretrain.engine.session.folder import check_same_run
 
 RunConfig = PretrainConfig | FinetuneConfig
 FILES_OF_A_RANK = 128  # libraries, sockets, logs
-CHECKPOINT_MINUTES = 60  # more work than this between checkpoints is a lot to lose
+CHECKPOINT_MINUTES = 60  # more work than this between checkpoints gives a warning
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class JobShape:
-    """Where the run is to go. gpu_memory: bytes, None for CPUs. limit, margin: seconds; limit 0: none."""
+    """Nodes and time limit of a job. gpu_memory: bytes, None for CPUs. limit, margin: seconds; limit 0: none."""
 
     nodes: int
     ranks_per_node: int
@@ -68,7 +68,9 @@ def batch_facts(config: PretrainConfig, plan: Plan, dataset: Dataset, job: JobSh
         f"images in {len(dataset.names)} shards",
     )
     if optim.blr is not None and optim.global_batch_size > 16 * optim.blr_batch * 4:
-        yield Finding("warning", f"optim.blr: lr {plan.lr:.3g} is scaled from {optim.blr:.3g}; rarely tried so far up")
+        yield Finding(
+            "warning", f"optim.blr: lr {plan.lr:.3g} is scaled from {optim.blr:.3g}; rarely tried at this scale"
+        )
     if plan.steps_per_epoch < 10:
         most = max(job.ranks, plan.num_samples // 10 // job.ranks * job.ranks)
         yield Finding(
@@ -103,14 +105,14 @@ def task_facts(config: FinetuneConfig, plan: Plan, validation: int, job: JobShap
         yield Finding(
             "warning",
             f"evaluate.batch_size: {validation} images in batches of {size} are fewer batches than {job.ranks} "
-            f"ranks; evaluate.batch_size={fits} gives each something to do",
+            f"ranks; evaluate.batch_size={fits} gives each a batch",
         )
 
 
 def run_folder(
     config: RunConfig, fingerprints: Mapping[str, str], *, free: Callable[[], Sequence[str]]
 ) -> Iterator[Finding]:
-    """The folder can be written to, and is this run's or nobody's. free: keys that may change (asked for if needed)."""
+    """The folder is writable, and is empty or this run's. free: keys that may change (called if needed)."""
     folder = Path(config.run_dir)
     if (folder / "config.yaml").exists():
         try:
@@ -123,27 +125,27 @@ def run_folder(
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        yield Finding("error", f"run_dir: {folder} cannot be written ({error.strerror}); choose another, run_dir=...")
+        yield Finding("error", f"run_dir: {folder} is not writable ({error.strerror}); choose another, run_dir=...")
 
 
 def sources(config: PretrainConfig) -> Iterator[Finding]:
-    """What the weights start from is there."""
+    """The source of the initial weights exists."""
     init = config.init
     for key in ("release", "official", "checkpoint") if init else ():
         path = getattr(init, key)
         if path is not None and not Path(path).exists():
-            yield Finding("error", f"init.{key}: {path} is not there; `fovea release RUN OUT` writes a release")
+            yield Finding("error", f"init.{key}: {path} does not exist; `fovea release RUN OUT` writes a release")
 
 
 def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> Iterator[Finding]:
-    """Data workers against the cores of a node and the samples there are; open files of a rank."""
+    """Data workers against the cores of a node and the number of samples; open files of a rank."""
     data, ranks = config.data, job.ranks_per_node
     if ranks * data.num_workers > machine.cpus:
         fits = max(1, machine.cpus // ranks)
         yield Finding(
             "warning",
             f"data.num_workers: {ranks} ranks x {data.num_workers} workers on {machine.cpus} cores; {fits} fits, or "
-            f"ask for more with --cpus-per-task {data.num_workers}",
+            f"request more with --cpus-per-task {data.num_workers}",
         )
     batches = plan.steps_per_epoch * config.engine.accumulation_steps
     if data.num_workers > batches:
@@ -165,7 +167,7 @@ def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> I
 
 
 def shared_memory(config: RunConfig, one: int, job: JobShape, machine: Machine) -> Iterator[Finding]:
-    """What the workers of a node have ready against its /dev/shm. one: bytes of a micro-batch."""
+    """Prefetched batches of a node's workers against its /dev/shm. one: bytes of a micro-batch."""
     data, ranks = config.data, job.ranks_per_node
     count = ranks * data.num_workers
     needed = count * data.prefetch * one
@@ -182,7 +184,7 @@ def shared_memory(config: RunConfig, one: int, job: JobShape, machine: Machine) 
 
 
 def memory(config: PretrainConfig, plan: Plan, cost: Cost, job: JobShape) -> Iterator[Finding]:
-    """The estimate of each ZeRO stage against the GPU, and what would fit."""
+    """The estimate of each ZeRO stage against the GPU, and settings that would fit."""
     if job.gpu_memory is None:
         return
     deepspeed = config.engine.name == "deepspeed"
@@ -194,7 +196,7 @@ def memory(config: PretrainConfig, plan: Plan, cost: Cost, job: JobShape) -> Ite
     if need[now] <= job.gpu_memory:
         if need[now] > 0.92 * job.gpu_memory:
             yield Finding(
-                "warning", f"engine: {need[now] / job.gpu_memory:.0%} of the GPU's memory; the estimate may err"
+                "warning", f"engine: {need[now] / job.gpu_memory:.0%} of the GPU's memory; the estimate is not exact"
             )
         return
     ways = [f"engine.name=deepspeed engine.zero_stage={s}" for s in stages if s > now and need[s] <= job.gpu_memory][:1]
@@ -219,11 +221,11 @@ def _bytes(config: PretrainConfig, cost: Cost, images: int, stage: int, ranks: i
 
 
 def disk(config: RunConfig, plan: Plan, size: float, machine: Machine) -> Iterator[Finding]:
-    """The checkpoints that are kept, and one being written, against the file system of run_dir. size: bytes of one."""
+    """The kept checkpoints, and one being written, against the free space of run_dir. size: bytes of one."""
     checkpoint = config.checkpoint
     every = checkpoint.milestone_every_steps
     milestones = plan.total_steps // every if every else 0
-    count = checkpoint.keep + milestones + 2  # one being written, one to go back to
+    count = checkpoint.keep + milestones + 2  # one being written, one to rewind to
     needed = count * size
     yield Finding("fact", f"disk     {count} checkpoints of {_size(size)}, {_size(machine.disk)} free")
     if needed > machine.disk:
@@ -251,12 +253,12 @@ def duration(config: RunConfig, plan: Plan, job: JobShape, images_per_second: fl
     """Wall time against the limit, and the work between two checkpoints.
 
     Args:
-        images_per_second: of the whole run. source: where that number is from, for the message.
+        images_per_second: over all ranks. source: of that number, for the message.
     """
     step = config.optim.global_batch_size / images_per_second
-    whole = plan.total_steps * step
-    jobs = f", {math.ceil(whole / max(1.0, job.limit - job.margin))} jobs of {_time(job.limit)}" if job.limit else ""
-    yield Finding("fact", f"time     {_time(whole)}{jobs} at {images_per_second:.0f} images/s ({source})")
+    total = plan.total_steps * step
+    jobs = f", {math.ceil(total / max(1.0, job.limit - job.margin))} jobs of {_time(job.limit)}" if job.limit else ""
+    yield Finding("fact", f"time     {_time(total)}{jobs} at {images_per_second:.0f} images/s ({source})")
     between = config.checkpoint.every_steps * step
     if between > 60 * CHECKPOINT_MINUTES:
         steps = max(1, int(60 * CHECKPOINT_MINUTES / 2 / step))
@@ -274,7 +276,7 @@ def duration(config: RunConfig, plan: Plan, job: JobShape, images_per_second: fl
 
 
 def waiting(config: RunConfig, share: float) -> Iterator[Finding]:
-    """The share of its time that a run waits for data."""
+    """The share of the time that a run waits for data."""
     if share > 0.2:
         more = max(2 * config.data.num_workers, 1)
         yield Finding(
@@ -285,7 +287,7 @@ def waiting(config: RunConfig, share: float) -> Iterator[Finding]:
 
 
 def limits(job: JobShape) -> Iterator[Finding]:
-    """The time limit against the time that saving is given."""
+    """The time limit against the time reserved for saving."""
     if job.limit and job.limit <= 2 * job.margin:
         yield Finding(
             "error",

@@ -1,4 +1,4 @@
-"""A few real steps on this machine, in a folder that is thrown away: how fast is this configuration here?"""
+"""A few real steps on this machine, in a temporary folder, to measure the speed of a configuration."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def run_steps(
     """Take `steps` steps of `batch` images with `ranks` ranks here, then stop the run.
 
     Args:
-        batch: images of a step, all ranks together: so many that a rank's micro-batch is that of the run.
-        run_dir: the run's; what is written meanwhile lies beside it, on the same file system.
+        batch: images of a step over all ranks, chosen so that a rank's micro-batch is that of the run.
+        run_dir: the run's; temporary files are written next to it, on the same file system.
 
     Raises:
-        ValueError: the run ended before; with its last words.
+        ValueError: the run ended before; with the end of its log.
     """
     home = next(folder for folder in run_dir.absolute().parents if folder.exists())
     folder = Path(tempfile.mkdtemp(prefix=".trial-", dir=home))
     changed = [f"run_dir={folder}/run", f"optim.global_batch_size={batch}", "log.every_steps=1"]
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
     command = [sys.executable, "-m", *torchrun, "fovea", program, config, *overrides, *changed]
-    # Inside a job it is a run of its own, not one of the job's ranks.
+    # Inside a job it is a separate run, not one of the job's ranks.
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in ("RANK", "WORLD_SIZE")}
     try:
         with (folder / "log").open("w+b") as log:
@@ -76,7 +76,7 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, steps: int) -> list[di
 
 
 def _end(process: subprocess.Popen[bytes], run_dir: Path) -> None:
-    """Ask it to stop as one asks any run, and end it if it does not."""
+    """Request it to stop like any run, and kill it if it does not."""
     if process.poll() is None and run_dir.exists():
         (run_dir / "stop").touch()
     try:

@@ -1,7 +1,7 @@
 """`fovea launch hosts HOSTFILE [pretrain|finetune] CONFIG [key=value ...]`: ranks on several machines, over ssh.
 
 On each host of the file (`NAME slots=N` a line, as DeepSpeed reads it) DeepSpeed's launcher starts the ranks. Run
-folder and result are those of `fovea launch local` and `slurm`; the run is started again when a rank dies.
+folder and result are those of `fovea launch local` and `slurm`; the run is restarted when a rank dies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
 from pretrain.core.configlib import ConfigError
 
-# Variables of this shell that the ranks get too; others by --environment.
+# Variables of this shell that are passed to the ranks; others by --environment.
 CARRIED = (
     "NCCL_",
     "UCX_",
@@ -41,7 +41,7 @@ EXIT_HOSTS = 4
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0: done. 85: asked to stop, and saved. 2: wrong input. 4: hosts cannot be used, and why."""
+    """Exit status 0: done. 85: stopped on request, and saved. 2: wrong input. 4: hosts cannot be used."""
     chosen = _parser().parse_intermixed_args(arguments)
     word, run = (chosen.run[0], chosen.run[1:]) if chosen.run[0] in PROGRAMS else ("pretrain", chosen.run)
     try:
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 @dataclass
 class Ranks:
-    """One attempt: the ranks of every host, from their start to their end. address: of rank 0's host, free there."""
+    """One attempt: the ranks of every host, from start to end. address: rank 0's host and a free port there."""
 
     hosts: Sequence[Host]
     ssh: Ssh
@@ -79,14 +79,14 @@ class Ranks:
     _running: dict[str, subprocess.Popen[str]] = field(default_factory=dict, init=False)
 
     def run(self, request: StopRequest) -> int:
-        """Start them and wait for their end; 0, or the first status that is not."""
-        request.end = self._let_go
+        """Start them and wait for their end; 0, or the first other status."""
+        request.end = self._release
         try:
             for index, host in enumerate(self.hosts):
                 self._running[host.name] = self._start(index, host)
             return self._wait()
         finally:
-            self._let_go()
+            self._release()
 
     def _start(self, index: int, host: Host) -> subprocess.Popen[str]:
         world = {host.name: list(range(host.slots)) for host in self.hosts}
@@ -97,7 +97,7 @@ class Ranks:
             *(f"--master_addr={master}", f"--master_port={port}", "--no_local_rank", "--no_python"),
             *(self.ssh.python, "-u", "-m", "fovea", *self.program),
         ]
-        # As torchrun does: ranks of one machine must not fight for its cores.
+        # As torchrun does: ranks of one machine must not compete for its cores.
         env = {"OMP_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k.startswith(CARRIED)}
         process = subprocess.Popen(
             self.ssh.command(host, "-m", "fovea", "launch", "onhost", "run"),
@@ -106,7 +106,7 @@ class Ranks:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for us alone
+            start_new_session=True,  # Ctrl-C is for this process only
         )
         assert process.stdin is not None
         process.stdin.write(json.dumps({"command": command, "env": env}) + "\n")
@@ -132,12 +132,12 @@ class Ranks:
                 preempted = status
             elif status and not failed:
                 failed = status
-                say(f"{name}: its ranks ended with status {status}; the others are ended")
-                self._let_go()
+                say(f"{name}: its ranks ended with status {status}; stopping the others")
+                self._release()
         return failed or preempted
 
-    def _let_go(self) -> None:
-        """Close their standard input: each host ends the ranks that are left, which save if they can."""
+    def _release(self) -> None:
+        """Close their standard input: each host stops its remaining ranks, which save if they can."""
         for process in self._running.values():
             if process.stdin is not None and not process.stdin.closed:
                 process.stdin.close()
@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ssh-port", type=int)
     parser.add_argument("--ssh-option", action="append", default=[], metavar="KEY=VALUE", help="as after ssh -o")
     parser.add_argument("--python", default=sys.executable, help="on every host; default: the one of this command")
-    parser.add_argument("--environment", action="append", default=[], metavar="LINE", help="of shell: module load cuda")
-    parser.add_argument("--master-addr", help="of the first host, as the others reach it; default: its name")
+    parser.add_argument("--environment", action="append", default=[], metavar="LINE", help="shell: module load cuda")
+    parser.add_argument("--master-addr", help="the first host's address; default: its name")
     return parser
 
 

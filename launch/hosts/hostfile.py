@@ -1,4 +1,4 @@
-"""The hosts of a run: read from a hostfile, reached over ssh, and looked at before ranks are started on them."""
+"""The hosts of a run: read from a hostfile, reached over ssh, and checked before ranks are started on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHECK_SECONDS = 120
 
 @dataclass(frozen=True)
 class Host:
-    """One line of a hostfile. name: as ssh takes it, also user@host. slots: ranks, one per GPU."""
+    """One line of a hostfile. name: for ssh, also user@host. slots: ranks, one per GPU."""
 
     name: str
     slots: int
@@ -27,7 +27,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Ssh:
-    """How a command is run on a host. lines: of shell, before it. options: as after `ssh -o`."""
+    """How a command is run on a host. lines: shell lines before it. options: of `ssh -o`."""
 
     python: str
     folder: Path
@@ -36,7 +36,7 @@ class Ssh:
     lines: Sequence[str] = ()
 
     def command(self, host: Host, *arguments: str) -> list[str]:
-        """Locally: `python ARGUMENTS` on the host, in the same folder, its standard input ours."""
+        """The local command that runs `python ARGUMENTS` on the host, in the same folder, with our standard input."""
         script = [f"cd {shlex.quote(str(self.folder))}", *self.lines, f"exec {shlex.join([self.python, *arguments])}"]
         options = ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
         given = [part for option in (*self.options, *options) for part in ("-o", option)]
@@ -45,14 +45,14 @@ class Ssh:
 
 
 class HostsError(RuntimeError):
-    """Hosts cannot be used; one line for each, with the way out."""
+    """Hosts cannot be used; one line for each, with a remedy."""
 
     def __init__(self, problems: Sequence[str]):
         super().__init__("\n".join(problems))
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """DeepSpeed's format: `NAME slots=N` a line, `#` before a remark.
+    """DeepSpeed's format: `NAME slots=N` a line, `#` starts a comment.
 
     Raises:
         ValueError: there is no such file, or a line is wrong; the message names it.
@@ -68,15 +68,15 @@ def read_hostfile(path: Path) -> list[Host]:
         if not match or text.startswith("-"):
             raise ValueError(f"{path}:{number}: {line.strip()!r} is not `NAME slots=N`, for instance `gpu01 slots=8`")
         if any(host.name == match[1] for host in hosts):
-            raise ValueError(f"{path}:{number}: {match[1]} stands there twice; give it one line with all its slots")
+            raise ValueError(f"{path}:{number}: {match[1]} is listed twice; give it one line with all its slots")
         hosts.append(Host(match[1], int(match[2])))
     if not hosts:
-        raise ValueError(f"{path}: no host in it; write a line `NAME slots=N` for each")
+        raise ValueError(f"{path}: no hosts; write a line `NAME slots=N` for each")
     return hosts
 
 
 def look(hosts: Sequence[Host], ssh: Ssh, run_dir: Path, *, master: str, on_gpus: bool) -> int:
-    """Ask every host at once what it has; a port that is free on the first.
+    """Check all hosts at the same time; return a port that is free on the first.
 
     Raises:
         HostsError: hosts that cannot be reached, or on which the run would fail or differ.
@@ -94,12 +94,10 @@ def look(hosts: Sequence[Host], ssh: Ssh, run_dir: Path, *, master: str, on_gpus
     found = [(host, answer) for host, answer in zip(hosts, answers, strict=True) if isinstance(answer, dict)]
     for host, answer in found:
         if not answer["sees_run"]:
-            problems.append(
-                f"{host.name}: does not see {run_dir} of this machine; give a run_dir on a file system that all share"
-            )
+            problems.append(f"{host.name}: does not see {run_dir} of this machine; set run_dir on a shared file system")
         if answer["master_error"]:
             problems.append(
-                f"{host.name}: does not know {master} ({answer['master_error']}); give the address of "
+                f"{host.name}: cannot resolve {master} ({answer['master_error']}); give the address of "
                 f"{hosts[0].name} with --master-addr"
             )
         if on_gpus and 0 < answer["gpus"] < host.slots:
@@ -111,7 +109,7 @@ def look(hosts: Sequence[Host], ssh: Ssh, run_dir: Path, *, master: str, on_gpus
 
 
 def _different(versions: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
-    """The hosts whose versions are not those of most."""
+    """The hosts whose versions differ from the majority."""
     problems = []
     for package in versions[0][1] if versions else ():
         usual = statistics.mode(found[package] for _, found in versions)
@@ -123,7 +121,7 @@ def _different(versions: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
 
 
 def _ask(host: Host, ssh: Ssh, request: str) -> dict[str, Any] | str:
-    """What the host answers, or why it does not."""
+    """The host's answer, or why there is none."""
     command = ssh.command(host, "-m", "fovea", "launch", "onhost", "check")
     try:
         done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=_CHECK_SECONDS)
@@ -131,27 +129,27 @@ def _ask(host: Host, ssh: Ssh, request: str) -> dict[str, Any] | str:
         return f"{host.name}: this machine has no ssh; install an ssh client"
     except subprocess.TimeoutExpired:
         return f"{host.name}: no answer within {_CHECK_SECONDS} s; is its file system mounted? (ssh {host.name})"
-    for line in done.stdout.splitlines():  # a login script may have said something before
+    for line in done.stdout.splitlines():  # a login script may have printed something before
         if done.returncode == 0 and line.startswith('{"name"'):
             return json.loads(line)
     return f"{host.name}: {_reason(host, ssh, done)}"
 
 
 def _reason(host: Host, ssh: Ssh, done: subprocess.CompletedProcess[str]) -> str:
-    """Why ssh or the command failed, and the way out."""
+    """Why ssh or the command failed, and a remedy."""
     said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "").strip()
     by_hand = shlex.join(["ssh", *(["-p", str(ssh.port)] if ssh.port else []), host.name])
     if "Host key verification failed" in done.stderr or "IDENTIFICATION HAS CHANGED" in done.stderr:
-        return f"its key is not known here; look at it once with `{by_hand}` ({said})"
+        return f"its key is not known here; accept it once with `{by_hand}` ({said})"
     if "Permission denied" in said:
         copy = by_hand.replace("ssh", "ssh-copy-id", 1)
-        return f"lets nobody in without a password ({said}); `{copy}` gives it your key"
+        return f"requires a password ({said}); `{copy}` installs your key"
     if done.returncode == 255:
         return (
-            f"not reachable over ssh ({said or 'no word'}); try `{by_hand} true`, another --ssh-port, or leave it out"
+            f"not reachable over ssh ({said or 'no message'}); try `{by_hand} true`, another --ssh-port, or remove it"
         )
     if "No module named" in said:
-        return f"fovea is not installed for {ssh.python} ({said}); install it there, or name another with --python"
+        return f"fovea is not installed for {ssh.python} ({said}); install it there, or give another with --python"
     if done.returncode in (126, 127):
         return f"cannot start {ssh.python} ({said}); the same path is needed on all hosts, or --python PATH"
     return f"the check ended with status {done.returncode} ({said})"

@@ -1,4 +1,4 @@
-"""Several processes of this machine under torchrun, started again when one of them dies."""
+"""Several processes of this machine under torchrun, restarted when one of them dies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processe
 
 def run_once(command: Sequence[str], request: StopRequest) -> int:
     """Run `command` and wait for its end."""
-    # In a session of its own: when torchrun hears Ctrl-C, it kills ranks that save for longer than 30 s, and SIGUSR1
-    # kills it and leaves its ranks behind.
+    # In its own session: on Ctrl-C torchrun kills ranks that save for longer than 30 s, and SIGUSR1 kills it and leaves
+    # its ranks running.
     process = subprocess.Popen(command, start_new_session=True)
     request.end = process.terminate
     return process.wait()

@@ -1,7 +1,7 @@
-"""What `fovea launch hosts` starts on each host over ssh: `check` says what is there, `run` runs the host's ranks.
+"""What `fovea launch hosts` starts on each host over ssh: `check` reports the host's state, `run` runs its ranks.
 
 A request is one line of JSON on standard input, which the launcher then holds open. When it closes, because the
-launcher ended or the network went, the ranks are ended too: none outlives its run.
+launcher ended or the network failed, the ranks are stopped too: none outlives its run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from launch.plan.machine import count_gpus
 from pretrain.core.record import git_commit, versions
 
-GRACE_SECONDS = 60.0  # to save and end, once nobody wants the ranks any more
+GRACE_SECONDS = 60.0  # to save and end, after the launcher is gone
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,17 +56,17 @@ def _check(request: dict[str, Any]) -> dict[str, Any]:
 
 def _run(command: Sequence[str], env: dict[str, str]) -> int:
     process = subprocess.Popen(command, env=os.environ | env, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=_end_when_unwanted, args=(process,), daemon=True).start()
+    threading.Thread(target=_end_with_the_launcher, args=(process,), daemon=True).start()
     status = process.wait()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # data workers of a rank that was killed
     return status if status >= 0 else 128 - status
 
 
-def _end_when_unwanted(process: subprocess.Popen[bytes]) -> None:
+def _end_with_the_launcher(process: subprocess.Popen[bytes]) -> None:
     while os.read(0, 4096):  # not through sys.stdin, whose lock would be held when Python ends
         pass
-    process.terminate()  # DeepSpeed's launcher passes it on to every rank
+    process.terminate()  # DeepSpeed's launcher forwards it to every rank
     try:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""A run's attempts on fixed machines, one after another until it is done, gets nowhere or is asked to stop."""
+"""A run's attempts on fixed machines, one after another until it is done, makes no progress or is requested to stop."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ EXIT_PREEMPTED = 85
 
 
 class StopRequest:
-    """What a person wants of the run. asked: to stop. end: how its processes are ended at once; each attempt says."""
+    """A person's request to stop the run. asked: it was made. end: ends the processes at once; set by each attempt."""
 
     def __init__(self, run_dir: Path):
         self.run_dir, self.asked = run_dir, False
         self.end: Callable[[], object] = lambda: None
 
     def on_signal(self, number: int, frame: object) -> None:
-        """The first asks the run to save and stop, for which it may take its time; another one ends it."""
+        """The first signal requests the run to save and stop, without a deadline; a second one ends it."""
         del number, frame
         if self.asked:
             self.end()
             return
         self.asked = True
-        say("asked to stop: the run saves at the end of its step; once more does not wait for it")
+        say("stop requested: the run saves at the end of its step; a second signal ends it at once")
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "stop").touch()
         except OSError as error:
-            say(f"it cannot be asked ({error}) and is ended")
+            say(f"the request failed ({error}); ending the run")
             self.end()
 
 
 def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_restarts: int) -> int:
     """Call `attempt` (it starts the ranks and waits for them) until the run is done; its exit status.
 
-    A run that ended because it was asked to (marker PREEMPTED, or a signal here) is not started again: status 85 if it
-    has saved. A run whose process died is, from its newest checkpoint, at most `max_restarts` times and while it makes
+    A run that ended on request (marker PREEMPTED, or a signal here) is not restarted: status 85 if it has saved. A run
+    whose process died is restarted from its newest checkpoint, at most `max_restarts` times and while it makes
     progress; then the status is the attempt's.
     """
     for left_before in ("PREEMPTED", "stop"):
@@ -50,14 +50,14 @@ def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_re
             if status == 0:
                 return 0
             if (run_dir / "PREEMPTED").exists():
-                say(f"{run_dir} was asked to stop and saved; the same command goes on")
+                say(f"{run_dir} was stopped on request and saved; the same command resumes it")
                 return EXIT_PREEMPTED
             if request.asked:
-                say(f"{run_dir} ended before it saved; the same command goes on from its newest checkpoint")
+                say(f"{run_dir} ended before it saved; the same command resumes from its newest checkpoint")
                 return status
             newest = _newest_checkpoint(run_dir)
             if newest == before:
-                say(f"a process ended with status {status}, again without a new checkpoint; not started again")
+                say(f"a process ended with status {status}, again without a new checkpoint; not restarted")
                 return status
             before = newest
             say(f"a process ended with status {status}; {left} restarts left")
@@ -66,7 +66,7 @@ def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_re
 
 @contextmanager
 def _listening(request: StopRequest) -> Iterator[StopRequest]:
-    """Signals go to `request`, but for those that whoever started us has switched off (nohup)."""
+    """Signals go to `request`, except those that the parent ignores (nohup)."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:

@@ -26,7 +26,7 @@ IMAGES_PER_CORE = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the formulas need. network: GB/s of one node to the others; storage: GB/s of the whole file system."""
+    """The inputs of the formulas. network: GB/s of one node to the others; storage: GB/s in total."""
 
     nodes: int
     gpus_per_node: int
@@ -45,7 +45,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Load:
-    """One optimizer step and one checkpoint. flops: of the whole batch; bytes: gradients, state, images."""
+    """One optimizer step and one checkpoint. flops: of the global batch; bytes: gradients, state, images."""
 
     batch: int
     steps: int
@@ -57,9 +57,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds unless named otherwise.
+    """In seconds unless stated otherwise.
 
-    compute, reduce, read, decode: of one step, each if it were alone. step: the slowest of them, since they overlap.
+    compute, reduce, read, decode: of one step, each alone. step: the slowest of them, because they overlap.
     save: writing one checkpoint. mtbf: between failures of the run. interval: best between checkpoints.
     lost: fraction of the time that checkpoints, repeated work and restarts take.
     """
@@ -73,14 +73,14 @@ class Forecast:
     mtbf: float
     interval: float
     lost: float
-    whole: float
+    total: float
 
 
 def forecast(load: Load, cluster: Cluster) -> Forecast:
     """The run of `load` on `cluster`.
 
     compute = flops / (GPUs x utilization x peak). reduce = 2 (N - 1) / N x gradients / network: a ring over N nodes,
-    summed inside each node before. read = batch x image bytes / storage. decode = batch / (nodes x cores x rate).
+    after a sum inside each node. read = batch x image bytes / storage. decode = batch / (nodes x cores x rate).
     save = checkpoint / storage. mtbf = 1 / (GPUs x rate). interval = sqrt(2 x save x mtbf) (Young 1974; Daly 2006).
     lost = save / interval + (interval / 2 + restart) / mtbf.
     """
@@ -93,12 +93,12 @@ def forecast(load: Load, cluster: Cluster) -> Forecast:
     mtbf = 86400 / (cluster.gpus * cluster.failures_per_gpu_day)
     interval = max(step, math.sqrt(2 * save * mtbf))
     lost = min(1.0, save / interval + (interval / 2 + cluster.restart) / mtbf)
-    whole = load.steps * step / (1 - lost) if lost < 1 else math.inf
-    return Forecast(compute, reduce, read, decode, step, save, mtbf, interval, lost, whole)
+    total = load.steps * step / (1 - lost) if lost < 1 else math.inf
+    return Forecast(compute, reduce, read, decode, step, save, mtbf, interval, lost, total)
 
 
 def describe(config: PretrainConfig, load: Load, cluster: Cluster, found: Forecast, memory: list[str]) -> str:
-    """The forecast in lines for a person, its constants last."""
+    """The forecast as text, its constants last."""
     ways = {"compute": found.compute, "network": found.reduce, "reading": found.read, "decoding": found.decode}
     slowest = max(ways, key=ways.__getitem__)
     rate, every = load.batch / found.step, max(1, round(found.interval / found.step))
@@ -110,13 +110,13 @@ def describe(config: PretrainConfig, load: Load, cluster: Cluster, found: Foreca
         *memory,
         f"network    {load.gradients / 1e9:.3g} GB of gradients, {found.reduce:.3g} s a step between nodes",
         f"decoding   {found.decode:.3g} s a step on {cluster.cores_per_node} cores of each node",
-        f"reading    {read:.3g} GB/s in all, {read / cluster.nodes:.3g} a node; {found.read:.3g} s a step",
-        f"step       {found.step:.3g} s, {rate:.0f} images/s; {slowest} decides",
+        f"reading    {read:.3g} GB/s in total, {read / cluster.nodes:.3g} a node; {found.read:.3g} s a step",
+        f"step       {found.step:.3g} s, {rate:.0f} images/s; limited by {slowest}",
         f"checkpoint {load.checkpoint / 1e9:.3g} GB, {found.save:.3g} s to write; best every {_time(found.interval)}: "
         f"checkpoint.every_steps={every} (the configuration has {config.checkpoint.every_steps})",
         f"failures   {per_day:.3g} a day, one in {_time(found.mtbf)}; {found.lost:.2%} of the time for checkpoints, "
         f"repeated steps and restarts",
-        f"whole      {_time(found.whole)}, {found.whole / 86400 * cluster.gpus:.0f} GPU-days",
+        f"total      {_time(found.total)}, {found.total / 86400 * cluster.gpus:.0f} GPU-days",
         f"assumed    {cluster.utilization:.0%} of {cluster.gpu.bf16:.0f} TFLOP/s; {cluster.network:g} GB/s a node; "
         f"storage {cluster.storage:g} GB/s; {IMAGES_PER_CORE} images/s a core;",
         f"           {cluster.failures_per_gpu_day:.2g} failures a GPU-day (Llama 3: 16,384 H100); restart "
@@ -126,7 +126,7 @@ def describe(config: PretrainConfig, load: Load, cluster: Cluster, found: Foreca
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 2 for a configuration or a cluster that cannot be."""
+    """Exit status 2 for a wrong configuration or cluster."""
     chosen = _parser().parse_intermixed_args(arguments)
     try:
         print(_plan(chosen))
@@ -186,24 +186,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=_count, required=True)
     parser.add_argument("--gpu", required=True, metavar="NAME", help="h200, h100, a100, ...")
     parser.add_argument("--gpus-per-node", type=_count, default=8)
-    parser.add_argument("--cores-per-node", type=_count, default=96, help="that decode (default 96)")
+    parser.add_argument("--cores-per-node", type=_count, default=96, help="cores for decoding (default 96)")
     parser.add_argument("--network", type=_amount, default=400.0, help="GB/s from one node (default 400: 8 x 400 Gb/s)")
-    parser.add_argument(
-        "--storage", type=_amount, default=20.0, help="GB/s of the file system, all together (default 20)"
-    )
+    parser.add_argument("--storage", type=_amount, default=20.0, help="GB/s of the file system in total (default 20)")
     parser.add_argument(
         "--utilization", type=_amount, default=UTILIZATION, help="share of the GPU's peak (default 0.35)"
     )
     parser.add_argument("--failures-per-gpu-day", type=_amount, default=FAILURES_PER_GPU_DAY)
     parser.add_argument("--restart", type=_amount, default=300.0, help="seconds from a failure to the next step")
-    parser.add_argument("--images", type=_count, help="size of the data set, where it is not on this machine")
-    parser.add_argument("--image-kb", type=_amount, default=110.0, help="mean size of one of them (default 110)")
+    parser.add_argument("--images", type=_count, help="size of the data set, if it is not on this machine")
+    parser.add_argument("--image-kb", type=_amount, default=110.0, help="mean size of an image (default 110)")
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer above 0, got {text!r}")
     return int(text)
 
 

@@ -1,6 +1,6 @@
-"""What a step costs, counted on tensors without storage: operations, memory, bytes of a batch and of a checkpoint.
+"""The cost of a step, counted on tensors without storage: operations, memory, bytes of a batch and of a checkpoint.
 
-Imports torch where it counts, and takes seconds; nothing here touches a GPU.
+Imports torch when it counts, and takes seconds; nothing here uses a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def count(config: PretrainConfig) -> Cost:
     """Count a step of this configuration.
 
     Raises:
-        ConfigError: what it starts from or learns from (init, a tokenizer) cannot be read.
+        ConfigError: initial weights or a teacher (init, a tokenizer) cannot be read.
     """
     from launch.plan.memory import OPTIMIZER_BYTES, footprint
 

@@ -1,4 +1,4 @@
-"""GPUs by their makers' data sheets, and what is assumed where nothing was measured. Every figure names its unit."""
+"""GPUs by their vendors' data sheets, and assumptions for what was not measured. Every figure has a unit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Gpu:
     bandwidth: float
 
 
-# Makers' data sheets; dense, without sparsity. Memory in GiB: what a driver reports is 1-3 % less.
+# Vendors' data sheets; dense, without sparsity. Memory in GiB: drivers report 1-3 % less.
 GPUS = {
     "b200": Gpu(167.6, 2250, 1125, 8.0),
     "h200": Gpu(131.3, 989, 494, 4.8),

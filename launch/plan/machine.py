@@ -1,4 +1,4 @@
-"""What this machine gives a run: cores, memory, shared memory, open files, disk. Measured without torch."""
+"""The resources of this machine: cores, memory, shared memory, open files, disk. Measured without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHM = Path("/dev/shm")  # where data workers put their batches
 
 @dataclass(frozen=True)
 class Machine:
-    """One node as a process on it sees it. Memory and disk in bytes; gpu_memory is None without a GPU driver."""
+    """One node, as seen by a process on it. Memory and disk in bytes; gpu_memory is None without a GPU driver."""
 
     cpus: int
     memory: int
@@ -27,7 +27,7 @@ class Machine:
 
     @staticmethod
     def here(run_dir: Path) -> Machine:
-        """Measure; `disk` is what is free where `run_dir` will lie."""
+        """Measure; `disk` is the free space for `run_dir`."""
         home = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
         return Machine(
             cpus=len(os.sched_getaffinity(0)),
@@ -41,7 +41,7 @@ class Machine:
 
 
 def count_gpus() -> int:
-    """How many GPUs the driver lists; 0 without a driver."""
+    """Number of GPUs that the driver lists; 0 without a driver."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,9 +1,9 @@
-"""How much memory a run needs on each GPU, from one step in which every tensor is only a shape.
+"""The memory of a run on each GPU, from one step in which every tensor is only a shape.
 
 The objective is built and its step is taken with tensors that have a size and no storage (torch's FakeTensor), in the
-run's precision; what is alive at once is counted, activations and gradients included. So a ViT-H is measured in
-seconds on a machine without a GPU. What it cannot know: kernel workspaces, the allocator's fragmentation and the
-buckets of NCCL, for which `RESERVE` stands.
+run's precision; what is alive at one time is counted, activations and gradients included. So a ViT-H is measured in
+seconds on a machine without a GPU. Not included: kernel workspaces, the allocator's fragmentation and the
+buckets of NCCL; `RESERVE` is added for them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Footprint:
 
     Attributes:
         trained: parameters that are trained, fp32. fixed: the rest of the state, mostly averages.
-        per_batch, per_image: the most that a micro-batch keeps alive beside state and gradients:
+        per_batch, per_image: the most that a micro-batch keeps alive in addition to state and gradients:
             per_batch + per_image * images.
     """
 
@@ -62,8 +62,8 @@ class Footprint:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that are alive: `live` now, `peak` at most.
 
-    Among tensors without storage, operations on `real` ones alone (masks) are done and not counted: how many patches a
-    mask hides is a shape of what follows.
+    Operations on `real` tensors alone (masks) are executed, not counted, among those without storage: the number of hidden
+    patches is a shape of later tensors.
     """
 
     def __init__(self, *, real: bool = False) -> None:
@@ -148,7 +148,7 @@ def _step_peak(config: PretrainConfig, images: int) -> _Measured:
 
 
 def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
-    """What the loader gives for `images` images: pixels and noises by shape alone, masks as they are drawn."""
+    """The loader's batch of `images` images: pixels and noises as shapes only, masks drawn as in training."""
     specs, channels = config.objective.views(config.model), config.model.in_chans
     batch = {
         name: torch.empty(images, sum(view.count for _, view in views), channels, *views[0][1].size)
@@ -174,7 +174,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def describe(config: PretrainConfig, *, gpus: int, batch: int) -> str:
-    """The estimate for each way to divide the state, as lines for a person."""
+    """The estimate for each ZeRO stage, as text."""
     found = footprint(config)
     head = (
         f"memory per GPU, estimated for {batch} images of {config.model.size[0]} x {config.model.size[1]} px in "

@@ -3,11 +3,11 @@
 With k = new global batch / old one, and every duration kept in samples:
 
     learning rate       times k (Goyal et al. 2017) or sqrt(k) (Krizhevsky 2014; DINOv2), as the recipe's own `blr_rule`
-    averages            momentum m -> m^k: the average forgets as many samples as before (Busbridge et al. 2023)
-    steps               warm-up, length and intervals given in steps: divided by k; those given in epochs stay, and
-                        checkpoints do not come later than before: their interval is what a kill costs
+    averages            momentum m -> m^k: the average covers as many samples as before (Busbridge et al. 2023)
+    steps               warm-up, length and intervals given in steps: divided by k; those given in epochs are kept, and
+                        checkpoints are not saved later than before: their interval is what a kill costs
 
-No torch here; the memory on the new GPUs is `launch.plan.memory`'s.
+No torch here; `launch.plan.memory` estimates the memory on the new GPUs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Scaled:
-    """The recipe for the new batch, what changed, and what no rule vouches for."""
+    """The recipe for the new batch, what changed, and what no rule covers."""
 
     values: dict[str, Any]
     changes: list[Change]
@@ -62,8 +62,8 @@ def scale(
     """Adapt the values of a valid configuration to `gpus` x `batch_per_gpu` (x accumulation) images a step.
 
     Args:
-        accumulation: micro-batches per step and GPU; default: as few as keep the recipe's global batch or exceed it, at
-            least 1.
+        accumulation: micro-batches per step and GPU; default: the smallest that reaches the recipe's global batch,
+            at least 1.
         lr_rule: default: the recipe's `optim.blr_rule`.
 
     Raises:
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--accumulation", type=int, help="micro-batches per step; default: to meet the recipe's batch")
     parser.add_argument("--lr-rule", choices=("linear", "sqrt", "none"), help="default: the recipe's own")
     parser.add_argument("--out", help="the new YAML; default: CONFIG with _GPUSxBATCH added to its name")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the memory estimate (it imports torch)")
+    parser.add_argument("--no-memory", action="store_true", help="skip the memory estimate (it imports torch)")
     chosen = parser.parse_intermixed_args(arguments)
     try:
         scaled = scale(
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = validate(PretrainConfig, scaled.values, source=str(out))
         try:
             print(describe(config, gpus=chosen.gpus, batch=chosen.batch_per_gpu))
-        except ConfigError as error:  # a tokenizer or a teacher that is not there yet
+        except ConfigError as error:  # a tokenizer or a teacher that does not exist yet
             print(f"memory not estimated: {error}")
     return 0
 

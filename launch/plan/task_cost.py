@@ -1,6 +1,6 @@
-"""What a fine-tuning run keeps and moves, measured on the task itself: bytes of a checkpoint and of a micro-batch.
+"""Bytes of a fine-tuning run's checkpoint and micro-batch, measured on the task itself.
 
-Imports torch and reads the weights it starts from; nothing here touches a GPU.
+Imports torch and reads the initial weights; nothing here uses a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def count(config: FinetuneConfig, train: Examples, plan: Plan) -> TaskCost:
     """Build the task and transform one of its images.
 
     Raises:
-        ConfigError: the weights cannot be read, or the task cannot work with them.
+        ConfigError: the weights cannot be read, or do not fit the task.
         ValueError: the image cannot be decoded.
     """
     from finetune.run import build_task
@@ -41,7 +41,7 @@ def count(config: FinetuneConfig, train: Examples, plan: Plan) -> TaskCost:
 
 
 def _bytes(value: Any) -> int:
-    """Of the tensors and arrays in nested dictionaries and lists."""
+    """Bytes of the tensors and arrays in nested dictionaries and lists."""
     if isinstance(value, dict):
         return sum(_bytes(inner) for inner in value.values())
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""The attempts of one SLURM job: what happened to each, and whether there is to be another.
+"""The attempts of one SLURM job: how each ended, and whether another one follows.
 
-A job that goes on by itself needs a memory, or it goes on for ever. It is `RUN/slurm/attempts.jsonl`: a line when an
+Requeueing needs a history, or a broken job would requeue forever. It is `RUN/slurm/attempts.jsonl`: a line when an
 attempt begins, a line when it ends. An attempt without an end was killed with its batch script: a node was lost.
-Progress is the step of the newest checkpoint. No torch here, and nothing of SLURM but its words in srun's log.
+Progress is the step of the newest checkpoint. No torch here, and nothing of SLURM except the messages in srun's log.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pretrain.engine.checkpoint.commit import MANIFEST, checkpoints
 
 Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
 Action = Literal["go", "done", "requeue", "stop"]
-# Attempts in a row that may end at one step. A lost node is seldom the run's own doing.
+# Attempts in a row that may end at one step. A lost node is rarely caused by the run.
 PATIENCE = {"failed": 2, "time limit": 2, "lost": 3}
-MAX_FAILURES = 20  # of one job, progress or not
+MAX_FAILURES = 20  # of one job, with or without progress
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How one attempt ended. step: of the newest checkpoint then. node: the one that failed alone, if any did."""
+    """How one attempt ended. step: of the newest checkpoint at that time. node: the only one that failed, or None."""
 
     job: str
     restart: int
@@ -41,7 +41,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RestartDecision:
-    """What the batch script does next, and why, in words for the job's log."""
+    """What the batch script does next, and the reason for the job's log."""
 
     action: Action
     why: str
@@ -49,39 +49,39 @@ class RestartDecision:
 
 
 def decide(attempts: Sequence[Attempt], *, spare: int) -> RestartDecision:
-    """What follows on the last of a job's ended `attempts`.
+    """What follows the last of a job's ended `attempts`.
 
     Args:
-        spare: nodes that the partition has beyond those the job needs.
+        spare: nodes of the partition beyond those the job needs.
     """
     last = attempts[-1]
     if last.outcome == "done":
         return RestartDecision("done", f"done at step {last.step}")
     if last.outcome == "ended":
-        return RestartDecision("stop", f"SLURM ended the job at step {last.step}, and starts it again or does not")
+        return RestartDecision("stop", f"SLURM ended the job at step {last.step} and may start it again")
     if last.outcome == "stopped":
-        return RestartDecision("stop", f"stopped on request at step {last.step}; `fovea launch slurm resume` goes on")
+        return RestartDecision("stop", f"stopped on request at step {last.step}; resume: `fovea launch slurm resume`")
     exclude, failing = _failing_nodes(attempts, spare=spare)
     if last.outcome == "preempted":
         return RestartDecision("requeue", f"preempted at step {last.step}", exclude)
     streak = _without_progress(attempts)
-    # A rank that ends by an exception does so on any node; one that is killed twice on one node is tried elsewhere.
+    # A rank that ends by an exception does so on any node; one killed twice on one node is tried on another.
     elsewhere = last.node in exclude and "Exited" not in last.detail
     if len(streak) >= PATIENCE[last.outcome] and not elsewhere:
         ways = "; ".join(sorted({attempt.detail or attempt.outcome for attempt in streak}))
         return RestartDecision(
-            "stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not started again{failing}"
+            "stop", f"{len(streak)} attempts ended at step {last.step} ({ways}); not restarted{failing}"
         )
     failures = sum(attempt.outcome in ("failed", "lost") for attempt in attempts)
     if failures >= MAX_FAILURES:
-        return RestartDecision("stop", f"{failures} attempts of this job failed; not started again{failing}")
+        return RestartDecision("stop", f"{failures} attempts of this job failed; not restarted{failing}")
     return RestartDecision(
-        "requeue", f"{last.outcome} at step {last.step} ({last.detail or 'no reason known'})", exclude
+        "requeue", f"{last.outcome} at step {last.step} ({last.detail or 'reason unknown'})", exclude
     )
 
 
 def _without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The attempts at the end that left the run at the same step; being preempted is nobody's failure."""
+    """The last attempts that ended at the same step; preemption is not a failure."""
     streak: list[Attempt] = []
     for attempt in reversed(attempts):
         if attempt.step != attempts[-1].step:
@@ -92,7 +92,7 @@ def _without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _failing_nodes(attempts: Sequence[Attempt], *, spare: int) -> tuple[tuple[str, ...], str]:
-    """Nodes that failed alone twice, as many as can be spared, and a remark about those that cannot."""
+    """Nodes that failed alone twice, at most `spare` of them, and a remark about the others."""
     counts = Counter(attempt.node for attempt in attempts if attempt.node and attempt.outcome in ("failed", "lost"))
     failing = [node for node, count in counts.most_common() if count >= 2]
     kept = failing[spare:]
@@ -101,17 +101,17 @@ def _failing_nodes(attempts: Sequence[Attempt], *, spare: int) -> tuple[tuple[st
 
 
 class AttemptLog:
-    """`attempts.jsonl` of a run: what one job's attempts wrote, and the lines to add."""
+    """`attempts.jsonl` of a run: the lines of one job's attempts, and the lines to add."""
 
     def __init__(self, run_dir: Path, *, job: str, restart: int):
         self.run_dir, self.job, self.restart = run_dir, job, restart
         self.path = run_dir / "slurm" / "attempts.jsonl"
 
     def begin(self, *, nodes: Sequence[str], down: Iterable[str]) -> list[Attempt]:
-        """Note that this attempt begins; the ended ones of this job, a lost one ended now.
+        """Record that this attempt begins; return the ended attempts of this job, with a lost one marked as ended.
 
         Args:
-            nodes: of this attempt. down: nodes that SLURM holds for down; those of a lost attempt are its reason.
+            nodes: of this attempt. down: nodes that SLURM reports as down; those of a lost attempt are its reason.
         """
         rows = self._rows()
         ended = [self._attempt(row) for row in rows if row["event"] == "end"]
@@ -127,7 +127,7 @@ class AttemptLog:
         return ended
 
     def end(self, outcome: Outcome, *, node: str | None, detail: str) -> list[Attempt]:
-        """Note how this attempt ended; all ended ones of this job."""
+        """Record how this attempt ended; return all ended attempts of this job."""
         attempt = Attempt(self.job, self.restart, outcome, newest_step(self.run_dir), node, detail)
         self._add("end", **_without_identity(attempt), restart=self.restart)
         return [self._attempt(row) for row in self._rows() if row["event"] == "end"]
@@ -148,7 +148,7 @@ def _without_identity(attempt: Attempt) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a line that a kill or a full disk cut short is left out."""
+    """The rows of a file of JSON lines; an incomplete line is skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):
@@ -157,7 +157,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one line, on a line of its own whatever was cut short before."""
+    """Append one line; an incomplete line before it stays separate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
@@ -165,7 +165,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def cancel_mark(run_dir: Path, job: str) -> Path:
-    """The file that says that this job of the run is not to go on."""
+    """The file that marks this job of the run as cancelled."""
     return run_dir / "slurm" / f"{job}.cancelled"
 
 
@@ -178,12 +178,12 @@ def newest_step(run_dir: Path) -> int:
 
 
 def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ()) -> Outcome:
-    """How the ranks ended, by the markers they left: their exit status gets lost in launchers.
+    """How the ranks ended, by the markers they left: launchers do not pass on their exit status.
 
     Args:
-        status: of srun. asked: why the batch script asked them to stop: "signal" (preemption), "limit" (the time limit
-            is near), "overdue" (they did not stop in time and were killed) or "" (it did not ask); and "term" behind
-            that when SLURM then ended the job, and knows what comes next. lost: nodes of the attempt that are down.
+        status: of srun. asked: why the batch script requested a stop: "signal" (preemption), "limit" (the time limit
+            is near), "overdue" (they did not stop in time and were killed) or "" (no request); followed by
+            "term" if SLURM then ended the job, and decides what follows. lost: nodes of the attempt that are down.
     """
     if status == 0 and (run_dir / "DONE").exists():
         return "done"
@@ -197,7 +197,7 @@ def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ())
 
 
 def describe_lost(nodes: Iterable[str]) -> tuple[str | None, str]:
-    """(the lost node if it is one, what to say) of an attempt's nodes that are down."""
+    """(the lost node if it is only one, the text to report) of an attempt's nodes that are down."""
     listed = sorted(nodes)
     return (listed[0] if len(listed) == 1 else None), f"down: {', '.join(listed) or 'no node now'}"
 
@@ -207,10 +207,10 @@ _ASKED = ("Terminated", f"Exited with exit code {EXIT_PREEMPTED}")
 
 
 def blame(srun_log: str) -> tuple[str | None, str]:
-    """(the node whose ranks failed first and alone, what srun said first) of srun's messages.
+    """(the node whose ranks failed first and alone, srun's first message) of srun's messages.
 
-    What follows on srun's ending the step is not looked at: by then the others fail too, for want of their peers. Where
-    ranks of several nodes failed before, killed by a signal weighs more than an exit status.
+    Messages after srun ended the step are ignored: then the other ranks fail too, because their peers are gone. If
+    ranks of several nodes failed before, a kill by a signal takes precedence over an exit status.
     """
     ends = []
     for line in srun_log.splitlines():

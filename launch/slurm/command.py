@@ -1,6 +1,6 @@
 """`fovea launch slurm ...`: runs as SLURM jobs.
 
-pretrain|finetune CONFIG [key=value ...]      submit; --dry-run shows it, --test-only asks SLURM
+pretrain|finetune CONFIG [key=value ...]      submit; --dry-run prints it, --test-only has SLURM check it
 pipeline CONFIG --finetune CONFIG ...         pretrain, then finetune from its release
 status|logs|cancel|resume RUN_OR_JOB
 """
@@ -23,12 +23,12 @@ from launch.slurm.scheduler import SchedulerError
 from launch.slurm.template import read_options, read_template, render
 from pretrain.core.configlib import ConfigError
 
-# Our flag -> sbatch's option, where the names differ by nothing but what takes a value.
+# Our flag -> sbatch's option.
 SBATCH = ("nodes", "gpus-per-node", "cpus-per-task", "time", "partition", "account", "qos", "mem", "exclude")
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0; 2 for what cannot be submitted or found; 1 where SLURM refuses."""
+    """Exit status 0; 2 for a wrong argument or configuration; 1 if SLURM refuses."""
     word = arguments[0] if arguments else "--help"
     if word not in VERBS:
         if word in ("-h", "--help"):
@@ -44,13 +44,13 @@ def main(arguments: list[str]) -> int:
     except SchedulerError as error:
         print(f"fovea launch slurm: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read has read enough: | head
+    except BrokenPipeError:  # the reader has closed the pipe: | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _submit(program: str, arguments: list[str]) -> int:
-    parser = _parser(program, "submit a run; the job goes on by itself until it is done")
+    parser = _parser(program, "submit a run; the job is requeued until the run is done")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     _add_job_options(parser)
@@ -63,7 +63,7 @@ def _submit(program: str, arguments: list[str]) -> int:
 
 
 def _resume(word: str, arguments: list[str]) -> int:
-    parser = _parser(word, "submit the run's last job again, with changes if you give some")
+    parser = _parser(word, "submit the run's last job again, with optional changes")
     parser.add_argument("run", help="run folder or job id")
     _add_job_options(parser)
     chosen = parser.parse_args(arguments)
@@ -75,7 +75,7 @@ def _resume(word: str, arguments: list[str]) -> int:
     script = _script(template, chosen, last.program)
     folder = Path(read_options(template)["chdir"])
     if not folder.is_dir():
-        raise ValueError(f"{folder}, from where {last.job} was submitted, is gone; submit the run anew")
+        raise ValueError(f"{folder}, from which {last.job} was submitted, does not exist; submit the run again")
     with chdir(folder):  # paths of the configuration may be relative to it
         check_program(last.program, last.arguments[0], last.arguments[1:], world_size=_ranks(script))
     script = _placed(script, chosen, run_dir, folder)
@@ -111,7 +111,7 @@ def _would_start(script: str, arguments: Sequence[str]) -> str:
 
 
 def _pipeline(word: str, arguments: list[str]) -> int:
-    parser = _parser(word, "pretrain, then finetune from its release as soon as it is there")
+    parser = _parser(word, "pretrain, then finetune from its release")
     parser.add_argument("config", help="of the pretraining")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the pretraining")
     parser.add_argument("--finetune", action="append", required=True, metavar="'CONFIG key=value ...'")
@@ -164,7 +164,7 @@ def _logs(word: str, arguments: list[str]) -> int:
     parser = _parser(word, "the newest job's log and that of one rank")
     parser.add_argument("run", help="run folder or job id")
     parser.add_argument("-f", "--follow", action="store_true", help="until the job ends")
-    parser.add_argument("-n", "--lines", type=int, default=20, help="of each file, to begin with (default 20)")
+    parser.add_argument("-n", "--lines", type=int, default=20, help="last lines of each file (default 20)")
     parser.add_argument("--rank", type=int, default=0)
     chosen = parser.parse_args(arguments)
 
@@ -204,7 +204,7 @@ def _parser(word: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    job = parser.add_argument_group("the job; what is not given stays as in the batch script")
+    job = parser.add_argument_group("the job; default: the values of the batch script")
     for name in SBATCH:
         job.add_argument(f"--{name}", help="0: none" if name == "gpus-per-node" else None)
     job.add_argument("--ranks-per-node", help="default: one per GPU")
@@ -213,16 +213,16 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--launcher", choices=("srun", "torchrun"))
     job.add_argument("--python", help="default: the one that runs this command; `python` in a container")
     job.add_argument("--container", metavar="IMAGE", help="a .sif file (Apptainer), or what pyxis takes")
-    job.add_argument("--mount", action="append", default=[], metavar="PATH", help="seen inside the container too")
-    job.add_argument("--environment", action="append", default=[], metavar="LINE", help="of shell: module load cuda")
+    job.add_argument("--mount", action="append", default=[], metavar="PATH", help="also visible in the container")
+    job.add_argument("--environment", action="append", default=[], metavar="LINE", help="shell line: module load cuda")
     job.add_argument("--no-preflight", action="store_true")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print exactly what would be submitted")
-    how.add_argument("--test-only", action="store_true", help="have SLURM validate it, without submitting")
+    how.add_argument("--test-only", action="store_true", help="let SLURM validate it, without submitting")
 
 
 def _script(template: str, chosen: argparse.Namespace, program: str) -> str:
-    """The batch script with what was chosen."""
+    """The batch script with the chosen options."""
     options: dict[str, str | None] = {}
     for name in SBATCH:
         if (value := getattr(chosen, name.replace("-", "_"))) is not None:
@@ -245,7 +245,7 @@ def _script(template: str, chosen: argparse.Namespace, program: str) -> str:
 
 
 def _placed(script: str, chosen: argparse.Namespace, run_dir: Path, folder: Path) -> str:
-    """To run from `folder`, wherever the job is resumed from later; the job's log lies with the run."""
+    """Options to run from `folder`, also when the job is resumed from elsewhere; the job's log is in the run folder."""
     log = f"{run_dir}/slurm/job-".replace("%", "%%") + "%j.log"
     settings = _container(chosen.container, run_dir, folder, chosen.mount) if chosen.container else {}
     return render(script, options={"chdir": str(folder), "output": log}, settings=settings)

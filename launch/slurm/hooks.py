@@ -1,9 +1,9 @@
-"""`fovea launch attempt begin|end`: what a batch script asks before and after its ranks. One line of answer on stdout.
+"""`fovea launch attempt begin|end`: called by a batch script before and after its ranks. It prints one line:
 
 go RUN_DIR       begin: start the ranks
 done             end: the run is complete
 requeue [NODES]  requeue this job, excluding NODES
-stop             leave the job; why is on stderr, that is in the job's log
+stop             end the job; the reason is on stderr, which is the job's log
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pretrain.engine.watchdog.faults import read_faults
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 with an answer; 2 where the configuration cannot run, with the answer `stop`."""
+    """Exit status 0 with a line; 2 and the line `stop` if the configuration cannot run."""
     parser = argparse.ArgumentParser(prog="fovea launch attempt", description=__doc__)
     moments = parser.add_subparsers(dest="moment", required=True)
     begin = moments.add_parser("begin")
@@ -30,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     begin.add_argument("overrides", nargs="*", metavar="key=value")
     end = moments.add_parser("end")
     end.add_argument("--status", type=int, required=True, help="of srun")
-    end.add_argument("--asked", default="", help="why the ranks were asked to stop")
-    end.add_argument("--srun-log", type=Path, help="what srun said on stderr")
+    end.add_argument("--asked", default="", help="why the ranks were requested to stop")
+    end.add_argument("--srun-log", type=Path, help="srun's stderr")
     end.add_argument("run_dir", type=Path)
     for moment in (begin, end):
         moment.add_argument("--nodes", type=_nodes, required=True, help="of this attempt")
         moment.add_argument("--down", type=_nodes, default=[], help="nodes of the cluster that are down")
-        moment.add_argument("--partition-nodes", type=_nodes, default=[], help="that the job could have")
-        moment.add_argument("--excluded", type=_nodes, default=[], help="nodes that it may not have")
+        moment.add_argument("--partition-nodes", type=_nodes, default=[], help="nodes that the job could use")
+        moment.add_argument("--excluded", type=_nodes, default=[], help="nodes that it must not use")
     chosen = parser.parse_args(arguments)
     return _begin(chosen) if chosen.moment == "begin" else _end(chosen)
 
@@ -52,18 +52,18 @@ def _begin(chosen: argparse.Namespace) -> int:
         return 2
     book = _book(run_dir)
     ended = book.begin(nodes=chosen.nodes, down=chosen.down)
-    verdict = RestartDecision("go", "")
+    decision = RestartDecision("go", "")
     if ended and ended[-1].outcome == "lost":
-        verdict = decide(ended, spare=_spare(chosen))
-        if verdict.action == "requeue" and not set(verdict.exclude) & set(chosen.nodes):
-            verdict = RestartDecision("go", verdict.why)
+        decision = decide(ended, spare=_spare(chosen))
+        if decision.action == "requeue" and not set(decision.exclude) & set(chosen.nodes):
+            decision = RestartDecision("go", decision.why)
     if _is_cancelled(run_dir):
-        verdict = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
-    if verdict.action == "go":
-        # Requests and markers of the attempt before; nobody has had time to ask this one.
+        decision = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
+    if decision.action == "go":
+        # Requests and markers of the previous attempt.
         (run_dir / "PREEMPTED").unlink(missing_ok=True)
         (run_dir / "stop").unlink(missing_ok=True)
-    return _answer(chosen, verdict, f" {run_dir}" if verdict.action == "go" else "")
+    return _answer(chosen, decision, f" {run_dir}" if decision.action == "go" else "")
 
 
 def _end(chosen: argparse.Namespace) -> int:
@@ -78,24 +78,24 @@ def _end(chosen: argparse.Namespace) -> int:
     if how == "lost":
         node, said = describe_lost(lost)
     elif how == "failed" and (faults := read_faults(run_dir, **_attempt())):
-        # The run itself knows better than srun, which saw all its ranks end at once.
+        # The run's own record is more exact than srun, which saw all its ranks end at once.
         node, said = (faults[-1].hosts[0] if len(faults[-1].hosts) == 1 else None), faults[-1].text
     elif how != "failed":
-        node, said = None, {"signal": "asked by SLURM", "limit": "near the time limit"}.get(why, "")
+        node, said = None, {"signal": "requested by SLURM", "limit": "near the time limit"}.get(why, "")
     attempts = _book(run_dir).end(how, node=node, detail=said or f"exit status {chosen.status}" * (how == "failed"))
-    verdict = decide(attempts, spare=_spare(chosen))
-    if verdict.action == "requeue" and _is_cancelled(run_dir):
-        verdict = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
-    return _answer(chosen, verdict, "")
+    decision = decide(attempts, spare=_spare(chosen))
+    if decision.action == "requeue" and _is_cancelled(run_dir):
+        decision = RestartDecision("stop", "cancelled by `fovea launch slurm cancel`")
+    return _answer(chosen, decision, "")
 
 
-def _answer(chosen: argparse.Namespace, verdict: RestartDecision, more: str) -> int:
-    if verdict.why:
-        excluded = f"; without {', '.join(verdict.exclude)}" if verdict.exclude else ""
-        print(f"fovea launch: {verdict.action}: {verdict.why}{excluded}", file=sys.stderr)
-    # The new list takes the place of the old one.
-    excluded = ",".join(sorted({*chosen.excluded, *verdict.exclude})) if verdict.exclude else ""
-    print(verdict.action + more + (f" {excluded}" if verdict.action == "requeue" else ""))
+def _answer(chosen: argparse.Namespace, decision: RestartDecision, more: str) -> int:
+    if decision.why:
+        excluded = f"; without {', '.join(decision.exclude)}" if decision.exclude else ""
+        print(f"fovea launch: {decision.action}: {decision.why}{excluded}", file=sys.stderr)
+    # The new list replaces the old one.
+    excluded = ",".join(sorted({*chosen.excluded, *decision.exclude})) if decision.exclude else ""
+    print(decision.action + more + (f" {excluded}" if decision.action == "requeue" else ""))
     return 0
 
 

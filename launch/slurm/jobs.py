@@ -1,4 +1,4 @@
-"""The SLURM jobs of a run: submitted, looked at, followed, ended, continued. They are written down in `RUN/slurm/`."""
+"""The SLURM jobs of a run: submit, show, follow, cancel, resume. They are recorded in `RUN/slurm/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.slurm.scheduler import JobState, SchedulerError
 
 @dataclass(frozen=True)
 class Submitted:
-    """One line of `RUN/slurm/jobs.jsonl`. script: the file that was submitted, kept beside it as JOB.sbatch."""
+    """One line of `RUN/slurm/jobs.jsonl`. script: the submitted file, kept next to it as JOB.sbatch."""
 
     job: str
     program: str
@@ -36,7 +36,7 @@ def submit(
     if busy:
         raise ValueError(
             f"{run_dir}: job {busy[0].job} is {busy[0].state} for this run; "
-            f"end it first: fovea launch slurm cancel {run_dir}"
+            f"cancel it first: fovea launch slurm cancel {run_dir}"
         )
     folder = run_dir / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,12 @@ def submit(
 
 
 def submissions(run_dir: Path) -> list[Submitted]:
-    """What was submitted by `fovea launch slurm`, in order."""
+    """The submissions by `fovea launch slurm`, in order."""
     return [Submitted(**row) for row in read_json_lines(run_dir / "slurm" / "jobs.jsonl")]
 
 
 def jobs_of(run_dir: Path) -> list[str]:
-    """Ids of the run's jobs, in order; those submitted by hand are known once they began."""
+    """Ids of the run's jobs, in order; those submitted by hand are known after they began."""
     began = [row["job"] for row in read_json_lines(run_dir / "slurm" / "attempts.jsonl")]
     return sorted({*began, *(submitted.job for submitted in submissions(run_dir))}, key=int)
 
@@ -69,7 +69,9 @@ def find_run(where: str) -> Path:
     if where.isdigit():
         log = scheduler.log_of(where)
         if log is None or log.parent.name != "slurm":
-            raise ValueError(f"job {where}: not a job of `fovea launch slurm`, or SLURM has forgotten it; name the run")
+            raise ValueError(
+                f"job {where}: not a job of `fovea launch slurm`, or unknown to SLURM; give the run folder"
+            )
         return log.parent.parent
     run_dir = Path(where).absolute()
     if not (run_dir / "slurm").is_dir():
@@ -78,7 +80,7 @@ def find_run(where: str) -> Path:
 
 
 def status(run_dir: Path) -> str:
-    """What a person wants to know: jobs, steps, attempts."""
+    """The run's jobs, steps and attempts, as text."""
     lines = [f"run   {run_dir}"]
     marks = [name for name in ("DONE", "PREEMPTED") if (run_dir / name).exists()]
     row = _last_row(run_dir / "metrics.jsonl")
@@ -97,7 +99,7 @@ def status(run_dir: Path) -> str:
         ended = {row["restart"]: row for row in attempts if row["job"] == job and row["event"] == "end"}
         for restart, begin in begun.items():
             end = ended.get(restart)
-            how = "goes on" if state.is_active and restart == max(begun) else "no word of its end"
+            how = "running" if state.is_active and restart == max(begun) else "no record of its end"
             how = f"{end['time']} {end['outcome']} at step {end['step']} {end['detail']}" if end else how
             nodes = ",".join(begin["nodes"])
             lines.append(f"  {restart}   {begin['time']} from step {begin['step']} on {nodes}; {how}".rstrip())
@@ -105,7 +107,7 @@ def status(run_dir: Path) -> str:
 
 
 def cancel(run_dir: Path, *, now: bool) -> str:
-    """Ask the running job to save and stop; end a waiting one, and with `now` any. What was done, in words.
+    """Request the running job to save and stop; cancel a waiting one, and with `now` any. Returns a description.
 
     Raises:
         ValueError: the run has no active job.
@@ -115,20 +117,20 @@ def cancel(run_dir: Path, *, now: bool) -> str:
         raise ValueError(f"{run_dir}: no job of this run is waiting or running")
     said = []
     for state in active:
-        cancel_mark(run_dir, state.job).touch()  # a requeued attempt ends where it begins
+        cancel_mark(run_dir, state.job).touch()  # a requeued attempt then ends at its start
         if now or state.state != "RUNNING":
             scheduler.cancel(state.job)
             said.append(f"job {state.job} cancelled")
         else:
             (run_dir / "stop").touch()
-            said.append(f"job {state.job} was asked to save and stop; `cancel --now` does not wait for it")
+            said.append(f"job {state.job} was requested to save and stop; `cancel --now` does not wait for it")
     return "\n".join(said)
 
 
 def follow(
     run_dir: Path, *, rank: int, keep_on: bool, lines: int, write: Callable[[str], object], poll_seconds: float = 1.0
 ) -> None:
-    """Write the last `lines` of the newest job's log and of that rank's; with `keep_on` what comes, until the job ends.
+    """Write the last `lines` of the newest job's log and of that rank's; with `keep_on` new lines, until the job ends.
 
     A new attempt has new files; they are followed as they appear.
     """
@@ -141,7 +143,7 @@ def follow(
     active, next_look = True, 0.0
     while keep_on:
         if time.monotonic() >= next_look:
-            # A controller that does not answer now has not ended the job.
+            # A controller that does not answer does not mean that the job has ended.
             with suppress(SchedulerError):
                 active = any(state.is_active for state in scheduler.states(jobs_of(run_dir)[-1:]).values())
             next_look = time.monotonic() + 5 * poll_seconds
@@ -158,7 +160,7 @@ def follow(
 
 
 def _logs(run_dir: Path, rank: int) -> list[Path]:
-    """The newest job's own log, and the rank's of its newest attempt; under torchrun, that of the node so numbered."""
+    """The newest job's own log, and the rank's of its newest attempt; under torchrun, that of this node."""
     folder, jobs = run_dir / "slurm", jobs_of(run_dir)
     if not jobs:
         return []
@@ -169,11 +171,11 @@ def _logs(run_dir: Path, rank: int) -> list[Path]:
 
 
 def _last_row(path: Path) -> dict[str, float]:
-    """The last whole line of a metrics.jsonl that may be long."""
+    """The last complete line of a metrics.jsonl, which may be long."""
     if not path.exists():
         return {}
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n") and line.startswith("{") and '"loss"' in line]
-    return json.loads(whole[-1]) if whole else {}
+    complete = [line for line in lines if line.endswith("\n") and line.startswith("{") and '"loss"' in line]
+    return json.loads(complete[-1]) if complete else {}

@@ -1,4 +1,4 @@
-"""The scheduler's commands: submit, ask, end. Never sacct: many clusters keep no accounts."""
+"""The scheduler's commands: submit, query, cancel. Never sacct: many clusters have no accounting."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ENDED = (
 
 
 class SchedulerError(RuntimeError):
-    """SLURM refused, or is not there; the message has its own words."""
+    """SLURM refused or is not available; the message contains SLURM's text."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM knows of a job. state: PENDING, RUNNING, COMPLETED, ...; UNKNOWN once SLURM has forgotten it."""
+    """SLURM's record of a job. state: PENDING, RUNNING, COMPLETED, ...; UNKNOWN if SLURM has no record."""
 
     job: str
     state: str
@@ -40,7 +40,7 @@ def submit(script: Path, arguments: Sequence[str], *, options: Sequence[str] = (
 
 
 def would_start(script: Path, arguments: Sequence[str], *, options: Sequence[str] = ()) -> str:
-    """What SLURM says to `sbatch --test-only`: when and where the job could start. It does not run anything."""
+    """The output of `sbatch --test-only`: when and where the job could start. Nothing is run."""
     return _run(["sbatch", "--test-only", *options, str(script), *arguments], with_errors=True).strip()
 
 
@@ -49,13 +49,13 @@ def cancel(job: str) -> None:
 
 
 def log_of(job: str) -> Path | None:
-    """The file of a job's standard output; None once SLURM has forgotten the job."""
+    """The file of a job's standard output; None if SLURM has no record of the job."""
     found = re.search(r" StdOut=(.*?)(?: \w+=|\s*$)", _show(job))
     return Path(found[1].replace("%%", "%")) if found else None
 
 
 def states(jobs: Sequence[str]) -> dict[str, JobState]:
-    """The state of each job. Each is asked for by itself, which costs a busy controller less than its whole queue."""
+    """The state of each job. Each is queried alone, which costs a busy controller less than its complete queue."""
     return {job: _state(job) for job in jobs}
 
 
@@ -72,10 +72,10 @@ def _state(job: str) -> JobState:
 
 
 def _show(job: str) -> str:
-    """What SLURM knows of a job, in one line; "" once it has forgotten it.
+    """SLURM's record of a job, in one line; "" if it has none.
 
     Raises:
-        SchedulerError: it does not answer, which says nothing about the job.
+        SchedulerError: it does not answer, so the state of the job is unknown.
     """
     try:
         return _run(["scontrol", "show", "job", "-o", job])
@@ -86,7 +86,7 @@ def _show(job: str) -> str:
 
 
 def _run(command: Sequence[str], *, with_errors: bool = False) -> str:
-    """Its standard output; SchedulerError with what it said when it fails."""
+    """Its standard output; SchedulerError with its message when it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except FileNotFoundError:

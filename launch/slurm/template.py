@@ -16,7 +16,7 @@ _SPECIAL = r"[\s'\"\\#]"
 
 
 def folder() -> Path:
-    """Where the batch scripts are: in the checkout, or where an installation without one has put them.
+    """The folder of the batch scripts: in the checkout, or in the installation.
 
     Raises:
         ValueError: the installation lacks them.
@@ -26,7 +26,7 @@ def folder() -> Path:
     for file in files("fovea") or ():
         if file.parts[-2:] == ("SLURM", "pretrain.sbatch"):
             return Path(str(file.locate())).resolve().parent
-    raise ValueError("this installation has no batch scripts; take SLURM/ of the repository and name one by --template")
+    raise ValueError("this installation has no batch scripts; get SLURM/ of the repository and use --template")
 
 
 def read_template(program: str, path: Path | None = None) -> str:
@@ -37,7 +37,7 @@ def read_template(program: str, path: Path | None = None) -> str:
     """
     path = path or folder() / f"{program}.sbatch"
     if not path.is_file():
-        raise ValueError(f"no batch script {path}; take one from SLURM/ of the repository and name it with --template")
+        raise ValueError(f"no batch script {path}; take one from SLURM/ of the repository and give it with --template")
     return path.read_text(encoding="utf-8")
 
 
@@ -48,16 +48,16 @@ def render(
     settings: Mapping[str, str | Sequence[str]],
     environment: Sequence[str] = (),
 ) -> str:
-    """`template` with its values replaced; every other line, comments too, stays as it is.
+    """`template` with its values replaced; every other line, also comments, is unchanged.
 
     Args:
-        options: of sbatch, without dashes: {"nodes": "8"}; "" is an option without value, None takes the line away.
+        options: of sbatch, without dashes: {"nodes": "8"}; "" is an option without value, None removes the line.
         settings: the script's variables; a sequence becomes an array.
         environment: lines of shell for modules and variables.
 
     Raises:
-        ValueError: the template lacks a setting or the place for the environment, or a value has a control character,
-            which could end its line and begin a command.
+        ValueError: the template lacks a setting or the line for the environment, or a value has a control character,
+            which could end its line and start a command.
     """
     given = {**{f"--{name}": value or "" for name, value in options.items()}, **settings}
     for name, value in given.items():
@@ -98,7 +98,7 @@ def _option(name: str, value: str | None) -> list[str]:
         return []
     if not value:
         return [f"#SBATCH --{name}"]
-    # sbatch takes such a line apart as a shell does.
+    # sbatch splits such a line as a shell does.
     return [f"#SBATCH --{name}={shlex.quote(value) if re.search(_SPECIAL, value) else value}"]
 
 

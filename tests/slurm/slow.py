@@ -1,6 +1,6 @@
-"""`fovea` with steps made longer by SLOW_SECONDS: something can happen to the run, and its numbers stay the same.
+"""`fovea` with steps made longer by SLOW_SECONDS: a test can interrupt the run, and its numbers do not change.
 
-HANG_AT: a rank and a batch, "1:6": in the first attempt this rank holds the GIL there for ever.
+HANG_AT: a rank and a batch, "1:6": in the first attempt this rank holds the GIL there forever.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
             hangs = rank == os.environ.get("RANK") and "SLURM_RESTART_COUNT" not in os.environ
             for index, batch in enumerate(batches(self)):
                 if hangs and index == int(at):
-                    # PyDLL calls C with the GIL held; a read, unlike a sleep, goes on after a signal.
+                    # PyDLL calls C with the GIL held; a read, unlike a sleep, continues after a signal.
                     ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
                 time.sleep(float(os.environ["SLOW_SECONDS"]))
                 yield batch

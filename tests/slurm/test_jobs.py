@@ -175,7 +175,7 @@ def test_a_job_that_fails_twice_at_the_same_step_stops_with_a_message(cluster: C
     run = elsewhere["fails"]
     cluster.wait(run.job, "FAILED")
     assert run.outcomes == ["failed", "failed"]
-    assert "stop: 2 attempts ended at step 10" in run.log and "not started again" in run.log
+    assert "stop: 2 attempts ended at step 10" in run.log and "not restarted" in run.log
 
 
 def test_one_failure_with_progress_is_retried(cluster: Cluster, elsewhere: dict[str, FakeRun]):

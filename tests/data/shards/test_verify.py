@@ -60,7 +60,8 @@ def test_a_truncated_shard_says_where_and_how_much_is_lost(tmp_path):
     os.truncate(shard, 1000)
     assert [str(damage) for damage in damages([shard])] == [
         f"{shard}: 1000 bytes, indexed with 20480",
-        f"{shard}, sample 000000, member jpg: missing: the shard ends at byte 1000; 8 members are lost, starting with this one",
+        f"{shard}, sample 000000, member jpg: missing: the shard ends at byte 1000; "
+        "8 members are lost, starting with this one",
     ]
 
 

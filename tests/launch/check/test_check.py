@@ -50,7 +50,7 @@ PLANTED = {
     "fp16 on a CPU": Planted(
         ("engine.precision: fp16", "bf16 or fp32"), ["engine.precision=fp16", "engine.device=cpu"]
     ),
-    "crops that are no whole patches": Planted(
+    "crops that are not a multiple of the patch size": Planted(
         ("model.img_size: height 33", "patch_size 8; try 32"), ["model.img_size=33"]
     ),
     "statistics for other channels": Planted(("data.mean: give 1 values",), ["model.in_chans=1"]),
@@ -89,7 +89,9 @@ PLANTED = {
         ["data.num_workers=8", "--gpus-per-node", "4"],
         level="warning",
     ),
-    "a run folder that cannot be": Planted(("run_dir: /proc/run cannot be written", "run_dir="), ["run_dir=/proc/run"]),
+    "a run folder that cannot be created": Planted(
+        ("run_dir: /proc/run is not writable", "run_dir="), ["run_dir=/proc/run"]
+    ),
     "another run's folder": Planted(
         ("run_dir: ", "optim.lr: the run was started with 0.001, now 0.5"), ["run_dir={other}", "optim.lr=0.5"]
     ),
@@ -100,7 +102,9 @@ PLANTED = {
         level="warning",
     ),
     "an unknown GPU": Planted(("--gpu h300: not known; one of b200, h200",), ["--gpu", "h300"]),
-    "a release that is not there": Planted(("init.release: /no/release is not there",), ["init.release=/no/release"]),
+    "a release that does not exist": Planted(
+        ("init.release: /no/release does not exist",), ["init.release=/no/release"]
+    ),
     "clipping of another objective": Planted(
         ("optim.clip_mode: per_module", "use global or per_tensor"), ["optim.clip_grad=1", "optim.clip_mode=per_module"]
     ),
@@ -137,12 +141,12 @@ PLANTED_IN_A_TASK = {
         ["--gpus-per-node", "16", "evaluate.batch_size=64"],
         level="warning",
     ),
-    "a release that is not there": Planted(
-        ("model.release: /no/release is not there",),
+    "a release that does not exist": Planted(
+        ("model.release: /no/release does not exist",),
         ["model.timm=null", "model.release=/no/release"],
     ),
     "a batch that does not divide": Planted(("optim.global_batch_size: 32", "nearest: 33"), ["--nodes", "3"]),
-    "a folder that cannot be": Planted(("run_dir: /proc/run cannot be written",), ["run_dir=/proc/run"]),
+    "a folder that cannot be created": Planted(("run_dir: /proc/run is not writable",), ["run_dir=/proc/run"]),
 }
 
 

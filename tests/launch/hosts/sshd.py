@@ -42,7 +42,7 @@ def lacking() -> str:
 
 
 def server() -> str:
-    return shutil.which("sshd") or "/usr/sbin/sshd"  # it insists on its whole path
+    return shutil.which("sshd") or "/usr/sbin/sshd"  # it requires its full path
 
 
 @dataclass

@@ -92,12 +92,12 @@ def test_a_real_run_of_two_hosts_trains(tmp_path: Path, sshd: Sshd, hostfile: Pa
 @pytest.mark.parametrize(
     ("planted", "said"),
     [
-        ("no key", "127.0.0.2: lets nobody in without a password"),
+        ("no key", "127.0.0.2: requires a password"),
         ("nobody listens", "127.0.0.1: not reachable over ssh"),
         ("an unknown host key", "127.0.0.2: its key is not known here; look at it once with `ssh -p"),
         ("another version", "127.0.0.2: torch 0.0.1, the others have"),
         ("no python", "127.0.0.1: cannot start /no/python"),
-        ("an unknown first host", "127.0.0.2: does not know no.such.host"),
+        ("an unknown first host", "127.0.0.2: cannot resolve no.such.host"),
     ],
 )
 def test_what_is_wrong_with_hosts_is_said_before_a_rank_is_started(
@@ -133,7 +133,7 @@ def test_what_is_wrong_with_hosts_is_said_before_a_rank_is_started(
     ("text", "said"),
     [
         ("gpu01\n", "hosts:1: 'gpu01' is not `NAME slots=N`"),
-        ("gpu01 slots=8\ngpu01 slots=4\n", "hosts:2: gpu01 stands there twice"),
+        ("gpu01 slots=8\ngpu01 slots=4\n", "hosts:2: gpu01 is listed twice"),
         ("-oProxyCommand=x slots=1\n", "hosts:1: "),
         ("# none\n", "no host in it"),
     ],

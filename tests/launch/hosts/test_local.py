@@ -1,4 +1,4 @@
-"""`fovea launch local`: a rank that dies is replaced from the newest checkpoint, a run asked to stop is left alone."""
+"""`fovea launch local`: a rank that dies is replaced from the newest checkpoint, a run stopped on request is not restarted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[StopReques
     ("ends", "status", "said"),
     [
         ([(1, "step-4", ""), (0, "step-8", "DONE")], 0, "3 restarts left"),
-        ([(1, "step-4", "PREEMPTED")], 85, "was asked to stop and saved"),
+        ([(1, "step-4", "PREEMPTED")], 85, "was stopped on request and saved"),
         ([(1, "step-4", ""), (9, "step-4", "")], 9, "again without a new checkpoint"),
         ([(1, f"step-{step}", "") for step in range(4)], 1, "0 restarts left"),
     ],

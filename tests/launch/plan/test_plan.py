@@ -30,7 +30,7 @@ def test_the_parts_of_a_step_are_the_stated_quotients():
     assert found.read == pytest.approx(4096 * 1e5 / 20e9)
     assert found.decode == pytest.approx(4096 / (4 * 96 * IMAGES_PER_CORE))
     assert found.step == max(found.compute, found.reduce, found.read, found.decode) == found.compute
-    assert forecast(replace(LOAD, image_bytes=1e8), CLUSTER).step == pytest.approx(20.48), "storage decides"
+    assert forecast(replace(LOAD, image_bytes=1e8), CLUSTER).step == pytest.approx(20.48), "limited by storage"
     assert forecast(LOAD, replace(CLUSTER, nodes=1)).reduce == 0, "one node sends nothing"
 
 
@@ -60,4 +60,4 @@ def test_a_cluster_without_nodes_or_speed_is_refused_by_its_flag(flag: str, caps
 
 
 def test_a_cluster_that_fails_faster_than_it_restarts_never_ends():
-    assert forecast(LOAD, replace(CLUSTER, failures_per_gpu_day=10.0)).whole == float("inf")
+    assert forecast(LOAD, replace(CLUSTER, failures_per_gpu_day=10.0)).total == float("inf")

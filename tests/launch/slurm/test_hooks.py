@@ -18,7 +18,7 @@ PLACES = ["--nodes=n1,n2", "--partition-nodes=n1,n2,n3"]
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """The answer to one of the two questions about attempt 1 of job 7, and what the job's log says of it."""
+    """The line printed by one of the two hooks for attempt 1 of job 7, and the text in the job's log."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     config, run = write_config(tmp_path, "mae"), tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What is believed of a run's jobs when SLURM does not answer, has forgotten them, or names paths with spaces."""
+"""The state of a run's jobs when SLURM does not answer, has no record of them, or reports paths with spaces."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ def test_a_controller_that_is_away_is_no_free_run_folder(run_dir: Path, says: Ca
     assert "job   7 UNKNOWN (scontrol: slurm_load_jobs error: Unable to contact" in status(run_dir)
 
 
-def test_a_job_that_slurm_has_forgotten_is_over(run_dir: Path, says: Callable[..., None]):
+def test_a_job_without_a_record_in_slurm_is_over(run_dir: Path, says: Callable[..., None]):
     says(FORGOTTEN)
     assert not scheduler.states(["7"])["7"].is_active
     with pytest.raises(ValueError, match="no job of this run is waiting or running"):
         cancel(run_dir, now=False)
-    with pytest.raises(ValueError, match="or SLURM has forgotten it; name the run"):
+    with pytest.raises(ValueError, match="or unknown to SLURM; give the run folder"):
         find_run("7")
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"])
 def test_a_job_that_may_go_on_keeps_the_run_to_itself(run_dir: Path, says: Callable[..., None], state: str):
     says(JOB.format(state, "/x"))
-    with pytest.raises(ValueError, match=f"job 7 is {state} for this run; end it first"):
+    with pytest.raises(ValueError, match=f"job 7 is {state} for this run; cancel it first"):
         submit(run_dir, "pretrain", ["x.yaml"], "#!/bin/bash\n")
 
 
@@ -78,7 +78,7 @@ def test_a_run_is_found_by_its_job_s_number_wherever_it_lies(run_dir: Path, says
     assert find_run("7") == run_dir
 
 
-def test_a_log_is_followed_past_a_moment_without_an_answer(run_dir: Path, says: Callable[..., None]):
+def test_a_log_is_followed_although_slurm_does_not_answer_once(run_dir: Path, says: Callable[..., None]):
     says(JOB.format("RUNNING", "/x"), AWAY, JOB.format("COMPLETED", "/x"))
     (run_dir / "slurm" / "job-7.log").write_text("begins\n")
     heard: list[str] = []
@@ -91,9 +91,9 @@ def test_an_attempt_of_a_job_that_is_over_does_not_go_on(run_dir: Path, says: Ca
     row = {"event": "begin", "job": "7", "restart": 0, "time": "t", "step": 3, "nodes": ["n1"]}
     add_row(run_dir / "slurm" / "attempts.jsonl", row)
     says(JOB.format("CANCELLED", "/x"))
-    assert "from step 3 on n1; no word of its end" in status(run_dir)
+    assert "from step 3 on n1; no record of its end" in status(run_dir)
     says(JOB.format("RUNNING", "/x"))
-    assert "from step 3 on n1; goes on" in status(run_dir)
+    assert "from step 3 on n1; running" in status(run_dir)
 
 
 @pytest.mark.processes
