@@ -1,5 +1,5 @@
 #!/bin/bash
-# Pretrain, then finetune from its release on several tasks, each as soon as the release is there. Edit and run on a
+# Pretrain, then finetune from its release on several tasks, each as soon as the release exists. Edit and run on a
 # login node:  bash SLURM/pipeline.sh
 # or:  fovea launch slurm pipeline CONFIG key=value ... --finetune 'CONFIG key=value ...' --finetune ...
 set -euo pipefail
@@ -11,7 +11,7 @@ tasks=(configs/finetune/mae_vit_base_imagenet.yaml)
 first=$(sbatch --parsable SLURM/pretrain.sbatch "${pretrain[@]}")
 echo "job $first: pretrain to $run"
 for task in "${tasks[@]}"; do
-    # A requeued job keeps its id. When pretraining stops without a release these jobs are cancelled, not left waiting.
+    # A requeued job keeps its id. If pretraining stops without a release, these jobs are cancelled instead of waiting.
     next=$(sbatch --parsable --dependency="afterok:$first" --kill-on-invalid-dep=yes SLURM/finetune.sbatch "$task" \
         "model.release=$run/release" "run_dir=$run-$(basename "$task" .yaml)")
     echo "job $next: $task"

@@ -1,6 +1,6 @@
 """Problems of a run on given nodes, found from its configuration and data before a GPU is used.
 
-Each check is a function of facts; it yields findings. An error is what cannot work, a warning what will probably
+Each check is a function that yields findings. An error is what cannot work, a warning what will probably
 work badly. Every message names a key (or flag, or limit) and a value that would work.
 """
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from launch.pages import backbones, configuration
 
 DOCS = Path(__file__).parents[2] / "docs"
-# File in docs/ -> its text, given the text that is there: a page may be generated in part.
+# File in docs/ -> function from its current text to the new one: a page may be generated in part.
 PAGES: dict[str, Callable[[str], str]] = {"backbones.md": backbones.page, "configuration.md": configuration.page}
 
 
 def outdated(docs: Path = DOCS) -> dict[Path, str]:
-    """The pages whose text is not what the code generates -> what it generates."""
+    """Outdated pages -> their new text."""
     texts = {docs / name: (docs / name).read_text(encoding="utf-8") for name in PAGES}
     return {path: new for path, old in texts.items() if (new := PAGES[path.name](old)) != old}
 

@@ -62,8 +62,8 @@ class Footprint:
 class LiveBytes(TorchDispatchMode):
     """Counts the storages that are alive: `live` now, `peak` at most.
 
-    Operations on `real` tensors alone (masks) are executed, not counted, among those without storage: the number of hidden
-    patches is a shape of later tensors.
+    Operations on `real` tensors alone (masks) are executed and not counted: the number of hidden patches is a shape of
+    later tensors.
     """
 
     def __init__(self, *, real: bool = False) -> None:

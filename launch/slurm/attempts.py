@@ -209,7 +209,7 @@ _ASKED = ("Terminated", f"Exited with exit code {EXIT_PREEMPTED}")
 def blame(srun_log: str) -> tuple[str | None, str]:
     """(the node whose ranks failed first and alone, srun's first message) of srun's messages.
 
-    Messages after srun ended the step are ignored: then the other ranks fail too, because their peers are gone. If
+    Messages after srun ended the step are ignored: then the other ranks fail too, without their peers. If
     ranks of several nodes failed before, a kill by a signal takes precedence over an exit status.
     """
     ends = []

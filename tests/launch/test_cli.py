@@ -29,12 +29,12 @@ def test_an_interruption_before_anything_runs_is_a_line(
     assert capsys.readouterr().err == "fovea: interrupted\n"
 
 
-def test_finetune_refuses_a_configuration_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+def test_finetune_refuses_a_missing_configuration(capsys: pytest.CaptureFixture[str]):
     assert main(["finetune", "x.yaml"]) == 2
     assert "x.yaml: 1 problem\n  no such file" in capsys.readouterr().err
 
 
-def test_check_says_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]):
+def test_check_prints_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["pretrain", "configs/debug/mae.yaml", "--check", "optim.global_batch_size=32"]) == 0
     assert main(["pretrain", "configs/debug/mae.yaml", "--check", "init.official=none.pth"]) == 2
     said = capsys.readouterr().out
@@ -51,6 +51,6 @@ def test_an_unknown_word_of_slurm_is_refused_with_the_known_ones(capsys: pytest.
     assert "unknown word 'statsu'; one of pretrain, finetune, pipeline, status" in capsys.readouterr().err
 
 
-def test_launching_checks_for_that_many_processes(capsys: pytest.CaptureFixture[str]):
+def test_launching_checks_for_the_number_of_processes(capsys: pytest.CaptureFixture[str]):
     assert main(["launch", "local", "7", "configs/debug/mae.yaml"]) == 2
     assert "64 is not a multiple of 7 processes x 1 accumulation steps; nearest: 63" in capsys.readouterr().err

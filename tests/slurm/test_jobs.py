@@ -94,7 +94,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_as_undisturbed(
     run.assert_weights_as_undisturbed()
 
 
-def test_a_job_whose_ranks_alone_are_told_of_preemption_is_requeued(
+def test_a_job_whose_ranks_alone_are_signalled_is_requeued(
     cluster: Cluster, tmp_path: Path, elsewhere: dict[str, FakeRun]
 ):
     run = FakeRun(tmp_path, steps=60)
@@ -186,7 +186,7 @@ def test_one_failure_with_progress_is_retried(cluster: Cluster, elsewhere: dict[
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_pipeline_finetunes_once_its_release_is_there_and_never_otherwise(
+def test_a_pipeline_finetunes_when_its_release_exists_and_never_otherwise(
     cluster: Cluster, pipelines: dict[bool, list[str]], fails: bool
 ):
     first, second = pipelines[fails]
@@ -194,7 +194,7 @@ def test_a_pipeline_finetunes_once_its_release_is_there_and_never_otherwise(
     assert cluster.state(first) == ("FAILED" if fails else "COMPLETED")
 
 
-def test_a_run_goes_on_after_its_time_limit(cluster: Cluster, elsewhere: dict[str, FakeRun]):
+def test_a_run_continues_after_its_time_limit(cluster: Cluster, elsewhere: dict[str, FakeRun]):
     run = elsewhere["hears"]
     cluster.wait(run.job, "COMPLETED")
     assert run.outcomes[-1] == "done" and set(run.outcomes[:-1]) == {"time limit"}

@@ -1,11 +1,11 @@
-"""A trainer of the standard library: steps, checkpoints, markers and signals as a run has them, and planted faults.
+"""A trainer of the standard library: steps, checkpoints, markers and signals like those of a run, and planted faults.
 
 Its weights are a hash over the steps, so that equal weights mean the same steps, each once. A step ends when all ranks
 have reached it, as in a run; a rank whose peer is gone waits, deaf to everything. Faults come from FAKE_* variables:
     FAKE_STEP_SECONDS   of one step
     FAKE_CRASH          "STEP:RANK:TIMES:HOW": that rank ends so at that step, the first TIMES attempts ("kill", "exit")
     FAKE_CRASH_ON       "NODE:HOW": the ranks on that node end so three steps after each start
-    FAKE_DEAF           no signal and no `stop` file is heard
+    FAKE_DEAF           signals and the `stop` file are ignored
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def meet(attempt: Path, rank: int, step: int, wants: bool) -> bool:
-    """Wait until every rank has reached this step; whether one of them wants to stop there."""
+    """Wait until every rank has reached this step; whether one of them stops there."""
     temporary = attempt / f".{rank}"
     temporary.write_text(f"{step} {int(wants)}")
     temporary.rename(attempt / f"{rank}-{step}")

@@ -9,7 +9,7 @@ A host batch of b samples is a dict:
     "<mask>"         bool or int64 [b, ...], see masks.py
     "bad"            list of substitute.BadRecord
 
-With `augment_on="worker"` the views are float32 as `augment.apply` makes them, and come without parameters.
+With `augment_on="worker"` the views are float32, as returned by `augment.apply`, without parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_loader(
 ) -> Loader:
     """This rank's micro-batches of `num_steps` steps from the spec's start position, `spec.accumulation` per step.
 
-    bad_samples  records what had to be replaced, and may stop the run
+    bad_samples  counts and records the replaced samples; may stop the run
 
     Its close() ends the workers; so does exhausting it.
 

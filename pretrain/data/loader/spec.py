@@ -1,4 +1,4 @@
-"""What a training loader's batches hold, in which order, and which part of them this rank computes."""
+"""The content of a training loader's batches, their order, and the part that this rank computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Stage = Callable[[Iterable[Sample]], Iterable[Sample]]
 class LoaderSpec:
     """Everything that decides the content of a micro-batch, apart from the data set.
 
-    views               what one image becomes, see `specs.py`; at least one `ViewSpec`
+    views               crops, noises and masks of one image, see `specs.py`; at least one `ViewSpec`
     mean, std           of the normalization, one number per channel
     seed, block_shards  of the order of samples, see `order.Order`
     global_batch        samples of a step over all ranks

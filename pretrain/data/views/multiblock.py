@@ -61,7 +61,7 @@ def _context(
         pending = pending[found[pending].sum(1) <= mask.min_keep]
         if not len(pending):
             return found
-    raise AssertionError(f"mask {mask.name!r}: a whole context block of {size} is not above min_keep {mask.min_keep}")
+    raise AssertionError(f"mask {mask.name!r}: a full context block of {size} is not above min_keep {mask.min_keep}")
 
 
 def _corners(draws: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

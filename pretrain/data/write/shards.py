@@ -286,7 +286,7 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
                     _add(tar, f"{item.key}.cls", str(item.label).encode())
                 samples += 1
         receipt = ShardReceipt(shard, samples, file.tell(), skipped)
-        # first the receipt, then (on leaving) the shard: a shard that is there is complete and accounted for
+        # first the receipt, then (on leaving) the shard: an existing shard is complete and has a receipt
         write_bytes(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
     write_sidecar(sidecar_path(path, None), index_shard(str(path)))  # now, while the shard is in the page cache
     return receipt

@@ -91,7 +91,7 @@ def test_a_sample_of_the_samples_spans_the_data_set(tmp_path):
     assert torch.equal(some, whole[[0, 10, 19]])
 
 
-def test_a_data_set_without_labels_is_refused_with_what_it_holds(tmp_path):
+def test_a_data_set_without_labels_is_refused_with_its_extensions(tmp_path):
     dataset = one_shard(tmp_path, [("a.jpg", image_bytes(0))])
     with pytest.raises(ValueError, match=r"no labels: a.tar .* hold jpg, and no \.cls"):
         EvalImages(dataset, (16, 16), batch_size=1, **ZERO_ONE)

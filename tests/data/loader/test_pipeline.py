@@ -68,7 +68,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_a_host_batch_holds_what_its_views_ask_for(dataset):
+def test_a_host_batch_has_the_entries_of_its_views(dataset):
     batch = load(dataset)[0]
     assert batch["position"].tolist() == [0, 1]
     assert batch["crops"].shape == (2, 2, 3, 32, 32)
@@ -122,7 +122,7 @@ def test_masks_do_not_depend_on_ranks_micro_batches_or_workers(dataset, changes)
         assert_equal(joined(parts), joined([alone[step]]))
 
 
-def test_masks_go_on_at_the_cursor_after_another_batch_size(dataset):
+def test_masks_continue_at_the_cursor_after_another_batch_size(dataset):
     alone = load(dataset, MASKED, micro_batch=8, total_steps=3)
     resumed = load(dataset, MASKED, micro_batch=8, start_step=1, start_position=8, total_steps=3)
     for ours, theirs in zip(resumed, alone[1:], strict=True):
@@ -131,7 +131,7 @@ def test_masks_go_on_at_the_cursor_after_another_batch_size(dataset):
     assert torch.equal(torch.cat(early), alone[0]["blocks"])  # of single samples: whatever the batch is
 
 
-def test_masks_that_begin_with_an_epoch_begin_with_its_first_sample(dataset):
+def test_masks_that_start_with_an_epoch_start_with_its_first_sample(dataset):
     views = [ViewSpec("image", (8, 8)), RatioBlockMask("m", (8, 8), ratio=(0.4,), ratio_var=(0.1,), start_epoch=1)]
     hidden = joined(load(dataset, views, global_batch=5, micro_batch=5, total_steps=11))["m"].flatten(1).any(1)
     assert hidden.tolist() == [position >= 45 for position in range(55)]
@@ -164,7 +164,7 @@ def test_a_resumed_stream_is_the_tail_of_the_undisturbed_one(dataset, step):
         assert_equal(joined(resumed), joined(tail))
 
 
-def test_another_batch_size_goes_on_at_the_cursor(dataset):
+def test_another_batch_size_continues_at_the_cursor(dataset):
     before = joined(load(dataset, total_steps=3))
     after = joined(load(dataset, global_batch=4, start_step=3, start_position=24, total_steps=5))
     assert torch.cat([before["position"], after["position"]]).tolist() == list(range(32))
@@ -172,7 +172,7 @@ def test_another_batch_size_goes_on_at_the_cursor(dataset):
 
 
 def test_every_sample_is_loaded_once_an_epoch(dataset):
-    # Samples are known by their pixels: the whole image, at its own size, not mirrored.
+    # Samples are identified by their pixels: the full image, at its own size, not mirrored.
     whole = [ViewSpec("image", (16, 24), scale=(1.0, 1.0), ratio=(1.5, 1.5), hflip=0.0)]
     images = joined(load(dataset, whole, global_batch=9, micro_batch=9, total_steps=10))["image"]
     counts = Counter(image.numpy().tobytes() for image in images)
@@ -180,7 +180,7 @@ def test_every_sample_is_loaded_once_an_epoch(dataset):
     assert set(counts.values()) == {2}
 
 
-def test_workers_that_augment_do_what_the_device_would(dataset):
+def test_augmentation_in_workers_equals_the_device(dataset):
     for on_worker, host in zip(load(dataset, augment_on="worker"), load(dataset), strict=True):
         made = augment.apply(VIEWS, host, MEAN, STD, "cpu")
         assert_equal(augment.apply(VIEWS, on_worker, MEAN, STD, "cpu"), made)
@@ -272,7 +272,7 @@ def test_a_flipped_bit_is_caught_by_the_checksum_and_replaced(tmp_path):
     assert records[0]["substitute"] != "train-000000.tar/000000"
 
 
-def test_a_set_of_nothing_but_bad_samples_stops_at_once_naming_one(tmp_path):
+def test_a_set_of_only_bad_samples_stops_at_once_naming_one(tmp_path):
     shard = tmp_path / "bad.tar"
     shard.write_bytes(tar_bytes([(f"{i}.jpg", b"no") for i in range(20)]))
     build_index([str(shard)])
@@ -280,7 +280,7 @@ def test_a_set_of_nothing_but_bad_samples_stops_at_once_naming_one(tmp_path):
         load(Dataset.open(shard))
 
 
-def test_a_loader_tells_the_counter_and_the_counter_stops_the_loader(odd):
+def test_a_loader_reports_to_the_counter_and_the_counter_stops_the_loader(odd):
     counter = BadSamples(0.5)
     batches = load(odd, bad_samples=counter, total_steps=3)
     assert counter.num_seen == 24
@@ -316,7 +316,7 @@ def shorten(samples):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_users_stage_sees_sample_dicts_and_changes_them(dataset, num_workers):
+def test_a_user_stage_receives_and_changes_sample_dicts(dataset, num_workers):
     seen = joined(load(dataset, stages=[redden], num_workers=num_workers, total_steps=1))["crops"]
     assert (seen[:, :, 0] == 255).all()
     assert (seen[:, :, 1:] == 0).all()
@@ -328,7 +328,7 @@ def test_a_stage_that_loses_or_adds_samples_is_named(dataset, stage, count):
         load(dataset, stages=[redden, stage])
 
 
-def test_a_sample_that_a_stage_spoils_is_replaced_by_one_that_went_through_it_too(dataset):
+def test_a_sample_damaged_by_a_stage_is_replaced_by_one_that_passed_the_stage(dataset):
     alone = load(dataset, stages=[shorten])
     records = flat(alone)
     assert len({record["position"] for record in records}) > 10

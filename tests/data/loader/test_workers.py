@@ -68,14 +68,14 @@ def test_no_items_are_no_items():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_error_of_an_item_is_raised_as_it_is_at_its_turn(num_workers):
+def test_an_error_of_an_item_is_raised_unchanged_in_order(num_workers):
     items = run_in_workers(Failing(), 5, num_workers=num_workers)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(ValueError, match="item two is wrong"):
         next(items)
 
 
-def test_a_killed_worker_is_an_error_that_says_so():
+def test_a_killed_worker_is_reported():
     items = run_in_workers(Killing(), 8, num_workers=2, prefetch_factor=1)
     with pytest.raises(RuntimeError, match=r"data worker died while item 3 was due .*for lack of memory"):
         list(items)

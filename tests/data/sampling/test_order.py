@@ -21,7 +21,7 @@ def test_an_epoch_holds_every_sample_once(counts, seed, block_shards, epoch):
 
 
 @given(shard_counts, st.integers(1, 5), st.lists(st.integers(0, 300), max_size=40))
-def test_positions_are_found_alike_one_by_one_and_together_in_any_order(counts, block_shards, positions):
+def test_positions_are_located_equally_one_by_one_and_together_in_any_order(counts, block_shards, positions):
     one_by_one = [Order(counts, 5, block_shards).at(position) for position in positions]
     located = Order(counts, 5, block_shards).at_many(np.array(positions, dtype=np.int64))
     together = zip(located.epoch.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
@@ -37,7 +37,7 @@ def test_an_order_does_not_grow_with_the_run():
 
 
 @given(shard_counts, st.integers(1, 13))
-def test_only_the_shards_of_one_block_are_near_at_a_time(counts, block_shards):
+def test_only_the_shards_of_one_block_are_read_at_a_time(counts, block_shards):
     order = Order(counts, 1, block_shards)
     shards = order.at_many(np.arange(sum(counts))).shard.tolist()
     last = {shard: index for index, shard in enumerate(shards)}
@@ -110,7 +110,7 @@ class InterruptedTraining(RuleBasedStateMachine):
     @initialize(counts=shard_counts, block_shards=st.integers(1, 4), batch=st.sampled_from([4, 8, 12]))
     def start(self, counts, block_shards, batch):
         self.counts, self.block_shards, self.batch = counts, block_shards, batch
-        self.committed = 0  # the whole checkpoint: one integer
+        self.committed = 0  # the complete state: one integer
         self.history: list[list[tuple[int, int, int]]] = []
         self._launch(1, 1)
 

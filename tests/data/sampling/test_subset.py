@@ -20,7 +20,7 @@ def test_a_fraction_is_of_each_class_alike_and_loses_none(labels, fraction, seed
     assert set(of_each_class(values, fraction=fraction / 2, seed=seed)) <= set(chosen)
 
 
-def test_so_many_of_each_class_without_what_has_none():
+def test_a_number_of_each_class_omits_images_without_a_class():
     labels = np.arange(60) % 3 - 1
     chosen = of_each_class(labels, per_class=4, seed=3)
     assert sorted(labels[chosen].tolist()) == [0] * 4 + [1] * 4

@@ -107,7 +107,7 @@ def test_all_bad_shards_are_listed_at_once_and_the_good_ones_are_done(tmp_path):
     assert read_rows(tmp_path) == {}
 
 
-def test_the_index_says_where_every_byte_is(tmp_path):
+def test_the_index_has_the_offset_of_every_member(tmp_path):
     members = [(f"{i:03d}.{e}", os.urandom(i * 37)) for i in range(40) for e in ("jpg", "json")]
     shard = write_tar(tmp_path / "a.tar", members)
     (row,) = build_index([shard])
@@ -223,11 +223,11 @@ def test_an_index_of_another_version_is_refused_by_its_version(tmp_path, monkeyp
     monkeypatch.setattr(sidecar, "INDEX_VERSION", 7)
     make_shards(tmp_path, shards=1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"index version 7, and this program reads 1; .*fovea data index --force"):
+    with pytest.raises(ValueError, match=r"index version 7, but this program reads 1; .*fovea data index --force"):
         read_sidecar(tmp_path / "train-000000.tar.idx")
     path = tmp_path / "dataset.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
-    with pytest.raises(ValueError, match=r"dataset\.json: version 7, and this program reads 1"):
+    with pytest.raises(ValueError, match=r"dataset\.json: version 7, but this program reads 1"):
         read_rows(tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_training_never_silently_omits_a_missing_shard_of_the_index(tmp_path, ca
     paths = make_shards(tmp_path)
     Path(paths[1]).unlink()
     for spec in (tmp_path, f"{tmp_path}/train-*.tar", [str(tmp_path)]):
-        with pytest.raises(ValueError, match=r"but not there: .*train-000001\.tar; .*--forget"):
+        with pytest.raises(ValueError, match=r"but missing: .*train-000001\.tar; .*--forget"):
             Dataset.open(spec)
     assert Dataset.open([paths[0], paths[2]]).num_samples == 8, "a list names what it wants"
     assert main(["verify", str(tmp_path)]) == 1

@@ -69,10 +69,10 @@ def test_an_empty_list_or_folder_is_an_error(tmp_path):
         expand(tmp_path)
 
 
-def test_a_folder_of_photos_is_told_how_to_become_shards_and_a_path_that_is_not_there_is_no_shard(tmp_path):
+def test_the_error_for_a_folder_of_photos_has_the_command_and_a_missing_path_is_no_shard(tmp_path):
     (tmp_path / "day 1").mkdir()
     (tmp_path / "day 1" / "a.JPG").touch()
-    with pytest.raises(ValueError, match=r"no \*\.tar in folder .*; it holds images, .*`fovea data write"):
+    with pytest.raises(ValueError, match=r"no \*\.tar in folder .*; it holds images; `fovea data write"):
         expand(tmp_path)
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder$"):
         expand(tmp_path / "nowhere")

@@ -112,7 +112,7 @@ def test_a_sidecar_of_another_shard_is_refused(tmp_path):
         Reader(dataset).read(0, 0)
 
 
-def test_a_missing_or_damaged_sidecar_tells_the_command(tmp_path):
+def test_the_error_for_a_missing_or_damaged_sidecar_has_the_command(tmp_path):
     dataset = make_dataset(tmp_path)
     flip(dataset.sidecar(0), 90)
     dataset.sidecar(1).unlink()
@@ -125,7 +125,7 @@ def test_a_missing_or_damaged_sidecar_tells_the_command(tmp_path):
 def test_places_outside_the_shard_are_an_error(tmp_path):
     reader = Reader(make_dataset(tmp_path))
     for sample in (-1, 4):
-        with pytest.raises(IndexError, match=f"has 4 samples, asked for {sample}"):
+        with pytest.raises(IndexError, match=f"has 4 samples, requested {sample}"):
             reader.read(0, sample)
 
 
@@ -175,7 +175,7 @@ def test_the_order_of_a_list_changes_nothing(tmp_path):
     assert one.extensions == ("cls", "jpg")
 
 
-def test_a_missing_index_tells_the_exact_command(tmp_path):
+def test_the_error_for_a_missing_index_has_the_exact_command(tmp_path):
     path = tmp_path / "my shards.tar"
     path.write_bytes(tar_bytes([("a.jpg", b"")]))
     with pytest.raises(ValueError, match=rf"make it with: fovea data index '{path}'$"):
@@ -190,7 +190,7 @@ def test_an_index_that_is_no_folder_is_named(tmp_path):
         Dataset.open(shards, index=shards[0])
 
 
-def test_a_shard_whose_size_is_not_its_index_s_is_named(tmp_path):
+def test_a_shard_whose_size_differs_from_its_index_is_named(tmp_path):
     shards = make_shards(tmp_path)
     os.truncate(shards[1], 5000)
     with pytest.raises(ValueError, match=r"train-000001\.tar has 5000 bytes, its index has 20480"):

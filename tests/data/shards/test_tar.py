@@ -181,7 +181,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_what_a_lenient_reader_would_skip_is_refused_by_name(tmp_path, reason):
+def test_members_that_a_lenient_reader_would_skip_are_refused_by_name(tmp_path, reason):
     data, member = BAD[reason]
     with pytest.raises(TarError, match=reason) as error:
         walk(data, tmp_path / "t.tar")

@@ -55,7 +55,7 @@ def test_each_damaged_payload_is_named(tmp_path, capsys):
     assert "damaged shards" in out
 
 
-def test_a_truncated_shard_says_where_and_how_much_is_lost(tmp_path):
+def test_the_report_of_a_truncated_shard_has_the_place_and_the_loss(tmp_path):
     (shard,) = make_shards(tmp_path, shards=1)
     os.truncate(shard, 1000)
     assert [str(damage) for damage in damages([shard])] == [

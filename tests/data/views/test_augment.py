@@ -62,7 +62,7 @@ def torchvision_view(image: torch.Tensor, numbers: list[float]) -> torch.Tensor:
     return image
 
 
-def test_every_image_is_what_torchvision_makes_of_it_with_its_own_parameters():
+def test_every_image_equals_torchvision_with_its_own_parameters():
     # Solarize is discontinuous: the blur's missing tail may move a value over its threshold. It has its own test.
     view = ViewSpec("crops", (48, 40), jitter=RICH.jitter, grayscale=0.2, blur=Blur(0.5))
     pixels, params = images(24, 4), parameters(24, 4, view)
@@ -116,7 +116,7 @@ def test_an_image_does_not_depend_on_its_company():
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_a_batch_at_once_is_what_images_one_by_one_are(monkeypatch):
+def test_a_batch_equals_its_images_one_by_one(monkeypatch):
     pixels, params = images(8, 3), parameters(8, 3)
     one_by_one = augment.augment(pixels, params, MEAN, STD, sigma_max=2.0)
     monkeypatch.setattr(augment, "_one_by_one", augment._together)
@@ -171,7 +171,7 @@ def test_a_mean_of_another_length_is_refused():
         augment.augment(images(channels=1), plain(), MEAN, STD, sigma_max=0.0)
 
 
-def test_apply_moves_noises_and_positions_and_takes_what_a_worker_made_as_it_is():
+def test_apply_moves_noises_and_positions_and_keeps_views_augmented_by_a_worker():
     floats = torch.randn(2, 1, 3, 8, 8)
     batch = {"position": torch.arange(2), "v": floats, "mask": torch.rand(2, 4), "bad": []}
     made = augment.apply([ViewSpec("v", (8, 8)), Noise("mask", (4,))], batch, MEAN, STD, "cpu")

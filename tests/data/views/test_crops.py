@@ -31,7 +31,7 @@ def photo(height: int = 375, width: int = 500) -> np.ndarray:
     st.integers(1, 600),
     st.sampled_from([(0.08, 1.0), (0.2, 1.0), (0.05, 0.4), (1.0, 1.0), (0.9, 1.0)]),
 )
-def test_a_crop_lies_in_the_image(numbers, height, width, scale):
+def test_a_crop_is_inside_the_image(numbers, height, width, scale):
     top, left, h, w = crop_box(numbers, height, width, scale, (3 / 4, 4 / 3))
     assert 0 <= top <= top + h <= height
     assert 0 <= left <= left + w <= width
@@ -63,7 +63,7 @@ def test_the_box_is_torchvisions_for_equal_random_numbers(monkeypatch):
     assert central > 50
 
 
-def test_boxes_reach_the_whole_image_and_areas_are_uniform():
+def test_boxes_reach_all_of_the_image_and_areas_are_uniform():
     random = np.random.default_rng(1)
     boxes = np.array(
         [crop_box(random.random(BOX_UNIFORMS).tolist(), 300, 400, (0.2, 0.6), (3 / 4, 4 / 3)) for _ in range(3000)]

@@ -52,7 +52,7 @@ def test_lossless_formats_give_the_exact_pixels(image_format):
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("in_chans", [1, 3, 4])
-def test_every_format_gives_the_channels_that_are_asked_for(image_format, in_chans):
+def test_every_format_gives_the_requested_channels(image_format, in_chans):
     image = decode_image(encoded(picture(), image_format), in_chans)
     assert image.shape == (40, 56, in_chans)
     assert image.dtype == np.uint8
@@ -100,7 +100,7 @@ def harmless(data: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", harmless(encoded(picture(), "JPEG")))
-def test_what_harms_no_pixel_of_a_jpeg_is_no_damage_and_hides_none(kind):
+def test_harmless_jpeg_warnings_are_no_damage_and_hide_none(kind):
     data = encoded(picture(), "JPEG", quality=90)
     odd = harmless(data)[kind]
     assert (decode_image(odd, 3) == decode_image(data, 3)).all()
@@ -124,7 +124,7 @@ def test_what_harms_no_pixel_of_a_jpeg_is_no_damage_and_hides_none(kind):
         (png_header(100, 100), "damaged|truncated"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_reason(data, reason):
+def test_a_file_that_is_no_image_is_refused_with_the_reason(data, reason):
     with pytest.raises(DecodeError, match=reason):
         decode_image(data, 3)
 
@@ -165,7 +165,7 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(kind, data):
     assert image.shape[2] == 3
 
 
-def test_a_png_whose_palette_comes_behind_its_pixels_is_damaged():
+def test_a_png_whose_palette_follows_its_pixels_is_damaged():
     data = encoded(picture(), "PNG", mode="P", transparency=3)
     palette, pixels = data.index(b"PLTE") - 4, data.index(b"IDAT") - 4
     with pytest.raises(DecodeError, match="damaged image"):
@@ -223,7 +223,7 @@ def test_more_channels_than_an_image_has_need_npy():
         decode_image(encoded(picture(), "PNG"), 5)
 
 
-def test_a_sample_without_an_image_says_what_would_be_one():
+def test_the_error_for_a_sample_without_an_image_lists_image_extensions():
     with pytest.raises(DecodeError, match=r"no image member \(jpg, jpeg, webp, png, npy\)"):
         decode_sample({"__key__": "a", "cls": b"1"}, 3)
 

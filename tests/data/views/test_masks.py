@@ -73,7 +73,7 @@ def test_every_instance_and_image_has_a_mask_of_its_own(mask):
 
 @settings(max_examples=60, deadline=None)
 @given(grids, seeds, st.data())
-def test_block_masks_never_hide_more_than_asked_and_exact_ones_that_many(grid, seed, data):
+def test_block_masks_never_hide_more_than_num_masked_and_exact_ones_equal_it(grid, seed, data):
     total = grid[0] * grid[1]
     wanted = data.draw(st.integers(1, total - 1))
     smallest = data.draw(st.integers(1, 16))
@@ -183,7 +183,7 @@ def test_inverse_blocks_leave_blocks_visible_rather_than_single_patches():
     [
         (lambda: BlockMask("m", (4, 4), 16), "16 of 16 patches hidden; .* one visible"),
         (lambda: BlockMask("m", (4, 4), 0), "0 of 16"),
-        (lambda: BlockMask("m", (1, 16), 4), "grid 1 x 16, whose rows"),
+        (lambda: BlockMask("m", (1, 16), 4), "grid 1 x 16, of which it may not fill"),
         (lambda: BlockMask("m", (3, 3), 8, min_per_block=8), "no block of 8 patches"),
         (lambda: BlockMask("m", (14, 14), 75, max_per_block=8), "max_per_block 8 is below"),
         (lambda: BlockMask("m", (14, 14), 75, min_aspect=0.0), "min_aspect"),
@@ -205,7 +205,7 @@ def test_inverse_blocks_leave_blocks_visible_rather_than_single_patches():
         (lambda: InverseBlockMask("m", GRID, 0.8, block=0), "block"),
     ],
 )
-def test_masks_that_cannot_be_are_refused_by_name_and_value(make, message):
+def test_impossible_masks_are_refused_by_name_and_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -50,7 +50,7 @@ def test_channels_follow_the_backbone():
         (TENSOR / 0.0, "within .0, 1., not normalized"),
     ],
 )
-def test_what_is_not_an_image_is_refused(image, message: str):
+def test_a_file_that_is_not_an_image_is_refused(image, message: str):
     with pytest.raises(ValueError, match=message):
         to_pixels(image, 3)
 

@@ -81,8 +81,8 @@ def test_the_jitter_orders_are_all_orders_of_four_operations():
         (lambda: stacks([ViewSpec("v", (8, 8)), MultiBlockMask("v", (9, 9)), Noise("v_context", (1,))]), "twice"),
         (lambda: ViewSpec("w", (8, 8), same_as="v", hflip=0.0), "hflip come from view 'v'"),
         (lambda: ViewSpec("w", (8, 8), colours=False), "colours=False needs same_as"),
-        (lambda: stacks([ViewSpec("w", (8, 8), same_as="v")]), "same_as 'v' must name views"),
-        (lambda: stacks([ViewSpec("w", (8, 8), same_as="w")]), "same_as 'w' must name views"),
+        (lambda: stacks([ViewSpec("w", (8, 8), same_as="v")]), "same_as 'v' must name a view without"),
+        (lambda: stacks([ViewSpec("w", (8, 8), same_as="w")]), "same_as 'w' must name a view without"),
         (lambda: check_channels([ViewSpec("v", (8, 8), grayscale=0.5)], 1), "grayscale need"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_folder_becomes_shards_that_hold_every_file_as_it_was(folder, tmp_path
     assert "24 images in 4 shards" in capsys.readouterr().out
 
 
-def test_the_order_is_mixed_unless_it_is_asked_not_to_be(folder, tmp_path):
+def test_the_order_is_shuffled_unless_disabled(folder, tmp_path):
     for out, options in (("a", []), ("b", ["--shuffle-seed", 1]), ("c", ["--no-shuffle"])):
         assert run(folder, tmp_path / out, *options) == 0
     orders = [list(samples_of(tmp_path / out)) for out in "abc"]
@@ -229,7 +229,7 @@ def test_a_csv_that_is_not_utf_8_is_named(tmp_path, capsys):
     assert f"{tmp_path}/list.csv: not UTF-8" in capsys.readouterr().err
 
 
-def test_a_file_name_that_is_no_text_can_be_told(folder, tmp_path, capsys):
+def test_a_file_name_that_is_not_text_can_be_printed(folder, tmp_path, capsys):
     Path(os.fsdecode(bytes(folder / "cat") + b"/caf\xe9.jpg")).write_bytes(b"bad")
     assert run(folder, tmp_path / "out") == 0
     assert "skipped cat/caf\\udce9.jpg: not a JPEG" in capsys.readouterr().out
@@ -245,7 +245,7 @@ def test_nothing_to_write_is_an_error(tmp_path, capsys):
     assert "it has other files: .tif 1" in capsys.readouterr().err
 
 
-def test_names_that_would_make_one_key_stay_apart(tmp_path):
+def test_names_with_equal_keys_get_different_keys(tmp_path):
     names = ["a.b.jpg", "a b.jpg", "a_b.png", "a_b.jpg", "__meta__/x.jpg", "été/漢字.jpg", "x" * 120 + ".jpg"]
     for i, name in enumerate(names):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def test_a_link_to_a_folder_above_does_not_loop(folder, tmp_path):
     assert len(samples_of(tmp_path / "out")) == 24
 
 
-def test_shards_are_about_the_size_asked_for(tmp_path):
+def test_shards_have_about_the_requested_size(tmp_path):
     folder = make_folder(tmp_path / "in", count=20, size=(120, 90))
     for out, options in (("kept", []), ("small", ["--size", 48])):
         assert run(folder, tmp_path / out, "--shard-size", "60kB", *options) == 0

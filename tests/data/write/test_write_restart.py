@@ -40,7 +40,7 @@ def test_the_same_command_again_writes_nothing_and_another_is_refused(folder, tm
     assert run(folder, out, "--samples-per-shard", 7) == 0
     assert contents(out) == before
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == stamps
-    assert "4 of them from before" in capsys.readouterr().out
+    assert "4 of them written before" in capsys.readouterr().out
     assert run(folder, out, "--samples-per-shard", 8, "--size", 8) == 2
     error = capsys.readouterr().err
     assert "samples_per_shard: 7 there, 8 now" in error
@@ -51,17 +51,17 @@ def test_the_same_command_again_writes_nothing_and_another_is_refused(folder, tm
     assert contents(out) == before
 
 
-def test_a_strict_run_goes_on_where_another_was_and_a_changed_file_is_another_run(folder, tmp_path, capsys):
+def test_a_strict_run_continues_another_and_a_changed_file_is_another_run(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(folder, out, "--samples-per-shard", 7) == 0
     assert run(folder, out, "--samples-per-shard", 7, "--strict") == 0
-    assert "4 of them from before" in capsys.readouterr().out
+    assert "4 of them written before" in capsys.readouterr().out
     (folder / "cat" / "cat.0.jpg").write_bytes(image_bytes(99, size=(30, 20)))
     assert run(folder, out, "--samples-per-shard", 7) == 2
     assert "sha256 of names, sizes and labels" in capsys.readouterr().err
 
 
-def test_shards_of_someone_else_are_not_written_over(folder, tmp_path, capsys):
+def test_shards_of_another_program_are_not_overwritten(folder, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-000000.tar").write_bytes(b"precious")
     assert run(folder, tmp_path / "out") == 2
@@ -168,7 +168,7 @@ def test_a_full_disk_names_the_shard_and_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.processes
-def test_an_interrupt_says_how_to_go_on_and_leaves_no_worker(tmp_path):
+def test_an_interrupt_prints_how_to_continue_and_leaves_no_worker(tmp_path):
     folder = make_folder(tmp_path / "in", count=60, size=(640, 480))
     out = tmp_path / "out"
     options = ["--samples-per-shard", "5", "--workers", "2"]

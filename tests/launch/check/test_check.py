@@ -18,7 +18,7 @@ GOOD = Machine(cpus=16, memory=64 * GIB, shm=8 * GIB, open_files=4096, disk=500 
 
 @dataclass
 class Planted:
-    """A mistake: arguments beside the configuration, a machine that differs, and what must be said of it."""
+    """A mistake: arguments in addition to the configuration, a different machine, and the expected message."""
 
     said: tuple[str, ...]
     arguments: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ PLANTED = {
         ("optim.global_batch_size: 2000", "only 960"), ["optim.global_batch_size=2000"]
     ),
     "a warm-up longer than the run": Planted(("optim.warmup_steps: 50", "24 steps"), ["optim.warmup_steps=50"]),
-    "shards that are not there": Planted(("/no/such/shards",), ["data.shards=/no/such/shards"]),
+    "missing shards": Planted(("/no/such/shards",), ["data.shards=/no/such/shards"]),
     "shards without an index": Planted(("make it with: fovea data index",), ["data.shards={bare}"]),
     "a truncated shard": Planted(("truncated or replaced", "grocery-train-000000.tar has"), ["data.shards={cut}"]),
     "a teacher under ZeRO-3": Planted(
@@ -79,7 +79,7 @@ PLANTED = {
         ["checkpoint.milestone_every_steps=1"],
         {"disk": 16_000_000},
     ),
-    "more workers than there are samples for": Planted(
+    "more workers than batches": Planted(
         ("data.num_workers: 16, but 960 samples are 2 batches of 384 an epoch for each of 1 ranks", "num_workers=2"),
         ["data.num_workers=16", "optim.global_batch_size=384"],
         level="warning",
@@ -89,9 +89,7 @@ PLANTED = {
         ["data.num_workers=8", "--gpus-per-node", "4"],
         level="warning",
     ),
-    "a run folder that cannot be created": Planted(
-        ("run_dir: /proc/run is not writable", "run_dir="), ["run_dir=/proc/run"]
-    ),
+    "a run folder without access": Planted(("run_dir: /proc/run is not writable", "run_dir="), ["run_dir=/proc/run"]),
     "another run's folder": Planted(
         ("run_dir: ", "optim.lr: the run was started with 0.001, now 0.5"), ["run_dir={other}", "optim.lr=0.5"]
     ),
@@ -130,7 +128,7 @@ PLANTED_IN_A_TASK = {
         ["data.num_workers=4"],
         {"shm": 500_000},
     ),
-    "more workers than there are samples for": Planted(
+    "more workers than batches": Planted(
         ("data.num_workers: 8, but 640 samples are 2 batches of 320", "data.num_workers=2"),
         ["data.num_workers=8", "optim.global_batch_size=320", "data.train.limit=640"],
         level="warning",
@@ -194,7 +192,7 @@ def test_a_planted_mistake_is_found_and_the_way_out_named(
 
 
 @pytest.mark.parametrize("name", PLANTED_IN_A_TASK)
-def test_a_mistake_planted_in_a_task_is_found_and_the_way_out_named(
+def test_a_mistake_planted_in_a_task_is_found_with_a_remedy(
     name: str, tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     planted = PLANTED_IN_A_TASK[name]
@@ -227,7 +225,9 @@ def test_a_few_real_steps_predict_the_time_and_leave_nothing(
 
 
 @pytest.mark.processes
-def test_a_trial_that_fails_says_what_the_run_said(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):
+def test_the_error_of_a_failed_trial_has_the_end_of_the_log(
+    tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]
+):
     config = write_config(tmp_path, "mae")
     (tmp_path / "weights.pth").write_bytes(b"no weights")
     given = [f"init.checkpoint={tmp_path}/weights.pth", "--probe-steps", "2", "--quick"]

@@ -46,7 +46,7 @@ def test_other_versions_drivers_and_clocks_are_named():
     warnings = judge(with_rank_5(versions={"torch": "2.14.0"}, driver="550", clock=160.0))[1]
     assert "torch: n3 has 2.14.0, the others 2.15.0; install the same on all" in warnings
     assert "driver: n3 has 550, the others 570; install the same on all" in warnings
-    assert "n3: its clock is +60 s off; time limits go by it" in warnings
+    assert "n3: its clock is +60 s off; time limits depend on it" in warnings
 
 
 def test_this_machine_passes(capsys):

@@ -40,7 +40,7 @@ def hostfile(tmp_path: Path) -> Path:
 
 
 def variables(**more: str) -> list[str]:
-    """Flags that give every host, also where it is only asked, what python.sh reads."""
+    """Flags that pass the variables of python.sh to every host, also for the check."""
     lines = {"REAL_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | more
     return [part for name, value in lines.items() for part in ("--environment", f"export {name}={shlex.quote(value)}")]
 
@@ -100,7 +100,7 @@ def test_a_real_run_of_two_hosts_trains(tmp_path: Path, sshd: Sshd, hostfile: Pa
         ("an unknown first host", "127.0.0.2: cannot resolve no.such.host"),
     ],
 )
-def test_what_is_wrong_with_hosts_is_said_before_a_rank_is_started(
+def test_problems_of_hosts_are_reported_before_a_rank_is_started(
     tmp_path: Path, sshd: Sshd, hostfile: Path, planted: str, said: str, capfd: pytest.CaptureFixture[str]
 ):
     config, flags, python, more = write_config(tmp_path, "mae"), sshd.flags, PYTHON, []

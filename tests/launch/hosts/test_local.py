@@ -1,4 +1,4 @@
-"""`fovea launch local`: a rank that dies is replaced from the newest checkpoint, a run stopped on request is not restarted."""
+"""`fovea launch local`: a rank that dies is restarted from the newest checkpoint, a run stopped on request is not."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_run_is_started_again_while_it_makes_progress_and_is_wanted(
     assert said in capsys.readouterr().err
 
 
-# A run that hears of `stop` after half a second and then saves for another; with "deaf", never.
+# A run that sees `stop` after half a second and then saves for another; with "deaf", never.
 SLOW_TO_SAVE = """
 import os, sys, time
 while sys.argv[2] == "deaf" or not os.path.exists(sys.argv[1] + "/stop"):
@@ -137,7 +137,7 @@ def test_a_signal_to_the_launcher_or_its_terminal_lets_the_run_save(
 
 
 @pytest.mark.processes
-def test_a_second_signal_ends_the_run_and_it_is_not_started_again(tmp_path: Path, slow_to_save: Launch):
+def test_a_second_signal_ends_the_run_without_a_restart(tmp_path: Path, slow_to_save: Launch):
     process = slow_to_save(tmp_path / "run", "deaf")
     process.send_signal(signal.SIGINT)
     wait_until(lambda: (tmp_path / "run" / "stop").exists(), process)
@@ -157,7 +157,7 @@ def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path, slow_to_sa
     assert process.wait(LONG) == 85
 
 
-def test_a_request_to_stop_that_nobody_heard_does_not_stop_the_next_run(tmp_path: Path):
+def test_an_unhandled_request_to_stop_does_not_stop_the_next_run(tmp_path: Path):
     (tmp_path / "stop").touch()
     assert keep_running(tmp_path, attempts(tmp_path, (0, "", "DONE")), max_restarts=0) == 0
     assert not (tmp_path / "stop").exists()

@@ -102,13 +102,13 @@ def test_a_cell_holds(name: str, title: str):
         with pytest.raises(ValidationError, match=rf"model\.name: {name} on {model}: it lacks {lacking}; use "):
             configured(name, title)
     else:
-        asked = settings(name, row)
-        for key in asked.keys() - {"patch_embed_lr_mult"}:  # each is asked for by name when it alone is wrong
-            others = {other: value for other, value in asked.items() if other != key}
+        required = settings(name, row)
+        for key in required.keys() - {"patch_embed_lr_mult"}:  # each is named in the error when it alone is wrong
+            others = {other: value for other, value in required.items() if other != key}
             problem = r"local crops are 16 x 16 px, but timm/\w+ takes" if key == "local_crops_number" else key
             with pytest.raises(ValidationError, match=problem):
                 configured(name, title, **others)
-        trains(configured(name, title, **asked))
+        trains(configured(name, title, **required))
 
 
 def test_every_row_has_a_tiny_model_and_every_objective_works_somewhere():

@@ -22,7 +22,7 @@ def debug(name: str, *overrides: str) -> PretrainConfig:
 
 
 def real_peak(config: PretrainConfig) -> int:
-    """Bytes that a real step keeps alive beside state and gradients."""
+    """Bytes that a real step keeps alive in addition to state and gradients."""
     with fused_attention(), LiveBytes(real=True) as memory:
         objective: Any = build_objective(config, Horizon(1000, 100))
         for parameter in objective.parameters():

@@ -1,4 +1,4 @@
-"""The recipe scaler: every duration stays the same in samples, every average forgets as many samples as before."""
+"""The recipe scaler: every duration stays the same in samples, every average covers as many samples as before."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_the_same_batch_changes_nothing_but_the_micro_batches():
     assert not scaled.untested
 
 
-def test_what_no_rule_vouches_for_is_said():
+def test_settings_that_no_rule_covers_are_listed():
     text = " ".join(scale(DINO, gpus=64, batch_per_gpu=64, accumulation=1).untested)
     assert "8-fold" in text and "optim.lr" in text and "teacher_temp" in text
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_scales_to_two_gpus_and_says_what_changed(recipe: Path, tmp_path: Path, capsys):
+def test_every_recipe_scales_to_two_gpus_and_lists_the_changes(recipe: Path, tmp_path: Path, capsys):
     out = tmp_path / "scaled.yaml"
     assert main([str(recipe), "--gpus", "2", "--batch-per-gpu", "32", "--out", str(out), "--no-memory"]) == 0
     printed = capsys.readouterr().out
@@ -125,7 +125,7 @@ def test_a_wrong_count_and_a_wrong_recipe_end_with_two(tmp_path: Path, capsys):
         scale({"run_dir": "x"}, gpus=1, batch_per_gpu=1)
 
 
-def test_a_tokenizer_that_is_not_there_yet_leaves_the_recipe_written_and_the_memory_out(tmp_path: Path, capsys):
+def test_with_a_missing_tokenizer_the_recipe_is_written_without_the_memory(tmp_path: Path, capsys):
     out = tmp_path / "scaled.yaml"
     recipe = next(path for path in RECIPES if path.stem == "beit_vit_base")
     assert main([str(recipe), "--gpus", "2", "--batch-per-gpu", "32", "--out", str(out)]) == 0

@@ -35,7 +35,7 @@ def history(*attempts: tuple[Any, ...]) -> list[Attempt]:
         ([("failed", step) for step in range(MAX_FAILURES)], "stop"),
     ],
 )
-def test_a_job_goes_on_while_it_gets_somewhere(attempts: list[tuple[Outcome, int]], action: str):
+def test_a_job_is_requeued_while_it_makes_progress(attempts: list[tuple[Outcome, int]], action: str):
     assert decide(history(*attempts), spare=0).action == action
 
 
@@ -46,7 +46,7 @@ def test_a_node_that_fails_twice_is_excluded_while_one_is_to_spare():
     assert decide(history(("failed", 10, "n1"), ("failed", 20, "n2")), spare=9).exclude == ()
 
 
-def test_ranks_killed_on_one_node_are_tried_elsewhere_and_exceptions_are_not():
+def test_ranks_killed_on_one_node_are_tried_on_another_and_exceptions_are_not():
     killed = history(("failed", 10, "n2", "n2 ranks 0: Killed"), ("failed", 10, "n2", "n2 ranks 0: Killed"))
     assert decide(killed, spare=1).action == "requeue"
     stopped = decide(killed, spare=0)
@@ -74,7 +74,9 @@ def test_ranks_killed_on_one_node_are_tried_elsewhere_and_exceptions_are_not():
         (set(), 0, "", "failed"),
     ],
 )
-def test_the_markers_say_how_the_ranks_ended(tmp_path: Path, markers: set[str], status: int, asked: str, expected: str):
+def test_the_markers_determine_how_the_ranks_ended(
+    tmp_path: Path, markers: set[str], status: int, asked: str, expected: str
+):
     for name in markers:
         (tmp_path / name).touch()
     assert outcome(tmp_path, status=status, asked=asked) == expected

@@ -1,4 +1,4 @@
-"""The batch script alone, among commands that stand for SLURM's: what it does when they fail, or say little."""
+"""The batch script alone, with replacements for SLURM's commands: its behaviour when they fail or print little."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ echo "$*" >>"$SAID/scontrol"
 [[ $1 == show ]] || exit 0
 echo "JobId=7 JobName=fovea Restarts=0 EndTime=$END PreemptTime=$PREEMPT ReqNodeList=(null) ExcNodeList=n9 StdOut=/x"
 """
-# The ranks: they save when asked; "deaf" ones end only with SLURM's end of the step, "told" ones stop unasked.
+# The ranks: they save on request; "deaf" ones end only with SLURM's end of the step, "told" ones stop by themselves.
 SRUN = """
 trap 'exit 143' TERM
 until [[ -e $RUN/stop && $RANKS != deaf ]]; do
@@ -132,9 +132,7 @@ def test_slurm_s_end_after_its_warning_is_no_failure_of_a_run_that_could_not_sav
 
 
 @pytest.mark.parametrize(("preempted_at", "how"), [("2026-01-01T00:00:00", "preempted"), ("None", "stopped")])
-def test_ranks_that_slurm_alone_told_to_stop_were_preempted_if_slurm_says_so(
-    tmp_path: Path, preempted_at: str, how: str
-):
+def test_ranks_stopped_by_slurm_alone_were_preempted_if_slurm_reports_it(tmp_path: Path, preempted_at: str, how: str):
     job = Job(tmp_path, ranks="told", preempted_at=preempted_at).start()
     assert job.finish()[1] == how
     assert job.requeues == (how == "preempted")

@@ -1,4 +1,4 @@
-"""What a batch script is told before and after its ranks."""
+"""The lines printed for a batch script before and after its ranks."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def lose(run: Path, *, times: int) -> None:
         AttemptLog(run, job="7", restart=restart).begin(nodes=["n1", "n2"], down=["n2"])
 
 
-def test_an_attempt_begins_without_the_requests_of_the_one_before(tmp_path: Path, ask: Ask):
+def test_an_attempt_begins_without_the_requests_of_the_previous_one(tmp_path: Path, ask: Ask):
     for name in ("stop", "PREEMPTED"):
         (tmp_path / "run" / name).touch()
     assert ask("begin").startswith(f"go {tmp_path}/run | ")
     assert not any((tmp_path / "run" / name).exists() for name in ("stop", "PREEMPTED"))
 
 
-def test_a_job_that_has_a_node_again_which_it_lost_twice_asks_for_another(tmp_path: Path, ask: Ask):
+def test_a_job_that_gets_a_node_again_which_it_lost_twice_requests_another(tmp_path: Path, ask: Ask):
     lose(tmp_path / "run", times=2)
     assert ask("begin", "--down=n2", "--excluded=n9").startswith(
         "requeue n2,n9 | fovea launch: requeue: lost at step 0"
@@ -54,7 +54,7 @@ def test_a_job_that_has_a_node_again_which_it_lost_twice_asks_for_another(tmp_pa
 
 
 @pytest.mark.parametrize("flags", [["--down=n2,n3"], ["--down=n2", "--excluded=n3"], ["--down=n2", "--nodes=n1,n3"]])
-def test_it_goes_on_where_there_is_no_other_and_without_that_node(tmp_path: Path, ask: Ask, flags: list[str]):
+def test_it_continues_if_no_other_node_exists_and_without_that_node(tmp_path: Path, ask: Ask, flags: list[str]):
     lose(tmp_path / "run", times=2)
     assert ask("begin", *flags).startswith("go ")
 
@@ -71,7 +71,7 @@ def test_a_job_that_loses_nodes_and_gets_nowhere_stops(tmp_path: Path, ask: Ask)
 
 
 @pytest.mark.parametrize("moment", [("begin",), ("end", "--status=1")])
-def test_a_cancelled_job_does_not_go_on_and_another_one_of_the_run_does(
+def test_a_cancelled_job_stops_and_another_one_of_the_run_continues(
     tmp_path: Path, ask: Ask, moment: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "run" / "slurm").mkdir()
@@ -89,7 +89,7 @@ def test_a_hang_is_the_node_s_that_the_run_names_not_the_first_that_srun_saw(tmp
     assert '"node": "n2"' in (run / "slurm" / "attempts.jsonl").read_text()
 
 
-def test_ranks_that_did_not_stop_in_time_are_nobody_s_fault(tmp_path: Path, ask: Ask):
+def test_ranks_that_did_not_stop_in_time_blame_no_node(tmp_path: Path, ask: Ask):
     log = tmp_path / "srun.log"
     log.write_text("srun: error: n1: task 0: Killed\n")
     (tmp_path / "run" / "PREEMPTED").touch()

@@ -23,7 +23,7 @@ FORGOTTEN = "slurm_load_jobs error: Invalid job id specified"
 
 @pytest.fixture
 def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have scontrol say one thing after another, the last for ever; what is no job is an error."""
+    """Let scontrol print one text after another, the last one forever; for an unknown job, an error."""
     answers = tmp_path / "answers"
     program = tmp_path / "bin" / "scontrol"
     program.parent.mkdir()
@@ -67,13 +67,13 @@ def test_a_job_without_a_record_in_slurm_is_over(run_dir: Path, says: Callable[.
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD", "SPECIAL_EXIT"])
-def test_a_job_that_may_go_on_keeps_the_run_to_itself(run_dir: Path, says: Callable[..., None], state: str):
+def test_a_job_that_may_continue_owns_the_run(run_dir: Path, says: Callable[..., None], state: str):
     says(JOB.format(state, "/x"))
     with pytest.raises(ValueError, match=f"job 7 is {state} for this run; cancel it first"):
         submit(run_dir, "pretrain", ["x.yaml"], "#!/bin/bash\n")
 
 
-def test_a_run_is_found_by_its_job_s_number_wherever_it_lies(run_dir: Path, says: Callable[..., None]):
+def test_a_run_is_found_by_its_job_s_number_in_any_folder(run_dir: Path, says: Callable[..., None]):
     says(JOB.format("RUNNING", run_dir / "slurm" / "job-7.log"))
     assert find_run("7") == run_dir
 
@@ -87,7 +87,7 @@ def test_a_log_is_followed_although_slurm_does_not_answer_once(run_dir: Path, sa
     assert scheduler.states(["7"])["7"].state == "COMPLETED", "it went on until the job was over"
 
 
-def test_an_attempt_of_a_job_that_is_over_does_not_go_on(run_dir: Path, says: Callable[..., None]):
+def test_an_attempt_of_a_finished_job_is_not_running(run_dir: Path, says: Callable[..., None]):
     row = {"event": "begin", "job": "7", "restart": 0, "time": "t", "step": 3, "nodes": ["n1"]}
     add_row(run_dir / "slurm" / "attempts.jsonl", row)
     says(JOB.format("CANCELLED", "/x"))
@@ -109,7 +109,7 @@ def test_a_reader_that_has_read_enough_is_no_error(run_dir: Path, says: Callable
 @pytest.mark.parametrize(
     ("state", "now", "asked"), [("RUNNING", False, True), ("RUNNING", True, False), ("PENDING", False, False)]
 )
-def test_a_running_job_is_asked_to_stop_and_any_other_ended_and_neither_is_to_be_started_again(
+def test_cancel_requests_a_running_job_to_stop_and_ends_any_other_without_a_restart(
     run_dir: Path, tmp_path: Path, says: Callable[..., None], state: str, now: bool, asked: bool
 ):
     says(JOB.format(state, "/x"))

@@ -106,7 +106,7 @@ def test_every_batch_script_is_bash():
         ),
     ],
 )
-def test_what_is_asked_for_stands_in_the_script(
+def test_the_requested_options_are_in_the_script(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], lines: list[str]
 ):
     config = write_config(tmp_path, "mae")
