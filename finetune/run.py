@@ -33,7 +33,7 @@ from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
-from pretrain.engine.session.folder import check_same_run, write_records
+from pretrain.engine.session.folder import check_not_started, check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
@@ -100,6 +100,8 @@ class FinetuneRun:
         self.fingerprints = {"data.train": train.fingerprint, "data.val": val.fingerprint}
         if found is not None:
             check_same_run(self.folder, config, self.fingerprints, free=FREE_KEYS)
+        else:
+            check_not_started(self.folder)
         self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
         self.engine = build_engine(
             self.task, optim=config.optim, config=config.engine, plan=steps, world=world, seed=config.seed

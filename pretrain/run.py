@@ -25,7 +25,7 @@ from pretrain.engine.loop import every, fit
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
-from pretrain.engine.session.folder import check_same_run, write_records
+from pretrain.engine.session.folder import check_not_started, check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
@@ -88,6 +88,8 @@ class PretrainRun:
             check_same_run(
                 self.folder, config, {"data.shards": dataset.fingerprint}, free=FREE_KEYS, way_out=START_ANOTHER
             )
+        else:
+            check_not_started(self.folder, rewound_to_start=self.skipped.rewound_to_start)
         if self.first:
             data = {"fingerprint": dataset.fingerprint, "num_samples": steps.num_samples}
             write_records(self.folder, config, data, world_size=world.world_size, device=world.device_name)

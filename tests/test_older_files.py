@@ -62,3 +62,14 @@ def test_a_task_release_of_0_1_0_predicts_the_same(tmp_path: Path):
     old, new = (json.loads((folder / "predictions.json").read_text()) for folder in (OLD, tmp_path))
     assert (new[0]["label"], new[0]["class"]) == (old[0]["label"], old[0]["class"])
     assert new[0]["probabilities"] == pytest.approx(old[0]["probabilities"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "command"), [("run", "pretrain"), ("finetuned", "finetune")])
+def test_a_finished_run_that_lost_its_checkpoints_is_not_trained_again(name: str, command: str, tmp_path: Path):
+    run = copied(name, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    (run / "DONE").write_text("step 8")
+    before = (run / "metrics.jsonl").read_text()
+    status, said = finish(run / "config.yaml", f"run_dir={run}", command=(command,))
+    assert status == 3 and "Restore the checkpoints" in said, said
+    assert (run / "metrics.jsonl").read_text() == before

@@ -49,6 +49,11 @@ class SkippedPositions:
         """By position how many candidates are not taken: a position named twice leaves its first substitute too."""
         return dict(Counter(position for rewind in self.rewinds for position in rewind.positions))
 
+    @property
+    def rewound_to_start(self) -> bool:
+        """The last rewind left no checkpoint."""
+        return bool(self.rewinds) and self.rewinds[-1].to == 0
+
     def decide(self, at: int, to: int, positions: Iterable[int]) -> None:
         """Write down that the run goes back from step `at` to step `to`."""
         self.rewinds.append(Rewind(at, to, tuple(sorted(positions))))
