@@ -57,7 +57,7 @@ def test_a_killed_rank_is_replaced_without_a_trace_and_a_stop_is_final(tmp_path:
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=LONG)
         assert process.returncode == 85 and (run / "PREEMPTED").exists(), said
-        assert "127.0.0.2: its ranks ended with status 247; the others are ended" in said, said
+        assert "127.0.0.2: its ranks ended with status 247; stopping the others" in said, said
         assert "127.0.0.2: pretrain rank 1 on 127.0.0.2 starts at step 10" in said, said
         assert not sshd.ranks(), "nothing is left on the hosts"
     finally:
@@ -94,7 +94,7 @@ def test_a_real_run_of_two_hosts_trains(tmp_path: Path, sshd: Sshd, hostfile: Pa
     [
         ("no key", "127.0.0.2: requires a password"),
         ("nobody listens", "127.0.0.1: not reachable over ssh"),
-        ("an unknown host key", "127.0.0.2: its key is not known here; look at it once with `ssh -p"),
+        ("an unknown host key", "127.0.0.2: its key is not known here; accept it once with `ssh -p"),
         ("another version", "127.0.0.2: torch 0.0.1, the others have"),
         ("no python", "127.0.0.1: cannot start /no/python"),
         ("an unknown first host", "127.0.0.2: cannot resolve no.such.host"),
@@ -135,7 +135,7 @@ def test_problems_of_hosts_are_reported_before_a_rank_is_started(
         ("gpu01\n", "hosts:1: 'gpu01' is not `NAME slots=N`"),
         ("gpu01 slots=8\ngpu01 slots=4\n", "hosts:2: gpu01 is listed twice"),
         ("-oProxyCommand=x slots=1\n", "hosts:1: "),
-        ("# none\n", "no host in it"),
+        ("# none\n", "no hosts; write"),
     ],
 )
 def test_a_wrong_line_of_a_hostfile_is_named(tmp_path: Path, text: str, said: str):
