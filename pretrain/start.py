@@ -57,16 +57,13 @@ def start_weights(objective: Objective, config: PretrainConfig) -> list[str]:
 
 
 def _load(objective: Objective, init: InitConfig) -> list[str]:
+    key, source = init.source
     try:
-        if init.release is not None:
-            key, source = "release", init.release
+        if key == "release":
             report = objective.load_weights(_chosen(read_release(source), init))
-        elif init.official is not None:
-            key, source = "official", init.official
+        elif key == "official":
             report = objective.load_weights(_chosen(load_official(source), init))
         else:
-            assert init.checkpoint is not None
-            key, source = "checkpoint", init.checkpoint
             verify(Path(source))
             report = load_strict(
                 objective, load_file(Path(source) / "model.safetensors"), allow_missing=objective.renewed_prefixes

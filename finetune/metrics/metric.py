@@ -38,7 +38,8 @@ class Scores:
 class Metric(Protocol):
     """Of one pass over a set of examples; every rank has its own until `gather`."""
 
-    protocol: str
+    @property
+    def protocol(self) -> str: ...
 
     def update(self, index: int, example: Example, prediction: Any) -> float:
         """Count example number `index` (its image has no channels, see `Example.without_pixels`).

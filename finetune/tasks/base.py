@@ -5,7 +5,7 @@ It knows nothing of engines or optimizers, and no random number is drawn in it: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -124,7 +124,7 @@ class Task(nn.Module):
         """What an example becomes for `predict`, in a worker: tensors by name, and what leads back to its image."""
         raise NotImplementedError
 
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+    def predict(self, batch: dict[str, Any]) -> Sequence[Prediction]:
         """A prediction for each image of a batch of `eval_transform`, in the coordinates of the original images, on
         the CPU. Called in eval mode and without gradients."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -155,7 +155,7 @@ def _wait(pause: float, deadline: float, what: str) -> float:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def alone() -> Generator[None, None, None]:
     """Inside, this process computes as if it were the only one: no function of this file waits for another rank."""
     global _acts_alone
     before, _acts_alone = _acts_alone, True

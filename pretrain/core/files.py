@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[BinaryIO]:
+def replacing_file(path: Path) -> Generator[BinaryIO, None, None]:
     """A file that replaces `path` when the block ends without an error.
 
     Raises:
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     """An empty folder that replaces `folder` when the block ends without an error."""
     new = new_folder(folder)
     try:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 SHARD_ORDER = 1
 BLOCK_ORDER = 2
@@ -79,7 +81,7 @@ def permutation(seed: int, position: int, purpose: int, part: int = 0, *, length
 class _NoSeed(ISeedSequence):
     """Replaces a SeedSequence, which takes 4 us and system entropy for a state that is overwritten at once."""
 
-    def generate_state(self, n_words: int, dtype: type = np.uint32) -> np.ndarray:
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
         return np.zeros(n_words, dtype)
 
 

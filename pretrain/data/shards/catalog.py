@@ -24,7 +24,7 @@ class ShardRow(NamedTuple):
     name: str
     bytes: int
     sha256: str
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count is not used
     extensions: tuple[str, ...]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -46,7 +46,7 @@ class ForwardClock:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def of(self, micro: int) -> Iterator[None]:
+    def of(self, micro: int) -> Generator[None, None, None]:
         """Around the forward pass of a micro-batch, counted from 0 in each step."""
         if not self._on_gpu:
             begun = time.perf_counter()

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ Facts = tuple[str, str, dict[str, int] | None]  # place, host, and what `watchdo
 
 
 @contextmanager
-def watched(run_dir: Path, settings: WatchConfig, world: World) -> Iterator[None]:
+def watched(run_dir: Path, settings: WatchConfig, world: World) -> Generator[None, None, None]:
     """Inside, a run that hangs is ended with status EXIT_HUNG, its stacks in `run_dir/hangs`.
 
     Every rank enters, together. Where it cannot be watched it says so, and runs all the same.
