@@ -107,7 +107,6 @@ def _of_release(model: ModelSource) -> _SourceContents:
     if is_task(model.release):
         return _of_task(model.release)
     release = read_release(model.release)
-    assert release.model is not None and release.record is not None
     kept = ("objective", "data", "metrics", "commit")
     heads = tuple(f"{name} ({release.kind})" for name in release.heads)
     return _SourceContents(

@@ -18,25 +18,25 @@ _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 class ModelConfig(Config):
     """The backbone: our vision transformer, where `name` gives the widths and any of them can be overridden; the
-    convolutions of a dVAE; or a model of timm's, which is changed by `args`."""
+    convolutions of a dVAE; or a timm model, whose settings are `args`."""
 
     name: str = Field("vit_base", description=f"{', '.join([*SIZES, families.CONV])}, or timm/NAME")
     img_size: Positive | tuple[Positive, Positive] = Field(224, description="pixels, a side or (height, width)")
-    patch_size: Positive = Field(16, description="pixels; of a timm model: its stride, which it gives itself")
+    patch_size: Positive = Field(16, description="pixels; of a timm model its stride, which is filled in")
     in_chans: Positive = 3
-    embed_dim: Positive = Field(768, description="default: of the size")
-    depth: Positive = Field(12, description="default: of the size")
-    num_heads: Positive = Field(12, description="default: of the size")
-    mlp_ratio: float = Field(4.0, gt=0, description="default: of the size")
+    embed_dim: Positive = Field(768, description="default: that of the size")
+    depth: Positive = Field(12, description="default: that of the size")
+    num_heads: Positive = Field(12, description="default: that of the size")
+    mlp_ratio: float = Field(4.0, gt=0, description="default: that of the size")
     class_token: bool = True
     num_registers: int = Field(0, ge=0, description="register tokens (Darcet et al., 2023)")
     pos_embed: Literal["sincos", "sincos_rows_first", "learned", "rope", "none"] = Field(
-        "sincos", description="sincos: as MAE; sincos_rows_first: as MoCo v3; rope: rotary, as DINOv3"
+        "sincos", description="sincos: as in MAE; sincos_rows_first: as in MoCo v3; rope: rotary, as in DINOv3"
     )
-    rel_pos_bias: Literal["none", "shared", "per_block"] = Field("none", description="relative positions, as BEiT")
-    qkv_bias: bool | Literal["no_key"] = Field(True, description="no_key: of queries and values only, as BEiT")
-    layer_scale: float | None = Field(None, gt=0, description="start of the factors on the branches; null: none")
-    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as DINOv2's giant, same number of weights")
+    rel_pos_bias: Literal["none", "shared", "per_block"] = Field("none", description="relative positions, as in BEiT")
+    qkv_bias: bool | Literal["no_key"] = Field(True, description="no_key: of queries and values only, as in BEiT")
+    layer_scale: float | None = Field(None, gt=0, description="initial factors on the branches; null: none")
+    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as in DINOv2's giant, same number of weights")
     norm_eps: float = Field(1e-6, gt=0)
     mixer: str = Field(mechanisms.ATTENTION, description=f"in every block: {', '.join(mechanisms.MECHANISMS)}")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
@@ -46,7 +46,7 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill_widths(cls, given: Any) -> Any:
-        """What the name says and was not given: widths of a size, stride and widths of a timm model."""
+        """Fill in what the name determines: widths of a size, stride and widths of a timm model."""
         if not isinstance(given, Mapping):
             return given
         given = {key: value for key, value in given.items() if value is not None}
@@ -113,7 +113,7 @@ class ModelConfig(Config):
 
     @property
     def provides(self) -> families.Provides:
-        """What it can do for an objective, see `pretrain.models.backbones.families`."""
+        """Its capabilities, see `pretrain.models.backbones.families`."""
         if self.timm_name is not None:
             return families.timm_provides(self.timm_name, self.args)
         if self.name == families.CONV:
@@ -168,7 +168,7 @@ class ModelConfig(Config):
     def _vit_problems(self) -> list[str]:
         found = []
         if self.args:
-            found.append(f"model.args: are for models of timm's, and {self.name} is ours; give its settings in model")
+            found.append(f"model.args: are for timm models; give the settings of {self.name} in model")
         relative = self.pos_embed == "rope" or self.rel_pos_bias != "none"
         if relative and not mechanisms.find(self.mixer, "mixer").relative_positions:
             found.append(
@@ -192,14 +192,16 @@ class ModelConfig(Config):
         if self.class_token:
             found.append(f"model.class_token: true, but {self.name} has none; leave it out")
         if patch < 2 or patch & (patch - 1):
-            found.append(f"model.patch_size: {patch}, but {self.name} halves the picture; give a power of two above 1")
+            found.append(
+                f"model.patch_size: {patch}, but {self.name} only halves its input; give a power of two above 1"
+            )
         return found
 
     def _timm_problems(self) -> list[str]:
         return self._foreign((*_OF_OUR_VIT, "num_heads", "mlp_ratio"), "set what timm calls it in model.args")
 
     def _foreign(self, keys: Iterable[str], way_out: str = "") -> list[str]:
-        """Settings that this backbone does not have, and that were changed nonetheless."""
+        """Settings that this backbone does not have but that were changed."""
         way_out = f"leave it out, or {way_out}" if way_out else "leave it out"
         return [
             f"model.{key}: {getattr(self, key)!r} is no setting of {self.name}; {way_out}"

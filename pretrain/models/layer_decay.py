@@ -1,7 +1,7 @@
 """Learning rates that fall from the last layer to the first, for fine-tuning and DINOv2.
 
 Clark et al. 2020 (ELECTRA), as BEiT (Bao et al. 2021, appendix) and MAE (He et al. 2021, A.1) apply it to a vision
-transformer; DINOv2 (Oquab et al. 2023) also slows the patch embedding.
+transformer; DINOv2 (Oquab et al. 2023) also lowers that of the patch embedding.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def layer_decay(
     Args:
         depth: blocks of the ViT. prefix: of its parameters' names, with the dot.
         first: names outside it that count as its layer 0, such as an objective's mask token.
-        patch_embed_lr_scale: of the patch embedding, beside the decay (DINOv2: 0.2).
+        patch_embed_lr_scale: of the patch embedding, in addition to the decay (DINOv2: 0.2).
 
     Raises:
-        ValueError: decay is not in (0, 1], a name is not there, or nothing below `prefix` is a block.
+        ValueError: decay is not in (0, 1], a name is not there, or no name below `prefix` is of a block.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer decay {decay}: expected a number above 0, at most 1")

@@ -45,7 +45,7 @@ def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all:
 
 
 def tokens_and_positions(module: nn.Module) -> set[str]:
-    """Names of the trained class tokens and position tables, which BEiT and its kin keep from decaying."""
+    """Names of the trained class tokens and position tables, which do not decay in BEiT and related methods."""
     ends = ("cls_token", "pos_embed")  # "absolute_pos_embed" too, of Swin
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad and name.endswith(ends)}
 
@@ -115,7 +115,7 @@ def clip_together(groups: list[ParamGroup], *prefixes: str) -> list[ParamGroup]:
     def module(name: str) -> str:
         found = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if found is None:
-            raise ValueError(f"{name}: in no module of {', '.join(prefixes)}; every parameter needs one to be clipped")
+            raise ValueError(f"{name}: below none of {', '.join(prefixes)}; every parameter needs a clip group")
         return found
 
     return divide(groups, module, lambda source, at: {"name": f"{source['name']}_{at.strip('.')}", "clip_group": at})

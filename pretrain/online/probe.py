@@ -10,7 +10,7 @@ from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.probes.features import backbone_features, pixel_features
-from pretrain.probes.protocol import Asked, probe
+from pretrain.probes.protocol import ProbeRequest, probe
 
 
 class OnlineProbe:
@@ -23,7 +23,7 @@ class OnlineProbe:
     def __init__(self, config: PretrainConfig, world: World):
         assert config.probe is not None
         self.world = world
-        self.asked = Asked((config.probe.k,), config.probe.temperature, config.probe.linear, both=False)
+        self.asked = ProbeRequest((config.probe.k,), config.probe.temperature, config.probe.linear, both=False)
         self.bank, self.queries = (
             EvalImages(
                 Dataset.open(shards),

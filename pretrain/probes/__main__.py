@@ -1,4 +1,4 @@
-"""`fovea probe RELEASE --train SHARDS --val SHARDS`: frozen features, beside an untrained network and raw pixels."""
+"""`fovea probe RELEASE --train SHARDS --val SHARDS`: frozen features, next to an untrained network and raw pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.probes.features import BOTH, Features, pixel_features
-from pretrain.probes.protocol import Asked, Score, probe, standard_error
+from pretrain.probes.protocol import ProbeRequest, Score, probe, standard_error
 from pretrain.probes.subject import Subject, open_official, open_release
 
 TITLES = {
@@ -47,7 +47,7 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
     """The report, as it is written with --json."""
     device = torch.device(chosen.device)
     train, val = (_images(subject, shards, chosen) for shards in (chosen.train, chosen.val))
-    asked = Asked(
+    asked = ProbeRequest(
         tuple(chosen.k),
         chosen.temperature,
         linear=not chosen.no_linear,
@@ -79,7 +79,7 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for a person: percent, with the standard error of the queries' draw."""
+    """The report as a text table: percent, with the standard error of the sample of queries."""
     rows = [(TITLES[kind], row) for kind, row in report["trained"].items()]
     rows += [
         (f"untrained (seed {report['seed_of_untrained']}), {TITLES[kind]}", row)
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("release", type=Path, nargs="?", help="a folder written by `fovea release`")
     parser.add_argument("--official", type=Path, metavar="FILE", help="instead: an official or timm checkpoint")
     parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
-    parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to ask about")
+    parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to classify")
     parser.add_argument("--k", type=_positive, nargs="+", default=[20], help="neighbours (default 20; DINO: 10 20 100)")
     parser.add_argument("--temperature", type=_above_0, default=0.07, help="of the neighbours' votes (default 0.07)")
     parser.add_argument("--no-linear", action="store_true", help="neighbours only")
@@ -171,7 +171,7 @@ def _device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not there: {str(error).splitlines()[0]}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not available: {str(error).splitlines()[0]}") from None
     return text
 
 

@@ -1,4 +1,4 @@
-"""What a probe reads: frozen features of a backbone, or raw pixels, gathered over ranks with their labels."""
+"""The input of a probe: frozen features of a backbone, or raw pixels, gathered over ranks with their labels."""
 
 from __future__ import annotations
 

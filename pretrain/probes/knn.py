@@ -1,6 +1,6 @@
 """Weighted k-nearest-neighbour accuracy of frozen features (Wu et al. 2018, section 3.4; protocol of DINO).
 
-Features are L2-normalized, similarity is the cosine, a neighbour votes with exp(similarity / temperature).
+Features are L2-normalized, similarity is the cosine, a neighbour's vote weighs exp(similarity / temperature).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def knn_accuracies(
 ) -> dict[int, float]:
     """For each k the share of `queries` [q, d] whose vote among the k nearest of `bank` [n, d] is their label.
 
-    Labels are any int64 [n] and [q]; a k beyond the bank asks all of it. The neighbours are found once for all k.
+    Labels are any int64 [n] and [q]; a k larger than the bank uses all of it. The neighbours are found once for all k.
 
     Raises:
         ValueError: one side is empty.
@@ -30,7 +30,7 @@ def knn_accuracies(
     correct = dict.fromkeys(ks, 0)
     for chunk, truth in zip(queries.split(1024), labels.split(1024), strict=True):
         similarity, nearest = (chunk @ bank.T).topk(min(max(ks), len(bank)), dim=1)
-        # Divided by the nearest one's, which changes no vote: exp(cosine / 0.01) is beyond fp32.
+        # Relative to the nearest one, which changes no vote: exp(cosine / 0.01) is beyond fp32.
         weights, voted = ((similarity - similarity[:, :1]) / temperature).exp(), targets[nearest]
         for k in correct:
             votes = torch.zeros(len(chunk), len(classes), device=chunk.device)

@@ -2,8 +2,8 @@
 
 Features are standardized by the images the classifier is fitted to, as BatchNorm without affine does in MAE's linear
 probe (He et al. 2021, A.1). The penalty is the one of `PENALTIES` with the best top-1 on a fifth of the train images,
-which the classifier of that trial had not seen; the classifier is then fitted again to all of them. The problem is
-convex and starts from 0: nothing is drawn but the fifth, by a fixed seed.
+on which the classifier of that trial was not fitted; the classifier is then fitted to all of them. The problem is
+convex and starts from 0: the only random choice is the fifth, by a fixed seed.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class LinearClassifier:
 def linear_score(train: Tensor, train_labels: Tensor, queries: Tensor, labels: Tensor) -> LinearScore:
     """Fit to `train` [n, d] with labels int64 [n]; top-1 on `queries` [q, d] with labels [q].
 
-    A label that no train image has is never right.
+    A label that no train image has counts as wrong.
 
     Raises:
-        ValueError: fewer than 5 train images, or no query: no fifth can be held out, nothing can be asked.
+        ValueError: fewer than 5 train images, or no query: no fifth can be held out, or nothing can be classified.
     """
     if len(train) < 5 or not len(queries):
         raise ValueError(

@@ -17,14 +17,14 @@ from pretrain.probes.linear import PENALTIES, LinearScore, linear_score
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one kind of feature; `knn` by k, `linear` is None where it was not asked for."""
+    """Accuracies of one kind of feature; `knn` by k, `linear` is None where it was not requested."""
 
     knn: dict[int, float]
     linear: LinearScore | None
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeRequest:
     """What to measure: each k and the temperature of the neighbours' vote, whether a linear classifier too, and whether
     the class token and the mean patch token also as one vector; a part of the train images, see `of_each_class`."""
 
@@ -59,9 +59,9 @@ def probe(
     features: Callable[[Tensor], Features],
     *,
     device: torch.device,
-    asked: Asked,
+    asked: ProbeRequest,
 ) -> tuple[dict[str, Score], int]:
-    """Scores by kind of feature, and how many queries there were. Every rank gives its share and gets the whole.
+    """Scores by kind of feature, and how many queries there were. Every rank passes its share, all get the result.
 
     Pixels are centred by the mean of the bank, as a raw-pixel baseline should be.
     """

@@ -1,4 +1,4 @@
-"""The network that `fovea probe` asks: a release or an official checkpoint, and the same network untrained."""
+"""The network that `fovea probe` measures: a release or an official checkpoint, and the same network untrained."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pretrain.models.release.folder import read_release
 from pretrain.models.tokenizers.tokenizer import RELEASED, Normalized, from_release
 from pretrain.probes.features import Features, backbone_features
 
-# What an untrained network of the kind starts with; the weights show a table alone.
+# Initial positions of an untrained network of the kind; the weights contain a table only.
 _FIXED_POSITIONS = {"mae": "sincos", "mocov3": "sincos_rows_first", "ijepa": "sincos"}
 
 
 class Network(nn.Module):
     """Normalized images [b, C, H, W] -> features of a backbone; of a tokenizer also "tokens" [b, K], the share of the
-    places that have each token."""
+    patches that have each token."""
 
     def __init__(self, backbone: ImageEncoder, tokenizer: Normalized | None = None):
         super().__init__()
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """`network` is in eval mode; `untrained(seed)` builds its like with initial weights. size: (h, w) in pixels."""
+    """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels."""
 
     title: str
     network: Network
@@ -59,7 +59,6 @@ def open_release(folder: Path) -> Subject:
         ValueError: it is no release, or is damaged.
     """
     release = read_release(folder)
-    assert release.record is not None
 
     def network(*, trained: bool) -> Network:
         tokenizer = from_release(release, trained=trained) if release.kind in RELEASED else None

@@ -12,7 +12,7 @@ from launch.cli import main
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.release.folder import write_release
 from pretrain.probes.features import BOTH, pixel_features
-from pretrain.probes.protocol import Asked, probe, standard_error
+from pretrain.probes.protocol import ProbeRequest, probe, standard_error
 from tests.runs import SHARDS
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_pixels_are_centred_by_the_mean_of_the_bank():
     images = 100 + torch.randn(32, 1, 4, 4) * 0.1
     images[labels == 1, :, :2] += 1
     batches = [(images, labels)]
-    scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=Asked(ks=(5,), linear=False))
+    scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=ProbeRequest(ks=(5,), linear=False))
     assert scores["pixels"].knn == {5: 1.0} and scores["pixels"].linear is None and queries == 32
 
 
@@ -35,12 +35,12 @@ def test_a_part_of_the_bank_has_so_many_images_of_each_class():
     labels = torch.arange(40) % 4
     images = torch.nn.functional.one_hot(labels, 4).float().view(40, 1, 2, 2)
     batches = [(images, labels)]
-    asked = Asked(ks=(1, 4), linear=False, per_class=1)
+    asked = ProbeRequest(ks=(1, 4), linear=False, per_class=1)
     scores, queries = probe(batches, batches, pixel_features, device=CPU, asked=asked)
     assert scores["pixels"].knn == {1: 1.0, 4: 1.0} and queries == 40
     assert "1 images of each class (seed 0)" in " ".join(asked.in_words())
     with pytest.raises(ValueError, match="per_class 11: class 0 has only 10 images"):
-        probe(batches, batches, pixel_features, device=CPU, asked=Asked(linear=False, per_class=11))
+        probe(batches, batches, pixel_features, device=CPU, asked=ProbeRequest(linear=False, per_class=11))
 
 
 def test_the_standard_error_is_the_binomial_one():

@@ -1,4 +1,4 @@
-"""What a backbone can do for an objective, by name. No torch here: a pair that cannot work is refused before training.
+"""What a backbone can do for an objective, by name. No torch here: unsuitable pairs are refused before training.
 
 image         one feature vector per image (`forward_cls`)
 patches       tokens on a grid of patches
@@ -6,8 +6,8 @@ class_token   a class token before them
 keep          any subset of the patches can be encoded alone
 mask          patches can be replaced by a mask token before the first block
 layers        the tokens after any block
-own_blocks    it is made of our own `Block`, of which an objective can add more
-conv_map      a map of convolutions at the last grid, of the dVAE's own encoder
+own_blocks    it consists of our own `Block`, of which an objective can add more
+conv_map      the feature map of the dVAE's convolutional encoder
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WITHOUT_CLASS_TOKEN = re.compile(r"_gap_|siglip|^aimv2_|^vit_so150m2?_|_rpn_")
 
 @dataclass(frozen=True)
 class Family:
-    """A class of timm's models.
+    """A class of timm's models, and how it is called.
 
     Attributes:
         pattern: matches the complete names of its models.
@@ -186,7 +186,7 @@ def timm_stride(name: str, arguments: Mapping[str, Any]) -> int:
     """Pixels per output token of timm's model `name`; 1 where it has no tokens.
 
     Raises:
-        ValueError: neither the name nor the arguments say it.
+        ValueError: neither the name nor the arguments give it.
     """
     family = family_of(name)
     if family is POOLED:
@@ -200,5 +200,5 @@ def timm_stride(name: str, arguments: Mapping[str, Any]) -> int:
     found = re.search(r"_p(?:atch)?(\d+)(?:_|$)", name)
     stride = arguments.get("patch_size", int(found[1]) if found else None)
     if stride is None:
-        raise ValueError(f"{TIMM}{name} does not tell its patch size; give model.args.patch_size")
+        raise ValueError(f"{TIMM}{name} does not name its patch size; give model.args.patch_size")
     return stride

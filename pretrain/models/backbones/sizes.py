@@ -1,4 +1,4 @@
-"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is reported before it is imported."""
+"""Sizes of the vision transformers, by timm's names. No torch here: a wrong name is reported before its import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TypedDict
 
 
 class ViTSize(TypedDict):
-    """Width, depth, heads and MLP ratio; the patch size and the image size are chosen apart from it."""
+    """Width, depth, heads and MLP ratio; patch size and image size are chosen separately."""
 
     embed_dim: int
     depth: int

@@ -1,8 +1,8 @@
-"""Any model of timm's as a backbone, called as our own vision transformer is, for what its family provides.
+"""A timm model as a backbone, called like our own vision transformer, for what its family provides.
 
-Stochastic depth is timm's own and draws from torch's generator, which the engine seeds by step and rank: what it drops
-depends on how a batch is divided over processes, unlike that of `ViT`, and the uniforms `drop` are not read. All other
-random numbers of a step still come with the batch.
+Stochastic depth is timm's and draws from torch's generator, which the engine seeds by step and rank: unlike that of
+`ViT`, it depends on how a batch is divided over processes, and the uniform random numbers `drop` are not read. All
+other random numbers of a step come with the batch.
 """
 
 from __future__ import annotations
@@ -29,22 +29,20 @@ SHARE = 0.5  # the drop rate that a model is built with, to learn each branch's 
 class TimmBackbone(Backbone):
     """Images to normalized tokens [b, P + N, D] on the model's last grid, P of them class token and registers.
 
-    Weights start as timm starts them; nothing is downloaded.
+    Initial weights are timm's; nothing is downloaded.
 
     Args:
         name: of timm's registry. arguments: of `timm.create_model`.
         img_size: (height, width) in pixels; families that take other sizes resample their positions.
 
     Attributes:
-        model: timm's model. family: see `families`. arguments: what it was built with, beside name and sizes.
-        takes_img_size: it was made for `img_size`.
-        embed_dim, num_prefix_tokens, class_token, patch_size (pixels per output token), grid_size (rows, columns),
-        img_size, in_chans, provides as those of `ViT`; depth (1 in hierarchical models), of models that provide
-        `layers` num_heads and mlp_ratio too (4 where the network in a block is no MLP);
-        mask_dim: width of a mask token, which is put into the stem's output.
+        model: timm's model. family: see `families`. arguments: given to `timm.create_model`, without name and sizes.
+        takes_img_size: it was built for `img_size`.
+        the others: see `Backbone`; mlp_ratio is 4 where the network in a block is no MLP; a mask token of width
+        mask_dim replaces positions of the stem's output.
 
     Raises:
-        ValueError: timm has no such model, it cannot be built so, or it is not what its name says.
+        ValueError: timm has no such model, it cannot be built so, or it is not of the family that its name matches.
     """
 
     blocks_prefix = "model."
@@ -63,14 +61,18 @@ class TimmBackbone(Backbone):
         self.model, self.takes_img_size = _create(self.family, name, img_size, in_chans, arguments)
         expected = self.family.class_name
         if expected and type(self.model).__name__ != expected:
-            raise ValueError(f"timm/{name}: is a {type(self.model).__name__}, not the {expected} its name says")
+            raise ValueError(
+                f"timm/{name}: timm built a {type(self.model).__name__}, but the name matches family {expected}"
+            )
         self.num_prefix_tokens = 0
         if "layers" in self.provides:
             self.num_prefix_tokens = self.model.num_prefix_tokens
         elif self.class_token:
             self.num_prefix_tokens = 1
         if self.class_token != (getattr(self.model, "cls_token", None) is not None):
-            raise ValueError(f"timm/{name}: cannot tell by its name whether it has a class token; say so in model.args")
+            raise ValueError(
+                f"timm/{name}: its name does not show whether it has a class token; set class_token in model.args"
+            )
         self.embed_dim = self.model.num_features if "patches" in self.provides else self.model.head_hidden_size
         self.depth = len(self.model.blocks) if "layers" in self.provides else 1
         if "layers" in self.provides:
@@ -102,7 +104,7 @@ class TimmBackbone(Backbone):
         Args:
             keep: int64 [b, k]: encode only these patches; k replaces N. Of plain ViTs only.
             mask: bool [b, n], of the grid of the output or any other that divides that of the stem: there, `mask_token`
-                [1, 1, mask_dim] takes the place of what the stem gave.
+                [1, 1, mask_dim] replaces the stem's output.
 
         Raises:
             ValueError: the family does not provide it.
@@ -228,7 +230,7 @@ class TimmBackbone(Backbone):
     def _replaced(
         self, x: Tensor, keep: Tensor | None, mask: Tensor | None, mask_token: Tensor | None
     ) -> Iterator[None]:
-        """Within it, the stem's output has mask tokens, and the blocks see the kept patches only."""
+        """In this context mask tokens replace positions of the stem's output, and blocks see the kept patches only."""
         handles = []
         if mask is not None:
             self._need("mask")
@@ -261,7 +263,7 @@ class TimmBackbone(Backbone):
 
 
 def facts(name: str, *, img_size: tuple[int, int], in_chans: int, **arguments: Any) -> dict[str, Any]:
-    """What the configuration fills in: patch_size, embed_dim, depth and class_token of timm's model `name`.
+    """What the configuration derives from it: patch_size, embed_dim, depth and class_token of timm's model `name`.
 
     Raises:
         ValueError: as `TimmBackbone`.
@@ -274,7 +276,7 @@ def facts(name: str, *, img_size: tuple[int, int], in_chans: int, **arguments: A
 def _create(
     family: families.Family, name: str, img_size: tuple[int, int], in_chans: int, arguments: dict[str, Any]
 ) -> tuple[Any, bool]:
-    """The model, and whether it was made for the image size."""
+    """The model, and whether it was built for the image size."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise ValueError(f"timm has no model {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
@@ -319,7 +321,7 @@ def _on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
         or coarse[1] * factor != grid[1]
         or math.prod(coarse) != mask.shape[1]
     ):
-        raise ValueError(f"a mask of {mask.shape[1]} places does not divide the stem's grid {grid[0]} x {grid[1]}")
+        raise ValueError(f"a mask of {mask.shape[1]} positions does not divide the stem's grid {grid[0]} x {grid[1]}")
     return mask.unflatten(1, coarse).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 

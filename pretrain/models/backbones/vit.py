@@ -1,8 +1,8 @@
 """The vision transformer (Dosovitskiy et al. 2020) from timm's parts and with timm's parameter names.
 
-What timm's own classes do not do, and pretraining needs: encode any subset of the patches, put a mask token in place of
-others, compute only the class token in the last block, other sizes at every call, registers beside a position table
-that has a class row; and all of it with any of the positions (tables, relative bias, rotation) in one class.
+Pretraining needs what timm's classes do not do: encode any subset of the patches, replace others by a mask token,
+compute only the class token in the last block, take another size at every call, have registers together with a class
+row in the position table; all of it with any of the positions (tables, relative bias, rotation) in one class.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ViT(Backbone):
     """Images to normalized tokens: the class token, the registers, the patches.
 
     Args:
-        img_size: (height, width) in pixels that the position tables are made for; other sizes resample them.
+        img_size: (height, width) in pixels of the position tables; for other sizes they are resampled.
         class_token: without one, `forward_cls` is the mean of the patches.
         num_registers: extra tokens without a position (Darcet et al. 2023).
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 in the first (Huang et al. 2016).
@@ -141,7 +141,7 @@ class ViT(Backbone):
         self.set_drop_path(drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         initialize_vit(self)
-        self._rotation(self.grid_size, None)  # a width that does not suit is said here
+        self._rotation(self.grid_size, None)  # refuses an unsuitable width at once
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""The arguments of a vision transformer, read from its weights."""
+"""The arguments of a vision transformer, from its weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def vit_arguments(
     """Arguments of `ViT` for a state in its names, with a position table (given as a learned one) or relative biases.
 
     Args:
-        num_heads: what weights do not show; default: those of the size with this width and depth, else as many as have
-            64 channels.
+        num_heads: cannot be read from weights; default: that of the size with this width and depth, else heads of 64
+            channels.
         grid: rows and columns of its positions; default: square.
 
     Raises:
@@ -80,7 +80,7 @@ def _square_grid(state: Mapping[str, Tensor]) -> tuple[int, int]:
         side, is_square = (root + 1) // 2, root % 2 == 1 and root * root == offsets
         what = f"a relative-position table of {offsets} offsets"
     else:
-        raise ValueError("not the weights of a ViT with a position table or relative biases: they do not tell its grid")
+        raise ValueError("not the weights of a ViT with a position table or relative biases: its grid is unknown")
     if not is_square:
         raise ValueError(f"{what} is not of a square grid")
     return side, side

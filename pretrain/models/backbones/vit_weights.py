@@ -1,4 +1,4 @@
-"""How the weights of a vision transformer start: as in the papers whose positions it has."""
+"""Initial weights of a vision transformer: those of the papers that use its kind of positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def initialize_vit(vit: ViT) -> None:
-    """Start every weight of `vit`.
+    """Initialize every weight of `vit`.
 
     "sincos": as MAE (xavier uniform), without a class token as I-JEPA (truncated normal of 0.02; its code divides the
     outputs of block i by sqrt(2 i) and then draws them anew); "sincos_rows_first": as MoCo v3 (xavier uniform by query,
@@ -52,7 +52,7 @@ def initialize_vit(vit: ViT) -> None:
 
 
 def divide_outputs(vit: ViT) -> None:
-    """What block i adds starts smaller by sqrt(2 i), as in BEiT."""
+    """Divide the output layers of block i by sqrt(2 i), as in BEiT."""
     for i, block in enumerate(cast(Any, vit.blocks), start=1):
         for layer in (block.attn.proj, block.mlp.fc2):
             layer.weight.data.div_(math.sqrt(2.0 * i))

@@ -1,8 +1,8 @@
-"""Weights of other people's files, by strict matching: nothing is skipped silently and nothing in a file is executed.
+"""Checkpoints of other projects, by strict matching: nothing is skipped silently, nothing in a file is executed.
 
-Read, as pickles of tensors and plain values or as safetensors, and known by their names: checkpoints of MAE, DINO,
-iBOT, DINOv2, BEiT and BEiT v2, MoCo v3, SimMIM, I-JEPA and data2vec, whole or the backbone alone, and backbones of
-timm, DINOv3 and Hugging Face.
+Read, from pickles of tensors and plain values or from safetensors, and recognized by parameter names: checkpoints of
+MAE, DINO, iBOT, DINOv2, BEiT and BEiT v2, MoCo v3, SimMIM, I-JEPA and data2vec, complete or the backbone alone, and
+backbones of timm, DINOv3 and Hugging Face.
 """
 
 from __future__ import annotations

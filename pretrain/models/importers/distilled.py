@@ -1,4 +1,4 @@
-"""Checkpoints of self-distillation and its kin: DINO, iBOT, DINOv2, MoCo v3, I-JEPA."""
+"""Checkpoints of self-distillation and related methods: DINO, iBOT, DINOv2, MoCo v3, I-JEPA."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dino(state: State, source: object) -> Weights | None:
 
 
 def dinov2(state: State, source: object) -> Weights | None:
-    """A whole model (student and teacher with `dino_head`, losses), or the teacher that evaluations read."""
+    """A complete model (student and teacher with `dino_head`, losses), or the teacher that evaluations read."""
     branches = {name: below(state, name) for name in BRANCHES}
     teacher, student = branches["teacher."], branches["student."]
     if not is_vit(below(teacher, "backbone.")):

@@ -18,7 +18,7 @@ from pretrain.models.importers.weights import State, some
 
 
 class Inert:
-    """In place of an object that is no weight: a configuration, a path, a number of numpy's. It does nothing."""
+    """Replaces an object that is not a weight (a configuration, a path, a NumPy number). It does nothing."""
 
     def __init__(self, *arguments: Any):
         del arguments
@@ -27,7 +27,7 @@ class Inert:
         del state
 
 
-# What a name in a file stands for instead of the class or function of that name.
+# What replaces the class or function of this name in a file.
 STAND_INS = [
     (Inert, "argparse.Namespace"),
     (Inert, "pathlib.PosixPath"),
@@ -37,7 +37,7 @@ STAND_INS = [
     (OrderedDict, "yacs.config.CfgNode"),  # of SimMIM
 ]
 
-# Where trainers put the weights, and what wrappers put before or between names.
+# Keys under which trainers save the weights, and parts that wrappers add to names.
 CONTAINERS = ("model", "state_dict", "module")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"})
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
@@ -48,7 +48,7 @@ def read_state(path: Path) -> State:
     """Every weight in the file by one name; those of several models of a checkpoint have its key before their names.
 
     {"model": state} and the like give the names of the state, {"student": ..., "teacher": ...} give student.* and
-    teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is taken away.
+    teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is removed.
 
     Raises:
         ValueError: the file is missing or unreadable, holds more than tensors and plain values, or no state dict.
@@ -99,7 +99,7 @@ def _add(state: State, prefix: str, content: Mapping[Any, Any], path: Path) -> N
     for name, tensor in content.items():
         new = clean(f"{prefix}{name}")
         if new in state:
-            raise ValueError(f"{path}: two entries are named {new} once the names of wrappers are taken away")
+            raise ValueError(f"{path}: two entries are named {new} once the names of wrappers are removed")
         state[new] = tensor
 
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, message: str) -> str:
-    """What torch's reader of tensors and plain values stopped at; its advice to execute the file is left out."""
+    """Where torch's reader of tensors and plain values stopped; its advice to execute the file is left out."""
     cause = " ".join(message.partition("WeightsUnpickler error:")[2].split())
     if found := _FOREIGN.search(cause):
         return (

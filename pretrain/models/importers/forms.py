@@ -1,14 +1,15 @@
-"""The same computation written as another module writes it: shared tables, split biases, timm's names."""
+"""State dicts rewritten for another module that computes the same: shared tables, split biases, timm's names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers.weights import State
 
 TABLE = "relative_position_bias_table"
@@ -16,7 +17,7 @@ SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 
 
 def in_the_form_of(module: nn.Module, own: Mapping[str, Tensor], state: State) -> tuple[State, list[str]]:
-    """The state as the backbones in `module` write it, and what was rewritten.
+    """The state in the form of the backbones in `module`, and what was rewritten.
 
     Args:
         own: the state of `module`.
@@ -24,17 +25,17 @@ def in_the_form_of(module: nn.Module, own: Mapping[str, Tensor], state: State) -
     done: list[str] = []
     for path, inner in module.named_modules():
         prefix = f"{path}." if path else ""
-        if hasattr(inner, "rel_pos_kind"):
+        if isinstance(inner, ViT):
             done += _spread_shared_table(inner, prefix, state)
             done += _rewrite_biases(prefix, own, state, rotates=inner.pos_kind == "rope")
-        elif hasattr(inner, "family") and hasattr(inner, "model"):
+        elif isinstance(inner, TimmBackbone):
             _name_as_timm(prefix, own, state)
             done += _fold_class_row(f"{prefix}model.", own, state)
             done += _rewrite_biases(f"{prefix}model.", own, state, rotates=True)
     return state, done
 
 
-def _spread_shared_table(vit: Any, prefix: str, state: State) -> list[str]:
+def _spread_shared_table(vit: ViT, prefix: str, state: State) -> list[str]:
     """BEiT fine-tunes with a table in each block, which starts as the one that all shared."""
     shared = prefix + SHARED_TABLE
     if vit.rel_pos_kind != "per_block" or shared not in state:
@@ -47,8 +48,8 @@ def _spread_shared_table(vit: Any, prefix: str, state: State) -> list[str]:
 def _rewrite_biases(prefix: str, own: Mapping[str, Tensor], state: State, *, rotates: bool) -> list[str]:
     """One bias for queries, keys and values, or two of queries and values.
 
-    A bias of the keys adds the same to every score of a query, which softmax does not see; unless positions rotate the
-    keys. There it must be zero.
+    A bias of the keys adds the same to every score of a query, which does not change the softmax; unless positions
+    rotate the keys. There it must be zero.
     """
     done = []
     for name in [name for name in state if name.startswith(prefix) and name.endswith((".q_bias", ".qkv.bias"))]:

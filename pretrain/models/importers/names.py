@@ -89,7 +89,7 @@ def with_class_row(backbone: State, source: object) -> State:
 
 
 def square_grid(backbone: State) -> Grid | None:
-    """Rows and columns of the position tables of a ViT: other people's files do not say them, and are square.
+    """Rows and columns of the position tables of a ViT: other projects' checkpoints do not record them, and are square.
 
     None where there is no table, or one that is not square.
     """

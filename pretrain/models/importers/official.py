@@ -1,4 +1,4 @@
-"""Weights of other people's files: which kind a file is shows in its names."""
+"""Checkpoints of other projects; the kind of a file is recognized by its parameter names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.importers.names import CLASSIFIER, is_vit, square_grid, take, to_vit
 from pretrain.models.importers.weights import State, Weights, some
 
-AVERAGES = ("model_ema.", "state_dict_ema.", "ema.")  # of the weights, beside them: as BEiT, timm and others save them
+AVERAGES = ("model_ema.", "state_dict_ema.", "ema.")  # of the weights, next to them, as BEiT, timm and others save
 KNOWN = "MAE, DINO, iBOT, DINOv2, DINOv3, BEiT, VQ-KD, MoCo v3, SimMIM, I-JEPA, data2vec, timm and Hugging Face ViTs"
 
 
@@ -36,7 +36,7 @@ def load_official(path: Path | str) -> Weights:
 
 
 def _backbone(state: State, source: object) -> Weights | None:
-    """A vision transformer by itself, or with a classifier."""
+    """A vision transformer alone, or with a classifier."""
     if all(name.startswith("backbone.") for name in state):
         state = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
     if not is_vit(state):

@@ -37,7 +37,7 @@ _MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 class Record:
-    """An object of the file: what its class was called, and what the pickle gave it. It does nothing."""
+    """An object of the file: the name of its class, and its content in the pickle. It does nothing."""
 
     qualified_name = ""
 
@@ -66,7 +66,7 @@ class Record:
 
 
 def read_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Every tensor of a file written by `torch.save`, on the CPU, by its place in what was saved.
+    """Every tensor of a file written by `torch.save`, on the CPU, by its path in the saved object.
 
     Keys of mappings, positions in lists, and names of submodules, parameters and buffers are joined by dots: a saved
     module gives the names of its state dict, a saved {"model": state dict} the same below "model.". Other values are
@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        # What is returned is made anew each time: an opcode can set attributes of it.
+        # A new object each time: an opcode can set attributes of it.
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return type(name, (Record,), {"dtype": _DTYPES[name]})
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -197,7 +197,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _walk(value: Any, name: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors below `value`; `above` are the containers it is in, for a file can hold a circle."""
+    """Tensors below `value`; `above` are the containers around it, as a file can contain a cycle."""
     if isinstance(value, Tensor):
         yield name, value
         return

@@ -1,4 +1,4 @@
-"""A state into a module by strict matching: what does not fit is listed, and then nothing is loaded."""
+"""Load a state into a module by strict matching: what does not fit is listed, and then nothing is loaded."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def load_strict(
 ) -> MatchReport:
     """Load `state` into `module`; the module is unchanged when it does not fit.
 
-    Position tables of another grid are resampled (bicubic), a shared relative-position table goes into every block
-    that has its own, and biases of queries, keys and values are written as the module writes them; all is reported.
+    Position tables of another grid are resampled (bicubic), a shared relative-position table is copied into every block
+    that has its own, and biases of queries, keys and values take the module's form; all of it is reported.
 
     Args:
         allow_missing: prefixes of names that may keep their initial values.
@@ -93,7 +93,7 @@ def _grid_of(module: nn.Module, name: str, table: Tensor) -> Grid | None:
         if grid is None and path:
             path = path.rpartition(".")[0]
             continue
-        if leaf == TABLE:  # tables of windows, as Swin has them, are not of a grid of patches
+        if leaf == TABLE:  # Swin's tables of windows are not of a grid of patches
             return grid if hasattr(owner, "rel_pos_kind") else None
-        # Nor are those of a finer grid, as Hiera has them.
+        # Nor are Hiera's, which are of a finer grid.
         return grid if grid is not None and table.shape[1] - math.prod(grid) in (0, 1) else None

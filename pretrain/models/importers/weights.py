@@ -1,4 +1,4 @@
-"""What a file of weights holds, in our names, and how it fitted a model."""
+"""The content of a file of weights in our names, and how it fitted a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds, in our names.
+    """The content of a file, in our names.
 
     Attributes:
-        kind: objective that made it, by its name in the table, or "vit" for a backbone alone.
+        kind: objective that trained it, by its name in the table, or "vit" for a backbone alone.
         backbone: state of a `ViT`, or of a timm model of another family in timm's names.
         heads: the rest of the objective's own state, as its `heads_state` names it; empty for a backbone alone.
         grid: rows and columns of its position tables; None: square.
-        left_out: names in the file that belong to a classifier or to what no objective here has.
+        left_out: names in the file of a classifier, or of parts that no objective here has.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class MatchReport:
 
     Attributes:
         resized: position tables that were resampled to the module's grid.
-        converted: what was written in another form that computes the same.
+        converted: what was rewritten in another form that computes the same.
     """
 
     matched: list[str]

@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kerne
     if kernel == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     b, h, t, d = q.shape
-    # Contiguous operands, and no casts between the products: autocast would widen the probabilities for nothing.
+    # Contiguous operands, and no casts between the products: autocast would convert the probabilities needlessly.
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (x.reshape(b * h, -1, d) for x in (q * d**-0.5, k, v))
         scores = torch.bmm(q, k.transpose(1, 2))
@@ -48,12 +48,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kerne
 
 
 class Attention(TimmAttention, Mixer):
-    """timm's attention (qkv, proj) that can also answer for a part of the tokens only.
+    """timm's attention (qkv, proj), which can also compute a part of the tokens only.
 
     Args:
         qkv_bias: "no_key": biases of queries and values only, as parameters `q_bias` and `v_bias` (BEiT).
         rel_pos_grid: rows and columns of the patches of an own `relative_position_bias_table`; None: it has none. The
-            caller makes the bias of it: it knows which tokens are there.
+            caller computes the bias from it, as it knows which tokens are present.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class Attention(TimmAttention, Mixer):
 
 
 class Block(TimmBlock):
-    """timm's pre-norm block whose last use in a network may compute only the tokens that are read afterwards.
+    """timm's pre-norm block, which can compute only the tokens that are read afterwards.
 
-    Its stochastic depth takes the random numbers from outside (see `drop_path`).
+    The random numbers of its stochastic depth are arguments (see `drop_path`).
 
     Args:
-        layer_scale: start of the factors on both branches (Touvron et al. 2021); None: there are none.
-        ffn: "swiglu": the gated network of `ffn.SwiGLU`, as many weights as the MLP of `mlp_ratio` has.
+        layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
+        ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`.
         qkv_bias, rel_pos_grid: see `Attention`.
         mixer: what stands in place of the attention, under its name `attn`.
 
@@ -168,8 +168,8 @@ class Block(TimmBlock):
         """Tokens [b, s, D] -> [b, t, D], exact for the tokens of `queries`; the others are not computed.
 
         Args:
-            drop: uniforms [b, 2]; in training, a sample whose number is below the drop rate skips the attention (first
-                column), the MLP (second). Without it nothing is dropped.
+            drop: uniform random numbers [b, 2]; in training, a sample whose number is below the drop rate skips the
+                attention (first column), the MLP (second). Without it nothing is dropped.
             bias, rotation, layout: see `Mixer.forward`.
         """
         if self.drop_subset and self.training and self.drop_rate and drop is not None:

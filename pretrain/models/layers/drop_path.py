@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016) whose random numbers come from outside: two ways to spend them.
+"""Stochastic depth (Huang et al. 2016) with given random numbers, in two forms.
 
 By sample, a sample skips a branch when its number is below the rate: what it skips does not depend on its batch. By
 subset (DINOv2), the branch is computed for a fixed count of the samples only, which saves its time; which samples these
@@ -18,7 +18,7 @@ def survivors(branch: Tensor, uniform: Tensor, rate: float) -> Tensor:
 
 
 def subset_size(batch: int, rate: float) -> int:
-    """How many samples of a batch compute the branch: at least one."""
+    """Number of samples of a batch that compute the branch: at least one."""
     return max(int(batch * (1 - rate)), 1)
 
 

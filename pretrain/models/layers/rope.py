@@ -1,7 +1,7 @@
 """Rotary positions of a grid of patches (Su et al. 2021), axial and normalized as DINOv3 uses them (section 3.2).
 
 Rows and columns are mapped to [-1, 1] each, so that another grid is another sampling of the same square and nothing
-has to be resampled. DINOv3's random shifts and scales of the coordinates in training are left out.
+has to be resampled. DINOv3's random shifts and scales of the coordinates in training are not implemented.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def keep_tokens(table: Tensor, tokens: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Queries or keys [b, h, s, d] turned by their positions; computed in fp32, returned in the type of x."""
+    """Queries or keys [b, h, s, d] rotated by their positions; computed in fp32, returned in the type of x."""
     sin, cos = table
     low, high = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)

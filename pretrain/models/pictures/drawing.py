@@ -1,4 +1,4 @@
-"""Pictures of a run for a person: normalized tensors to RGB, and sheets of them. Everything is uint8 [..., 3, H, W]."""
+"""Pictures of a run: normalized tensors to RGB, and sheets of them. Everything is uint8 [..., 3, H, W]."""
 
 from __future__ import annotations
 

@@ -56,5 +56,5 @@ def gray_out(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
     """Pictures uint8 [b, 3, H, W] with the patches at True of `hidden` [b, N] in gray."""
     grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
     mask = hidden.unflatten(1, grid).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
-    mask = F.pad(mask, (0, images.shape[3] - mask.shape[2], 0, images.shape[2] - mask.shape[1]))  # no whole patch
+    mask = F.pad(mask, (0, images.shape[3] - mask.shape[2], 0, images.shape[2] - mask.shape[1]))  # an incomplete patch
     return images.masked_fill(mask[:, None], 128)

@@ -1,4 +1,4 @@
-"""Pictures of visual tokens for a person; uint8 [3, H, W]."""
+"""Pictures of visual tokens; uint8 [3, H, W]."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def code_sheet(images: Tensor, ids: Tensor, *, num_codes: int, mean: Stats, std:
     """One row per image: the input, and the map of its codes int64 [b, h, w], a colour for each code."""
     rgb = drawing.to_rgb(images, mean=mean, std=std)
     codes = torch.arange(num_codes, device=ids.device, dtype=torch.float32)
-    # Multiples of irrational numbers spread evenly and give neighbouring codes unlike colours.
+    # Multiples of irrational numbers spread evenly and give neighbouring codes different colours.
     palette = torch.stack([(codes * step) % 1.0 for step in (0.618034, 0.754878, 0.569840)], dim=1)
     colours = (palette * 255).to(torch.uint8)[ids].permute(0, 3, 1, 2)
     return drawing.sheet(torch.stack([rgb, _fit(colours, images)], dim=1))

@@ -1,4 +1,4 @@
-"""The model card of a release: README.md, made from what fovea.json records and nothing else."""
+"""The model card of a release: README.md, generated from fovea.json alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAMES = {"mae": "masked autoencoder (He et al. 2021)", "dino": "DINO (Caron et a
 
 
 def card(record: Mapping[str, Any]) -> str:
-    """Markdown: what it is, how to load it, what it was trained on, its numbers, how it was made."""
+    """Markdown: architecture, loading, data, measured numbers, versions."""
     model, objective = record["model"], record["objective"]
     kind = model.get("class", "vit")
     sections = [
@@ -56,7 +56,7 @@ def _widths(kind: str, model: Mapping[str, Any]) -> str:
 
 
 def _loading(opened: str) -> list[str]:
-    """`opened` is how timm names the layers, or why it has no such class."""
+    """`opened`: timm's layer names (`TimmModel.kind`), or why timm has no such class."""
     if opened in ("vit", "beit", "eva", "timm"):
         return [
             '```python\nimport timm\n\nmodel = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)\n'

@@ -1,12 +1,12 @@
-"""A release: the folder that carries a backbone out of a run, to timm and to fine-tuning.
+"""A release: a backbone in a folder that timm, fine-tuning and continued pretraining open.
 
 model.safetensors, config.json    what `timm.create_model("local-dir:FOLDER", pretrained=True)` opens; equal features.
-                                  Without config.json timm has no such class; the model card says so.
+                                  Without config.json timm has no such class; the model card gives the reason.
 heads.safetensors                 the rest of the objective, for continued pretraining
 fovea.json                        objective, model, recipe, data, metrics, versions
-README.md                         the model card, made from fovea.json
+README.md                         the model card, generated from fovea.json
 
-A backbone tells by `release_model()` how it is rebuilt: {"class": a name in BACKBONES, **arguments of that class}.
+`release_model()` of a backbone describes how it is rebuilt: {"class": a name in BACKBONES, **arguments of that class}.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ BACKBONES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Release(Weights):
-    """An opened release: `model` is what the backbone's `release_model` gave, `record` is all of fovea.json."""
+    """An opened release: `model` is the backbone's `release_model`, `record` the content of fovea.json."""
 
-    model: dict[str, Any] | None = None
-    record: dict[str, Any] | None = None
+    model: dict[str, Any]
+    record: dict[str, Any]
 
     def build(self) -> ImageEncoder:
         """The backbone with its weights."""
@@ -55,13 +55,12 @@ class Release(Weights):
         return backbone
 
     def untrained(self) -> ImageEncoder:
-        """The backbone as a run starts it, drawn from torch's random numbers."""
-        assert self.model is not None
+        """The backbone with initial weights, drawn from torch's generator."""
         return backbone_of(self.model)
 
 
 def backbone_of(model: Mapping[str, Any]) -> ImageEncoder:
-    """The backbone that a `release_model` describes, drawn from torch's random numbers.
+    """The backbone that a `release_model` describes, with initial weights drawn from torch's generator.
 
     Raises:
         ValueError: this version has no such backbone, or it cannot be built so.
@@ -83,7 +82,7 @@ def write_release(
     """Write the release complete or not at all; a release that is already there is replaced.
 
     Args:
-        extra_state: what `Objective.heads_state` gave.
+        extra_state: `Objective.heads_state`.
         record: recipe (the resolved configuration), data (fingerprint, number of images), metrics (number by the name
             of its protocol), commit, versions.
         mean, std: per channel, of the normalization that the backbone was trained with.
@@ -93,7 +92,7 @@ def write_release(
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
-        raise ValueError(f"{folder}: holds files that are no release; choose another folder")
+        raise ValueError(f"{folder}: holds other files than a release; choose another folder")
     if not len(mean) == len(std) == backbone.in_chans:
         raise ValueError(
             f"mean and std have {len(mean)} and {len(std)} values, the backbone {backbone.in_chans} channels"
@@ -165,5 +164,5 @@ def _backbone_class(model: Mapping[str, Any]) -> type[ImageEncoder]:
 
 
 def plain_state(state: Mapping[str, Tensor]) -> State:
-    """Copies on the CPU that share no memory, as safetensors wants them."""
+    """Copies on the CPU that share no memory, as safetensors requires."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}

@@ -1,8 +1,8 @@
 """How timm opens a release: which of its classes computes what a backbone computes, with which arguments and names.
 
 timm reads `config.json` (a name of its registry, arguments that override that entry's) and `model.safetensors` (the
-class's own parameter names). Where no class of timm's computes the same, there is no `config.json`, and the reason
-stands in the model card.
+class's own parameter names). Where no class of timm's computes the same, there is no `config.json`, and the model
+card gives the reason.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.importers import State
 from pretrain.models.layers.ffn import swiglu_hidden
 from pretrain.models.mechanisms import ATTENTION
 
-State = dict[str, Tensor]
 TIMM_EPS = 1e-6  # of timm's LayerNorm, which a config.json cannot change
 DINOV3_EPS = 1e-5  # of timm's entries for DINOv3
 VIT, BEIT, EVA, ANY = "vit", "beit", "eva", "timm"
@@ -90,8 +90,8 @@ def to_timm(state: Mapping[str, Tensor], kind: str) -> State:
     """The state of a backbone by the names of timm's class.
 
     With registers timm's ViT has no layout of a class row alone (`no_embed_class` leaves out both): the class row is
-    added to the class token, which gives the same first layer. Key biases go where the class has none: the softmax does
-    not see them, rotary positions excepted, which `timm_model` refuses.
+    added to the class token, which gives the same first layer. Key biases are dropped where the class has none: they do
+    not change the softmax, except with rotary positions, which `timm_model` refuses.
     """
     state = dict(state)
     if kind == ANY:
@@ -117,8 +117,8 @@ def to_timm(state: Mapping[str, Tensor], kind: str) -> State:
 
 
 def from_timm(state: Mapping[str, Tensor], kind: str, own: Mapping[str, Any]) -> State:
-    """The inverse of `to_timm` for a backbone that was built with the arguments `own`, up to what it could not keep:
-    how much of the class token was in its position row, and key biases. Here both are zero."""
+    """The inverse of `to_timm` for a backbone that was built with the arguments `own`, up to what it did not keep: the
+    share of the class token in its position row, and key biases. Here both are zero."""
     state = dict(state)
     if kind == ANY:
         return {f"model.{name}": tensor for name, tensor in state.items()}

@@ -61,7 +61,7 @@ def open_teacher(
         digest = digest_of(path)
         if path.is_dir():
             release = read_release(path)
-            record = release.record or {}
+            record = release.record
             teacher = FeatureTeacher(release.build(), record["mean"], record["std"])
         else:
             weights = load_official(path)

@@ -180,8 +180,8 @@ def from_release(release: Release, *, trained: bool = True) -> Normalized:
     Raises:
         ValueError: the release is of another objective, or incomplete.
     """
-    heads, record = release.heads, release.record or {}
-    norm = record.get("mean"), record.get("std")
+    heads, record = release.heads, release.record
+    norm = record["mean"], record["std"]
     if release.kind not in RELEASED:
         raise ValueError(
             f"a release of {release.kind} is no tokenizer; train one with objective {' or '.join(RELEASED)}"

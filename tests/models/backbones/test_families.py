@@ -67,7 +67,7 @@ def test_arguments_change_the_stride(name: str, arguments: dict, stride: int):
 
 
 def test_a_name_without_a_patch_size_asks_for_one():
-    with pytest.raises(ValueError, match=r"timm/flexivit_base does not tell its patch size; give model\.args"):
+    with pytest.raises(ValueError, match=r"timm/flexivit_base does not name its patch size; give model\.args"):
         timm_stride("flexivit_base", {})
     assert timm_stride("flexivit_base", {"patch_size": 16}) == 16
 

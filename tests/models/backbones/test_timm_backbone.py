@@ -96,7 +96,7 @@ def test_a_mask_of_larger_cells_covers_what_they_cover(name: str):
     assert torch.equal(
         backbone(images(), mask=cells, mask_token=token), backbone(images(), mask=patches, mask_token=token)
     )
-    with pytest.raises(ValueError, match="a mask of 5 places does not divide the stem's grid"):
+    with pytest.raises(ValueError, match="a mask of 5 positions does not divide the stem's grid"):
         backbone(images(), mask=torch.ones(2, 5, dtype=torch.bool), mask_token=token)
 
 
@@ -210,7 +210,7 @@ def test_blocks_of_attention_and_mlp_at_once_are_refused_by_name(name: str):
         ({"name": "conv_encoder", "depth": 3}, "model.depth: 3 is no setting of conv_encoder; leave it out"),
         ({"name": "conv_encoder", "drop_path_rate": 0.1}, "model.drop_path_rate: 0.1 is no setting of conv_encoder"),
         ({"name": "conv_encoder", "class_token": True}, "model.class_token: true, but conv_encoder has none"),
-        ({"name": "vit_tiny", "args": {"depths": [1]}}, "model.args: are for models of timm's, and vit_tiny is ours"),
+        ({"name": "vit_tiny", "args": {"depths": [1]}}, "model.args: are for timm models; give"),
         ({"name": "conv_encoder", "patch_size": 12, "img_size": 24}, "model.patch_size: 12, but conv_encoder halves"),
         ({"name": "vit_tiny", "pos_embed": "rope", "num_heads": 32}, "32 heads of 192 have 6"),
     ],

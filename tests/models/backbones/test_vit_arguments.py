@@ -46,5 +46,5 @@ def test_the_heads_of_a_published_size_are_known_by_its_width_and_depth(name: st
 def test_what_is_no_vit_or_tells_no_positions_is_refused():
     with pytest.raises(ValueError, match=r"not the weights of a ViT: 'patch_embed\.proj\.weight'"):
         vit_arguments({})
-    with pytest.raises(ValueError, match="they do not tell its grid"):
+    with pytest.raises(ValueError, match="its grid is unknown"):
         vit_arguments(ViT((16, 16), 8, 3, 64, 1, 1, pos_embed="rope").state_dict())
