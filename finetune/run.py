@@ -159,7 +159,7 @@ class FinetuneRun:
             say=self.say,
         )
         if reached < total:
-            self.say(f"stopped at step {reached} of {total} ({self.watch.reason}); the same command goes on")
+            self.say(f"stopped at step {reached} of {total} ({self.watch.reason}); the same command resumes")
             if self.first:
                 preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
             return preempt.EXIT_PREEMPTED

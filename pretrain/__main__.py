@@ -48,16 +48,16 @@ def _open(source: str, key: str, shards: str | list[str], index: str | None = No
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: done. 85: stopped on request and saved. 2: wrong input. 3: no whole checkpoint."""
+    """Exit status 0: done. 85: stopped on request and saved. 2: wrong input. 3: no complete checkpoint."""
     parser = argparse.ArgumentParser(
         prog="fovea pretrain",
-        description="Check everything, then pretrain, or go on with the run that is in run_dir.",
+        description="Check everything, then pretrain, or resume the run in run_dir.",
         epilog="Every key: docs/configuration.md. While it runs, `touch RUN_DIR/save` saves, `touch RUN_DIR/stop` and "
-        "Ctrl-C save and stop (exit status 85); the same command goes on.",
+        "Ctrl-C save and stop (exit status 85); the same command resumes.",
     )
     parser.add_argument("config", help="a YAML file, for instance configs/debug/mae.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
-    parser.add_argument("--check", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--check", action="store_true", help="print what would run, and stop")
     chosen = parser.parse_intermixed_args(arguments)
     try:
         launch = read_launch(os.environ)

@@ -26,26 +26,34 @@ class DataConfig(Config):
     """Where the images are and how they are read."""
 
     shards: str | list[str] = Field(description="shard names: a folder, a brace pattern or a list")
-    index: str | None = Field(None, description="folder of the index; default: beside the shards")
+    index: str | None = Field(None, description="folder of the index; default: next to the shards")
     mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: ImageNet's")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    block_shards: Positive = Field(8, description="shards shuffled together; only so many are read at a time")
-    num_workers: int = Field(4, ge=0, description="reading processes per rank; changes speed, never the images")
-    prefetch: Positive = Field(4, description="batches each worker keeps ready")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop when more samples than this are unreadable")
+    block_shards: Positive = Field(
+        8, description="number of shards that are shuffled together and read at the same time"
+    )
+    num_workers: int = Field(4, ge=0, description="reading processes per rank; affects the speed, not the images")
+    prefetch: Positive = Field(4, description="batches that each worker prepares in advance")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="stop when a larger fraction of the samples is unreadable"
+    )
 
 
 class InitConfig(Config):
     """What the weights start from. Exactly one; a run that has checkpoints resumes from them instead."""
 
     release: str | None = Field(None, description="folder written by `fovea release`")
-    official: str | None = Field(None, description="file of an official code, timm or Hugging Face: docs/weights.md")
-    checkpoint: str | None = Field(None, description="folder of a checkpoint, averages and heads too; optimizer anew")
+    official: str | None = Field(
+        None, description="checkpoint file of official code, timm or Hugging Face: docs/weights.md"
+    )
+    checkpoint: str | None = Field(
+        None, description="folder of a checkpoint: all weights, including EMA and heads; new optimizer state"
+    )
     fresh_heads: bool = Field(
-        False, description="take the backbone only, even if the source has this objective's heads"
+        False, description="load the backbone only, even if the source has this objective's heads"
     )
     head_warmup_steps: int = Field(
-        0, ge=0, description="steps in which only the heads learn, on a trunk that stands still"
+        0, ge=0, description="steps during which the backbone is frozen and only the heads train"
     )
 
     @model_validator(mode="after")

@@ -14,10 +14,10 @@ from pretrain.engine.session.folder import last_start, read_data
 
 
 def from_run(run_dir: Path, out: Path) -> str:
-    """Write the release of the newest whole checkpoint of `run_dir` into `out`; what was written, in a line.
+    """Write the release of the newest complete checkpoint of `run_dir` into `out`; what was written, in a line.
 
     Raises:
-        ConfigError: `run_dir` is no run. CheckpointError: no checkpoint, or none that is whole.
+        ConfigError: `run_dir` is no run. CheckpointError: no checkpoint, or none that is complete.
         ValueError: `out` holds something else.
     """
     if not (run_dir / "config.yaml").is_file():
@@ -75,7 +75,7 @@ def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, fl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: written. 2: wrong folder. 3: no whole checkpoint."""
+    """Exit status 0: written. 2: wrong folder. 3: no complete checkpoint."""
     parser = argparse.ArgumentParser(prog="fovea release", description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("out", type=Path, help="the folder to write; a release in it is replaced")

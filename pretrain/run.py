@@ -183,7 +183,7 @@ class PretrainRun:
             raise
         if reached < steps.total_steps:
             self.say(
-                f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command goes on"
+                f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command resumes"
             )
             if self.first:
                 preempt.mark(self.folder, "PREEMPTED", f"step {reached}")

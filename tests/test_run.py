@@ -179,7 +179,7 @@ def test_the_file_stop_saves_at_the_step_edge_and_the_same_command_goes_on(tmp_p
     finally:
         kill_all(process)
     assert second == 2 and "is in use by process" in refused
-    assert process.returncode == 85 and "the same command goes on" in process.said
+    assert process.returncode == 85 and "the same command resumes" in process.said
     stopped_at = int((run / "PREEMPTED").read_text().split()[1])
     assert (run / "checkpoints" / f"step-{stopped_at:08d}" / "MANIFEST.json").exists()
     process = start(config, "optim.total_steps=100000")

@@ -24,7 +24,7 @@ class OptimConfig(Config):
     global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
     epochs: float | None = Field(None, gt=0, description="passes over the data, or total_steps")
     total_steps: Positive | None = Field(None, description="optimizer steps, or epochs")
-    lr: float | None = Field(None, gt=0, description="peak learning rate, as it is")
+    lr: float | None = Field(None, gt=0, description="peak learning rate, not scaled by the batch")
     blr: float | None = Field(None, gt=0, description="base learning rate: lr follows from it by blr_rule")
     blr_rule: Literal["linear", "sqrt"] = Field("linear", description="lr = blr * (global_batch_size / blr_batch), or")
     blr_batch: Positive = Field(256, description="... blr * sqrt(global_batch_size / blr_batch) (DINOv2: 1024)")
@@ -37,7 +37,7 @@ class OptimConfig(Config):
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float | None = Field(None, ge=0)
     warmup_steps: int | None = Field(None, ge=0)
-    warmup_lr: float = Field(0.0, ge=0, description="where the warm-up starts, as it is")
+    warmup_lr: float = Field(0.0, ge=0, description="learning rate at which the warm-up starts")
     warmup_form: Literal["open", "closed"] = Field("open", description="open: step/W (MAE); closed: step/(W-1) (DINO)")
     first_step: Literal[0, 1] = Field(0, description="whose values the first update takes; 1: I-JEPA")
     weight_decay: float = Field(0.05, ge=0)
@@ -46,9 +46,10 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
     trust_coefficient: float = Field(0.001, gt=0, description="of lars")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient; default: not clipped")
+    clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm; default: no clipping")
     clip_mode: ClipMode = Field(
-        "global", description="per_tensor: each tensor alone (DINO); per_module: backbone and heads apart (DINOv2)"
+        "global",
+        description="per_tensor: each tensor separately (DINO); per_module: backbone and heads separately (DINOv2)",
     )
 
     @model_validator(mode="after")
@@ -93,18 +94,22 @@ class OptimConfig(Config):
 
 
 class WatchConfig(Config):
-    """Hangs, and ranks whose weights drift. Seconds are floors: what was slow lately is waited for longer."""
+    """Detection of hangs and of ranks whose weights drift. Limits in seconds are minimums, extended by `patience`."""
 
-    enabled: bool = Field(True, description="a process per node ends the run when every rank has stood still too long")
-    patience: float = Field(
-        5.0, ge=2, description="times the slowest of the last 64 steps (saves, probes) there is time"
+    enabled: bool = Field(
+        True, description="one process per node ends the run when no rank makes progress within the limits"
     )
-    start_seconds: float = Field(3600, gt=0, description="before the first step is done, and after the last")
-    step_seconds: float = Field(600, gt=0, description="within a part of a step: data, forward, backward, update")
-    save_seconds: float = Field(1800, gt=0, description="of a save")
-    probe_seconds: float = Field(3600, gt=0, description="of a probe or an evaluation, between two of its batches")
+    patience: float = Field(
+        5.0, ge=2, description="limit as a multiple of the slowest of the last 64 steps (saves, probes)"
+    )
+    start_seconds: float = Field(
+        3600, gt=0, description="limit before the first step is complete, and after the last one"
+    )
+    step_seconds: float = Field(600, gt=0, description="limit of one part of a step: data, forward, backward, update")
+    save_seconds: float = Field(1800, gt=0, description="limit of writing a checkpoint")
+    probe_seconds: float = Field(3600, gt=0, description="limit between two batches of a probe or an evaluation")
     replicas_every_steps: int = Field(
-        500, ge=0, description="are the weights of all ranks equal? also before each save; 0: not asked"
+        500, ge=0, description="steps between checks that all ranks have equal weights, also before each save; 0: none"
     )
 
 
@@ -117,13 +122,17 @@ class EngineConfig(Config):
     accumulation_steps: Positive = Field(1, description="micro-batches of a step")
     compile: bool = Field(False, description="torch.compile")
     deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
-    max_nonfinite_steps: Positive = Field(3, description="without finite loss or gradient: skipped; so many: rewind")
-    nonfinite_window: Positive = Field(100, description="steps within which max_nonfinite_steps are counted")
-    max_rewinds: int = Field(3, ge=0, description="of a run, to its last healthy checkpoint; then it stops")
-    capture_weights: bool = Field(True, description="a capture of a non-finite step holds the weights (the first 8 do)")
+    max_nonfinite_steps: Positive = Field(
+        3, description="rewind after this many non-finite (skipped) steps within nonfinite_window"
+    )
+    nonfinite_window: Positive = Field(100, description="number of last steps in which non-finite steps are counted")
+    max_rewinds: int = Field(
+        3, ge=0, description="rewinds of a run to its last healthy checkpoint; after them it stops"
+    )
+    capture_weights: bool = Field(True, description="store the weights in captures of non-finite steps (the first 8)")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
     watch: WatchConfig = WatchConfig()  # pyright: ignore[reportCallIssue]
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="passed to DeepSpeed as it is")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed configuration, passed on unchanged")
 
     @field_validator("deepspeed")
     @classmethod
@@ -166,11 +175,15 @@ def deepspeed_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 class CheckpointConfig(Config):
-    """When the run is saved. A checkpoint resumes this run; a release carries the weights elsewhere."""
+    """When checkpoints are saved. A checkpoint resumes this run; a release contains weights for other programs."""
 
-    every_steps: Positive = Field(1000, description="between saves; also at the end and when asked to stop")
-    keep: Positive = Field(3, description="newest checkpoints kept")
-    milestone_every_steps: Positive | None = Field(None, description="every so many steps one is kept for ever")
+    every_steps: Positive = Field(
+        1000, description="steps between checkpoints; one is also saved at the end and on a request to stop"
+    )
+    keep: Positive = Field(3, description="number of newest checkpoints to keep")
+    milestone_every_steps: Positive | None = Field(
+        None, description="keep the checkpoints of multiples of this step permanently"
+    )
 
 
 class LogConfig(Config):
