@@ -26,10 +26,10 @@ class CheckedRun(NamedTuple):
 
 
 def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int) -> CheckedRun:
-    """Everything that can be found wrong without torch, a process group or a GPU.
+    """Check everything that can be checked without torch, a process group or a GPU.
 
     Raises:
-        ConfigError, ValueError: the configuration or the data cannot be used; the message names every problem.
+        ConfigError, ValueError: the configuration or the data cannot be used; the message lists every problem.
     """
     config, source = load_config(FinetuneConfig, given, overrides), source_name(given)
     train = _open(config, "train", None)
@@ -38,7 +38,7 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
         examples.findings.check(config.data.strict, source=name)
         if not len(examples):
             listed = examples.findings.lines(5)
-            raise ConfigError(source, [f"{name}: no image with what the task needs is left", *listed])
+            raise ConfigError(source, [f"{name}: no usable image is left", *listed])
     steps, problems = plan_steps(config.optim, config.engine, num_samples=len(train), world_size=world_size)
     if problems:
         raise ConfigError(source, problems)
@@ -56,18 +56,18 @@ def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: done. 85: stopped on request and saved. 1: it cannot go on. 2: wrong input. 3: no checkpoint."""
+    """Exit status 0: done. 85: stopped on request and saved. 1: cannot continue. 2: wrong input. 3: no checkpoint."""
     parser = argparse.ArgumentParser(
         prog="fovea finetune",
-        description="Check everything, then train, evaluate, report and release, or go on with the run in run_dir.",
+        description="Check everything, then train, evaluate, report and release, or resume the run in run_dir.",
         epilog="Every key: docs/configuration.md. While it runs, `touch RUN_DIR/save` saves, `touch RUN_DIR/stop` and "
-        "Ctrl-C save and stop (exit status 85); the same command goes on.",
+        "Ctrl-C save and stop (exit status 85); the same command resumes.",
     )
     parser.add_argument("config", help="a YAML file, for instance configs/finetune/grocery_small.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
-    parser.add_argument("--check", action="store_true", help="say what would run, and stop")
-    parser.add_argument("--evaluate", action="store_true", help="measure what the run has learnt so far, and stop")
-    parser.add_argument("--strict", action="store_true", help="stop over wrong annotations (data.strict=true)")
+    parser.add_argument("--check", action="store_true", help="print what would run, and stop")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the newest weights of the run, and stop")
+    parser.add_argument("--strict", action="store_true", help="refuse annotations with problems (data.strict=true)")
     chosen = parser.parse_intermixed_args(arguments)
     overrides = [*chosen.overrides, *(["data.strict=true"] if chosen.strict else [])]
     try:
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(checked))
         key, value = checked.config.model.source
         if key != "timm" and not Path(value).exists():
-            print(f"model.{key}: {value} is not there", file=sys.stderr)
+            print(f"model.{key}: {value} does not exist", file=sys.stderr)
             return 2
         return 0
     from finetune.run import measure, run
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def describe(checked: CheckedRun) -> str:
-    """What will run, in one line per fact."""
+    """A description of the run, one fact per line."""
     config, train, val, steps = checked
     kind, value = config.model.source
     lines = [

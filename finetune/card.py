@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned task: README.md, made from what fovea.json records and nothing else."""
+"""The model card of a fine-tuned task: README.md, generated from fovea.json only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MANY = 40
 
 
 def card(record: Mapping[str, Any]) -> str:
-    """Markdown: what it is, how to use it, its numbers and how they were measured, what it was trained on and from."""
+    """Markdown: the task, its use, its numbers and their protocol, training data and initial weights."""
     task, model, metrics = record["task"]["name"], record["model"], record.get("metrics", {})
     height, width = model["img_size"]
     classes = list(record["classes"])
@@ -18,7 +18,7 @@ def card(record: Mapping[str, Any]) -> str:
     data = record.get("data", {})
     sections = [
         f"# {task.capitalize()}, fine-tuned",
-        f"From: {source.get('title', 'not recorded')}. Made for images of {height} x {width} px.",
+        f"From: {source.get('title', 'not recorded')}. Built for images of {height} x {width} px.",
         "## Use",
         f"```\nfovea predict THIS_FOLDER IMAGES... --out DIR\n```{_timm(record)}",
         "## Numbers",
@@ -32,7 +32,7 @@ def card(record: Mapping[str, Any]) -> str:
         "\n".join(f"- {name} {value}" for name, value in (record.get("versions") or {}).items()) or "Not recorded.",
         "The resolved configuration is `recipe` in `fovea.json`.",
         "## Licence",
-        "Not stated: whoever publishes these weights chooses it, with the licence of the training images in mind.",
+        "Not stated: the publisher of these weights chooses it, in accordance with the licence of the training images.",
     ]
     return "\n\n".join(sections) + "\n"
 

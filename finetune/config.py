@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run, and what it means for given data and a number of processes. No torch here."""
+"""The configuration of a fine-tuning run. No torch here."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ class ModelSource(Config):
     """The backbone and where its weights come from: exactly one of release, official, timm, huggingface."""
 
     release: str | None = Field(None, description="folder written by `fovea release`")
-    official: str | None = Field(None, description="file of an official code: docs/weights.md")
-    timm: str | None = Field(None, description="a name of timm's registry, with `weights` or random=true")
+    official: str | None = Field(None, description="checkpoint of an official code, see docs/weights.md")
+    timm: str | None = Field(None, description="name in timm's registry, with `weights` or random=true")
     huggingface: str | None = Field(None, description="folder with config.json and model.safetensors")
-    weights: str | None = Field(None, description="of timm: a local file or folder; nothing is downloaded")
-    random: bool = Field(False, description="the control: the same architecture, its weights never loaded")
-    img_size: Size | None = Field(None, description="position tables are resampled to it; default: as in the source")
+    weights: str | None = Field(None, description="for `timm`: a local file or folder; nothing is downloaded")
+    random: bool = Field(False, description="the control: the same architecture with random weights")
+    img_size: Size | None = Field(None, description="position tables are resampled to it; default: that of the source")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
-    mean: tuple[Share, Share, Share] | None = Field(None, description="of [0, 1] pixels; default: the source's")
+    mean: tuple[Share, Share, Share] | None = Field(
+        None, description="of pixels in [0, 1]; default: those of the source"
+    )
     std: tuple[Fraction, Fraction, Fraction] | None = None
-    args: dict[str, Any] = Field({}, description="what the source does not say: num_heads, norm_eps, pos_embed, ...")
+    args: dict[str, Any] = Field(
+        {}, description="arguments that the source does not contain: num_heads, norm_eps, pos_embed, ..."
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelSource:
@@ -39,7 +43,7 @@ class ModelSource(Config):
         if len(given) != 1:
             problems.append(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.weights is not None and self.timm is None:
-            problems.append("weights: are those of a timm model; the other sources hold theirs")
+            problems.append("weights: only for a timm model; the other sources contain theirs")
         if self.timm is not None and self.weights is None and not self.random:
             problems.append("weights: give a local file or folder for the timm model, or random: true")
         if problems:
@@ -53,23 +57,25 @@ class ModelSource(Config):
 
     @property
     def source(self) -> tuple[str, str]:
-        """Which of the sources, and its value."""
+        """The key of the given source, and its value."""
         return next((key, value) for key in SOURCES if (value := getattr(self, key)) is not None)
 
 
 class DataSource(Config):
-    """A set of labelled images. Which keys a task reads, its documentation says; paths are local."""
+    """A set of labelled images. The documentation of a task lists the keys it reads; paths are local."""
 
     images: str | list[str] = Field(description="shards (folder, brace pattern, list), a .tar, a folder, a .csv")
     annotations: str | None = Field(None, description="COCO json, of instances or panoptic")
     masks: str | None = Field(None, description="folder or .tar of PNG label maps named as the images")
     depth: str | None = Field(None, description="folder or .tar of depth maps named as the images")
-    classes: str | None = Field(None, description="json of class names; default: beside the images")
-    format: str = Field("auto", description="auto: told by what is there")
-    fraction: Fraction | None = Field(None, description="a part of the images, of each class alike where there are any")
-    per_class: Positive | None = Field(None, description="so many images of each class (k-shot)")
-    limit: Positive | None = Field(None, description="the first so many images of the set")
-    subset_seed: int = Field(0, ge=0, lt=2**63, description="chooses them")
+    classes: str | None = Field(None, description="json of class names; default: classes.json next to the images")
+    format: str = Field("auto", description="auto: detected from the files")
+    fraction: Fraction | None = Field(
+        None, description="share of the images, the same in each class if there are classes"
+    )
+    per_class: Positive | None = Field(None, description="number of images of each class (k-shot)")
+    limit: Positive | None = Field(None, description="number of images, the first of the set")
+    subset_seed: int = Field(0, ge=0, lt=2**63, description="of the random choice for `fraction` and `per_class`")
 
     @model_validator(mode="after")
     def _one_subset(self) -> DataSource:
@@ -80,31 +86,37 @@ class DataSource(Config):
 
 
 class FinetuneDataConfig(Config):
-    """What is learnt from and what is measured on."""
+    """The images for training and for evaluation."""
 
     train: DataSource
     val: DataSource
-    num_workers: int = Field(4, ge=0, description="reading processes per rank; changes speed, never the images")
-    prefetch: Positive = Field(4, description="batches each worker keeps ready")
-    strict: bool = Field(False, description="stop over what is wrong in annotations; default: list, count, leave out")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop when more images than this are unreadable")
+    num_workers: int = Field(4, ge=0, description="reading processes per rank; affects only the speed")
+    prefetch: Positive = Field(4, description="batches that each worker prepares in advance")
+    strict: bool = Field(
+        False, description="stop if annotations have problems; default: list, count and leave them out"
+    )
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop if a larger share of the images is unreadable")
 
 
 class FinetuneOptim(OptimConfig):
-    """Optimizer and schedules, as in pretraining, and what fine-tuning adds."""
+    """Optimizer and schedules as in pretraining, and the settings of fine-tuning."""
 
-    layer_decay: float = Field(1.0, gt=0, le=1, description="of the learning rate from layer to layer of the backbone")
-    head_lr_scale: float = Field(1.0, gt=0, description="learning rate of what is not backbone")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="keep an average of all weights, which is evaluated")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of the learning rate from each layer of the backbone to the one below"
+    )
+    head_lr_scale: float = Field(1.0, gt=0, description="factor of the learning rate outside the backbone")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="keep an exponential moving average of all weights, and evaluate it"
+    )
 
 
 class EvaluateConfig(Config):
-    """When the task is measured on data.val; always at the end."""
+    """When the task is evaluated on data.val, in addition to the end."""
 
     every_steps: Positive | None = None
     every_epochs: float | None = Field(None, gt=0)
-    batch_size: Positive = Field(16, description="images at a time on each process")
-    pictures: int = Field(8, ge=0, description="so many best and so many worst predictions are drawn")
+    batch_size: Positive = Field(16, description="images per batch on each process")
+    pictures: int = Field(8, ge=0, description="number of best and of worst predictions that are drawn")
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -114,7 +126,7 @@ class EvaluateConfig(Config):
         return self
 
     def period(self, steps_per_epoch: int) -> int:
-        """In steps; 0: at the end only."""
+        """In steps; 0: only at the end."""
         if self.every_epochs is not None:
             return max(1, round(self.every_epochs * steps_per_epoch))
         return self.every_steps or 0
@@ -150,9 +162,11 @@ class FinetuneConfig(Config):
         if engine.deepspeed and engine.name != "deepspeed":
             found.append("engine.deepspeed: given, but engine.name is accelerate; set engine.name=deepspeed")
         if engine.is_zero3:
-            found.append("engine.zero_stage: under ZeRO-3 no rank holds the weights to evaluate; use stage 0, 1 or 2")
+            found.append(
+                "engine.zero_stage: under ZeRO-3 no rank holds all weights for evaluation; use stage 0, 1 or 2"
+            )
         if optim.clip_grad and optim.clip_mode == "per_module":
-            found.append("optim.clip_mode: per_module is for objectives of pretraining; use global or per_tensor")
+            found.append("optim.clip_mode: per_module is for pretraining objectives; use global or per_tensor")
         if engine.device == "cpu" and engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
         return found

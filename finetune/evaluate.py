@@ -1,6 +1,6 @@
 """One pass over labelled images: the metric, and the best and worst predictions.
 
-Memory holds one batch, what the metric keeps of an image (counts, rows), and the few predictions to be drawn.
+Memory holds one batch, what the metric keeps per image (counts, rows), and the few predictions to be drawn.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Chosen = tuple[float, int, Prediction]  # quality, number of the example, predic
 
 
 class EvaluationError(ValueError):
-    """There is nothing to measure on, or with."""
+    """There is no image, or no label, to evaluate on."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The same on every rank.
 
-    best, worst   (quality, number of the example, prediction), the best and the worst first; none is in both
-    failed        (number, name, reason) of the examples that could not be decoded; they are in no number
+    best, worst   (quality, number of the example, prediction), the best and the worst first; no example is in both
+    failed        (number, name, reason) of examples that could not be decoded; they do not count
     """
 
     scores: Scores
@@ -56,13 +56,13 @@ def evaluate(
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Predict every example once, over all ranks, and measure; the numbers do not depend on how many ranks there are.
+    """Predict every example once, over all ranks, and measure; the results do not depend on the number of ranks.
 
-    The average of the weights is evaluated where one is kept. The task is left in the mode it was in.
+    The average of the weights is evaluated if one is kept. The task is returned to its previous mode.
 
     Args:
-        batch_size: images at a time on a rank. keep: so many best and so many worst predictions.
-        progress: called after each batch with the examples done by this rank, and all of them.
+        batch_size: images per batch on a rank. keep: number of best and of worst predictions to keep.
+        progress: called after each batch with the number of examples done by this rank, and of all.
 
     Raises:
         EvaluationError: no example can be decoded, or the metric has nothing to measure on.
@@ -96,14 +96,14 @@ def evaluate(
     failed = sorted(row for part in distributed.all_gather_object(failed) for row in part)
     if len(failed) == len(examples):
         why = f"; the first: {failed[0][1]}: {failed[0][2]}" if failed else ""
-        raise EvaluationError(f"nothing to measure on: none of {len(examples)} images can be decoded{why}")
+        raise EvaluationError(f"no image to evaluate on: none of {len(examples)} images can be decoded{why}")
     metric.gather()
     best, worst = kept.gather()
     return Evaluation(_compute(metric), best, worst, failed)
 
 
 def _compute(metric: Any) -> Scores:
-    """On rank 0, for all; an error there is raised on every rank."""
+    """Computed on rank 0 for all ranks; an error there is raised on every rank."""
     scores, problem = None, None
     if distributed.rank() == 0:
         try:
@@ -118,11 +118,11 @@ def _compute(metric: Any) -> Scores:
 
 
 class _Kept:
-    """The `count` best and the `count` worst predictions; among equals those of lower numbers. Quality nan: neither."""
+    """The `count` best and the `count` worst predictions; of equal ones the lower number. Quality nan: neither."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._best: list[tuple[float, int, Prediction]] = []  # a heap whose first is the worst of the best
+        self._best: list[tuple[float, int, Prediction]] = []  # a heap; its first element is the worst of the best
         self._worst: list[tuple[float, int, Prediction]] = []
 
     def add(self, quality: float, index: int, prediction: Prediction) -> None:
@@ -133,7 +133,7 @@ class _Kept:
             (heapq.heappush if len(heap) < self._count else heapq.heappushpop)(heap, row)
 
     def gather(self) -> tuple[list[Chosen], list[Chosen]]:
-        """Those of all ranks. With fewer examples than twice the count, the better half are the best."""
+        """Those of all ranks. With fewer examples than twice the count, the better half is `best`."""
         rows: dict[int, Chosen] = {}
         for best, worst in distributed.all_gather_object((self._best, self._worst)):
             rows |= {-index: (quality, -index, prediction) for quality, index, prediction in best}

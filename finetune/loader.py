@@ -1,4 +1,4 @@
-"""The batches of a run, on the device: from the step it is at, bad images recorded, waiting time measured."""
+"""The batches of a run, on the device: they start at its current step, record bad images and measure waiting time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pretrain.engine.plan import Plan
 
 
 class FinetuneLoader:
-    """Iterates over this rank's micro-batches from `start_step` on.
+    """Iterate over this rank's micro-batches, starting at `start_step`.
 
     Attributes:
-        waited: seconds spent waiting for the readers, in all.
+        waited: total seconds spent waiting for the readers.
         bad: counts of unusable images on this rank.
     """
 
@@ -64,14 +64,14 @@ class FinetuneLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(self._loader, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - start
             if batch is None:
                 return
             self.bad.observe(self._micro_batch, batch.pop("bad"))
             yield move(batch, self._device)
 
     def close(self) -> None:
-        """End the reading processes."""
+        """Stop the reading processes."""
         self._loader.close()

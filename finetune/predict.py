@@ -1,11 +1,11 @@
-"""`fovea predict RELEASE_OR_RUN IMAGES... --out DIR`: what a fine-tuned task says about images.
+"""`fovea predict RELEASE_OR_RUN IMAGES... --out DIR`: predictions of a fine-tuned task for images.
 
     predictions.json   detection: rows of COCO's results format; other tasks: an object per image
-    images.json        detection: the images and categories those rows refer to, a COCO file itself
-    pictures/          every image beside its prediction, PNG
+    images.json        detection: the images and categories of those rows, as a COCO file
+    pictures/          every image next to its prediction, PNG
     maps/              segmentation: a PNG of class numbers, coloured by its palette; depth: a 16-bit PNG of millimetres
 
-An image that cannot be decoded is named and passed over.
+An image that cannot be decoded is reported and skipped.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _MAX_DEPTH = 65.535  # metres, of a 16-bit PNG of millimetres
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Predict. Exit status 2: nothing to predict, or no task there; 1: no image could be decoded, or what
-    was predicted not written."""
+    """Predict. Exit status 2: no images or no task; 1: no image could be decoded, or predictions could not be
+    written."""
     parser = argparse.ArgumentParser(
         prog="fovea predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", metavar="RELEASE_OR_RUN", help="folder of a fine-tuned release, or of a run")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders (read to the bottom), patterns")
-    parser.add_argument("--out", required=True, help="folder; made when it is not there")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders (read recursively), patterns")
+    parser.add_argument("--out", required=True, help="folder, created if it does not exist")
     parser.add_argument("--ids", metavar="COCO_JSON", help="image ids of predictions.json, by file name")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
@@ -77,19 +77,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
         return 1
     for path, reason in failed:
-        print(f"{path}: {reason}; passed over", file=sys.stderr)
+        print(f"{path}: {reason}; skipped", file=sys.stderr)
     done = len(files) - len(failed)
     print(f"{record['task']['name']}: {done} of {len(files)} images predicted, {out / 'predictions.json'}")
     return 0 if done else 1
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
-    """The image files that the arguments name, each once, folders in order of their paths.
+    """The image files named by the arguments, each once, those in a folder ordered by path.
 
     Raises:
-        ValueError: an argument names nothing, or there is no image at all.
+        ValueError: an argument matches no image.
     """
-    found: dict[Path, Path] = {}  # a file given twice is one image; two links to one file are two, of two names
+    found: dict[Path, Path] = {}  # a file given twice is one image; two links to one file are two images with two names
     for argument in given:
         path = Path(argument)
         if path.is_dir():
@@ -104,15 +104,15 @@ def find_images(given: Sequence[str]) -> list[Path]:
             if not inside:
                 raise ValueError(f"{argument}: no such file, folder or pattern")
         for file in inside:
-            found.setdefault(_place(file), file)
+            found.setdefault(_absolute(file), file)
     return list(found.values())
 
 
 def read_ids(path: Path) -> dict[str, int]:
-    """Image ids by file name of a COCO annotation file.
+    """Image ids of a COCO annotation file, by file name.
 
     Raises:
-        ValueError: it is no such file, or two of its images have one name.
+        ValueError: it is no such file, or two of its images share a name or an id.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["images"]
@@ -120,9 +120,9 @@ def read_ids(path: Path) -> dict[str, int]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
     if len(ids) < len(rows):
-        raise ValueError(f"{path}: {len(rows) - len(ids)} file names are given to more than one image")
+        raise ValueError(f"{path}: {len(rows) - len(ids)} file names are used by more than one image")
     if len(set(ids.values())) < len(ids):
-        raise ValueError(f"{path}: {len(ids) - len(set(ids.values()))} ids are given to more than one image")
+        raise ValueError(f"{path}: {len(ids) - len(set(ids.values()))} ids are used by more than one image")
     return ids
 
 
@@ -136,7 +136,7 @@ def predict(
     device: torch.device | str = "cpu",
     pictures: bool = True,
 ) -> list[tuple[Path, str]]:
-    """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded, or have no id in `ids`."""
+    """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`."""
     from finetune.predictor import Predictor
 
     predictor, failed = Predictor(task, {}, device=device), []
@@ -177,7 +177,7 @@ def _batches(
     waiting: list[Example] = []
     for path, name, id in zip(files, names, ids, strict=True):
         if id is None:
-            failed.append((path, "no image of this name in --ids, or several files of it"))
+            failed.append((path, "--ids has no image of this name, or several files have it"))
             continue
         try:
             data = path.read_bytes()
@@ -194,7 +194,7 @@ def _batches(
 
 
 def _chosen_ids(files: Sequence[Path], names: Sequence[str], ids: dict[str, int]) -> list[str | int | None]:
-    """The id of each file: of its whole name, else of the last part of it, where no other file has that id."""
+    """The id of each file: by its complete name, else by the last part of it, if no other file has that id."""
     last = Counter(path.name for path, name in zip(files, names, strict=True) if name not in ids)
     taken = {ids[name] for name in names if name in ids}
 
@@ -206,15 +206,15 @@ def _chosen_ids(files: Sequence[Path], names: Sequence[str], ids: dict[str, int]
 
 
 def _names(files: Sequence[Path]) -> dict[str, str]:
-    """What an image is called -> its picture's path: as the file, from the folder that holds them all."""
-    parents = [_place(file).parent for file in files]
+    """The name of each image -> the path of its picture; names are relative to the common folder of all files."""
+    parents = [_absolute(file).parent for file in files]
     top = parents[0]
     while any(top != parent and top not in parent.parents for parent in parents):
         top = top.parent
     names: dict[str, str] = {}
     taken: set[str] = set()
     for file in files:
-        name = _place(file).relative_to(top).as_posix()
+        name = _absolute(file).relative_to(top).as_posix()
         # a.jpg and a.png are two images: the second keeps its suffix in the name of its picture
         stem = name.rpartition(".")[0]
         stem = name.replace(".", "_") if stem in taken else stem
@@ -225,8 +225,8 @@ def _names(files: Sequence[Path]) -> dict[str, str]:
     return names
 
 
-def _place(path: Path) -> Path:
-    """Where it is, whatever it may link to: its name is what it is called there."""
+def _absolute(path: Path) -> Path:
+    """Its absolute path, without following links: the name is that of the link."""
     return Path(os.path.normpath(path.absolute()))
 
 
@@ -242,7 +242,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 def _save_map(path: Path, prediction: Prediction) -> None:
-    """The numbers behind a picture, where they are an image."""
+    """Save the values of a prediction that is a map."""
     if isinstance(prediction, ClassMap):
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What a task says about one image, in the coordinates of the original image, on the CPU."""
+"""Predictions of the tasks for one image, in the coordinates of the original image, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Json = Any  # what json.dumps takes
+Json = Any  # accepted by json.dumps
 RLE = Mapping[str, Any]  # of pycocotools, compressed: {"size": [h, w], "counts": bytes}
 
 
 class Classes(tuple[str, ...]):
     """The names of the classes, in the order of the labels; `category_ids` are their numbers in the user's files.
 
-    A plain tuple of names otherwise. Detection labels are 1-based: names[0] belongs to label 1, 0 is the background.
+    Otherwise a plain tuple of names. Detection labels are 1-based: names[0] belongs to label 1, 0 is the background.
     """
 
     category_ids: tuple[int, ...]
@@ -55,7 +55,7 @@ class Classified:
 @dataclass(frozen=True)
 class Detected:
     """Objects, best first: boxes float32 [n, 4] xyxy in pixels, labels int64 [n] 1-based, scores float32 [n], and
-    masks, an RLE of the image's size each, or None."""
+    masks, each an RLE of the image's size, or None."""
 
     boxes: np.ndarray
     labels: np.ndarray

@@ -1,11 +1,11 @@
-"""A fine-tuned task as a folder, and back: what predicting, exporting and evaluating open.
+"""A fine-tuned task as a folder, and back: predicting, exporting and evaluating start from it.
 
-model.safetensors    the weights, those of the average where one was kept
+model.safetensors    the weights, those of the moving average if one was kept
 fovea.json           the task, its classes, the backbone, the normalization, numbers with their protocol, data, versions
-README.md            the model card, made from fovea.json
-config.json          where timm has a model that computes the same: `timm.create_model("local-dir:FOLDER", ...)`
+README.md            the model card, generated from fovea.json
+config.json          if timm has a model that computes the same: `timm.create_model("local-dir:FOLDER", ...)`
 
-A run's folder opens too: its release, or its newest checkpoint while it has none.
+A run's folder can be opened too: its release, or its newest checkpoint while it has none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Section(Config):
 
 
 def described(task: Task, *, source: Mapping[str, Any]) -> dict[str, Any]:
-    """What rebuilds a task without its weights, as JSON."""
+    """All that rebuilds a task except its weights, as JSON."""
     return {
         "format": FORMAT,
         "task": task.config.model_dump(mode="json"),
@@ -58,21 +58,21 @@ def described(task: Task, *, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decimals(values: Tensor) -> list[float]:
-    """As they were given: fp32 has 7 digits."""
+    """The values as they were given: fp32 has 7 digits."""
     return [round(value, 6) for value in values.flatten().tolist()]
 
 
 def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
-    """Write the release complete or not at all; a release that is already there is replaced.
+    """Write the release completely or not at all; an existing release is replaced.
 
     Args:
-        record: "source" of the weights it started from, and more for fovea.json: recipe, data, metrics, versions.
+        record: "source" of the initial weights, and more for fovea.json: recipe, data, metrics, versions.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder contains other files.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
-        raise ValueError(f"{folder}: holds files that are no release; choose another folder")
+        raise ValueError(f"{folder}: contains files that are not a release; choose another folder")
     model = task.evaluated
     state, files = model.exported(model.state_dict())
     facts = {**described(task, source=record.get("source", {})), **record, "timm": "config.json" in files}
@@ -95,15 +95,15 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
     """The task in a release or a run's folder, in eval mode on the CPU, and its record.
 
     Raises:
-        ValueError: it is neither, of a newer format, or its weights are not of the task it names.
-        CheckpointError: a run that has no whole checkpoint.
+        ValueError: it is neither, has a newer format, or its weights do not fit its task.
+        CheckpointError: a run without a complete checkpoint.
     """
     path = Path(path)
     folder = path / "release" if (path / "release" / RECORD).is_file() else path
     if (folder / RECORD).is_file():
         record = _record(folder / RECORD)
         if "task" not in record:
-            raise ValueError(f"{folder}: a release of a backbone alone; `fovea finetune` trains a task on it")
+            raise ValueError(f"{folder}: a release of a backbone only; `fovea finetune` trains a task on it")
         task = _untrained(folder, record)
         return _with(task, task.imported(read_safetensors(folder / WEIGHTS)), folder), record
     if not (path / TASK).is_file():
@@ -142,5 +142,5 @@ def _with(task: Task, state: Mapping[str, Tensor], source: Path) -> Task:
     try:
         task.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{source}: the weights do not fit the task it names: {error}") from error
+        raise ValueError(f"{source}: the weights do not fit its task: {error}") from error
     return task.eval()

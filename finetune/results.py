@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results.json, the report a person looks at, and lines for the log."""
+"""Output of an evaluation: results.json, the HTML report, and lines for the log."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FAILED = 20
 
 
 def lines(evaluation: Evaluation, *, step: int) -> list[str]:
-    """The numbers with their protocol, for a person."""
+    """The numbers and their protocol, for the log."""
     scores = evaluation.scores
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores.values.items())
     found = [f"step {step}: {numbers}", f"  measured: {scores.protocol}"]
     if evaluation.failed:
         name, reason = evaluation.failed[0][1:]
-        found.append(f"  {len(evaluation.failed)} images could not be decoded and are in no number: {name}: {reason}")
+        found.append(f"  {len(evaluation.failed)} images could not be decoded and do not count: {name}: {reason}")
     return found
 
 
@@ -41,7 +41,7 @@ def record(evaluation: Evaluation, *, step: int) -> dict[str, Any]:
 
 
 def write_results(folder: Path, evaluation: Evaluation, *, step: int, source: Mapping[str, Any]) -> None:
-    """results.json of a run: every number of the evaluation, what it was measured by, and where the weights began."""
+    """results.json of a run: all numbers of the evaluation, their protocol, and the source of the initial weights."""
     scores = evaluation.scores
     name, value = scores.primary
     found = {
@@ -60,7 +60,7 @@ def write_results(folder: Path, evaluation: Evaluation, *, step: int, source: Ma
 
 
 def _plain(value: Any) -> Any:
-    """Of JSON's own types: arrays become lists, and what is not a number (a class without images) null."""
+    """Values of JSON's types: arrays become lists, non-finite numbers (a class without images) null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -82,16 +82,16 @@ def report(
     findings: Mapping[str, Sequence[str]],
     match: Sequence[str],
 ) -> Mapping[str, Tensor]:
-    """Write the report of a run below `folder`; its pictures for TensorBoard.
+    """Write the report of a run below `folder`; returns its pictures for TensorBoard.
 
     Args:
-        title: where the weights came from. rows: of metrics.jsonl. findings: lines by set. match: how weights fitted.
+        title: source of the weights. rows: of metrics.jsonl. findings: lines by set. match: report of the weights.
     """
     model = task.evaluated
     failed = [f"{name}: {reason}" for _, name, reason in evaluation.failed[:_FAILED]]
-    warnings = [f"{len(evaluation.failed)} images could not be decoded; they are in no number"] if failed else []
+    warnings = [f"{len(evaluation.failed)} images could not be decoded; they do not count"] if failed else []
     if config.model.random:
-        warnings.append("a control: the weights were random at the start")
+        warnings.append("a control: the initial weights were random")
     page = Page(
         title=f"{folder.name}: {config.task.name}",
         subtitle=f"{title}; {config.optim.global_batch_size} images a step",

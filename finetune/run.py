@@ -1,4 +1,4 @@
-"""A fine-tuning run, from its configuration to its report and release: what is built, in which order, then `fit`."""
+"""A fine-tuning run, from its configuration to its report and release: builds its parts in order, then calls `fit`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
 
 PATHS = ("images", "annotations", "masks", "depth", "classes")
-# What may change when a run goes on. The data may lie elsewhere: its fingerprint may not change.
+# What may change when a run resumes. The data may have moved, but its fingerprint must be the same.
 FREE_KEYS = (
     *("run_dir", "engine", "checkpoint", "log", "evaluate"),
     *("data.num_workers", "data.prefetch", "data.strict", "data.max_bad_fraction"),
     *(f"data.{name}.{key}" for name in ("train", "val") for key in PATHS),
     *("model.activation_checkpointing",),
 )
-_FINDINGS_SAID = 5
+_FINDINGS_SHOWN = 5
 _PROGRESS_SECONDS = 30.0
 
 
@@ -65,7 +65,7 @@ def run(config: FinetuneConfig, train: Examples, val: Examples, steps: Plan) -> 
 
 
 def measure(config: FinetuneConfig, val: Examples) -> int:
-    """Evaluate what the run has learnt so far on `data.val`, and write its results; the process's exit status."""
+    """Evaluate the run's newest weights on `data.val`, and write the results; the process's exit status."""
 
     def body(world: World) -> int:
         folder = Path(config.run_dir)
@@ -121,7 +121,7 @@ class FinetuneRun:
             total_steps=steps.total_steps,
             stack=stack,
         )
-        for line in [*greeting, *self._findings(_FINDINGS_SAID)]:
+        for line in [*greeting, *self._findings(_FINDINGS_SHOWN)]:
             self.say(line)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
         stack.callback(self.watch.close)
@@ -169,7 +169,7 @@ class FinetuneRun:
         return 0
 
     def say(self, message: str) -> None:
-        """To the person at rank 0; other ranks speak only of what rank 0 cannot know."""
+        """Print on rank 0; other ranks print only what rank 0 cannot see."""
         if self.log is not None:
             self.log.say(message)
         elif not self.first:
@@ -200,7 +200,7 @@ class FinetuneRun:
         for name, examples in (("data.train", self.train_set), ("data.val", self.val_set)):
             if len(examples.findings):
                 kinds = ", ".join(f"{count} x {kind}" for kind, count in examples.findings.counts().items())
-                found.append(f"{name}: {kinds}; all of them are in findings.jsonl (data.strict=true stops over them)")
+                found.append(f"{name}: {kinds}; all are listed in findings.jsonl (data.strict=true refuses them)")
                 found += [f"  {line}" for line in examples.findings.lines(limit)]
         return found
 
@@ -226,7 +226,7 @@ class FinetuneRun:
             self.log.say(f"saved {folder}")
 
     def _is_evaluated(self) -> bool:
-        """Does the log have numbers of the step the run goes on from?"""
+        """Whether the log has an evaluation of the step from which the run resumes."""
         row = self.log.row(self.start_step) if self.log is not None else {}
         return distributed.broadcast_object(any(name.startswith("val/") for name in row))
 
@@ -280,10 +280,10 @@ class FinetuneRun:
 
 
 def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> tuple[OpenedBackbone, Task]:
-    """The backbone and the task on it, ready to train: equal on every rank, what no weights give drawn from the seed.
+    """The backbone and the task on it, ready to train: equal on every rank, new parameters drawn from the seed.
 
     Raises:
-        ConfigError: the weights do not fit, or the task cannot work on this backbone or with these classes.
+        ConfigError: the weights do not fit, or the task does not work with this backbone or these classes.
     """
     opened = open_source(config.model, seed=config.seed)
     torch.manual_seed(config.seed)
@@ -296,7 +296,7 @@ def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> 
 
 
 def _difference(task: Task, val: Examples) -> str:
-    """The first classes that only one of the two has, or that have another place."""
+    """The first classes that only one of the two has, or that the order differs."""
     missing = [name for name in task.classes if name not in val.classes]
     more = [name for name in val.classes if name not in task.classes]
     if not missing and not more:
@@ -306,12 +306,12 @@ def _difference(task: Task, val: Examples) -> str:
 
 
 def _evaluate(config: FinetuneConfig, task: Task, val: Examples, world: World, *, say: Any) -> Evaluation:
-    said = time.monotonic()
+    shown = time.monotonic()
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
-        if say is not None and time.monotonic() - said > _PROGRESS_SECONDS:
-            said = time.monotonic()
+        nonlocal shown
+        if say is not None and time.monotonic() - shown > _PROGRESS_SECONDS:
+            shown = time.monotonic()
             say(f"evaluating: {done * world.world_size} of {total} images")
 
     settings = config.evaluate

@@ -1,7 +1,7 @@
-"""The backbone of a run, from wherever its weights are; its positions are resampled to the run's image size.
+"""The backbone of a run with weights of any source; its positions are resampled to the run's image size.
 
-Everything that pretraining reads is read: a release, a file of an official code, a timm model with local weights, a
-folder of Hugging Face's. Nothing is downloaded, and nothing in a file is executed.
+All sources of pretraining are supported: a release, a checkpoint of an official code, a timm model with local weights,
+a folder of Hugging Face. Nothing is downloaded, and no code in a file is executed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.release.folder import backbone_of, read_release
 
 __all__ = ["OpenedBackbone", "open_source"]
-DEFAULT_SIDE = 224  # of weights that do not say which image size they are of
+DEFAULT_SIDE = 224  # image size of weights that do not contain theirs
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
 class _SourceContents:
-    """What a source holds: a recipe of the backbone (`release_model`), its weights, and what is known about them."""
+    """The content of a source: a recipe of the backbone (`release_model`), its weights, and facts about them."""
 
     model: dict[str, Any]
     weights: Weights | None
@@ -51,14 +51,14 @@ class _SourceContents:
 def open_source(model: ModelSource, *, in_chans: int | None = 3, seed: int = 0) -> OpenedBackbone:
     """The backbone of a configuration with its weights.
 
-    What the weights leave open, and everything with `random`, is drawn from `seed`. Fixed position tables become
-    trained ones, as the official codes fine-tune them.
+    Parameters that the weights lack, and all with `random`, are drawn from `seed`. Fixed position tables become trained
+    ones, as in the fine-tuning of the official codes.
 
     Args:
         in_chans: of the images; None: those of the backbone.
 
     Raises:
-        ConfigError: the source is missing, damaged, or of another architecture; every name that does not fit is listed.
+        ConfigError: the source is missing, damaged, or of another architecture; names that do not fit are listed.
     """
     kind, value = model.source
     try:
@@ -120,7 +120,7 @@ def _of_release(model: ModelSource) -> _SourceContents:
 
 
 def _of_task(path: str) -> _SourceContents:
-    """The backbone of a fine-tuned task, low-rank updates merged, a detector's relative positions left out."""
+    """The backbone of a fine-tuned task, with low-rank updates merged, without a detector's relative positions."""
     task, record = open_task(path)
     backbone = task.bare_backbone
     with torch.device("meta"):
@@ -129,7 +129,7 @@ def _of_task(path: str) -> _SourceContents:
     left_out = tuple(name for name in state if name not in own and name.endswith(("rel_pos_h", "rel_pos_w")))
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
     norm = getattr(getattr(task, "head", None), "fc_norm", None)
-    if norm is not None:  # a classifier of the mean patch took the backbone's last norm over
+    if norm is not None:  # the backbone's last norm moved to the classifier of the mean patch
         kept |= {f"{backbone.blocks_prefix}norm.{name}": tensor for name, tensor in norm.state_dict().items()}
     weights = Weights("task", kept, {}, grid=backbone.grid_size, left_out=left_out)
     kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
@@ -142,7 +142,7 @@ def _of_official(model: ModelSource) -> _SourceContents:
     path = Path(model.official)
     weights = load_official(path)
     described, lines = _described(model, weights)
-    lines += ("mean and std: ImageNet's; give model.mean and model.std if it was trained with others (BEiT: 0.5)",)
+    lines += ("mean and std: ImageNet's; give model.mean and model.std if others were used (BEiT: 0.5)",)
     record = {"objective": weights.kind, "sha256": _sha256(path)}
     return _SourceContents(described, weights, f"{weights.kind} checkpoint {path.name}", lines=lines, record=record)
 
@@ -151,14 +151,14 @@ def _of_huggingface(model: ModelSource) -> _SourceContents:
     assert model.huggingface is not None
     folder = Path(model.huggingface)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json in it; expected a folder of Hugging Face's")
+        raise ValueError(f"{folder}: contains no config.json; expected a folder of Hugging Face")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "architecture" in config:
         name = config["architecture"]
-        raise ValueError(f"{folder}: a model of timm's; use model.timm={name} model.weights={folder}")
+        raise ValueError(f"{folder}: a model of timm; use model.timm={name} model.weights={folder}")
     weights = huggingface(_read_folder(folder), folder)
     if weights is None:
-        raise ValueError(f"{folder}: no vision transformer of Hugging Face's ({config.get('model_type')})")
+        raise ValueError(f"{folder}: no vision transformer of Hugging Face ({config.get('model_type')})")
     known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
     given = {key: value for key, value in known.items() if value is not None} | model.args
     described, lines = _described(model.model_copy(update={"args": given}), weights)
@@ -204,7 +204,7 @@ _READERS: dict[str, Callable[[ModelSource], _SourceContents]] = {
 
 
 def _described(model: ModelSource, weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The recipe of the ViT that the weights are of, as `ViT.release_model` gives it."""
+    """The recipe of the ViT that the weights belong to, as `ViT.release_model` returns it."""
     state, grid = weights.backbone, weights.grid
     if "patch_embed.proj.weight" not in state:
         raise ValueError(
@@ -220,22 +220,22 @@ def _described(model: ModelSource, weights: Weights) -> tuple[dict[str, Any], tu
     described |= vit_arguments(state, num_heads=model.args.get("num_heads"), grid=grid)
     if not has_positions:
         described |= {"pos_embed": "rope", "norm_eps": 1e-5}
-        lines = ("no position table: rotary positions and norms as DINOv3's",)
+        lines = ("no position table: rotary positions and norms as in DINOv3",)
     return described, lines
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The state in the weight files of a folder: one file, or the pieces that an index names."""
+    """The state in the weight files of a folder: one file, or the parts listed in an index."""
     for name in _WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file():
             pieces = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             if any(Path(piece).name != piece for piece in pieces):
-                raise ValueError(f"{index}: names files outside its folder")
+                raise ValueError(f"{index}: lists files outside its folder")
             return {key: tensor for piece in pieces for key, tensor in read_state(folder / piece).items()}
         if (folder / name).is_file():
             return read_state(folder / name)
-    raise ValueError(f"{folder}: no weights in it; expected one of {', '.join(_WEIGHT_FILES)}")
+    raise ValueError(f"{folder}: contains no weights; expected one of {', '.join(_WEIGHT_FILES)}")
 
 
 def _sha256(path: Path) -> str:

@@ -2,10 +2,10 @@
 
     model.pt2          torch.export, always
     model.onnx         with --onnx or --int8
-    model.int8.onnx    with --int8; its accuracy is measured on the validation set beside the float one's
-    export.json        inputs, outputs, classes, preparation of images, and every comparison that was made
+    model.int8.onnx    with --int8; both ONNX models are evaluated on the validation set
+    export.json        inputs, outputs, classes, preparation of images, and the result of every comparison
 
-Every graph is compared with the task itself, on several batch sizes and, where the size is free, image sizes.
+Every graph is compared with the task itself, on several batch sizes and, unless its size is fixed, image sizes.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Say = Callable[[str], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Export. Exit status 2: no task there, none that can be a graph, wrong arguments; 1: a graph is not equal."""
+    """Export. Exit status 2: no task, not exportable, or wrong arguments; 1: a graph differs from the task."""
     parser = argparse.ArgumentParser(
         prog="fovea export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", metavar="RELEASE_OR_RUN", help="folder of a fine-tuned release, or of a run")
-    parser.add_argument("out", metavar="OUT", help="folder; made when it is not there")
+    parser.add_argument("out", metavar="OUT", help="folder, created if it does not exist")
     parser.add_argument("--onnx", action="store_true", help="also ONNX (pip install onnx onnxscript onnxruntime)")
-    parser.add_argument("--int8", action="store_true", help="also ONNX with int8 weights, and what it costs")
+    parser.add_argument("--int8", action="store_true", help="also ONNX with int8 weights, and its accuracy")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels; default: the task's own"
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels; default: those of the task"
     )
-    parser.add_argument("--val", nargs="+", default=[], metavar="key=value", help="of data.val, for instance limit=500")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time when int8 is measured")
+    parser.add_argument("--val", nargs="+", default=[], metavar="key=value", help="keys of data.val, such as limit=500")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per batch when int8 is evaluated")
     chosen = parser.parse_args(arguments)
     try:
         from finetune.release import open_task
@@ -73,14 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class NotEqualError(ValueError):
-    """A graph that does not compute what the task computes; its file was removed."""
+    """A graph does not compute what the task computes; its file was removed."""
 
 
 def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> DataSource:
-    """The validation set that the task was measured on, with `overrides` of its keys.
+    """The validation set that the task was evaluated on, with `overrides` of its keys.
 
     Raises:
-        ValueError: the task does not say which it was, and the overrides do not either; or a key is wrong.
+        ValueError: neither the task's record nor the overrides name it, or a key is wrong.
     """
     recipe = record.get("recipe")
     if recipe is None and (folder / "config.yaml").is_file():
@@ -92,7 +92,7 @@ def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -
             raise ConfigError("--val", [f"{override}: expected key=value"])
         values[key] = yaml.safe_load(text)
     if "images" not in values:
-        raise ConfigError("--val", ["the task does not name its validation set; give images=... and its annotations"])
+        raise ConfigError("--val", ["the task's record names no validation set; give images=... and annotations"])
     return validate(DataSource, values, source="--val")
 
 
@@ -107,14 +107,14 @@ def export(
     batch_size: int = 16,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the graphs and export.json to `out`; what export.json holds.
+    """Write the graphs and export.json to `out`; returns the content of export.json.
 
     Args:
-        size: (height, width) the graph is traced for, rounded up to whole patches; where the size is not free, its
-            only one. val: for int8; without it there is none.
+        size: (height, width) at which the graph is traced, rounded up to multiples of the patch size; the only size
+            if it is fixed. val: for int8, which is written only with it.
 
     Raises:
-        NotExportableError: the task is none that can be a graph. NotEqualError: a graph computes something else.
+        NotExportableError: the task cannot become a graph. NotEqualError: a graph computes something else.
     """
     import torch
 

@@ -25,7 +25,7 @@ from finetune.tasks.exports import NotExportableError
 
 MAX_BATCH = 1024
 _MAX_SIDE = 16384
-_EMBEDDED = 1_800_000_000  # bytes of weights in one ONNX file; protobuf ends at 2 GiB
+_EMBEDDED = 1_800_000_000  # bytes of weights in one ONNX file; the limit of protobuf is 2 GiB
 Size = tuple[int, int]
 
 
@@ -89,7 +89,7 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
     if graph.fixed is None:
         sides = torch.export.Dim("rows", min=2, max=_MAX_SIDE), torch.export.Dim("columns", min=2, max=_MAX_SIDE)
         shapes |= {2: graph.patch * sides[0], 3: graph.patch * sides[1]}
-        # Sides that differ from each other and from all that is constant, lest they be taken for it.
+        # Sides that differ from each other and from all constants, so that they are not taken for them.
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
     images = torch.rand(2, _channels(graph), *example)
     resampling = _resampling(graph.task) if graph.fixed is None else contextlib.nullcontext()
@@ -104,7 +104,7 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
 
 
 def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) -> None:
-    """The program of the graph as ONNX; weights of 1.8 GB and more are a file of their own beside it.
+    """The program of the graph as ONNX; weights of 1.8 GB and more are written to a separate file next to it.
 
     Raises:
         NotExportableError: torch has no ONNX for a part of the network.
@@ -144,7 +144,7 @@ def compare(
 
 
 def cases(graph: Graph, size: Size) -> list[tuple[int, Size]]:
-    """What is compared: three batch sizes, and where sizes are free three of them, one not square."""
+    """The compared (batch, size): three batch sizes and, unless the size is fixed, three sizes, one not square."""
     found = [(1, size), (2, size), (5, size)]
     if graph.fixed is None:
         p = graph.patch
@@ -169,7 +169,7 @@ def _resampling(task: Task) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(graph: Graph, what: str) -> Iterator[None]:
-    """An exporter's own error as one about the task: its network and the reason, at the end of the chain of causes."""
+    """Turn an exporter's error into one about the task, with its network and the reason from the end of the causes."""
     try:
         yield
     except RuntimeError as error:
@@ -179,13 +179,13 @@ def _refusing(graph: Graph, what: str) -> Iterator[None]:
         name = graph.task.bare_backbone.title
         reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise NotExportableError(
-            f"{what} cannot hold {graph.task.config.name} on {name} with this version of torch: {reason}"
+            f"{what} cannot express {graph.task.config.name} on {name} with this version of torch: {reason}"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print their progress and their doubts about other versions; what counts is compared afterwards."""
+    """Hide the exporters' progress and version warnings; the result is compared afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""ONNX in int8, and what it costs: the task measured on its validation set with the graph in place of its network.
+"""ONNX in int8, and its accuracy: the task is evaluated with the graph in place of its network.
 
-Weights of matrix products become int8, activations are quantized as they come (dynamic quantization of ONNX Runtime).
-Static quantization of all products was measured to break attention; convolutions gain nothing from it.
+Weights of matrix products become int8, activations are quantized at run time (dynamic quantization of ONNX Runtime).
+Static quantization of all products was measured to break attention; convolutions do not gain from it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def quantize(path: Path, out: Path) -> None:
     """The ONNX file `path` with int8 weights in its matrix products, written to `out`.
 
     Raises:
-        ValueError: it has none, as a network of convolutions.
+        ValueError: it has none, for instance a convolutional network.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    # Shapes that the exporter noted hinder the quantizer's own inference of them.
+    # The exporter's recorded shapes interfere with the quantizer's shape inference.
     del model.graph.value_info[:]
     quantize_dynamic(model, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], per_channel=True)
     if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(out).graph.initializer):
@@ -38,7 +38,7 @@ def quantize(path: Path, out: Path) -> None:
 
 
 def session(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """An ONNX file on the CPU: pixels float32 [b, C, H, W] in 0 to 1 -> its outputs. As many threads as torch has."""
+    """An ONNX file on the CPU: pixels float32 [b, C, H, W] in 0 to 1 -> its outputs, with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -11,16 +11,16 @@ from finetune.data.examples import Example
 from finetune.metrics.metric import Scores, gather_counts
 from finetune.predictions import Classes, Classified
 
-CONFUSION_LIMIT = 2000  # classes; a larger table is 32 MB and nobody reads it
+CONFUSION_LIMIT = 2000  # classes; a larger table exceeds 32 MB and is unreadable
 
 
 class Accuracy:
     """Share of images whose class is the most likely, or among the five most likely.
 
-    An image whose label is -1 is not counted. A tie goes to the class that comes first.
+    An image with label -1 is not counted. Of equally likely classes the first is chosen.
 
     Args:
-        protocol: one sentence on data and images; what is counted is added to it.
+        protocol: one sentence on data and images; the metric is appended.
     """
 
     def __init__(self, classes: Classes, *, protocol: str):
@@ -29,7 +29,7 @@ class Accuracy:
         self.in_top5 = np.zeros(len(classes), np.int64)
 
     def update(self, index: int, example: Example, prediction: Classified) -> float:
-        """The probability of the true class: how sure the network was of what is right; nan without a label."""
+        """The probability of the true class; nan without a label."""
         label = -1 if example.target is None else int(example.target)
         if label < 0:
             return math.nan

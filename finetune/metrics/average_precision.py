@@ -1,8 +1,8 @@
 """COCO's average precision of boxes and masks, computed by the reference tool from rows gathered over ranks.
 
-Lin et al. 2014, "Microsoft COCO"; pycocotools is the reference, faster-coco-eval (up to 8 times as fast) equals it but
-for rounding (1e-12). What a rank gathers are objects and detections of whole images, each image once, so that any
-number of ranks gives exactly the number of one.
+Lin et al. 2014, "Microsoft COCO"; pycocotools is the reference, faster-coco-eval (up to 8 times as fast) equals it
+except for rounding (1e-12). Ranks gather objects and detections of complete images, each image once, so that any number
+of ranks gives exactly the result of one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class _ImageRow:
 
 @dataclass
 class AveragePrecision:
-    """Box AP, and mask AP where both sides have masks, over IoU 0.50 to 0.95.
+    """Box AP, and mask AP if both sides have masks, over IoU 0.50 to 0.95.
 
     Args:
-        classes: of the labels. masks: also score masks.
-        data: what is evaluated and at which size, for the protocol.
+        classes: of the labels. masks: evaluate masks too.
+        data: the evaluated images and their size, for the protocol.
         max_detections: per image, best first; COCO's is 100.
-        tool: "auto" is faster-coco-eval where it is installed, else pycocotools.
+        tool: "auto" is faster-coco-eval if it is installed, else pycocotools.
     """
 
     classes: Classes
@@ -68,11 +68,11 @@ class AveragePrecision:
         self._rows = gather_rows(self._rows)
 
     def compute(self) -> Scores:
-        """Values "box_ap", "box_ap50", ... and "mask_ap", ...; what no object of the data decides (AP of large objects
-        where there are none) is left out.
+        """Values "box_ap", "box_ap50", ... and "mask_ap", ...; values that no object
+        determines (AP of large objects if there are none) are left out.
 
         Raises:
-            ValueError: no image has an object, so that there is nothing to find.
+            ValueError: no image has an object, so that AP is not defined.
         """
         if not any((~row.truth.crowd).any() for row in self._rows.values()):
             raise ValueError(f"{self.data}: none of the {len(self._rows)} images has an object; AP is not defined")
@@ -90,7 +90,7 @@ class AveragePrecision:
         return Scores(values, self.protocol, per_class=per_class, curves=curves)
 
     def _counts(self) -> list[dict[str, Any]]:
-        """A row for each class: how many objects and detections there are."""
+        """A row for each class: its numbers of objects and detections."""
         labels = range(1, len(self.classes) + 1)
         truth = np.concatenate([row.truth.labels[~row.truth.crowd] for row in self._rows.values()])
         found = np.concatenate([row.found.labels for row in self._rows.values()])

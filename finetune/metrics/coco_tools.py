@@ -1,4 +1,4 @@
-"""pycocotools and faster-coco-eval behind one function, and the numbers that are read from their tables."""
+"""One function for pycocotools and faster-coco-eval, and the numbers that are computed from their tables."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Table:
-    """What the tools accumulate; -1 where there is no object.
+    """Accumulated results of the tools; -1 where there is no object.
 
     Attributes:
         precision: float64 [thresholds, recalls, classes, areas], at the IoU `thresholds` and the recalls `recalls`.
         recall: float64 [thresholds, classes, areas], with all detections.
-        recall_of: for 1, 10 and all detections an image, the same of all areas, [thresholds, classes].
+        recall_of: recall of all areas with 1, 10 and all detections per image, [thresholds, classes].
     """
 
     precision: np.ndarray
@@ -49,9 +49,9 @@ class Table:
     recalls: np.ndarray
 
     def summary(self) -> dict[str, float]:
-        """AP, AP at IoU 0.5 and 0.75, AP by area, and average recall by detections an image, as COCO's twelve numbers.
+        """AP, AP at IoU 0.5 and 0.75, AP by area, and average recall by detections per image, as COCO's twelve numbers.
 
-        Numbers that no object decides are left out.
+        Numbers that no object determines are left out.
         """
         values = {
             "ap": _mean(self.precision[..., 0]),
@@ -64,7 +64,7 @@ class Table:
         return {name: value for name, value in values.items() if value is not None}
 
     def of_classes(self) -> list[dict[str, float]]:
-        """AP and AP at IoU 0.5 of each class; nothing for one without objects."""
+        """AP and AP at IoU 0.5 of each class; empty for a class without objects."""
         rows = []
         for number in range(self.precision.shape[2]):
             of_class = self.precision[:, :, number, 0]
@@ -129,7 +129,7 @@ def objects(truth: Instances, image: int, kind: Kind) -> list[dict[str, Any]]:
 
 
 def detections(found: Detected, image: int, kind: Kind) -> list[dict[str, Any]]:
-    """COCO detections of one image; the area is that of the mask when masks are scored, as in COCO's server."""
+    """COCO detections of one image; when masks are evaluated, the area is that of the mask, as on COCO's server."""
     areas = rle.areas(found.masks) if kind == "segm" and found.masks is not None else None
     rows = []
     for place, (x1, y1, x2, y2) in enumerate(found.boxes.astype(np.float64).tolist()):
@@ -161,7 +161,7 @@ def _chosen(tool: Tool) -> str:
 
 
 def _tool(data: Data, kind: Kind, name: str) -> Any:
-    """The evaluator over both sides. Ids count from 1: the tools read a match with id 0 as none."""
+    """The evaluator over both sides. Ids start at 1: the tools treat a match with id 0 as no match."""
     if name == "faster-coco-eval":
         module = importlib.import_module("faster_coco_eval")
         new_side, new_evaluator = module.COCO, module.COCOeval_faster
@@ -182,6 +182,6 @@ def _tool(data: Data, kind: Kind, name: str) -> Any:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Over what some object decides."""
-    decided = values[values > -1]
-    return float(decided.mean()) if decided.size else None
+    """The mean over entries that some object determines."""
+    determined = values[values > -1]
+    return float(determined.mean()) if determined.size else None

@@ -1,4 +1,4 @@
-"""Semantic segmentation's numbers from one confusion matrix of every pixel of every image.
+"""Metrics of semantic segmentation from one confusion matrix of all pixels of all images.
 
 mIoU as PASCAL VOC defined it (Everingham et al. 2010, section 4.2.1); ADE20K and Cityscapes use it too: pixels are
 summed over all images before any ratio is taken. The counts are int64, so their sum over ranks is exact in any order.
@@ -18,11 +18,11 @@ VOID = 255
 
 
 class SegmentationMetric:
-    """Counts pixels by true and predicted class; pixels whose truth is void count nowhere.
+    """Counts pixels by true and predicted class; pixels whose truth is void do not count.
 
     Args:
         classes: by label.
-        protocol: how the predictions came about; what is counted is added to it.
+        protocol: how the predictions were computed; the metric is appended.
     """
 
     def __init__(self, classes: Classes, *, protocol: str):
@@ -35,13 +35,13 @@ class SegmentationMetric:
         self._seen: dict[int, None] = {}
 
     def update(self, index: int, example: Example, prediction: ClassMap) -> float:
-        """Count one image, once.
+        """Count one image; repeated images count once.
 
         Returns:
             the mean IoU of the classes in this image's truth, 1 if it has none.
 
         Raises:
-            ValueError: the prediction is of another size than the truth.
+            ValueError: prediction and truth differ in size.
         """
         counts = confusion(example.target, prediction.classes, len(self.classes), name=example.name)
         if index not in self._seen:
@@ -62,7 +62,7 @@ class SegmentationMetric:
         """
         total = int(self.counts.sum())
         if not total:
-            raise ValueError(f"no pixel of the {len(self._seen)} images has a class: every one is void ({VOID})")
+            raise ValueError(f"no pixel of the {len(self._seen)} images has a class: all are void ({VOID})")
         truth, predicted, hits = self.counts.sum(axis=1), self.counts.sum(axis=0), self.counts.diagonal()
         iou = ious(self.counts)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -91,7 +91,7 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int, *, nam
     """int64 [K, K], rows are the truth, of two maps [H, W]; pixels whose truth is void are left out.
 
     Raises:
-        ValueError: the maps differ in size, or hold an id that is no class.
+        ValueError: the maps differ in size, or contain an id that is no class.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"{name}: predicted a map of {predicted.shape}, the truth is {truth.shape}")

@@ -1,4 +1,4 @@
-"""Depth's numbers (Eigen et al. 2014, section 4): the errors of each image, averaged over images."""
+"""Metrics of depth (Eigen et al. 2014, section 4): the errors of each image, averaged over images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DepthMetric:
 
     Args:
         min_depth, max_depth: metres; the prediction is clipped to them, truth outside is left out.
-        crop: what part of the images counts.
-        protocol: how the predictions came about; what is counted is added to it.
+        crop: the evaluated part of the images.
+        protocol: how the predictions were computed; the metric is appended.
     """
 
     def __init__(self, *, min_depth: float, max_depth: float, crop: EvalCrop = "none", protocol: str):
@@ -43,10 +43,10 @@ class DepthMetric:
         """Measure one image.
 
         Returns:
-            its delta1, the share of pixels within 25 %; 1 if its depth is known nowhere.
+            its delta1, the share of pixels within 25 %; 1 if its depth is unknown everywhere.
 
         Raises:
-            ValueError: the prediction is of another size than the truth.
+            ValueError: prediction and truth differ in size.
         """
         truth, predicted = example.target, prediction.depth
         if truth.shape != predicted.shape:
@@ -65,7 +65,7 @@ class DepthMetric:
         """The mean over images.
 
         Raises:
-            ValueError: depth is known nowhere.
+            ValueError: depth is unknown everywhere.
         """
         rows = [row for row in self._rows.values() if row is not None]
         if not rows:
@@ -79,7 +79,7 @@ class DepthMetric:
 
 
 def errors(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, ...]:
-    """The numbers of NAMES for depths [n] in metres, all above 0; silog is times 100, as KITTI gives it."""
+    """The numbers of NAMES for depths [n] in metres, all above 0; silog is multiplied by 100, as in KITTI."""
     truth, predicted = truth.astype(np.float64), predicted.astype(np.float64)
     ratio = np.maximum(truth / predicted, predicted / truth)
     gap, log_gap = predicted - truth, np.log(predicted) - np.log(truth)
@@ -98,7 +98,7 @@ def errors(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, ...]:
 
 
 def inside(size: tuple[int, int], crop: EvalCrop) -> np.ndarray:
-    """bool [H, W]: the pixels that count."""
+    """bool [H, W]: the evaluated pixels."""
     mask = np.ones(size, dtype=bool)
     if crop == "none":
         return mask

@@ -1,4 +1,4 @@
-"""Accuracy of every classifier of a grid; the best one's numbers, its choice said with them."""
+"""Accuracy of every classifier of a grid, and the numbers of the best one, whose choice the protocol states."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class GridClassified(Classified):
 
 
 class GridAccuracy:
-    """As `Accuracy`, of the classifier with the best top-1 (the first of equals) on these very images.
+    """As `Accuracy`, for the classifier with the best top-1 (the first of equal ones) on these same images.
 
     Args:
-        titles: of the classifiers. choose: is told the number of the best one, on every rank.
+        titles: of the classifiers. choose: called with the number of the best one, on every rank.
     """
 
     def __init__(self, classes: Classes, titles: Sequence[str], *, protocol: str, choose: Callable[[int], None]):
@@ -64,7 +64,7 @@ class GridAccuracy:
         return Scores(scores.values | grid, chosen, scores.per_class, scores.confusion)
 
     def _right(self) -> np.ndarray:
-        """Images that each classifier says rightly, int64 [G]."""
+        """Number of correct images of each classifier, int64 [G]."""
         labels = np.array([label for label, _ in self.rows.values()])
         first = np.stack([top5[:, 0] for _, top5 in self.rows.values()])
         return (first == labels[:, None]).sum(0)

@@ -1,7 +1,7 @@
-"""One number for one image, to choose the best and worst predictions by.
+"""One number per image, by which the best and worst predictions are chosen.
 
-Panoptic quality (Kirillov et al. 2019, eq. 1) of the detections that a person would be shown: the sum of the overlaps
-of matched pairs over (pairs + half the false detections + half the missed objects). A pair overlaps by more than half.
+Panoptic quality (Kirillov et al. 2019, eq. 1) of the detections that would be displayed: the sum of the overlaps of
+matched pairs over (pairs + half the false detections + half the missed objects). A pair overlaps by more than half.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from finetune.data.coco.instances import Instances
 from finetune.data.coco.rle import coco
 from finetune.predictions import Detected
 
-SHOWN = 0.5  # score from which a detection counts here
+SHOWN = 0.5  # lowest score of a detection that counts here
 
 
 def panoptic_quality(truth: Instances, found: Detected, *, masks: bool) -> float:
-    """In [0, 1]; 1 for an image without objects in which nothing is found. What lies in a crowd is not counted."""
+    """In [0, 1]; 1 for an image without objects and detections. Detections in a crowd are not counted."""
     shown = np.flatnonzero(found.scores >= SHOWN)
     overlap = _overlaps(truth, found, shown, masks)
     same = found.labels[shown][:, None] == truth.labels[None]
@@ -36,7 +36,7 @@ def panoptic_quality(truth: Instances, found: Detected, *, masks: bool) -> float
 
 
 def _overlaps(truth: Instances, found: Detected, shown: np.ndarray, masks: bool) -> np.ndarray:
-    """IoU float64 [shown, objects]; to a crowd the share of the detection that lies in it."""
+    """IoU float64 [shown, objects]; with a crowd, the share of the detection inside it."""
     if not len(shown) or not len(truth):
         return np.zeros((len(shown), len(truth)))
     crowd = truth.crowd.tolist()

@@ -1,4 +1,4 @@
-"""What a metric is: fed image by image on every rank, gathered exactly, computed once."""
+"""What a metric is: updated image by image on every rank, gathered exactly, computed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Scores:
     """Numbers of one evaluation.
 
     values      by name; the first is the primary one
-    protocol    one sentence: data, size, thresholds, tool and its version
+    protocol    one sentence: data, size, thresholds, tool and version
     per_class   a row for each class: "name", counts and numbers
     confusion   int64 [K, K], rows are the truth, columns the prediction
     curves      for drawing, for instance {"precision-recall": {class: {"recall": [...], "precision": [...]}}}
@@ -31,12 +31,12 @@ class Scores:
 
     @property
     def primary(self) -> tuple[str, float]:
-        """Name and value of the number that counts."""
+        """Name and value of the primary number."""
         return next(iter(self.values.items()))
 
 
 class Metric(Protocol):
-    """Of one pass over a set of examples; every rank has its own until `gather`."""
+    """One pass over a set of examples; every rank has its own counts until `gather`."""
 
     @property
     def protocol(self) -> str: ...
@@ -45,17 +45,17 @@ class Metric(Protocol):
         """Count example number `index` (its image has no channels, see `Example.without_pixels`).
 
         Returns:
-            the quality of this prediction, higher is better: what the best and worst pictures are chosen by. With nan
-            it is neither.
+            the quality of this prediction, higher is better, by which the best and worst pictures are chosen; nan: it
+            is neither.
         """
         ...
 
     def gather(self) -> None:
-        """Every rank, once, after the last update: the counts of all ranks, exact whatever their number."""
+        """Called once on every rank after the last update: combine the counts of all ranks, exactly."""
         ...
 
     def compute(self) -> Scores:
-        """After `gather`; called on rank 0 alone."""
+        """Called after `gather`, on rank 0 only."""
         ...
 
 
@@ -72,7 +72,7 @@ def gather_rows(rows: Mapping[int, Row]) -> dict[int, Row]:
 
 
 def gather_counts(counts: np.ndarray) -> np.ndarray:
-    """int64 counts of any shape, summed over ranks: exact in any order.
+    """int64 counts of any shape, summed over ranks, exact in any order.
 
     Raises:
         ValueError: they are not integers, whose sum would depend on the order.

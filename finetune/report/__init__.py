@@ -1,1 +1,1 @@
-"""What a person looks at: predictions drawn on their images, curves, tables, one HTML page of a run."""
+"""The report of a run: predictions drawn on their images, curves, tables, one HTML page."""

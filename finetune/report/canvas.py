@@ -1,4 +1,4 @@
-"""Pictures for a person: panels side by side under their titles, a legend and a caption; text that stays legible."""
+"""Pictures for the report: panels side by side under their titles, a legend and a caption, in legible text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 RGB = tuple[int, int, int]
 
-# Okabe and Ito 2008 ("Color Universal Design"): told apart also by the colour-blind.
+# Okabe and Ito 2008 ("Color Universal Design"): distinguishable with colour blindness too.
 RIGHT: RGB = (0, 190, 140)
 FALSE: RGB = (230, 80, 20)
 MISSED: RGB = (255, 225, 50)
@@ -25,7 +25,7 @@ PAPER: RGB = (255, 255, 255)
 
 MIN_SIDE, MAX_SIDE = 320, 640  # of a panel's longer side, in pixels
 _GAP, _TITLE, _LINE = 8, 24, 22
-# Ten colours of about the same strength; further ones go round the colour circle by the golden angle.
+# Ten colours of about the same strength; further ones step around the colour circle by the golden angle.
 _FIRST: tuple[RGB, ...] = (
     (31, 119, 220), (44, 175, 60), (150, 95, 210), (0, 190, 205), (240, 190, 30),
     (240, 100, 190), (150, 90, 65), (190, 215, 60), (225, 45, 60), (120, 140, 160),
@@ -42,14 +42,14 @@ def colour(index: int) -> RGB:
 
 
 def ink_on(background: RGB) -> RGB:
-    """Black or white, whichever is read better on `background` (ITU-R BT.601 luma)."""
+    """Black or white, whichever is more legible on `background` (ITU-R BT.601 luma)."""
     red, green, blue = background
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
 @cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib carries: names of classes in most scripts can be written."""
+    """DejaVu Sans, which is part of matplotlib and covers most scripts."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -63,7 +63,7 @@ def view_scale(height: int, width: int) -> float:
 
 
 def brightened(image: np.ndarray) -> tuple[np.ndarray, str]:
-    """uint8 [H, W, 3] so that its content can be seen, and what was done, for its title; only dark images change."""
+    """uint8 [H, W, 3] with visible content, and what was changed, for its title; only dark images change."""
     bright = float(np.percentile(image.max(axis=2), 99.5)) if image.size else 255.0
     if bright >= 100:
         return image, ""
@@ -80,7 +80,7 @@ def resized(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def resized_map(values: np.ndarray, scale: float) -> np.ndarray:
-    """[H, W] of any type enlarged or reduced by `scale`, to the nearest value: no new value appears."""
+    """[H, W] of any type enlarged or reduced by `scale`, to the nearest value, so that no new value appears."""
     rows, columns = view_size(values.shape[0], values.shape[1], scale)
     down = np.minimum(((np.arange(rows) + 0.5) * values.shape[0] / rows).astype(int), values.shape[0] - 1)
     across = np.minimum(((np.arange(columns) + 0.5) * values.shape[1] / columns).astype(int), values.shape[1] - 1)
@@ -116,7 +116,7 @@ def write_on(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, b
 
 
 def drawable(text: str) -> str:
-    """`text` with a sign in place of control characters, and of bytes in a file's name that are no UTF-8."""
+    """`text` with a replacement character for control characters and for bytes of a file name that are not UTF-8."""
     return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text)
 
 
@@ -139,8 +139,8 @@ def panels(
     """One picture, uint8 [h, w, 3]: uint8 panels [H, W, 3] in a row, each under its title; below them legend, caption.
 
     Args:
-        legend: colour and meaning of what is drawn; those that do not fit a line go on the next.
-        caption: one line, cut when it is too long.
+        legend: colours and their meaning, broken into lines.
+        caption: one line, cut if it is too long.
     """
     height = max(panel.shape[0] for _, panel in parts)
     width = sum(panel.shape[1] for _, panel in parts) + _GAP * (len(parts) + 1)

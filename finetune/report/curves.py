@@ -1,4 +1,4 @@
-"""Figures of a run: confusion matrix, precision over recall, what changed while it trained. PNG bytes, no display."""
+"""Figures of a run: confusion matrix, precision over recall, training history. PNG bytes, no display."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from PIL import Image
 
 from finetune.report import canvas
 
-_NUMBERED = 25  # classes whose counts fit into the cells of a confusion matrix
-_LONG = 10_000  # counts that do not fit: shares are written instead
-_NAMED = 60  # classes whose names fit beside it
-_CURVES = 10  # classes in the legend of a precision-recall figure
+_NUMBERED = 25  # number of classes whose counts fit into the cells of a confusion matrix
+_LONG = 10_000  # counts from this on do not fit: shares are written instead
+_NAMED = 60  # number of classes whose names fit next to it
+_CURVES = 10  # number of classes in the legend of a precision-recall figure
 _GRAY, _INK = "#6e757d", "#212529"
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
-    """Counts [K, K], rows the truth: coloured by the share of their row, so that rare classes are seen too."""
+    """Counts [K, K], rows the truth: coloured by the share of their row, so that rare classes are visible too."""
     count = len(classes)
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
@@ -50,7 +50,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
 
 
 def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> bytes:
-    """`curves` {name: {"recall": [n], "precision": [n]}}; more than ten are drawn pale, their mean strong."""
+    """`curves` {name: {"recall": [n], "precision": [n]}}; more than ten are drawn pale, with a strong mean."""
     figure, axes = _figure(5.6, 4.4)
     many = len(curves) > _CURVES
     for place, (name, curve) in enumerate(curves.items()):
@@ -68,7 +68,7 @@ def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> by
 
 
 def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *, title: str) -> bytes | None:
-    """The values `names` of metrics.jsonl rows over the step; None when there are none.
+    """The values `names` of metrics.jsonl rows over the step; None if there are none.
 
     Noisy series are drawn pale with their running mean on top.
     """
@@ -126,6 +126,6 @@ def _hex(tint: canvas.RGB) -> str:
 
 
 def _cut(name: str) -> str:
-    """A name for a figure, where "$" is a dollar and a name in a legend may begin with "_"."""
+    """A name for a figure: "$" is escaped, and a space precedes a leading "_", which would hide it."""
     name = canvas.drawable(name if len(name) <= 26 else name[:25] + "…").replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name

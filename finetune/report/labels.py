@@ -1,4 +1,4 @@
-"""A classified image: what it is, what the model says, and how sure it is."""
+"""A classified image: its class, the prediction, and its probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def classification_picture(
     """The image and its five most likely classes as bars, the true one in green: uint8 [h, w, 3].
 
     Args:
-        image: uint8 [H, W, 3]. truth: its class, None or -1 when it is not known. probabilities: [K].
+        image: uint8 [H, W, 3]. truth: its class, None or -1 if unknown. probabilities: [K].
     """
     known = truth is not None and truth >= 0
     title = f"truth: {classes[truth]}" if known and truth is not None else "image"

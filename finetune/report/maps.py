@@ -1,4 +1,4 @@
-"""Class maps and depth maps beside their truth, and where they are wrong."""
+"""Class maps and depth maps next to their truth, with their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def segmentation_picture(
     """The image, its true classes, the predicted ones, and the wrong pixels in red: uint8 [h, w, 3].
 
     Args:
-        image: uint8 [H, W, 3]. truth, prediction: class ids [H, W]; 255 is void, and is not judged.
+        image: uint8 [H, W, 3]. truth, prediction: class ids [H, W]; 255 is void and not evaluated.
     """
     scale = canvas.view_scale(*image.shape[:2])
     image, brighter = canvas.brightened(image)
@@ -66,11 +66,11 @@ def depth_picture(
     """The image, true and predicted depth in the same colours, and the relative error: uint8 [h, w, 3].
 
     Args:
-        image: uint8 [H, W, 3]. truth, prediction: metres, float [H, W]; a true depth of 0 is not known.
+        image: uint8 [H, W, 3]. truth, prediction: metres, float [H, W]; a true depth of 0 is unknown.
     """
     scale = canvas.view_scale(*image.shape[:2])
     given = [depth[depth > 0] for depth in (truth, prediction) if depth is not None and (depth > 0).any()]
-    # The truth sets the colours: a prediction on another scale must look wrong.
+    # The truth determines the colours: a prediction on another scale must look wrong.
     near, far = np.percentile(given[0], [2, 98]) if given else (0.0, 1.0)
     parts = [("image", canvas.resized(image, scale))]
     for name, depth in (("truth", truth), ("prediction", prediction)):
@@ -85,7 +85,7 @@ def depth_picture(
         view[~canvas.resized_map(valid, scale)] = VOID_TINT
         mean = error[valid].mean() if valid.any() else 0.0
         parts.append((f"relative error: {mean:.1%}", view))
-        legend += [(FALSE, "error of 50 % or more"), (VOID_TINT, "depth not known")]
+        legend += [(FALSE, "error of 50 % or more"), (VOID_TINT, "depth unknown")]
     return canvas.panels(parts, legend=legend, caption=caption)
 
 
@@ -116,7 +116,7 @@ def _span(depth: np.ndarray) -> str:
 
 
 def _legend(truth: np.ndarray | None, prediction: np.ndarray | None, classes: Sequence[str]) -> list[tuple[RGB, str]]:
-    """The classes that are there, the largest in the truth first, each with how much of it was found."""
+    """The classes that occur, the largest in the truth first, each with its IoU."""
     maps = [m for m in (truth, prediction) if m is not None]
     if not maps:
         return []
@@ -131,7 +131,7 @@ def _legend(truth: np.ndarray | None, prediction: np.ndarray | None, classes: Se
             name += f" IoU {_iou(truth, prediction, index)}"
         legend.append((canvas.PAPER if _is_background(classes, index) else canvas.colour(index), name))
     if VOID in present:
-        legend.append((VOID_TINT, "void, not judged"))
+        legend.append((VOID_TINT, "void, not evaluated"))
     return legend
 
 

@@ -1,8 +1,8 @@
-"""Boxes and masks drawn on their image, and which of them are right.
+"""Boxes and masks drawn on their image, and which of them are correct.
 
-A prediction is right when its overlap with a true object of its class that no better one has taken is at least
-MATCH_IOU: the rule of AP50, for the eye. Masks are compared where both sides have them, boxes otherwise; what overlaps
-a crowd is neither right nor false.
+A prediction is right if its overlap with a true object of its class, not matched by a better prediction, is at least
+MATCH_IOU: the rule of AP50, for display. Masks are compared if both sides have them, boxes otherwise; predictions that
+overlap a crowd are neither right nor false.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from finetune.predictions import Detected
 
 MATCH_IOU = 0.5
-NAMED = 40  # with more objects than this their names would hide them
+NAMED = 40  # names of more objects than this would hide them
 Verdict = Literal["right", "confused", "false", "crowd"]
 _COLOURS: dict[Verdict, RGB] = {"right": RIGHT, "confused": CONFUSED, "false": FALSE, "crowd": canvas.PALE}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict per prediction; per true object whether it was found, and whether nothing was found there at all.
+    """A verdict per prediction; per true object whether it was found, and whether it was missed.
 
-    Of true objects that are no crowd: found + taken for another class ("confused") + missed = all.
+    Of true objects that are no crowd: found + assigned to another class ("confused") + missed = all.
     """
 
     verdicts: list[Verdict]
@@ -74,12 +74,12 @@ def detection_picture(
     score_threshold: float = 0.5,
     caption: str = "",
 ) -> np.ndarray:
-    """The image, its true objects, the predicted ones coloured by what became of them: uint8 [h, w, 3].
+    """The image, its true objects, and the predicted ones coloured by their verdict: uint8 [h, w, 3].
 
     Args:
         image: uint8 [H, W, 3]; boxes and masks are in its pixels.
         classes: classes[0] is the name of label 1.
-        score_threshold: predictions below it are not drawn, and count as not made.
+        score_threshold: predictions below it are neither drawn nor counted.
     """
     scale = canvas.view_scale(*image.shape[:2])
     shown = None if prediction is None else _at_least(prediction, score_threshold)
@@ -165,7 +165,7 @@ def _judged_panel(
 
 
 def _overlaps(truth: Instances, prediction: Detected) -> np.ndarray:
-    """IoU [predictions, true objects]; with a crowd the share of the prediction that lies in it."""
+    """IoU [predictions, true objects]; with a crowd the share of the prediction inside it."""
     if not len(truth.labels) or not len(prediction.labels):
         return np.zeros((len(prediction.labels), len(truth.labels)))
     crowd = [int(flag) for flag in truth.crowd]
@@ -180,7 +180,7 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def _at_least(prediction: Detected, threshold: float) -> Detected:
-    """The predictions of at least that score, the best last, so that it is drawn on top."""
+    """The predictions of at least this score, the best last, so that it is drawn on top."""
     order = np.argsort(np.asarray(prediction.scores), kind="stable")
     order = order[np.asarray(prediction.scores)[order] >= threshold]
     masks = None if prediction.masks is None else [prediction.masks[i] for i in order]
@@ -206,7 +206,7 @@ def _corners(box: np.ndarray, scale: float, shape: tuple[int, ...]) -> tuple[flo
 
 
 def _dashed(draw: ImageDraw.ImageDraw, corners: tuple[float, float, float, float], tint: RGB, *, dash: int = 6) -> None:
-    """A dashed rectangle over a dark one, so that it is seen on any background."""
+    """A dashed rectangle over a dark one, visible on any background."""
     x1, y1, x2, y2 = corners
     draw.rectangle(corners, outline=(0, 0, 0), width=2)
     for x in np.arange(x1, x2, 2 * dash):

@@ -1,4 +1,4 @@
-"""One HTML page about a run: no server, no network, no script; every picture is inside, nothing else is loaded."""
+"""One HTML page about a run: no server, no network, no script; all pictures are embedded, nothing else is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINES = 100  # of findings, per set
 
 @dataclass(frozen=True)
 class Drawn:
-    """A prediction drawn on its image: uint8 [h, w, 3], the name of the image, how good it is (higher is better)."""
+    """A prediction drawn on its image: uint8 [h, w, 3], the name of the image, its quality (higher is better)."""
 
     name: str
     quality: float
@@ -29,15 +29,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says.
+    """The content of the page.
 
     Args:
-        title: the run. subtitle: what was trained on what, one line.
+        title: the run. subtitle: model and data, one line.
         worst, best: the worst and the best first.
         rows: of metrics.jsonl.
         findings: lines about the annotations, by the name of the set.
-        facts: name and value; a value of several lines (a configuration, a match report) folds away.
-        warnings: what a reader must know before the numbers.
+        facts: name and value; a value of several lines (a configuration, a match report) is collapsed.
+        warnings: shown before the numbers.
     """
 
     title: str
@@ -56,7 +56,7 @@ def render(page: Page) -> str:
     """The page as one HTML text."""
     parts = [_header(page), _pictures(page), _classes(page), _figures(page), _history(page), _findings(page)]
     body = "\n".join([*(part for part in parts if part), _facts(page)])
-    # Nothing may be loaded or run: a page that would need a file or a script shows that at once.
+    # Nothing may be loaded or run, so that a page that needs a file or a script fails visibly.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.title)}</title>\n'
@@ -76,7 +76,7 @@ def _header(page: Page) -> str:
 
 
 def _numbers(scores: Scores) -> str:
-    """A card for each number; where there are many of a kind, for the first of each kind, and a table of all."""
+    """A card for each number; if there are many of a kind, a card for the first of each kind and a table of all."""
     grouped, shown, table = tables.grouped(scores.values), dict(scores.values), ""
     if grouped is not None:
         columns, rows = grouped
@@ -167,7 +167,7 @@ def _history(page: Page) -> str:
     groups = (("loss", losses), ("on the validation set", chosen), ("learning rate", ["lr"]))
     figures = [(title, curves.history_figure(page.rows, series, title=title)) for title, series in groups]
     drawn = "".join(_figure(title, png) for title, png in figures if png is not None)
-    return f'<section><h2>While it trained</h2><div class="side">{drawn}</div></section>' if drawn else ""
+    return f'<section><h2>Training</h2><div class="side">{drawn}</div></section>' if drawn else ""
 
 
 def _findings(page: Page) -> str:
@@ -175,7 +175,7 @@ def _findings(page: Page) -> str:
     if not given:
         return ""
     lists = "".join(f"<h3>{escape(name)}</h3><pre>{escape(_first(lines))}</pre>" for name, lines in given.items())
-    return f'<section class="warn"><h2>What is wrong with the data</h2>{lists}</section>'
+    return f'<section class="warn"><h2>Problems in the data</h2>{lists}</section>'
 
 
 def _first(lines: Sequence[str]) -> str:

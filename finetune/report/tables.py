@@ -1,4 +1,4 @@
-"""Scores as text: numbers with the digits that count, the worst classes first, the most frequent mistakes."""
+"""Scores as text: numbers with significant digits, the worst classes first, the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def number(value: Any) -> str:
 
 
 def grouped(values: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]] | None:
-    """Numbers such as box_ap, box_ap50, mask_ap, ... as a table: (columns, row by what precedes the first "_").
-
-    None: they have no common columns, or are few.
+    """Numbers such as box_ap, box_ap50, mask_ap, ... as a table: (columns, rows by the part before the first
+    "_"). None: they have no common columns, or are few.
     """
     rows: dict[str, dict[str, float]] = {}
     for name, value in values.items():
@@ -38,7 +37,7 @@ def grouped(values: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str,
 
 
 def sort_column(scores: Scores) -> str | None:
-    """The column of `per_class` that the primary number is made of: of its name, or else the first of fractions."""
+    """The column of `per_class` for the primary number: the one of its name, or else the first of fractions."""
     columns = columns_of(scores.per_class)
     primary = scores.primary[0]
     fractional = [name for name in columns if any(isinstance(row.get(name), float) for row in scores.per_class)]
@@ -67,7 +66,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mistakes(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int, int]]:
-    """(true class, what it was taken for, how often, of how many), the most frequent first."""
+    """(true class, predicted class, count, number of images of the true class), the most frequent first."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     totals = confusion.sum(axis=1)

@@ -1,4 +1,4 @@
-"""A run's report on disk and in TensorBoard: the page, and every picture of it as a file of its own."""
+"""A run's report on disk and in TensorBoard: the page, and every picture as a separate file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_report(folder: Path, page: Page) -> Path:
 
 
 def board_pictures(page: Page) -> Mapping[str, Tensor]:
-    """What TensorBoard shows of the page: uint8 [3, h, w] by name."""
+    """The pictures of the page for TensorBoard: uint8 [3, h, w] by name."""
     pictures = {
         f"{kind}/{place:02d}": one.picture
         for kind, drawn in (("worst", page.worst), ("best", page.best))
@@ -57,6 +57,6 @@ def board_pictures(page: Page) -> Mapping[str, Tensor]:
 
 
 def _file_name(name: str) -> str:
-    """Of at most 80 bytes."""
+    """A file name of at most 80 bytes."""
     kept = re.sub(r"[^\w.-]+", "_", name).strip("_.")
     return kept.encode("utf-8")[-80:].decode("utf-8", errors="ignore").strip("_.") or "image"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TaskEntry(NamedTuple):
-    """Where a task is: its class (a `Task`), and the module whose `open_examples` reads its data (without torch)."""
+    """Module and class of a task (a `Task`), and the module whose `open_examples` reads its data (without torch)."""
 
     module: str
     class_name: str
@@ -36,15 +36,15 @@ def task_class(name: str) -> type[Task]:
 
 
 def open_examples(section: TaskSection, source: Any, *, classes: Classes | None = None) -> Examples:
-    """The examples of a `finetune.config.DataSource` for a task, the chosen subset of them.
+    """The examples of a `finetune.config.DataSource` for a task, or the subset that it selects.
 
-    Each data module has a function of this name and these arguments; the subset is taken here.
+    Each data module has a function with this name and these arguments; the subset is selected here.
 
     Args:
-        classes: those of the training set, which the labels of another set must have; None: found in the source.
+        classes: of the training set, which the labels of another set must belong to; None: read from the source.
 
     Raises:
-        ValueError: the source cannot be read, or has classes of its own.
+        ValueError: the source cannot be read, or its classes differ.
     """
     from finetune.data.subset import subset
 

@@ -1,6 +1,6 @@
-"""What every task is: a module that turns a batch of labelled images into losses, and images into predictions.
+"""What every task is: a module that computes losses from batches of labelled images, and predictions from images.
 
-It knows nothing of engines or optimizers, and no random number is drawn in it: they all come with the batch.
+It is independent of engines and optimizers, and draws no random numbers: all of them come with the batch.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pretrain.models.teachers.ema import EMA
 
 
 class Task(nn.Module):
-    """Base of the tasks: a subclass builds its modules in `__init__` and overrides what follows.
+    """Base of the tasks: a subclass builds its modules in `__init__` and overrides the methods below.
 
     Every parameter that requires a gradient must get one in every step (DDP waits for it): freeze the others.
 
     Args:
-        config: its section of the configuration.
-        opened: the backbone; a subclass keeps it as the submodule that `backbone_prefix` names.
-        classes: names by label.
+        config: the task's section of the configuration.
+        opened: the backbone, which a subclass keeps as the submodule named by `backbone_prefix`.
+        classes: names of the labels.
 
     Attributes:
         mean, std: buffers [C, 1, 1] of the normalization, not part of the state.
-        backbone_prefix: before the names of the backbone's parameters, with the dot.
-        head_prefixes: names of what the backbone's weights leave at its initial values; for the match report.
-        average: the average of the weights, when one is kept: a task of the same class.
+        backbone_prefix: of the names of the backbone's parameters, with the dot.
+        head_prefixes: of the names of parameters that the backbone's weights do not contain; for the match report.
+        ema: the moving average of the weights, if one is kept: its `average` is a task of the same class.
     """
 
     backbone_prefix = "backbone."
@@ -63,40 +63,40 @@ class Task(nn.Module):
     # Training
 
     def prepare(self, optim: Any, *, total_steps: int = 1) -> None:
-        """Before training for `total_steps` by a `FinetuneOptim`: learning rates by layer, average of weights."""
+        """Set up training for `total_steps` by a `FinetuneOptim`: learning rates by layer, average of the weights."""
         self._optim, self.total_steps = optim, total_steps
         if optim.ema_decay is not None:
             self.ema = EMA(self)
 
     def train_transform(self) -> batches.TrainTransform:
-        """What a training example becomes, in a worker: (example, generator) -> tensors by name.
+        """The transform of training examples, in a worker: (example, generator) -> tensors by name. Picklable.
 
-        "image" uint8 [C, H, W] is normalized on the device by `normalize`; float32 is taken as normalized. Picklable.
+        "image" uint8 [C, H, W] is normalized on the device by `normalize`; float32 is already normalized.
         """
         raise NotImplementedError
 
     @property
     def noises(self) -> dict[str, tuple[int, ...]]:
-        """Uniforms that `forward` reads from the batch, by name, a shape for each example."""
+        """Uniform random numbers that `forward` reads from the batch: their shape for each example, by name."""
         drop = self.bare_backbone.drop_shape
         return {} if drop is None else {"drop": drop}
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log. The same names in
-        every step and on every rank. `step` counts completed optimizer steps."""
+        """Scalars of one micro-batch: "loss" is differentiated, the others are detached and logged. The names are the
+        same in every step and on every rank. `step` counts completed optimizer steps."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """Once per optimizer step, on every rank, with `step` already counting it."""
+        """Once per optimizer step, on every rank; `step` includes it."""
         if self.ema is not None:
             self.ema.update(self, self._optim.ema_decay)
             _copy_statistics(self, self.ema.average)
 
     def discard_pending(self) -> None:
-        """Forget what the forward passes of a skipped step left for `after_step`."""
+        """Discard what the forward passes of a skipped step kept for `after_step`."""
 
     def no_weight_decay(self) -> set[str]:
-        """Names that do not decay beside biases and vectors: class token, registers and positions of the backbone."""
+        """Names without weight decay besides biases and vectors: class token, registers, positions of the backbone."""
         ends = ("cls_token", "reg_token", "pos_embed")
         prefix = self.backbone_prefix
         return {name for name, _ in self.named_parameters() if name.startswith(prefix) and name.endswith(ends)}
@@ -113,15 +113,15 @@ class Task(nn.Module):
             head_lr_scale=1.0 if optim is None else optim.head_lr_scale,
         )
 
-    # Use
+    # Inference
 
     @property
     def evaluated(self) -> Task:
-        """The task that predicts: the average of the weights where one is kept."""
+        """The task that predicts: the average of the weights if one is kept."""
         return self if self.ema is None else self.ema.average
 
     def eval_transform(self) -> batches.EvalTransform:
-        """What an example becomes for `predict`, in a worker: tensors by name, and what leads back to its image."""
+        """The transform of examples for `predict`, in a worker: tensors by name, and the sizes that lead back."""
         raise NotImplementedError
 
     def predict(self, batch: dict[str, Any]) -> Sequence[Prediction]:
@@ -134,7 +134,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def picture(self, example: Example, prediction: Any | None) -> np.ndarray:
-        """uint8 [h, w, 3]: the image with its truth, beside it with the prediction, if there is one."""
+        """uint8 [h, w, 3]: the image with its truth, next to it with the prediction, if there is one."""
         raise NotImplementedError
 
     # Export as a graph
@@ -178,11 +178,11 @@ class Task(nn.Module):
     # Releases
 
     def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state as a release writes it, and JSON files by name beside it: how another library opens the release."""
+        """The state for a release, and further JSON files by name, with which another library opens the release."""
         return state, {}
 
     def imported(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `exported`: the state in the names of this task."""
+        """The inverse of `exported`: the state with the names of this task."""
         return state
 
     def collate(self, samples: list[batches.Sample]) -> batches.Batch:
@@ -190,14 +190,14 @@ class Task(nn.Module):
         return batches.collate(samples)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [b, C, H, W] -> float32, (x / 255 - mean) / std; float32 is normalized already and stays."""
+        """uint8 [b, C, H, W] -> float32, (x / 255 - mean) / std; float32 is normalized and returned unchanged."""
         if images.dtype != torch.uint8:
             return images
         return (images.float() / 255 - self.mean) / self.std
 
 
 def _copy_statistics(source: nn.Module, average: nn.Module) -> None:
-    """Running statistics are those of the newest step: they are averages themselves."""
+    """Copy the running statistics of the newest step: they are averages themselves."""
     of_source, of_average = dict(source.named_buffers()), dict(average.named_buffers())
     for name, value in of_source.items():
         if not name.startswith("ema.") and name in of_average:

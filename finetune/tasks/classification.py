@@ -1,7 +1,7 @@
-"""Image classification: fine-tuning a whole backbone, a part of it, low-rank updates, or a head on frozen features.
+"""Image classification: full or partial fine-tuning of a backbone, low-rank updates, or a head on frozen features.
 
-The recipes are those of MAE and BEiT (fine-tuning with learning rates by layer, mixup, CutMix and RandAugment), of
-MAE's linear probe, of DINOv2's linear evaluation and of the attentive probe; see the heads for the papers.
+The recipes are those of MAE and BEiT (fine-tuning with learning rates by layer, mixup, CutMix and RandAugment), MAE's
+linear probe, DINOv2's linear evaluation and the attentive probe; the heads cite the papers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Classification(Task):
     "drop" for a backbone with drop path.
 
     Raises:
-        ValueError: fewer than two classes, or the backbone cannot do what the configuration asks of it.
+        ValueError: fewer than two classes, or the backbone does not support the configuration.
     """
 
     head_prefixes = ("head.",)
@@ -84,7 +84,7 @@ class Classification(Task):
         return self.head(self.backbone, images, drop)
 
     def train(self, mode: bool = True) -> Classification:
-        """What is frozen stays as in evaluation: no drop path, no statistics."""
+        """Frozen parts stay in eval mode: no stochastic depth, no new statistics."""
         super().train(mode)
         if mode and self.config.train in (*FROZEN, "partial"):
             self.backbone.eval()
@@ -167,7 +167,7 @@ class Classification(Task):
         return self.eval_transform().in_words()
 
     def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """In timm's names where timm has this classifier; of a grid as it is, with all its classifiers."""
+        """With timm's names if timm has this classifier; a grid keeps all its classifiers and its own names."""
         form = "" if isinstance(self.head, GridHead) else timm_form(self)
         return (state, {}) if isinstance(form, str) else (form[0], {CONFIG: form[1]})
 
@@ -190,7 +190,7 @@ class Classification(Task):
         return PooledHead(backbone, num_classes, pool=pool, own_norm=not frozen, standardize=standardize, std=std)
 
     def _free(self) -> None:
-        """Freeze what does not learn."""
+        """Freeze the parameters that are not trained."""
         config = self.config
         if config.train == "lora":
             lora.add_lora(self.backbone, **config.lora.model_dump())
@@ -200,7 +200,7 @@ class Classification(Task):
                 block.requires_grad_(True)
 
     def _last_blocks(self) -> list[nn.Module]:
-        """Of train=partial: the blocks that learn, and the norm after them."""
+        """Of train=partial: the trained blocks, and the norm after them."""
         config, backbone = self.config, self.backbone
         if config.train != "partial":
             return []

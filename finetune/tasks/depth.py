@@ -21,7 +21,7 @@ from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
 
 
 class Depth(PixelTask):
-    """See `DepthConfig`. Where the truth is 0 or outside the range, nothing is learnt."""
+    """See `DepthConfig`. Pixels whose truth is 0 or outside the range are not trained on."""
 
     def __init__(self, config: DepthConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: Faster, Mask and Cascade R-CNN, or heads of queries, on any backbone."""
+"""Detection and instance segmentation: Faster, Mask and Cascade R-CNN, or heads with queries, on any backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Detection(Task):
 
     def __init__(self, config: DetectionConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
-        # ViTDet's pyramid reads a plain backbone without its norm; Swin's and ConvNeXt's have one for each stage.
+        # ViTDet's pyramid reads a plain backbone without its last norm; Swin and ConvNeXt have a norm for each stage.
         plain = "layers" in opened.backbone.provides
         norm = config.final_norm or not plain or not isinstance(config.head, RCNNHead)
         self.dense = dense_backbone(
@@ -107,7 +107,7 @@ class Detection(Task):
         return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
 
     def fill(self) -> tuple[int, ...]:
-        """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
+        """The pixel value, in 0 to 255, that normalizes to 0: it fills what is outside an image."""
         return tuple(round(value * 255) for value in self.mean.flatten().tolist())
 
 

@@ -1,4 +1,4 @@
-"""The heads that find objects behind one face: batches of `DetectionTrain` in, `Detected` out."""
+"""One interface of the heads that detect objects: from batches of `DetectionTrain` to `Detected`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Head(nn.Module):
     """Base of the adapters.
 
     Attributes:
-        noise: uniforms for each image that `losses` reads from the batch as "head".
-        reads_crowds: `losses` reads "valid", where no crowd is.
+        noise: uniform random numbers per image that `losses` reads from the batch as "head".
+        reads_crowds: `losses` reads "valid", the map of pixels outside crowds.
     """
 
     noise = 0
     reads_crowds = False
 
     def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
-        """ "loss" and its terms, detached, of normalized images [b, 3, H, W]; `fraction` of the run is done."""
+        """ "loss" and its terms, detached, of normalized images [b, 3, H, W], when `fraction` of the run is done."""
         raise NotImplementedError
 
     def predict(
@@ -49,7 +49,7 @@ class Head(nn.Module):
         """Objects of each image in its original pixels, best first.
 
         Args:
-            contents: (height, width) of the part of each image, at its top left, that is not fill. sizes: of the
+            contents: (height, width) of the part of each image, at its top left, that is not padding. sizes: of the
                 original.
         """
         raise NotImplementedError
@@ -203,7 +203,7 @@ class DETRAdapter(Head):
 
 
 def build(config: DetectionConfig, dense: DenseBackbone, num_classes: int) -> Head:
-    """The head of the configuration, for the backbone it will be called with.
+    """The head of the configuration, for the backbone of later calls.
 
     Raises:
         ValueError: the head does not fit the backbone.
@@ -218,7 +218,7 @@ def _on_original(found: dict[str, Tensor], content: Pair, size: Pair) -> Detecte
     scale = torch.tensor([size[1] / content[1], size[0] / content[0]] * 2)
     boxes = torch.minimum(found["boxes"] * scale, torch.tensor([size[1], size[0]] * 2))
     masks = None
-    if "masks" in found:  # one at a time: a hundred whole masks of a large image are gigabytes
+    if "masks" in found:  # one at a time: a hundred full-size masks of a large image need gigabytes
         pasted = (box_masks.paste_mask(mask, box, size) for mask, box in zip(found["masks"], boxes, strict=True))
         masks = [rle.encode(mask[None].numpy())[0] for mask in pasted]
     return Detected(boxes.numpy(), found["labels"].numpy().astype(np.int64), found["scores"].numpy(), masks)

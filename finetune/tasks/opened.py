@@ -1,4 +1,4 @@
-"""A backbone as it was opened from wherever its weights are."""
+"""A backbone with its weights, of whatever source."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pretrain.models.backbones.contract import Backbone
 
 @dataclass(frozen=True)
 class OpenedBackbone:
-    """A backbone with its weights, made for the image size of the configuration.
+    """A backbone with its weights, built for the image size of the configuration.
 
-    mean, std     per channel of [0, 1] pixels, which it was trained with
+    mean, std     normalization of [0, 1] pixels that it was trained with, per channel
     title         in words, for reports: "mae release runs/demo/release (random weights)"
-    report_lines  how the weights fitted: matched, missing, unexpected, resized
+    report_lines  match of the weights: matched, missing, unexpected, resized
     source        for records: kind, path, sha256 or the record of the release, random
     """
 

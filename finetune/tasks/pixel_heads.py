@@ -1,4 +1,4 @@
-"""The heads for every pixel, behind one face for segmentation; those that read maps are built here for depth too."""
+"""One interface of the segmentation heads; heads that read maps are built here for depth too."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PixelHead(nn.Module):
     """Base of the adapters.
 
     Attributes:
-        noises: uniforms for each image that `losses` reads from the batch, by name.
-        gives_logits: the softmax of `scores` is a distribution; else they are averaged as they are.
+        noises: shapes of the uniform random numbers per image that `losses` reads from the batch, by name.
+        gives_logits: average the softmax of `scores` in inference; else the scores themselves.
         fixed_size_reason: why its graph accepts one image size only; None: it accepts any.
     """
 
@@ -45,7 +45,7 @@ class PixelHead(nn.Module):
         raise NotImplementedError
 
     def scores(self, dense: DenseBackbone, images: Tensor) -> Tensor:
-        """[b, 3, H, W] normalized -> scores [b, K, h, w] of the classes, at any size."""
+        """[b, 3, H, W] normalized -> scores [b, K, h, w] of the classes, of any size."""
         raise NotImplementedError
 
     def prepare_export(self) -> None:
@@ -53,7 +53,7 @@ class PixelHead(nn.Module):
 
 
 class MapPixels(PixelHead):
-    """Linear, UPerNet and DPT: logits from maps, trained by the cross entropy of every pixel."""
+    """Linear, UPerNet and DPT: logits from maps, trained by the cross-entropy of every pixel."""
 
     def __init__(self, section: LinearPixels | UPerNetPixels | DPTPixels, dense: DenseBackbone, num_classes: int):
         super().__init__()
@@ -91,7 +91,7 @@ class MapPixels(PixelHead):
 
 
 class QueryPixels(PixelHead):
-    """EoMT: the masks of queries, summed to scores."""
+    """EoMT: masks of queries, summed to scores."""
 
     gives_logits = False
 
@@ -123,7 +123,7 @@ def build_head(section: Any, dense: DenseBackbone, num_classes: int) -> PixelHea
 
 
 def build_reader(section: Any, dense: DenseBackbone, out_channels: int) -> MapReader:
-    """Maps -> [b, out_channels, h, w], of a section of one of the heads that read maps."""
+    """The reader of a section of one of the heads that read maps."""
     channels, strides = dense.channels, dense.strides
     if isinstance(section, LinearPixels):
         return LinearHead(channels, out_channels, dropout=section.dropout)
@@ -133,10 +133,10 @@ def build_reader(section: Any, dense: DenseBackbone, out_channels: int) -> MapRe
 
 
 def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy of logits [b, K, h, w] for target int64 [b, h, w]: void pixels are 0, the mean is over all.
+    """Cross-entropy of logits [b, K, h, w] for target int64 [b, h, w]: void pixels count as 0 in the mean over all.
 
-    So a step does not depend on how its crops are divided over ranks. In rows: torch's loss of maps has no
-    deterministic form on a GPU.
+    So a step does not depend on how its crops are divided over ranks. Computed in rows: torch's loss of maps has no
+    deterministic implementation on a GPU.
     """
     rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(rows, target.flatten(), ignore_index=VOID, reduction="sum") / target.numel()

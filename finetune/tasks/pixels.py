@@ -1,4 +1,4 @@
-"""What the tasks that say something about every pixel share: maps of a backbone, crops in, windows out."""
+"""What the pixel tasks share: maps of a backbone, training on crops, inference in windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pretrain.models.layers.sync_batch_norm import BatchStatistics
 
 
 class PixelTask(Task):
-    """Base: `self.dense` gives the maps that a head reads.
+    """Base of the pixel tasks: `self.dense` computes the maps that a head reads.
 
     Args:
         config: a section with head, blocks, frozen, window, steps, resize, slide, scales and flip.
@@ -37,7 +37,7 @@ class PixelTask(Task):
         super().__init__(config, opened, classes)
         backbone = opened.backbone
         plain = "layers" in backbone.provides
-        # Heads of one map read it normalized, as the probes of DINOv2 and DINOv3; of four, raw, as BEiT's and DPT's.
+        # Heads of one map read it normalized, as DINOv2's and DINOv3's probes; of four, raw, as BEiT and DPT.
         norm = config.head.default_maps == 1 or not plain
         self.dense = dense_backbone(backbone, indices=_indices(config, backbone, plain=plain), norm=norm)
         self.frozen = config.frozen
@@ -46,7 +46,7 @@ class PixelTask(Task):
         self._statistics: BatchStatistics | None = None
 
     def losses(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        """What `forward` returns: the scalars of one micro-batch."""
+        """The result of `forward`: scalars of one micro-batch."""
         raise NotImplementedError
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
@@ -65,14 +65,14 @@ class PixelTask(Task):
             self._statistics.restore()
 
     def train(self, mode: bool = True) -> PixelTask:
-        """A frozen backbone stays in eval mode: no drop path, no new statistics."""
+        """A frozen backbone stays in eval mode: no stochastic depth, no new statistics."""
         super().train(mode)
         if self.frozen:
             self.dense.eval()
         return self
 
     def fill(self) -> tuple[int, ...]:
-        """The pixel that normalizes to 0, in 0 to 255: what lies outside an image."""
+        """The pixel value, in 0 to 255, that normalizes to 0: it fills what is outside an image."""
         return tuple(round(value * 255) for value in self.mean.flatten().tolist())
 
     def crops(self, *, void: float, cat_max_ratio: float = 1.0, scale_values: bool = False) -> PixelTrain:
@@ -117,7 +117,7 @@ class PixelTask(Task):
         return self.inference_protocol()
 
     def inference_protocol(self) -> str:
-        """How predictions come about, in words."""
+        """How predictions are computed, in words."""
         config = self.config
         size = "images as they are" if config.resize is None else f"shorter side {config.resize} px"
         parts = [size, "whole images"]
@@ -144,7 +144,7 @@ class PixelTrain:
 
 @dataclass(frozen=True)
 class PixelEval:
-    """The whole image as "image" uint8 [3, h, w], with "original_size" int64 [2], height and width."""
+    """The complete image as "image" uint8 [3, h, w], with "original_size" int64 [2], height and width."""
 
     transform: DenseEval
 

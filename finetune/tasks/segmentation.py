@@ -31,8 +31,8 @@ class Segmentation(PixelTask):
     def __init__(self, config: SegmentationConfig, opened: OpenedBackbone, classes: Classes):
         if len(classes) < 2:
             raise ValueError(
-                f"segmentation of {len(classes)} class ({', '.join(classes)}): with only one there is nothing to tell "
-                "apart; of COCO instances name the rest by task.background"
+                f"segmentation of {len(classes)} class ({', '.join(classes)}): at least two are "
+                "needed; for COCO instances name the other pixels by task.background"
             )
         super().__init__(config, opened, classes)
         self.head = build_head(config.head, self.dense, len(classes))

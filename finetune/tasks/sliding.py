@@ -1,7 +1,7 @@
-"""Inference on images of any size: means over overlapping windows, and over scales and mirrors.
+"""Inference on images of any size: means over overlapping windows, scales and mirror images.
 
-The protocol of the field for ADE20K: windows of the training size at a fixed stride, the last of each row and column
-moved back inside the image; multi-scale testing averages probabilities (Chen et al. 2017, DeepLabv3, section 4).
+The usual protocol for ADE20K: windows of the training size at a fixed stride, the last of each row and column moved
+back inside the image; multi-scale testing averages probabilities (Chen et al. 2017, DeepLabv3, section 4).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Dense = Callable[[Tensor], Tensor]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side: every `stride`, the last moved back to end with the side.
+    """Starts of the windows along a side: every `stride`, the last one moved back to end with the side.
 
     Raises:
-        ValueError: the stride is not within 1 to the window, so that pixels would be passed over.
+        ValueError: the stride is not within 1 to the window, so that pixels would be skipped.
     """
     if not 1 <= stride <= window:
         raise ValueError(f"a stride of {stride} with windows of {window} pixels; it must be within 1 to {window}")
@@ -63,12 +63,12 @@ def slide(dense: Dense, image: Tensor, *, window: tuple[int, int], stride: tuple
 def over_scales(
     infer: Callable[[Tensor], Tensor], image: Tensor, *, scales: Sequence[float], flip: bool, probabilities: bool
 ) -> Tensor:
-    """`infer` on an image float [1, C, H, W] at several scales, each with its mirror if `flip`: the mean, [K, H, W].
+    """The mean [K, H, W] of `infer` on an image float [1, C, H, W] at several scales, each also mirrored if `flip`.
 
     Args:
         infer: [1, C, h, w] -> [K, h, w].
-        probabilities: outputs are logits and their softmax is averaged; else they are averaged as they are. One scale
-            without a mirror is never changed.
+        probabilities: outputs are logits, and their softmax is averaged; else the outputs are averaged. A single scale
+            without a mirror is returned unchanged.
     """
     if len(scales) == 1 and not flip:
         return infer(_scaled(image, scales[0]))
@@ -87,7 +87,7 @@ def over_scales(
 def most_likely(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """The class with the highest score at each pixel of `size`, int64 [h, w], of scores [K, H, W] resized to it.
 
-    A few classes are resized at a time: 150 of them on a large photo would not fit.
+    A few classes are resized at a time: 150 of them on a large photo would not fit in memory.
     """
     best = torch.full(size, -torch.inf, device=scores.device)
     classes = torch.zeros(size, dtype=torch.int64, device=scores.device)
@@ -107,7 +107,7 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
 
 
 def _cover(starts: Sequence[int], size: int, length: int) -> Tensor:
-    """How many windows cover each pixel of a side, float32 [length]."""
+    """Number of windows that cover each pixel of a side, float32 [length]."""
     counts = torch.zeros(length)
     for start in starts:
         counts[start : start + size] += 1

@@ -1,7 +1,7 @@
 """A fine-tuned classifier as timm opens it: `timm.create_model("local-dir:FOLDER", pretrained=True)`, equal logits.
 
-Low-rank updates are merged into the weights and a probe's batch norm into its linear layer. What timm has no class
-for (attention over patches, class tokens of several blocks) is refused by name.
+Low-rank updates are merged into the weights and a probe's batch norm into its linear layer. Classifiers that timm
+lacks (attention over patches, class tokens of several blocks) are refused by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NORM = "fc_norm."
 
 
 class Classifier(Protocol):
-    """What is read of a task of classification."""
+    """What is read of a classification task."""
 
     @property
     def backbone(self) -> Backbone: ...
@@ -50,10 +50,10 @@ class Classifier(Protocol):
 def timm_form(
     task: Classifier, *, img_size: tuple[int, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
-    """The state in timm's names and config.json for it; or why timm cannot have this classifier.
+    """The state with timm's names and its config.json; or the reason why timm has no such classifier.
 
     Args:
-        img_size: (height, width) to resample the positions to, as our own model does; timm would do it otherwise.
+        img_size: (height, width) to resample the positions to, as our own model does; timm resamples differently.
 
     Raises:
         ValueError: another size of a timm model, which timm resamples itself.
@@ -84,7 +84,7 @@ def timm_form(
 def from_timm_form(task: Classifier, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of a pooled `task` with the logits of a state in timm's names.
 
-    What was merged stays merged: low-rank updates are zero, a batch norm does nothing.
+    What was merged remains merged: low-rank updates are zero, a batch norm is the identity.
     """
     head, backbone, model, state = task.head, task.backbone, timm_model(task.backbone), dict(state)
     assert isinstance(head, PooledHead) and isinstance(model, TimmModel)
@@ -104,7 +104,7 @@ def from_timm_form(task: Classifier, state: Mapping[str, Tensor]) -> dict[str, T
 
 
 def write_timm(folder: Path | str, task: Classifier, *, img_size: tuple[int, int] | None = None) -> str | None:
-    """Write config.json and model.safetensors into `folder`; None, or why timm cannot have this classifier.
+    """Write config.json and model.safetensors into `folder`; None, or the reason why timm has no such classifier.
 
     Raises:
         ValueError: as `timm_form`.
@@ -122,7 +122,7 @@ def write_timm(folder: Path | str, task: Classifier, *, img_size: tuple[int, int
 
 
 def _linear(head: nn.Module, backbone: Backbone) -> tuple[str, Tensor, Tensor] | None:
-    """How the one vector is pooled that a linear layer reads, and that layer; None where it is not so."""
+    """The pooling before the linear classifier, its weight and bias; None if the head is not linear in one vector."""
     if isinstance(head, PooledHead):
         return head.pool, *head.as_linear()
     if not isinstance(head, GridHead):
@@ -136,7 +136,7 @@ def _linear(head: nn.Module, backbone: Backbone) -> tuple[str, Tensor, Tensor] |
 
 
 def _pooling(model: TimmModel, backbone: Backbone, pool: str, own_norm: nn.Module | None) -> dict[str, Any]:
-    """Arguments of timm's class; one without blocks pools as its release does."""
+    """Pooling arguments of timm's class; a class without blocks pools as in its release."""
     if "layers" not in backbone.provides:
         return {}
     if pool == "token":
@@ -146,7 +146,7 @@ def _pooling(model: TimmModel, backbone: Backbone, pool: str, own_norm: nn.Modul
 
 
 def _config(model: TimmModel, backbone: Backbone, task: Classifier) -> dict[str, Any]:
-    """config.json with the classes, and images prepared as in evaluation."""
+    """config.json with the classes and the preparation of images in evaluation."""
     mean, std = ([round(value, 6) for value in values.flatten().tolist()] for values in (task.mean, task.std))
     description, transform = timm_config(model, backbone, mean=mean, std=std), task.eval_transform()
     count, names = len(task.classes), list(task.classes)
@@ -163,7 +163,7 @@ def _config(model: TimmModel, backbone: Backbone, task: Classifier) -> dict[str,
 
 @torch.no_grad()
 def _resampled(backbone: Backbone, state: dict[str, Tensor], img_size: Sequence[int]) -> Backbone:
-    """The same network made for another image size."""
+    """The same network built for another image size."""
     if "own_blocks" not in backbone.provides:
         raise ValueError(f"img_size {list(img_size)}: timm resamples its own models; load it with that img_size")
     model = {**backbone.release_model(), "img_size": list(img_size)}

@@ -1,4 +1,4 @@
-"""The configurations of the tasks; their union is told apart by `name`. No torch here."""
+"""The configurations of the tasks, a union discriminated by `name`. No torch here."""
 
 from __future__ import annotations
 

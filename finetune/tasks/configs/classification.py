@@ -18,25 +18,25 @@ Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
 class AugmentConfig(Config):
-    """What is done to a training image, and to a batch of them; the defaults are a linear probe's."""
+    """Augmentation of training images and batches; the defaults are those of a linear probe."""
 
-    scale: Range = Field((0.08, 1.0), description="share of the area that a crop takes")
-    ratio: Range = Field((3 / 4, 4 / 3), description="aspect of a crop")
-    whole: bool = Field(False, description="no crop: the whole image is resized, in evaluation too")
+    scale: Range = Field((0.08, 1.0), description="area of a crop, as a share of the image")
+    ratio: Range = Field((3 / 4, 4 / 3), description="aspect ratio of a crop")
+    whole: bool = Field(False, description="no crop: the complete image is resized, in evaluation too")
     interpolation: Interpolation = "bicubic"
     hflip: Probability = 0.5
     vflip: Probability = 0.0
-    color_jitter: Probability = Field(0.0, description="largest change of brightness, contrast and saturation")
-    rand_augment: int = Field(0, ge=0, le=4, description="operations on an image (MAE, BEiT: 2); 0: none")
-    magnitude: float = Field(9.0, ge=0, le=10, description="of RandAugment")
+    color_jitter: Probability = Field(0.0, description="largest relative change of brightness, contrast and saturation")
+    rand_augment: int = Field(0, ge=0, le=4, description="number of operations on an image (MAE, BEiT: 2)")
+    magnitude: float = Field(9.0, ge=0, le=10, description="of RandAugment's operations")
     magnitude_std: Strength = 0.5
     erase: Probability = Field(0.0, description="probability of random erasing (MAE, BEiT: 0.25)")
-    mixup: Strength = Field(0.0, description="parameter of the Beta distribution (MAE, BEiT: 0.8); 0: none")
+    mixup: Strength = Field(0.0, description="parameter of the Beta distribution (MAE, BEiT: 0.8); 0: off")
     cutmix: Strength = Field(0.0, description="as mixup (MAE, BEiT: 1)")
-    mix_prob: Probability = Field(1.0, description="of mixing a batch at all")
-    switch_prob: Probability = Field(0.5, description="of CutMix where both are on")
-    mix_mode: Literal["batch", "pair"] = Field("batch", description="one draw for a step, or one for each pair")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels (MAE, BEiT: 0.1)")
+    mix_prob: Probability = Field(1.0, description="probability of mixing")
+    switch_prob: Probability = Field(0.5, description="probability of CutMix if both are enabled")
+    mix_mode: Literal["batch", "pair"] = Field("batch", description="one random draw for a step, or one for each pair")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing (MAE, BEiT: 0.1)")
 
 
 class LoRAConfig(Config):
@@ -44,18 +44,22 @@ class LoRAConfig(Config):
 
     rank: Positive = 8
     alpha: float = Field(16.0, gt=0, description="the update is multiplied by alpha / rank")
-    layers: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = Field(("qkv",), min_length=1, description="of a block")
+    layers: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = Field(
+        ("qkv",), min_length=1, description="layers of a block that get an update"
+    )
 
 
 class GridConfig(Config):
-    """Many linear classifiers trained in one pass; the best on data.val is kept (DINOv2's linear evaluation)."""
+    """Many linear classifiers trained in one pass; the best on data.val predicts (DINOv2's linear evaluation)."""
 
     lrs: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        GRID_LRS, min_length=1, description="times optim.lr, which is then 1, or follows from optim.blr=1"
+        GRID_LRS, min_length=1, description="factors of optim.lr, which should be 1 or follow from optim.blr=1"
     )
-    blocks: tuple[Positive, ...] = Field((1, 4), min_length=1, description="last blocks whose tokens are put together")
+    blocks: tuple[Positive, ...] = Field(
+        (1, 4), min_length=1, description="numbers of last blocks whose tokens are concatenated"
+    )
     pools: tuple[Literal["token", "token_mean", "mean"], ...] = Field(
-        ("token", "token_mean"), min_length=1, description="class token; it and the last mean patch; the mean patch"
+        ("token", "token_mean"), min_length=1, description="class token; class token and last mean patch; mean patch"
     )
 
 
@@ -67,20 +71,26 @@ class ClassificationConfig(TaskSection):
 
     name: Literal["classification"] = "classification"
     train: Literal["full", "partial", "lora", "linear", "attentive", "grid"] = Field(
-        "full", description="what learns: everything; the last blocks; low-rank updates; a head on frozen features"
+        "full", description="what is trained: everything; the last blocks; low-rank updates; a head on frozen features"
     )
     pool: Literal["token", "mean", "auto"] = Field(
-        "auto", description="token: normalized class token; mean: of the patches, then a norm; auto: token if there"
+        "auto", description="token: normalized class token; mean: of patches, then a norm; auto: token if it exists"
     )
-    partial_blocks: Positive = Field(2, description="of train=partial: so many of the last blocks learn")
+    partial_blocks: Positive = Field(2, description="number of trained last blocks, for train=partial")
     lora: LoRAConfig = LoRAConfig()  # pyright: ignore[reportCallIssue]
     grid: GridConfig = GridConfig()  # pyright: ignore[reportCallIssue]
-    attention_heads: Positive | None = Field(None, description="of train=attentive; default: one for 64 channels")
+    attention_heads: Positive | None = Field(None, description="for train=attentive; default: one per 64 channels")
     attention_queries: Positive = 1
-    batch_norm: bool | None = Field(None, description="before the classifier, without affine; default: if train=linear")
-    head_std: float | None = Field(None, gt=0, description="of the first weights; default 2e-5, frozen features: 0.01")
+    batch_norm: bool | None = Field(
+        None, description="before the classifier, without affine parameters; default: only if train=linear"
+    )
+    head_std: float | None = Field(
+        None, gt=0, description="of the classifier's initial weights; default: 2e-5, on frozen features 0.01"
+    )
     augment: AugmentConfig = AugmentConfig()  # pyright: ignore[reportCallIssue]
-    resize: Positive | None = Field(None, description="evaluation: shorter side before the crop; default: 256/224")
+    resize: Positive | None = Field(
+        None, description="evaluation: shorter side before the crop; default: 256/224 of the size"
+    )
 
     @property
     def standardizes(self) -> bool:
@@ -88,7 +98,7 @@ class ClassificationConfig(TaskSection):
 
     @property
     def first_std(self) -> float:
-        """Of the classifier's first weights: MAE's fine-tuning, MAE's and DINO's linear probes."""
+        """Standard deviation of the classifier's initial weights: MAE's fine-tuning, MAE's and DINO's linear probes."""
         return self.head_std or (0.01 if self.train in FROZEN else 2e-5)
 
     def problems(self, config: Any) -> list[str]:
@@ -99,13 +109,13 @@ class ClassificationConfig(TaskSection):
                 found.append(f"task.{key}: given, but task.train is {self.train}; set task.train={needed} or remove it")
         for key in ("attention_heads", "attention_queries"):
             if key in given and self.train != "attentive":
-                found.append(f"task.{key}: given, but task.train is {self.train}; it is of task.train=attentive")
+                found.append(f"task.{key}: given, but task.train is {self.train}; it belongs to task.train=attentive")
         if "pool" in given and self.train in ("attentive", "grid"):
-            found.append(f"task.pool: {self.pool}, but task.train={self.train} pools by itself; remove it")
+            found.append(f"task.pool: {self.pool}, but task.train={self.train} has its own pooling; remove it")
         for key in ("scale", "ratio"):
             low, high = getattr(augment, key)
             if low > high or (key == "scale" and high > 1):
-                found.append(f"task.augment.{key}: [{low}, {high}] is no range" + " up to 1" * (key == "scale"))
+                found.append(f"task.augment.{key}: [{low}, {high}] is not a range" + " up to 1" * (key == "scale"))
         mixes = augment.mix_prob > 0 and (augment.mixup > 0 or augment.cutmix > 0)
         accumulation = config.engine.accumulation_steps
         if mixes and optim.global_batch_size // accumulation % 2:
@@ -120,12 +130,12 @@ class ClassificationConfig(TaskSection):
             )
         if self.train in FROZEN and config.model.drop_path_rate:
             found.append(f"model.drop_path_rate: {config.model.drop_path_rate}, but with task.train={self.train} the "
-                         "backbone stands still; set it to 0")  # fmt: skip
+                         "backbone is frozen; set it to 0")  # fmt: skip
         if self.train in (*FROZEN, "lora") and optim.layer_decay != 1:
-            found.append(f"optim.layer_decay: {optim.layer_decay}, but task.train={self.train} trains no layers of it")
+            found.append(f"optim.layer_decay: {optim.layer_decay}, but task.train={self.train} trains no layer of it")
         if self.train == "grid" and optim.ema_decay is not None:
-            found.append("optim.ema_decay: an average of all the classifiers of a grid is not kept; remove it")
+            found.append("optim.ema_decay: no average is kept of the classifiers of a grid; remove it")
         size = config.model.size
         if self.resize is not None and size is not None and self.resize < max(pair(size)):
-            found.append(f"task.resize: {self.resize} is smaller than the {max(size)} pixels that are cut from it")
+            found.append(f"task.resize: {self.resize} is smaller than the crop of {max(size)} pixels")
         return found

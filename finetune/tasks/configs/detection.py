@@ -17,24 +17,30 @@ MASK_HEADS = ("mask_rcnn", "eomt")
 
 
 class DetectionConfig(TaskSection):
-    """Detection and instance segmentation. The data: images and a COCO json of objects, `docs/detection.md`."""
+    """Detection and instance segmentation. Data: images and a COCO json of objects, see `docs/detection.md`."""
 
     name: Literal["detection"] = "detection"
     head: HeadConfig = Field(default_factory=RCNNHead)  # pyright: ignore[reportArgumentType]
-    window: Positive | None = Field(None, description="tokens along a side of the windows of attention; default: none")
-    global_blocks: tuple[Block, ...] | None = Field(None, description="without windows, from 0; default: four of them")
+    window: Positive | None = Field(
+        None, description="tokens along a side of the attention windows; default: no windows"
+    )
+    global_blocks: tuple[Block, ...] | None = Field(
+        None, description="numbers of the blocks without windows, from 0; default: four"
+    )
     rel_pos: bool = Field(False, description="add decomposed relative positions to every block (ViTDet)")
-    final_norm: bool = Field(False, description="an R-CNN reads the backbone through its last norm (ViTDet: no)")
+    final_norm: bool = Field(False, description="apply the backbone's last norm before an R-CNN (ViTDet: no)")
 
-    size: Size = Field(1024, description="height, width in pixels of what the network sees; what is free is filled")
-    scale: tuple[Factor, Factor] = Field((0.1, 2.0), description="in training, of the fitted image: large-scale jitter")
+    size: Size = Field(1024, description="height, width of the network's input in pixels; images are padded to it")
+    scale: tuple[Factor, Factor] = Field(
+        (0.1, 2.0), description="range of the random scale of the fitted image in training: large-scale jitter"
+    )
     hflip: Probability = 0.5
     vflip: Probability = 0.0
     photometric: bool = Field(False, description="random brightness, contrast, saturation, hue")
-    test_size: Size | None = Field(None, description="that images are fitted into when predicting; default: `size`")
-    max_detections: Positive = Field(100, description="of an image, best first; AP is computed of so many")
+    test_size: Size | None = Field(None, description="size that images are fitted into for prediction; default: `size`")
+    max_detections: Positive = Field(100, description="per image, best first; AP uses this number")
     empty_images: Literal["report", "keep", "drop"] = Field(
-        "report", description="training images without objects are background; report: listed too; drop: left out"
+        "report", description="training images without objects: report: listed and kept; keep; drop"
     )
 
     formats: ClassVar[frozenset[str]] = frozenset({"coco"})
@@ -42,7 +48,7 @@ class DetectionConfig(TaskSection):
 
     @property
     def with_masks(self) -> bool:
-        """Masks are learnt, so that every object needs one."""
+        """Whether masks are trained, so that every object needs one."""
         return self.head.name in MASK_HEADS
 
     @property
@@ -52,13 +58,13 @@ class DetectionConfig(TaskSection):
 
     @property
     def test_canvas(self) -> tuple[int, int]:
-        """(height, width) when predicting, in pixels."""
+        """(height, width) in prediction, in pixels."""
         return self.canvas if self.test_size is None else pair(self.test_size)
 
     def source_problems(self, key: str, source: Any) -> list[str]:
         found = super().source_problems(key, source)
         if source.annotations is None:
-            found.append(f"{key}.annotations: missing; detection needs the COCO json that names these images")
+            found.append(f"{key}.annotations: missing; detection needs the COCO json of these images")
         if source.per_class is not None:
             found.append(f"{key}.per_class: {source.per_class}: an image has objects of many classes; use fraction")
         return found
@@ -66,9 +72,9 @@ class DetectionConfig(TaskSection):
     def problems(self, config: Any) -> list[str]:
         found = []
         if self.scale[0] > self.scale[1]:
-            found.append(f"task.scale: {list(self.scale)} does not ascend; turn it round")
+            found.append(f"task.scale: {list(self.scale)} does not ascend; swap the two")
         if self.window is None and self.global_blocks is not None:
-            found.append("task.global_blocks: given without task.window; every block is global already")
+            found.append("task.global_blocks: given without task.window; every block is global anyway")
         if isinstance(self.head, RCNNHead):
             found += _rcnn_problems(self.head)
         return found

@@ -1,4 +1,4 @@
-"""Configuration of the heads that say something about every pixel. No torch here."""
+"""Configuration of the heads that predict every pixel. No torch here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LinearPixels(Config):
     """Batch norm and one 1 x 1 layer on the maps of one or more blocks (DINOv2, DINOv3)."""
 
     name: Literal["linear"] = "linear"
-    dropout: Rate = Field(0.0, description="of channels before the layer")
+    dropout: Rate = Field(0.0, description="of channels, before the layer")
 
     maps: ClassVar[int | None] = None
     default_maps: ClassVar[int] = 1
@@ -28,8 +28,8 @@ class UPerNetPixels(Config):
 
     name: Literal["upernet"] = "upernet"
     width: Positive = Field(512, description="channels; 768 with ViT-B of MAE and BEiT")
-    dropout: Rate = Field(0.1, description="of channels before the classifier")
-    auxiliary: Strength = Field(0.4, description="weight of the loss of a second head on the third map; 0: without")
+    dropout: Rate = Field(0.1, description="of channels, before the classifier")
+    auxiliary: Strength = Field(0.4, description="weight of the loss of a second head on the third map; 0: off")
     auxiliary_width: Positive = 256
 
     maps: ClassVar[int | None] = 4
@@ -42,7 +42,7 @@ class DPTPixels(Config):
     name: Literal["dpt"] = "dpt"
     width: Positive = 256
     reassembled: tuple[Positive, Positive, Positive, Positive] = Field(
-        (96, 192, 384, 768), description="channels of the pyramid made of a plain backbone's maps"
+        (96, 192, 384, 768), description="channels of the pyramid built from a plain backbone's maps"
     )
 
     maps: ClassVar[int | None] = 4
@@ -50,9 +50,9 @@ class DPTPixels(Config):
 
 
 class EoMTPixels(EoMTSection):
-    """The masks of queries, summed to scores."""
+    """Masks of queries, summed to scores."""
 
-    num_queries: Positive = Field(100, description="at least as many as there are classes in one image")
+    num_queries: Positive = Field(100, description="at least the number of classes in one image")
 
     maps: ClassVar[int | None] = 1
     default_maps: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Configuration that the tasks of every pixel share: learning on crops, inferring in windows. No torch here."""
+"""Configuration that the pixel tasks share: training on crops, inference in windows. No torch here."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Block = Annotated[int, Field(ge=0)]
 
 
 class PixelSection(TaskSection):
-    """Base of the tasks that say something about every pixel; a subclass has the `head`."""
+    """Base of the tasks that predict every pixel; a subclass has the `head`."""
 
     head: Any
     blocks: tuple[Block, ...] | None = Field(
-        None, description="whose maps the head reads, from 0; default: the last of them, or the ends of four parts"
+        None, description="blocks whose maps the head reads, from 0; default: the last, or the last of each quarter"
     )
-    frozen: bool = Field(False, description="the backbone is not trained: a probe")
+    frozen: bool = Field(False, description="train only the head: a probe")
 
     crop: Size = Field(512, description="height, width of the training crops and of the windows, in pixels")
-    resize: Positive | None = Field(None, description="shorter side of the images at scale 1; default: as they are")
-    scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="between which images are resized in training")
+    resize: Positive | None = Field(None, description="shorter side of the images at scale 1; default: unchanged")
+    scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="range of the random scale in training")
     hflip: Probability = 0.5
     photometric: bool = Field(True, description="random brightness, contrast, saturation, hue")
 
-    slide: bool = Field(True, description="infer in windows of `crop`; false: whole images")
+    slide: bool = Field(True, description="predict in windows of `crop`; false: complete images")
     stride: Size | None = Field(None, description="of the windows; default: two thirds of the crop")
-    scales: tuple[Factor, ...] = Field((1.0,), min_length=1, description="of inference; what it says is averaged")
-    flip: bool = Field(False, description="infer the mirrored image too")
+    scales: tuple[Factor, ...] = Field((1.0,), min_length=1, description="of inference; the predictions are averaged")
+    flip: bool = Field(False, description="average with the prediction of the mirrored image")
 
     @property
     def window(self) -> tuple[int, int]:
@@ -49,12 +49,12 @@ class PixelSection(TaskSection):
     def problems(self, config: Any) -> list[str]:
         found, blocks, maps = [], self.blocks, self.head.maps
         if self.scale[0] > self.scale[1]:
-            found.append(f"task.scale: {list(self.scale)} does not ascend; turn it round")
+            found.append(f"task.scale: {list(self.scale)} does not ascend; swap the two")
         if self.steps[0] > self.window[0] or self.steps[1] > self.window[1]:
-            found.append(f"task.stride: {self.steps} passes over pixels of windows of {self.window}; make it smaller")
+            found.append(f"task.stride: {self.steps} skips pixels between windows of {self.window}; make it smaller")
         if blocks is not None:
             if list(blocks) != sorted(set(blocks)) or not blocks:
-                found.append(f"task.blocks: {list(blocks)} are not ascending numbers of blocks, from 0")
+                found.append(f"task.blocks: {list(blocks)} are not ascending numbers of blocks from 0")
             elif maps is not None and len(blocks) != maps:
                 found.append(f"task.blocks: {len(blocks)} given, head {self.head.name} reads {maps} maps")
         return found

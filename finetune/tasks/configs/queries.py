@@ -1,4 +1,4 @@
-"""Configuration of masks from queries, the same for objects and for classes of pixels. No torch here."""
+"""Configuration of masks from queries, for objects and for classes of pixels. No torch here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pretrain.core.configlib import Config, Positive
 
 
 class EoMTSection(Config):
-    """Masks from queries in the last blocks of a plain backbone itself (Kerssies et al. 2025)."""
+    """Masks from queries in the last blocks of a plain backbone (Kerssies et al. 2025)."""
 
     name: Literal["eomt"] = "eomt"
     num_queries: Positive
-    num_blocks: Positive = Field(4, description="of the backbone, that the queries go through")
-    masked_attention: bool = Field(True, description="in training, given up block by block")
-    num_points: Positive = Field(12544, description="at which masks are compared")
+    num_blocks: Positive = Field(4, description="number of the backbone's last blocks that process the queries")
+    masked_attention: bool = Field(True, description="in training, annealed to zero block by block")
+    num_points: Positive = Field(12544, description="points at which masks are compared")
     mask_weight: Strength = 5.0
     dice_weight: Strength = 5.0
     class_weight: Strength = 2.0

@@ -10,19 +10,19 @@ from pretrain.core.configlib import Config
 class TaskSection(Config):
     """Base of the tasks' configurations.
 
-    formats    of `DataSource.format`, which this task reads, beside "auto"
-    keys       of `DataSource`, which this task reads beside `images` ("annotations", "masks", "depth", "classes")
+    formats    values of `DataSource.format` that this task reads, in addition to "auto"
+    keys       keys of `DataSource` that it reads, in addition to `images` ("annotations", "masks", "depth", "classes")
     """
 
     formats: ClassVar[frozenset[str]] = frozenset()
     keys: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     def problems(self, config: Any) -> list[str]:
-        """What cannot work in a `FinetuneConfig` with this task: "task.key: what, the value, the way out"."""
+        """Problems of a `FinetuneConfig` with this task: "task.key: value, reason, remedy"."""
         return []
 
     def source_problems(self, key: str, source: Any) -> list[str]:
-        """What is wrong with one `DataSource`, by its key in the configuration ("data.train")."""
+        """Problems of one `DataSource`, by its key in the configuration ("data.train")."""
         found = []
         if source.format != "auto" and source.format not in self.formats:
             name = getattr(self, "name", "this task")

@@ -11,15 +11,19 @@ from finetune.tasks.configs.pixels import PixelSection
 
 
 class SegmentationConfig(PixelSection):
-    """Semantic segmentation. The data: `docs/segmentation.md`."""
+    """Semantic segmentation. Data: see `docs/segmentation.md`."""
 
     name: Literal["segmentation"] = "segmentation"
     head: SegmentationHead = Field(default_factory=UPerNetPixels)  # pyright: ignore[reportArgumentType]
 
-    cat_max_ratio: float = Field(0.75, gt=0, le=1, description="of a crop that one class may fill; 1: all")
+    cat_max_ratio: float = Field(0.75, gt=0, le=1, description="largest share of a crop that one class may fill")
     reduce_zero_label: bool = Field(False, description="0 in the masks is void, the classes are 1, 2, ... (ADE20K)")
-    void_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field((255,), description="in the masks: no class, not learnt")
-    background: str | None = Field(None, description="of COCO instances: class of pixels outside them; default: void")
+    void_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (255,), description="ids in the masks that are no class and not trained on"
+    )
+    background: str | None = Field(
+        None, description="of COCO instances: class of the pixels outside them; default: void"
+    )
 
     formats: ClassVar[frozenset[str]] = frozenset({"masks", "ade20k", "cityscapes", "voc", "coco", "coco_panoptic"})
     keys: ClassVar[frozenset[str]] = frozenset({"masks", "annotations", "classes"})
