@@ -211,8 +211,8 @@ class FinetuneRun:
         if self.log is None:
             return
         fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.loader.bad.num_bad)}
-        learnt = {} if result.skipped else {**result.losses, "grad_norm": result.grad_norm}
-        self.log.scalars(step, {**learnt, **fixed, **self.pace.rates(step, self.loader.waited)})
+        trained = {} if result.skipped else {**result.losses, "grad_norm": result.grad_norm}
+        self.log.scalars(step, {**trained, **fixed, **self.pace.rates(step, self.loader.waited)})
 
     def _save(self, step: int) -> None:
         about = {

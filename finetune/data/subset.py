@@ -54,5 +54,5 @@ def subset(whole: Examples, source: Any) -> Examples:
     if source.per_class is not None and labels is None:
         raise ValueError(f"per_class {source.per_class}: these images have no class labels; use fraction or limit")
     groups = np.zeros(len(whole), dtype=np.int64) if labels is None else np.asarray(labels)
-    asked = {"fraction": source.fraction, "per_class": source.per_class, "seed": source.subset_seed}
-    return Subset(whole, of_each_class(groups, **asked, names=whole.classes))
+    selection = {"fraction": source.fraction, "per_class": source.per_class, "seed": source.subset_seed}
+    return Subset(whole, of_each_class(groups, **selection, names=whole.classes))

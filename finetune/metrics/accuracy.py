@@ -58,15 +58,15 @@ class Accuracy:
             "top5": int(self.in_top5.sum()) / count,
             "mean_per_class": float(np.mean(right[met] / images[met])),
         }
-        asked = self.confusion.sum(0)
+        predicted = self.confusion.sum(0)
         per_class: list[dict[str, Any]] = [
             {
                 "name": name,
                 "images": int(images[i]),
-                "predicted": int(asked[i]),
+                "predicted": int(predicted[i]),
                 "top1": int(right[i]) / int(images[i]) if images[i] else None,
                 "top5": int(self.in_top5[i]) / int(images[i]) if images[i] else None,
-                "precision": int(right[i]) / int(asked[i]) if asked[i] else None,
+                "precision": int(right[i]) / int(predicted[i]) if predicted[i] else None,
             }
             for i, name in enumerate(self.classes)
         ]

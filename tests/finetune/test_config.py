@@ -47,16 +47,16 @@ def problems(tmp_path: Path, *overrides: str) -> str:
         ("optim.schedule=poly optim.power=0", "optim.power: Input should be greater than 0"),
     ],
 )
-def test_what_cannot_run_is_named_with_the_way_out(tmp_path: Path, override: str, message: str):
+def test_an_invalid_configuration_is_refused_with_the_remedy(tmp_path: Path, override: str, message: str):
     assert message in problems(tmp_path, *override.split())
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path):
+def test_all_mistakes_are_reported_at_once(tmp_path: Path):
     said = problems(tmp_path, "optim.warmup_step=3", "model.imgsize=3", "seed=-1")
     assert said.count("\n") == 3
 
 
-def test_limits_and_places_may_change_when_a_run_goes_on_and_what_is_learnt_may_not(tmp_path: Path):
+def test_limits_and_paths_may_change_on_resume_and_the_training_may_not(tmp_path: Path):
     config = load_config(FinetuneConfig, write_config(tmp_path, "run"), [])
     sets = {f"data.{name}": {"fingerprint": "0", "num_samples": 80} for name in ("train", "val")}
     (tmp_path / "run").mkdir()
@@ -87,7 +87,7 @@ def test_epochs_between_evaluations_become_steps(tmp_path: Path):
     assert never.evaluate.period(11) == 0
 
 
-def test_checking_says_what_would_run_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_checking_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "backbone").mkdir()
     assert main([str(write_config(tmp_path, "run")), "--check", "model.random=true"]) == 0
     said = capsys.readouterr().out
@@ -95,12 +95,12 @@ def test_checking_says_what_would_run_and_leaves_nothing(tmp_path: Path, capsys:
     assert "random weights (control)" in said and not (tmp_path / "run").exists()
 
 
-def test_checking_finds_that_the_weights_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_checking_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(write_config(tmp_path, "run")), "--check", f"model.release={tmp_path}/none"]) == 2
     assert f"model.release: {tmp_path}/none is not there" in capsys.readouterr().err
 
 
-def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
+def test_strict_refuses_wrong_annotations_and_the_default_counts_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = tmp_path / "labels.csv"
@@ -119,5 +119,5 @@ def test_strict_stops_over_wrong_annotations_and_the_default_counts_them(
     assert "data.train (data.strict): " in capsys.readouterr().err
 
 
-def test_a_source_is_a_list_of_shards_too():
+def test_a_source_can_be_a_list_of_shards():
     assert DataSource(images=[str(SHARDS / "train")]).images == [str(SHARDS / "train")]

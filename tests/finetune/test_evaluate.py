@@ -35,14 +35,14 @@ def test_the_best_and_the_worst_are_those_of_all_whatever_the_batches():
     assert evaluate(model, examples, world=ALONE, batch_size=4).best == []
 
 
-def test_the_mode_of_the_task_is_left_as_it_was_and_no_statistics_move():
+def test_evaluation_restores_the_mode_and_changes_no_statistics():
     model = task().train()
     before = model.norm.running_mean.clone()  # type: ignore[union-attr]
     evaluate(model, Planted(6), world=ALONE, batch_size=3)
     assert model.training and model.norm.running_mean.equal(before)  # type: ignore[union-attr]
 
 
-def test_the_average_of_the_weights_is_what_predicts():
+def test_the_average_of_the_weights_predicts():
     model = task()
     model.prepare(FinetuneOptim(**OPTIM, ema_decay=0.5))
     with torch.no_grad():
@@ -53,18 +53,18 @@ def test_the_average_of_the_weights_is_what_predicts():
     assert evaluate(model, Planted(10), world=ALONE, batch_size=5).scores.values == {"accuracy": 0.5}
 
 
-def test_what_cannot_be_decoded_is_in_no_number():
+def test_undecodable_images_do_not_count():
     found = evaluate(task(), Planted(9, broken=(2, 5)), world=ALONE, batch_size=2, keep=9)
     assert [number for number, _, _ in found.failed] == [2, 5]
     assert sorted(index for _, index, _ in [*found.best, *found.worst]) == [0, 1, 3, 4, 6, 7, 8]
 
 
-def test_nothing_to_measure_on_is_an_error_that_names_an_image():
+def test_no_image_to_evaluate_is_an_error_that_names_one():
     with pytest.raises(EvaluationError, match=r"none of 2 images .* folder/0.jpg: planted damage"):
         evaluate(task(), Planted(2, broken=(0, 1)), world=ALONE, batch_size=2)
 
 
-def test_evaluation_is_as_precise_as_asked():
+def test_evaluation_uses_the_given_precision():
     model, seen = task(), []
     predict = model.predict
     model.predict = lambda batch: seen.append(torch.is_autocast_enabled("cpu")) or predict(batch)  # type: ignore[method-assign]

@@ -43,7 +43,7 @@ def test_options_are_keys_of_the_section(tmp_path: Path):
         locate(release, img_size=-1)
 
 
-def test_what_holds_no_weights_is_named(tmp_path: Path):
+def test_sources_without_weights_are_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such file or folder; nothing is downloaded"):
         locate("resnet18")
     with pytest.raises(ConfigError, match=r"no fovea.json and no config.json"):

@@ -54,7 +54,7 @@ def test_classification_names_the_likely_classes_of_every_image(photos: Path, tm
     ]  # fmt: skip
 
 
-def test_what_is_predicted_does_not_depend_on_the_images_beside_it(photos: Path, tmp_path: Path):
+def test_predictions_do_not_depend_on_other_images_of_the_batch(photos: Path, tmp_path: Path):
     task = small_task("classification")
     together = predictions(run(task, tmp_path / "1", photos))
     alone = predictions(run(task, tmp_path / "2", photos / "b.png", "--no-pictures"))
@@ -75,7 +75,7 @@ def test_detections_load_with_the_tools_of_coco(photos: Path, tmp_path: Path):
         assert -1e-3 <= x <= x + width <= image["width"] + 1e-2 and -1e-3 <= y <= y + height <= image["height"] + 1e-2
 
 
-def test_ids_are_those_of_the_annotation_file_and_others_are_passed_over(
+def test_ids_are_those_of_the_annotation_file_and_other_images_are_skipped(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     rows = [{"id": 42, "file_name": "b.png"}, {"id": 7, "file_name": "deep/a.jpg"}]
@@ -113,14 +113,14 @@ def test_a_damaged_image_is_named_and_the_others_are_predicted(
     assert "b.png: " in said.err and "passed over" in said.err and "2 of 3" in said.out
 
 
-def test_when_no_image_can_be_decoded_the_status_says_so(tmp_path: Path):
+def test_the_exit_status_is_1_if_no_image_can_be_decoded(tmp_path: Path):
     (tmp_path / "x.jpg").write_bytes(b"\xff\xd8 no")
     release = write_release(tmp_path / "release", small_task("classification"), {})
     assert main([str(release), str(tmp_path / "x.jpg"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "photos/*.webp", "empty"])
-def test_an_argument_that_names_no_image_is_an_error(
+def test_an_argument_that_matches_no_image_is_an_error(
     wrong: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "empty").mkdir()
@@ -128,7 +128,7 @@ def test_an_argument_that_names_no_image_is_an_error(
     assert wrong in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_what_is_no_task_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_is_no_task_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path), str(photos), "--out", str(tmp_path / "out")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
@@ -147,7 +147,7 @@ def test_a_link_is_an_image_by_its_own_name(photos: Path, tmp_path: Path):
     assert [row["id"] for row in predictions(out)] == ["a.jpg", "again.jpg", "b.png", "deep/a.jpg"]
 
 
-def test_an_id_is_never_given_to_two_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_id_is_never_used_for_two_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ids, task = tmp_path / "val.json", small_task("detection", size=64, head=QUERIES)
     for number, (known, expected) in enumerate([("a.jpg", ["a.jpg"]), ("deep/a.jpg", ["deep/a.jpg"])]):
         ids.write_text(json.dumps({"images": [{"id": 7, "file_name": known}, {"id": 8, "file_name": "b.png"}]}))
@@ -171,7 +171,7 @@ def test_arrays_are_images_as_in_training(photos: Path, tmp_path: Path):
     ("wrong", "said"),
     [(["--device", "gpu"], "device gpu: "), (["--out", "photos/b.png"], "not a folder to write to")],
 )
-def test_a_device_or_folder_that_is_none_is_said(
+def test_an_unknown_device_or_folder_is_refused(
     wrong: list[str], said: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
@@ -181,9 +181,7 @@ def test_a_device_or_folder_that_is_none_is_said(
     assert said in capsys.readouterr().err
 
 
-def test_a_run_without_a_checkpoint_has_nothing_to_predict_with(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_without_a_checkpoint_cannot_predict(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "task.json").write_text("{}")
     assert main([str(tmp_path / "run"), str(photos), "--out", str(tmp_path / "out")]) == 2

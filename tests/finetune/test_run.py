@@ -29,7 +29,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_run_leaves_numbers_with_their_protocol_a_report_and_a_release(undisturbed: Path):
+def test_a_run_writes_numbers_with_their_protocol_a_report_and_a_release(undisturbed: Path):
     assert (undisturbed / "DONE").read_text() == f"step {STEPS}\n"
     found = results(undisturbed)
     assert found["step"] == STEPS and found["primary"]["name"] == "top1" and "32 x 32" in found["protocol"]
@@ -80,7 +80,7 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(undisturbed: Path):
     assert results(killed) == results(undisturbed)
 
 
-def test_two_ranks_learn_what_one_learns_and_measure_exactly_what_one_measures(undisturbed: Path):
+def test_two_ranks_train_and_measure_the_same_as_one(undisturbed: Path):
     folder = undisturbed.parent
     config, two = write_config(folder, "two"), folder / "two"
     status, said = finish(config, processes=2, command=COMMAND)
@@ -92,7 +92,7 @@ def test_two_ranks_learn_what_one_learns_and_measure_exactly_what_one_measures(u
     assert results(two) == by_two, "every number, by class and in the confusion matrix, bitwise"
 
 
-def test_a_changed_configuration_or_other_data_does_not_go_on_with_the_run(undisturbed: Path):
+def test_a_run_does_not_resume_with_another_configuration_or_other_data(undisturbed: Path):
     status, said = finish(
         undisturbed.with_suffix(".yaml"), "optim.layer_decay=0.5", "data.val.limit=20", command=COMMAND
     )

@@ -103,7 +103,7 @@ def test_an_index_of_weights_names_files_of_its_own_folder_alone(tmp_path: Path)
         open_source(source)
 
 
-def test_a_folder_of_hugging_face_says_its_heads_and_norms(tmp_path: Path):
+def test_a_folder_of_hugging_face_gives_its_heads_and_norms(tmp_path: Path):
     vit = ViT((32, 32), 8, embed_dim=48, depth=2, num_heads=4, pos_embed="learned", norm_eps=1e-4)
     for parameter in vit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -152,7 +152,7 @@ def test_a_folder_of_hugging_face_says_its_heads_and_norms(tmp_path: Path):
         ({"huggingface": "."}, "no config.json in it"),
     ],
 )
-def test_a_source_that_is_none_is_named(source: dict, message: str):
+def test_an_invalid_source_is_named(source: dict, message: str):
     with pytest.raises(ConfigError) as error:
         open_source(ModelSource(**source))
     assert message in str(error.value)
@@ -166,7 +166,7 @@ def test_a_source_that_is_none_is_named(source: dict, message: str):
                        "rel_pos": True}),
     ],
 )  # fmt: skip
-def test_the_backbone_of_a_fine_tuned_task_is_taken_whatever_was_added_to_it(
+def test_the_backbone_of_a_fine_tuned_task_is_loaded_without_additions(
     tmp_path: Path, name: str, section: dict[str, object]
 ):
     task = small_task(name, **section)
@@ -177,7 +177,7 @@ def test_the_backbone_of_a_fine_tuned_task_is_taken_whatever_was_added_to_it(
     assert ("rel_pos_h" in left_out) == (name == "detection")
 
 
-def test_the_norm_that_a_classifier_of_the_mean_patch_took_over_is_the_backbones_again(tmp_path: Path):
+def test_the_norm_of_a_mean_patch_classifier_returns_to_the_backbone(tmp_path: Path):
     task = small_task("classification", pool="mean")
     torch.nn.init.normal_(task.head.fc_norm.weight)  # pyright: ignore
     opened = open_source(ModelSource(release=str(write_task(tmp_path / "release", task, {}))))
@@ -186,7 +186,7 @@ def test_the_norm_that_a_classifier_of_the_mean_patch_took_over_is_the_backbones
     torch.testing.assert_close(opened.backbone.eval()(images), expected)
 
 
-def test_a_class_named_by_bytes_that_are_no_utf_8_is_kept(tmp_path: Path):
+def test_a_class_name_of_bytes_that_are_not_utf_8_is_kept(tmp_path: Path):
     classes = Classes(("caf\udce9", "dog"))
     folder = write_task(tmp_path / "release", small_task("classification", classes=classes), {})
     assert open_task(folder)[0].classes == classes and "dog" in (folder / "README.md").read_text(encoding="utf-8")

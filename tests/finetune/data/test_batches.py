@@ -62,14 +62,14 @@ def test_a_step_is_the_same_however_it_is_divided(world_size: int, micro: int):
     assert all(part["rng_step"].equal(whole["rng_step"]) for part in parts)
 
 
-def test_a_run_that_goes_on_sees_what_an_undisturbed_one_sees():
+def test_a_resumed_run_sees_the_batches_of_an_undisturbed_one():
     batches, resumed = make(Planted(20)), pickle.loads(pickle.dumps(make(Planted(20), first=5)))
     for index in range(4):
         for key in ("id", "u", "position", "drop", "rng_step"):
             assert resumed[index][key].equal(batches[5 + index][key])
 
 
-def test_every_example_once_an_epoch_in_another_order_each():
+def test_every_epoch_has_every_example_once_in_another_order():
     batches = make(Planted(16), micro=8)
     epochs = [joined([batches[2 * epoch], batches[2 * epoch + 1]], "id").tolist() for epoch in range(3)]
     assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
@@ -82,7 +82,7 @@ def test_numbers_of_a_step_and_of_a_position_differ_from_the_next_ones():
     assert len(torch.unique(torch.cat([batches[0]["u"], batches[1]["u"]]))) == 16
 
 
-def test_a_broken_example_is_replaced_alike_on_any_rank_and_listed():
+def test_a_broken_example_is_replaced_equally_on_any_rank_and_listed():
     whole, good = make(Planted(20, broken=(4, 9)), micro=8), make(Planted(20), micro=8)
     for index in range(5):
         batch, twin = whole[index], good[index]
@@ -94,7 +94,7 @@ def test_a_broken_example_is_replaced_alike_on_any_rank_and_listed():
         assert joined(parts, "id").equal(batch["id"])
 
 
-def test_a_set_of_nothing_but_broken_examples_is_an_error_that_names_the_first():
+def test_a_set_of_only_broken_examples_is_an_error_that_names_the_first():
     with pytest.raises(ValueError, match=r"folder/\d.jpg cannot be used \(planted damage\), nor can its 8 substitutes"):
         make(Planted(8, broken=tuple(range(8))))[0]
 
@@ -125,7 +125,7 @@ def test_ranks_evaluate_every_example_once_in_the_batches_of_one_rank(count: int
     assert sorted(batch for rank in range(world_size) for batch in cut(rank, world_size)) == sorted(alone)
 
 
-def test_what_cannot_be_decoded_is_left_out_of_evaluation_by_name():
+def test_undecodable_examples_are_left_out_of_evaluation_and_named():
     batches = EvalBatches(Planted(4, broken=(0, 1, 3)), plain, collate, batch_size=2)
     assert batches[0] == (None, [], [(0, "folder/0.jpg", "planted damage"), (1, "folder/1.jpg", "planted damage")])
     batch, held, failed = batches[1]

@@ -38,7 +38,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_shards_give_every_sample_with_the_class_of_its_cls_member():
+def test_a_sample_of_a_shard_has_the_class_of_its_cls_member():
     train, val = opened(GROCERY / "train"), opened(GROCERY / "val")
     named = json.loads((GROCERY / "train" / "classes.json").read_text())["classes"]
     assert (len(train), len(val), len(train.classes)) == (960, 296, 81)
@@ -65,7 +65,7 @@ def test_a_tar_of_class_folders_is_read_as_the_folders_are(folders: Path, tmp_pa
     assert [inside[i].image.tolist() for i in range(3)] == [outside[i].image.tolist() for i in range(3)]
 
 
-def test_a_csv_names_files_and_classes_and_what_is_wrong_is_listed_by_line(folders: Path):
+def test_a_csv_names_files_and_classes_and_problems_are_listed_by_line(folders: Path):
     rows = [("cat/a.png", "cat"), ("dog/c.png", "dog"), ("gone.png", "cat"), ("cat/a.png", "dog"),
             ("cat/deep/b.png", "")]  # fmt: skip
     text = io.StringIO()
@@ -106,7 +106,7 @@ def test_a_quote_that_is_never_closed_swallows_no_lines(folders: Path):
         opened(folders / "labels.csv")
 
 
-def test_a_csv_reads_the_files_it_names_and_nothing_else_of_its_folder(folders: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_csv_reads_only_the_files_it_names(folders: Path, monkeypatch: pytest.MonkeyPatch):
     picture(folders.parent / "out.png", 3)
     rows = ("cat/a.png,cat", "../out.png,cat", f"{folders.parent}/out.png,cat", "gone.png,cat", "cat,cat")
     (folders / "labels.csv").write_text("\n".join(("filename,label", *rows)))
@@ -119,7 +119,7 @@ def test_a_csv_reads_the_files_it_names_and_nothing_else_of_its_folder(folders: 
         opened(folders / "labels.csv")
 
 
-def test_a_run_beside_the_csv_does_not_change_the_fingerprint(folders: Path):
+def test_a_run_next_to_the_csv_does_not_change_the_fingerprint(folders: Path):
     (folders / "labels.csv").write_text("filename,label\ncat/a.png,cat\n")
     before = opened(folders / "labels.csv").fingerprint
     (folders / "runs").mkdir()
@@ -127,7 +127,7 @@ def test_a_run_beside_the_csv_does_not_change_the_fingerprint(folders: Path):
     assert opened(folders / "labels.csv").fingerprint == before
 
 
-def test_what_belongs_to_no_class_is_listed_and_left_out(folders: Path):
+def test_images_without_a_class_are_listed_and_left_out(folders: Path):
     picture(folders / "stray.png", 0)
     (folders / "empty").mkdir()
     examples = opened(folders)
@@ -150,13 +150,13 @@ def test_a_set_that_names_fewer_classes_has_the_labels_of_the_training_set(folde
     assert opened(folders, Classes(["cat", "dog"]), classes=str(tmp_path / "classes.json")).labels.tolist() == [0, 0, 1]
 
 
-def test_a_set_that_calls_a_class_otherwise_is_refused(folders: Path, tmp_path: Path):
+def test_a_set_with_another_name_for_a_class_is_refused(folders: Path, tmp_path: Path):
     (tmp_path / "classes.json").write_text(json.dumps(["dog", "cat"]))
     with pytest.raises(ValueError, match="class 0 is dog here, but cat in the training set"):
         opened(folders, Classes(["cat", "dog"]), classes=str(tmp_path / "classes.json"))
 
 
-def test_a_label_that_is_no_class_or_no_number_is_listed_with_its_sample(tmp_path: Path):
+def test_an_invalid_label_is_listed_with_its_sample(tmp_path: Path):
     members = []
     for key, label in (("a", b"0"), ("b", b"7"), ("c", b"cat"), ("d", b"-1")):
         members += [(f"{key}.jpg", image_bytes(0)), (f"{key}.cls", label)]
@@ -169,7 +169,7 @@ def test_a_label_that_is_no_class_or_no_number_is_listed_with_its_sample(tmp_pat
     assert found == {("unknown class", "b"), ("no label", "c"), ("unknown class", "d")}
 
 
-def test_no_labelled_image_at_all_is_an_error_that_says_why(folders: Path):
+def test_no_labelled_image_is_an_error_with_the_reason(folders: Path):
     with pytest.raises(ValueError, match=r"no image with a label .*\.csv of filename.*\n.*folder cat is not one of"):
         opened(folders, trained=Classes(["horse", "cow"]))
 
@@ -189,7 +189,7 @@ def test_the_fingerprint_follows_content_and_labels(folders: Path):
     assert opened(folders).fingerprint != before
 
 
-def test_class_files_of_three_forms_are_read_and_doubles_refused(tmp_path: Path):
+def test_class_files_have_three_forms_and_duplicates_are_refused(tmp_path: Path):
     path = tmp_path / "classes.json"
     for content in (["a", "b"], {"0": "a", "1": "b"}, {"classes": [{"id": 1, "name": "b"}, {"id": 0, "name": "a"}]}):
         path.write_text(json.dumps(content))

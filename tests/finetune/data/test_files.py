@@ -48,7 +48,7 @@ def test_a_folder_a_tar_and_shards_hold_the_same_files(tmp_path: Path, kind: str
         files.read("c.jpg")
 
 
-def test_the_fingerprint_is_of_what_is_there_not_of_where(tmp_path: Path):
+def test_the_fingerprint_depends_on_content_not_on_location(tmp_path: Path):
     one, two = folder_of(tmp_path / "one"), folder_of(tmp_path / "two")
     before = Files.open(one).fingerprint(CONTENT)
     assert before == Files.open(two).fingerprint(CONTENT)
@@ -68,7 +68,7 @@ def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path):
         files.fingerprint(files.names)
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "lost+found"))
 
@@ -77,7 +77,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         Files.open(tmp_path)
 
 
-def test_a_tar_that_changed_under_the_run_is_noticed(tmp_path: Path):
+def test_a_tar_that_changed_during_the_run_is_detected(tmp_path: Path):
     path = tar_of(tmp_path / "d")
     files = Files.open(path)
     path.write_bytes(path.read_bytes().replace(b"image", b"IMAGE"))
@@ -102,7 +102,7 @@ def test_one_name_in_two_tars_is_refused(tmp_path: Path):
     ("where", "message"),
     [("nowhere", "no such file or folder"), ("empty", "no files in it"), ("a.zip", "expected a folder, a .tar")],
 )
-def test_what_is_no_set_of_files_is_named(tmp_path: Path, where: str, message: str):
+def test_a_path_that_is_no_set_of_files_is_named(tmp_path: Path, where: str, message: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=message):

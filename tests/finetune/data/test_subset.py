@@ -14,7 +14,7 @@ def labels(examples: object) -> list[int]:
     return np.asarray(getattr(examples, "labels")).tolist()  # noqa: B009
 
 
-def test_a_fraction_is_taken_of_each_class_and_grows_with_itself():
+def test_a_fraction_is_per_class_and_a_larger_one_contains_it():
     whole = Planted(40)
     small, large = (subset(whole, DataSource(images="x", fraction=f)) for f in (0.1, 0.5))
     assert np.bincount(labels(small)).tolist() == [2, 2] and np.bincount(labels(large)).tolist() == [10, 10]
@@ -31,7 +31,7 @@ def test_k_images_of_each_class_chosen_by_the_seed():
     assert parts[0].fingerprint == parts[1].fingerprint != parts[2].fingerprint != whole.fingerprint
 
 
-def test_the_first_ones():
+def test_limit_selects_the_first_examples():
     part = subset(Planted(10), DataSource(images="x", limit=3))
     assert [part[i].id for i in range(len(part))] == [0, 1, 2]
 

@@ -7,7 +7,7 @@ from finetune.dense import decomposed
 
 
 @pytest.mark.parametrize(("grid", "sizes", "crop"), [((3, 4), (3, 4), False), ((2, 3), (5, 4), True)])
-def test_a_pair_of_places_scores_what_the_tables_say_about_its_two_offsets(
+def test_the_score_of_a_pair_is_that_of_its_two_offsets_in_the_tables(
     grid: tuple[int, int], sizes: tuple[int, int], crop: bool
 ):
     torch.manual_seed(0)
@@ -24,7 +24,7 @@ def test_a_pair_of_places_scores_what_the_tables_say_about_its_two_offsets(
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_larger_image_stretches_the_offsets_and_a_smaller_window_takes_the_middle_ones():
+def test_a_larger_image_resamples_the_offsets_and_a_smaller_window_uses_the_middle_ones():
     table = torch.arange(-3.0, 4.0)[:, None]
     stretched = decomposed.along(table, 8, crop=False)[:, :, 0]
     assert stretched[7, 0] > 2.5 and stretched[0, 7] == -stretched[7, 0]

@@ -17,9 +17,7 @@ from tests.finetune.dense.test_windows import POSITIONS, vit
 
 @pytest.mark.parametrize("positions", POSITIONS, ids=lambda p: p.get("rel_pos_bias", p["pos_embed"]))
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 29), (9, 70)])
-def test_maps_are_what_pretraining_computes_for_images_padded_to_whole_patches(
-    positions: dict[str, object], height: int, width: int
-):
+def test_maps_equal_pretrainings_tokens_for_padded_images(positions: dict[str, object], height: int, width: int):
     backbone, images = vit(num_registers=2, **positions), torch.randn(2, 3, height, width)
     padded = F.pad(images, (0, -width % 8, 0, -height % 8))
     expected = [backbone.norm(tokens) for tokens in backbone.layers(padded, (0, 2))]
@@ -88,7 +86,7 @@ def test_relative_positions_change_nothing_at_first_and_keep_the_names_of_the_bl
     assert set(before.state_dict()) == names | tables
 
 
-def test_relative_positions_learn_at_the_rate_of_their_block():
+def test_relative_positions_have_the_learning_rate_of_their_block():
     dense = PlainDense(vit(), window=3, global_blocks=(1,), rel_pos=True)
     groups = task_groups(dense, dense.backbone, prefix="backbone.", no_decay=set(), layer_decay=0.5, head_lr_scale=1.0)
     scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
@@ -97,7 +95,7 @@ def test_relative_positions_learn_at_the_rate_of_their_block():
         assert same == {0.5 ** (3 - block)}
 
 
-def test_a_sample_that_drop_path_takes_out_is_out_in_all_of_its_windows():
+def test_a_sample_dropped_by_drop_path_is_dropped_in_all_its_windows():
     backbone = vit(drop_path_rate=0.5)
     dense, images = PlainDense(backbone, window=3, global_blocks=(2,)), torch.randn(2, 3, 40, 40)
     drop = torch.ones(2, 3, 2)
@@ -111,7 +109,7 @@ def test_a_sample_that_drop_path_takes_out_is_out_in_all_of_its_windows():
 
 
 @pytest.mark.parametrize("positions", POSITIONS, ids=lambda p: p.get("rel_pos_bias", p["pos_embed"]))
-def test_a_map_of_windows_does_not_depend_on_the_images_beside_it(positions: dict[str, object]):
+def test_a_map_of_windows_does_not_depend_on_other_images(positions: dict[str, object]):
     dense = PlainDense(vit(num_registers=1, **positions), window=2, global_blocks=(1,)).eval()
     images = torch.randn(3, 3, 40, 24)
     (together,) = dense(images)
@@ -119,7 +117,7 @@ def test_a_map_of_windows_does_not_depend_on_the_images_beside_it(positions: dic
         torch.testing.assert_close(dense(image[None])[0][0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_training_with_drop_path_asks_for_its_random_numbers():
+def test_training_with_drop_path_needs_its_random_numbers():
     dense = PlainDense(vit(drop_path_rate=0.1)).train()
     with pytest.raises(ValueError, match="random numbers: drop"):
         dense(torch.zeros(1, 3, 32, 32))
@@ -128,7 +126,7 @@ def test_training_with_drop_path_asks_for_its_random_numbers():
 @pytest.mark.parametrize(
     "options", [{"indices": (0, 1)}, {"norm": False}, {"window": 2, "global_blocks": (1,), "rel_pos": True}]
 )
-def test_what_requires_a_gradient_gets_one(options: dict[str, Any]):
+def test_every_parameter_that_requires_a_gradient_gets_one(options: dict[str, Any]):
     dense = PlainDense(vit(num_registers=1), **options).train()
     sum(level.square().sum() for level in dense(torch.randn(1, 3, 40, 32))).backward()  # type: ignore[union-attr]
     assert {name for name, p in dense.named_parameters() if p.requires_grad and p.grad is None} == set()
@@ -149,7 +147,7 @@ def test_recomputed_activations_give_the_same_gradients(positions: dict[str, obj
 
 
 @pytest.mark.parametrize("positions", POSITIONS, ids=lambda p: p.get("rel_pos_bias", p["pos_embed"]))
-def test_further_tokens_that_nobody_may_attend_to_leave_the_others_as_they_were(positions: dict[str, object]):
+def test_masked_further_tokens_do_not_change_the_others(positions: dict[str, object]):
     dense = PlainDense(vit(**positions))
     x, grid = dense.prepare(torch.randn(2, 3, 24, 40))
     queries = torch.randn(2, 4, 32)
@@ -161,7 +159,7 @@ def test_further_tokens_that_nobody_may_attend_to_leave_the_others_as_they_were(
     torch.testing.assert_close(out[:, :4], alone[:, :4], atol=1e-5, rtol=1e-4)
 
 
-def test_a_mask_of_attention_needs_a_global_block():
+def test_an_attention_mask_needs_a_global_block():
     dense = PlainDense(vit(), window=2, global_blocks=(2,))
     x, grid = dense.prepare(torch.randn(1, 3, 32, 32))
     mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool)
@@ -187,6 +185,6 @@ def test_global_blocks_are_those_of_vitdet():
         ({"global_blocks": (1,)}, "global_blocks without a window"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str):
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         PlainDense(vit(), **options)

@@ -48,7 +48,7 @@ def by_hand(state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
     return levels
 
 
-def test_the_simple_pyramid_is_what_its_paper_describes():
+def test_the_simple_pyramid_follows_its_paper():
     torch.manual_seed(0)
     fpn, x = SimpleFPN(16, 8, SCALES), torch.randn(2, 16, 6, 4)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_the_simple_pyramid_is_what_its_paper_describes():
         torch.testing.assert_close(level, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_any_of_the_four_scales_can_be_had_and_no_other():
+def test_only_the_four_scales_are_accepted():
     assert [level.shape[-1] for level in SimpleFPN(8, 4, (1, 0.5))(torch.zeros(1, 8, 4, 4))] == [4, 2]
     with pytest.raises(ValueError, match="scale 3"):
         SimpleFPN(8, 4, (3,))

@@ -66,20 +66,20 @@ def test_a_plain_model_of_timms_gives_the_maps_of_our_own(window: int | None, no
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
-def test_what_comes_after_the_last_map_is_frozen():
+def test_parameters_after_the_last_map_are_frozen():
     made = dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), indices=(1, 2))
     frozen = {name for name, p in made.named_parameters() if not p.requires_grad}
     assert {name.split(".")[2] for name in frozen} == {"stages", "head"}
     assert all(name.startswith(("backbone.model.stages.3.", "backbone.model.head.")) for name in frozen)
 
 
-def test_an_image_size_that_the_model_refuses_is_named_with_the_way_out():
+def test_an_image_size_that_the_model_refuses_is_named_with_the_remedy():
     made = dense_backbone(TimmBackbone("hiera_tiny_224", (64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)))
     with pytest.raises(ValueError, match=r"made for 64 x 64 px and refuses 64 x 96.*set model\.img_size"):
         made(torch.zeros(1, 3, 64, 96))
 
 
-def test_what_a_model_cannot_do_is_refused():
+def test_unsupported_arguments_of_a_model_are_refused():
     with pytest.raises(ValueError, match="no plain ViT whose blocks take windows"):
         dense_backbone(TimmBackbone("convnext_atto", (64, 64), **CONVNEXT), window=7)
     with pytest.raises(ValueError, match=r"global_blocks must ascend within 0 to 2, got \[2, 5, 8, 11\]"):

@@ -50,7 +50,7 @@ def test_blocks_one_by_one_give_the_map_of_the_model(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_queries_have_no_position_and_may_be_hidden_from_the_patches(name):
+def test_queries_have_no_position_and_can_be_masked_for_the_patches(name):
     made = plain(name)
     x, grid = made.prepare(images_for(made))
     queries = torch.randn(2, 5, x.shape[2])
@@ -66,7 +66,7 @@ def test_queries_have_no_position_and_may_be_hidden_from_the_patches(name):
         assert (made.block(0, torch.cat([queries, x], 1), grid, extra=5)[:, 5:] - hidden).abs().max() > 1e-3
 
 
-def test_eomt_says_the_same_on_timms_model_and_on_ours_with_its_weights():
+def test_eomt_gives_the_same_on_timms_model_and_ours_with_its_weights():
     timm = plain("vit_tiny_patch16_224")
     ours = ViT((32, 32), 16, embed_dim=48, depth=3, num_heads=3, pos_embed="learned")
     ours.load_state_dict(timm.backbone.model.state_dict())

@@ -14,7 +14,7 @@ sides = st.integers(1, 7)
 
 @settings(max_examples=60, deadline=None)
 @given(rows=sides, columns=sides, high=sides, wide=sides, num_prefix=st.integers(0, 2))
-def test_joining_windows_undoes_splitting_them(rows: int, columns: int, high: int, wide: int, num_prefix: int):
+def test_joining_windows_inverts_splitting_them(rows: int, columns: int, high: int, wide: int, num_prefix: int):
     grid, window = (rows, columns), (min(high, rows), min(wide, columns))
     x = torch.randn(2, num_prefix + rows * columns, 3, dtype=torch.float64)
     split = windows.split(x, grid, window, num_prefix=num_prefix)
@@ -26,7 +26,7 @@ def test_joining_windows_undoes_splitting_them(rows: int, columns: int, high: in
 
 @settings(max_examples=40, deadline=None)
 @given(rows=sides, columns=sides, high=sides, wide=sides)
-def test_every_place_of_a_grid_is_in_one_window_and_the_others_are_empty(rows: int, columns: int, high: int, wide: int):
+def test_every_patch_is_in_one_window_and_other_places_are_empty(rows: int, columns: int, high: int, wide: int):
     grid, window = (rows, columns), (min(high, rows), min(wide, columns))
     numbers = torch.arange(1.0, rows * columns + 1).view(1, -1, 1)
     split = windows.split(numbers, grid, window)[..., 0]
@@ -63,9 +63,7 @@ POSITIONS = [
 
 @pytest.mark.parametrize("positions", POSITIONS, ids=lambda p: p.get("rel_pos_bias", p["pos_embed"]))
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 29), (16, 64)])
-def test_a_block_of_windows_is_a_block_of_the_whole_image_whose_tokens_see_their_window_only(
-    positions: dict[str, object], height: int, width: int
-):
+def test_windowed_attention_is_global_attention_with_a_mask(positions: dict[str, object], height: int, width: int):
     backbone, side = vit(class_token=False, **positions), 3
     local, whole = PlainDense(backbone, window=side, global_blocks=(2,)), PlainDense(backbone)
     x, grid = local.prepare(torch.randn(2, 3, height, width))

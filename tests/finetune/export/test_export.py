@@ -62,7 +62,7 @@ def test_onnx_and_torch_export_give_our_logits_at_any_batch_and_image_size(class
         assert (again - expected).abs().max() < 1e-5
 
 
-def test_export_json_says_what_goes_in_what_comes_out_and_what_was_compared(classified: tuple[Task, Path]):
+def test_export_json_describes_inputs_outputs_and_comparisons(classified: tuple[Task, Path]):
     facts = json.loads((classified[1] / "export.json").read_text())
     assert facts["input"]["shape"] == ["batch", 3, "multiple of 8", "multiple of 8"]
     assert facts["outputs"] == ["logits"] and facts["classes"] == list(CLASSES)
@@ -71,7 +71,7 @@ def test_export_json_says_what_goes_in_what_comes_out_and_what_was_compared(clas
     assert all(row["largest_difference"] < 1e-4 for row in facts["files"]["model.onnx"])
 
 
-def test_int8_is_measured_on_the_validation_set_beside_the_float_graph(classified: tuple[Task, Path]):
+def test_int8_and_float_graphs_are_evaluated_on_the_validation_set(classified: tuple[Task, Path]):
     out = classified[1]
     int8 = json.loads((out / "export.json").read_text())["int8"]
     assert int8["primary"] == "top1" and "12 images" in int8["protocol"]
@@ -87,7 +87,7 @@ def _initializers(path: Path) -> Any:
     return onnx.load(path).graph.initializer
 
 
-def test_predictions_come_from_the_graph_that_was_put_in(classified: tuple[Task, Path]):
+def test_predictions_come_from_the_given_graph(classified: tuple[Task, Path]):
     task, _ = classified
     seen: list[Tensor] = []
 
@@ -105,7 +105,7 @@ def test_predictions_come_from_the_graph_that_was_put_in(classified: tuple[Task,
     assert not np.allclose(own[0].probabilities, found[0].probabilities)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_segmentation_graph_predicts_images_that_are_no_whole_patches():
+def test_a_segmentation_graph_predicts_images_of_incomplete_patches():
     task = small_task("segmentation", head={"name": "linear"}, crop=32, resize=None)
     graph = Graph(task)
     model = with_graph(task, lambda pixels: [graph(pixels)], patch=graph.patch, fixed=None)
@@ -134,7 +134,7 @@ def test_a_graph_of_a_fixed_size_refuses_another():
         ({"pos_resize": "antialias"}, None),
     ],
 )
-def test_the_size_is_free_where_positions_can_be_computed_in_the_graph(vit: dict[str, Any], why: str | None):
+def test_any_size_is_accepted_if_positions_are_computed_in_the_graph(vit: dict[str, Any], why: str | None):
     fixed = Graph(small_task("classification", vit=vit)).fixed
     assert fixed is None if why is None else fixed is not None and why in fixed
 
@@ -196,18 +196,18 @@ def test_masks_of_eomt_are_an_onnx_graph_of_any_batch_and_size(tmp_path: Path):
     graphs.compare(graph, session(tmp_path / "model.onnx"), graphs.cases(graph, (32, 32)))
 
 
-def test_a_file_in_the_place_of_the_folder_is_said(tmp_path: Path):
+def test_a_file_instead_of_the_folder_is_refused(tmp_path: Path):
     (tmp_path / "out").touch()
     with pytest.raises(ValueError, match="out: not a folder to write to"):
         export(small_task("classification"), tmp_path / "out", record={})
 
 
-def test_attention_that_is_still_masked_is_no_graph():
+def test_masked_attention_cannot_be_exported():
     with pytest.raises(NotExportableError, match=r"still masks its attention \(100%.*at the end of its run"):
         Graph(small_task("detection", **{**EOMT, "size": 32}))
 
 
-def test_what_an_exporter_cannot_do_is_said_by_the_name_of_the_network(
+def test_a_failing_exporter_is_reported_with_the_name_of_the_network(
     classified: tuple[Task, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fail(*_: Any, **__: Any) -> None:
@@ -237,7 +237,7 @@ def test_int8_of_a_network_without_matrix_products_is_refused(tmp_path: Path):
     assert not (tmp_path / "model.int8.onnx").exists()
 
 
-def test_a_detector_of_proposals_is_refused_by_name_with_what_can_be_exported():
+def test_a_proposal_detector_is_refused_with_a_list_of_exportable_tasks():
     with pytest.raises(NotExportableError, match=r"head faster_rcnn.*segmentation.*fovea predict"):
         Graph(small_task("detection", size=64, head=RCNN))
     with pytest.raises(NotExportableError, match="train=grid"):

@@ -35,7 +35,7 @@ def measured(labels, probabilities):
     return metric.compute(), qualities
 
 
-def test_the_numbers_are_timms():
+def test_the_numbers_equal_timms():
     labels, probabilities = drawn()
     scores, qualities = measured(labels, probabilities)
     truth, rows = torch.from_numpy(labels), torch.from_numpy(probabilities)
@@ -58,7 +58,7 @@ def test_per_class_numbers_add_up_and_a_class_without_images_has_none():
     assert "200 images" in scores.protocol and "images as they are" in scores.protocol
 
 
-def test_two_ranks_count_what_one_counts(monkeypatch: pytest.MonkeyPatch):
+def test_two_ranks_count_the_same_as_one(monkeypatch: pytest.MonkeyPatch):
     labels, probabilities = drawn(31)
     whole = measured(labels, probabilities)[0]
     ranks = [Accuracy(NAMES, protocol="images as they are") for _ in range(2)]
@@ -72,12 +72,12 @@ def test_two_ranks_count_what_one_counts(monkeypatch: pytest.MonkeyPatch):
     assert both.values == whole.values and both.per_class == whole.per_class
 
 
-def test_an_image_without_label_is_not_counted_and_none_at_all_is_an_error():
+def test_an_image_without_label_is_not_counted_and_no_label_is_an_error():
     with pytest.raises(ValueError, match="no image of the validation set has a label"):
         measured([-1, None], np.full((2, 8), 0.125, np.float32))
 
 
-def test_the_best_classifier_of_a_grid_is_chosen_and_every_ones_number_reported():
+def test_the_best_classifier_of_a_grid_is_chosen_and_all_are_reported():
     labels, probabilities = drawn()
     random = np.random.default_rng(1)
     top5 = np.stack([[random.permutation(8)[:5] for _ in range(3)] for _ in labels]).astype(np.int32)

@@ -148,7 +148,7 @@ def test_perfect_detections_score_one_and_none_score_zero():
     assert measured([(t, nothing) for t in truth]).compute().values["mask_ap"] == 0.0
 
 
-def test_classes_are_told_apart_with_their_counts():
+def test_classes_are_scored_separately_with_their_counts():
     given = pairs(3)
     rows = measured(given).compute().per_class
     assert [row["name"] for row in rows] == list(CLASSES)
@@ -191,7 +191,7 @@ def test_masks_on_one_side_only_are_refused():
     assert "mask_ap" not in measured([(truth, without)], masks=False).compute().values
 
 
-def test_more_detections_than_allowed_are_cut_by_the_tool():
+def test_the_tool_limits_the_number_of_detections():
     boxes = np.array([[10, 10, 20, 20]], dtype=np.float32)
     truth = Instances(boxes, np.array([1]), np.array([False]), np.array([100.0], np.float32), np.array([1]))
     wrong = np.array([[40, 40, 50, 50]] * 3, dtype=np.float32)

@@ -66,7 +66,7 @@ def test_the_order_of_images_and_their_parts_change_nothing(seed: int):
     assert scored(pairs[::-1], 5).compute().values == whole.compute().values
 
 
-def test_two_ranks_count_what_one_counts(monkeypatch: pytest.MonkeyPatch):
+def test_two_ranks_count_the_same_as_one(monkeypatch: pytest.MonkeyPatch):
     pairs = maps(5, 4, seed=2)
     whole = scored(pairs, 4).compute()
     ranks = [SegmentationMetric(Classes([f"c{i}" for i in range(4)]), protocol="test") for _ in range(2)]
@@ -88,7 +88,7 @@ def test_an_image_given_twice_counts_once():
     assert (metric.counts == before).all()
 
 
-def test_void_counts_nowhere_and_a_class_that_is_never_there_is_left_out_of_the_mean():
+def test_void_does_not_count_and_absent_classes_are_left_out_of_the_mean():
     truth = np.array([[0, 0, 255, 1]], np.uint8)
     metric = scored([(truth, np.array([[0, 1, 2, 1]], np.uint8))], 4)
     scores = metric.compute()
@@ -103,12 +103,12 @@ def test_a_class_that_is_only_predicted_counts_as_a_zero():
     assert scores.values["mIoU"] == pytest.approx(0.75 / 2)
 
 
-def test_the_protocol_says_how_many_images_and_what_was_left_out():
+def test_the_protocol_states_the_number_of_images_and_what_was_left_out():
     text = scored(maps(3, 4, seed=1), 4).compute().protocol
     assert text.startswith("3 images, test;") and "void (255)" in text and "4 classes" in text
 
 
-def test_maps_of_another_size_and_ids_that_are_no_class_are_refused_by_name():
+def test_wrong_sizes_and_unknown_ids_are_refused_by_name():
     small, large = np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8)
     with pytest.raises(ValueError, match=r"street\.png: predicted a map of \(2, 3\)"):
         confusion(small, large, 3, name="street.png")

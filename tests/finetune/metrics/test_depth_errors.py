@@ -48,7 +48,7 @@ def test_unknown_and_far_depth_is_left_out_and_predictions_are_clipped():
     assert values["delta1"] == 1.0 and values["rmse"] == 0.0
 
 
-def test_images_count_alike_and_their_order_changes_nothing():
+def test_images_count_equally_and_their_order_changes_nothing():
     rng = np.random.default_rng(1)
     pairs = [(rng.uniform(1, 9, size), rng.uniform(1, 9, size)) for size in ((2, 3), (20, 30), (5, 5))]
     whole = scored(pairs)

@@ -65,7 +65,7 @@ class Links(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
-def test_the_page_needs_nothing_but_itself(text: str):
+def test_the_page_needs_no_other_file(text: str):
     links = Links()
     links.feed(text)
     assert links.found and all(link.startswith("data:image/") for link in links.found)
@@ -73,7 +73,7 @@ def test_the_page_needs_nothing_but_itself(text: str):
     assert "@import" not in text and "url(" not in text
 
 
-def test_text_of_users_is_shown_and_never_read_as_html(text: str):
+def test_text_of_users_is_escaped(text: str):
     assert "<b>pear</b>" not in text and "&lt;b&gt;pear&lt;/b&gt; &amp; co" in text
     assert "&lt;script&gt;alert(1)" in text
 
@@ -90,7 +90,7 @@ def test_the_most_frequent_mistake_comes_first_and_right_answers_are_none():
     ]
 
 
-def test_many_numbers_of_two_kinds_become_a_table_and_others_stay_as_they_are():
+def test_many_numbers_of_two_kinds_become_a_table():
     coco = {f"{kind}_{name}": 0.1 for kind in ("box", "mask") for name in ("ap", "ap50", "ap75", "ap_small", "ar100")}
     found = tables.grouped(coco)
     assert (
@@ -102,7 +102,7 @@ def test_many_numbers_of_two_kinds_become_a_table_and_others_stay_as_they_are():
     assert tables.grouped({f"d_{i}": 0.1 for i in range(9)} | {"e_0": 0.1}) is None
 
 
-def test_a_report_is_replaced_whole_and_holds_each_picture(tmp_path: Path):
+def test_a_report_is_replaced_completely_and_contains_each_picture(tmp_path: Path):
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "worst-09-old.png").touch()
@@ -172,6 +172,6 @@ def test_a_browser_shows_the_pictures_and_the_numbers_of_the_page(tmp_path: Path
     assert (pixels[blue.any(axis=1).nonzero()[0].max() :] < 100).all(-1).sum() > 2000  # text below the pictures
 
 
-def test_the_page_stays_small_enough_to_send(text: str):
+def test_the_page_is_small_enough_to_send(text: str):
     assert len(re.findall("<img", text)) == 8  # three pictures, two figures, three histories
     assert len(text) < 500_000

@@ -30,33 +30,33 @@ def detected(boxes: list, labels: list, scores: list, masks: list | None = None)
     return Detected(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(scores), masks)
 
 
-def test_a_true_object_is_taken_once_and_by_the_highest_score():
+def test_a_true_object_is_matched_once_by_the_highest_score():
     truth = instances([[10, 10, 30, 30]], [1])
     found = judge(truth, detected([[10, 10, 30, 30], [11, 10, 31, 30]], [1, 1], [0.6, 0.9]))
     assert found.verdicts == ["false", "right"]
     assert found.found.all() and not found.missed.any()
 
 
-def test_an_object_under_another_name_is_confused_and_not_missed_too():
+def test_an_object_predicted_as_another_class_is_confused_not_missed():
     truth = instances([[10, 10, 30, 30], [60, 10, 80, 30]], [1, 1])
     found = judge(truth, detected([[10, 10, 30, 30]], [2], [0.9]))
     assert found.verdicts == ["confused"]
     assert found.missed.tolist() == [False, True] and not found.found.any()
 
 
-def test_a_right_name_of_a_lower_score_is_not_pushed_aside_by_a_wrong_one():
+def test_a_correct_class_with_a_lower_score_beats_a_wrong_one():
     truth = instances([[10, 10, 30, 30]], [1])
     found = judge(truth, detected([[10, 10, 30, 30], [10, 10, 30, 30]], [2, 1], [0.9, 0.4]))
     assert found.verdicts == ["false", "right"]
 
 
-def test_what_lies_in_a_crowd_is_neither_right_nor_false():
+def test_predictions_in_a_crowd_are_neither_right_nor_false():
     truth = instances([[0, 0, 100, 100]], [1], crowd=[True])
     found = judge(truth, detected([[10, 10, 30, 30]], [1], [0.9]))
     assert found.verdicts == ["crowd"] and not found.missed.any()
 
 
-def test_masks_decide_where_both_sides_have_them():
+def test_masks_are_compared_if_both_sides_have_them():
     left, right = np.zeros((2, 100, 120), np.uint8)
     left[10:30, 10:20], right[10:30, 20:30] = 1, 1
     truth = instances([[10, 10, 30, 30]], [1], masks=rle.encode(left[None]))
@@ -83,7 +83,7 @@ def test_every_true_object_is_found_confused_or_missed(seed: int, objects: int, 
     assert not (found.found & found.missed).any() and not (truth.crowd & (found.found | found.missed)).any()
 
 
-def test_truth_and_prediction_stand_beside_the_image():
+def test_truth_and_prediction_are_next_to_the_image():
     truth, prediction = instances([[10, 10, 30, 30]], [1]), detected([[10, 10, 30, 30]], [1], [0.9])
     alone = detection_picture(GRAY, truth, None, CLASSES)
     both = detection_picture(GRAY, truth, prediction, CLASSES)
@@ -106,7 +106,7 @@ def test_a_prediction_below_the_threshold_is_not_drawn_and_the_object_is_missed(
     assert (hidden[panel] == canvas.MISSED).all(-1).any() and not (drawn[panel] == canvas.MISSED).all(-1).any()
 
 
-def test_wrong_pixels_are_red_and_void_ones_are_not_judged():
+def test_wrong_pixels_are_red_and_void_ones_are_not_evaluated():
     truth, prediction = np.zeros((100, 120), np.uint8), np.zeros((100, 120), np.uint8)
     prediction[:, 60:] = 1
     truth[:50] = 255
@@ -166,7 +166,7 @@ def test_images_of_any_size_are_drawn(size: tuple[int, int]):
     assert segmentation_picture(image, np.zeros(size, int), np.zeros(size, int), ("a",)).dtype == np.uint8
 
 
-def test_a_dark_image_is_brightened_for_the_eye_and_says_so():
+def test_a_dark_image_is_brightened_and_its_title_says_so():
     dark, said = canvas.brightened(np.full((20, 20, 3), 20, np.uint8))
     assert dark.min() == 200 and "10.0x" in said
     assert canvas.brightened(GRAY) == (GRAY, "") or canvas.brightened(GRAY)[1] == ""

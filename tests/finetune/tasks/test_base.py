@@ -85,11 +85,11 @@ def test_the_average_follows_the_weights_and_has_the_newest_statistics():
     assert dict(average.named_buffers())["norm.running_mean"].equal(running)
 
 
-def test_uniforms_are_asked_for_by_a_backbone_with_drop_path_only():
+def test_only_a_backbone_with_drop_path_reads_random_numbers():
     assert task().noises == {} and task(drop_path_rate=0.1).noises == {"drop": (2, 2)}
 
 
-def test_bytes_are_normalized_and_what_is_normalized_stays():
+def test_bytes_are_normalized_and_floats_are_unchanged():
     made, images = task(), torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     assert made.normalize(images).unique().tolist() == pytest.approx([2.0])
     assert made.normalize(images.float()) is not images and made.normalize(torch.ones(1, 3, 2, 2)).unique() == 1

@@ -62,7 +62,7 @@ def learn(made, steps, lr):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_learns_four_images_and_nothing_that_is_frozen_moves(kind):
+def test_every_kind_overfits_four_images_and_frozen_parameters_do_not_change(kind):
     made = task(**KINDS[kind])
     frozen = {name: p.detach().clone() for name, p in made.named_parameters() if not p.requires_grad}
     learn(made, 60, 3e-2 if made.config.train in ("linear", "attentive", "grid") else 3e-3)
@@ -120,12 +120,12 @@ def test_without_a_class_token_the_patches_are_pooled():
         task(vit(class_token=False), pool="token")
 
 
-def test_fine_tuning_starts_almost_undecided():
+def test_initial_predictions_are_almost_uniform():
     probabilities = task().logits(IMAGES).softmax(dim=1)
     torch.testing.assert_close(probabilities, torch.full((4, 4), 0.25), atol=2e-3, rtol=0)
 
 
-def test_the_head_learns_at_its_own_rate_and_tokens_do_not_decay():
+def test_the_head_has_its_own_learning_rate_and_tokens_do_not_decay():
     made = task(vit(num_registers=1), pool="mean", optim={"layer_decay": 0.5, "head_lr_scale": 10.0})
     groups = {name: group for group in made.param_groups() for name in group["names"]}
     assert groups["head.fc.weight"]["lr_scale"] == groups["head.fc_norm.weight"]["lr_scale"] == 10.0
@@ -148,7 +148,7 @@ def test_a_probes_batch_norm_standardizes_and_a_skipped_step_leaves_no_trace_in_
     assert made.head.norm.running_mean.equal(before)
 
 
-def test_low_rank_updates_start_at_nothing_and_are_all_that_learns():
+def test_low_rank_updates_start_at_zero_and_only_they_are_trained():
     backbone = vit(qkv_bias="no_key")
     expected = copy.deepcopy(backbone).forward_cls(IMAGES)
     made = task(backbone, train="lora", lora={"rank": 2, "alpha": 4})
@@ -173,7 +173,7 @@ def test_an_average_of_low_rank_weights_is_kept_and_predicts():
     assert average.eval().predict({"image": IMAGES})[0].probabilities.shape == (4,)
 
 
-def test_each_classifier_of_a_grid_learns_as_if_it_were_alone():
+def test_the_classifiers_of_a_grid_train_independently():
     together = task(train="grid", grid={"blocks": [1, 2], "pools": ["token_mean"], "lrs": [0.1, 1.0]})
     alone = task(train="grid", grid={"blocks": [2], "pools": ["token_mean"], "lrs": [1.0]})
     assert [str(cell) for cell in together.head.cells][-1] == "blocks 2 token_mean lr 1"
@@ -194,7 +194,7 @@ def test_a_grid_reads_class_tokens_of_the_last_blocks_and_the_last_mean_patch():
         task(train="grid")
 
 
-def test_what_is_frozen_is_as_in_evaluation_and_drop_path_stays_in_the_blocks_that_learn():
+def test_frozen_parts_are_in_eval_mode_and_trained_blocks_keep_drop_path():
     backbone = vit()
     backbone.set_drop_path(0.5, uniform=True)
     made = task(backbone, train="partial", partial_blocks=1)
@@ -229,7 +229,7 @@ def test_one_class_is_no_classification():
         )
 
 
-def test_settings_that_do_not_go_together_are_all_named():
+def test_conflicting_settings_are_all_named():
     section = {"name": "classification", "train": "linear", "lora": {"rank": 2}, "augment": {"mixup": 0.8}, "resize": 8}
     values = {
         "run_dir": "r",

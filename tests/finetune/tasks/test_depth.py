@@ -80,7 +80,7 @@ def test_both_heads_learn_planted_depth(head: dict, spacing: str):
     assert picture.ndim == 3 and picture.dtype == np.uint8
 
 
-def test_what_is_nearer_or_farther_than_the_range_is_not_learnt():
+def test_depths_outside_the_range_are_not_trained_on():
     config = DepthConfig(head={"name": "linear"}, crop=32, min_depth=1.0, max_depth=4.0, bins=8)  # pyright: ignore
     backbone = ViT((32, 32), 8, embed_dim=32, depth=1, num_heads=2, pos_embed="learned")
     task = Depth(config, OpenedBackbone(backbone, (0.5,) * 3, (0.25,) * 3, "a small ViT"), Classes()).train()
@@ -100,7 +100,7 @@ def test_metres_are_not_rounded_under_autocast():
         assert bins(logits).equal(expected)
 
 
-def test_the_section_names_what_cannot_work():
+def test_the_section_lists_its_problems():
     with pytest.raises(ValueError, match="bin"):
         DepthConfig(bins=1)
     assert any("min_depth" in line for line in DepthConfig(min_depth=5, max_depth=2).problems(None))

@@ -145,7 +145,7 @@ def test_a_batch_without_any_object_has_a_loss_and_all_gradients(head: str):
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
 
 
-def test_detections_of_the_canvas_are_put_where_they_are_in_the_original_image(monkeypatch: pytest.MonkeyPatch):
+def test_detections_on_the_canvas_are_mapped_to_the_original_image(monkeypatch: pytest.MonkeyPatch):
     task, examples = task_of("mask_rcnn", test_size=[96, 128]), Squares(5)
 
     def know(dense: Any, images: Any, *, sizes: Any) -> list[dict[str, torch.Tensor]]:
@@ -165,7 +165,7 @@ def test_detections_of_the_canvas_are_put_where_they_are_in_the_original_image(m
 
 
 @pytest.mark.slow
-def test_squares_are_learnt():
+def test_squares_are_learned():
     task, examples = task_of("mask_rcnn", final_norm=True, scale=[1.0, 1.0]), Squares(9)
     batches = train_batches(task, examples, 8)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
@@ -184,7 +184,7 @@ def test_squares_are_learnt():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "steps"), [("detr", 100), ("eomt", 60)])
-def test_queries_learn_squares_by_heart_and_find_them_in_the_original_images(head: str, steps: int):
+def test_queries_overfit_squares_and_find_them_in_the_original_images(head: str, steps: int):
     task, examples = task_of(head, scale=[1.0, 1.0], hflip=0.0), Squares(3)
     task.total_steps = steps
     batches = train_batches(task, examples, 2)
@@ -238,7 +238,7 @@ CONFIG = {
         ({"task": {"name": "detection", "head": {"name": "detr", "widht": 3}}}, r"unknown key \(did you mean width"),
     ],
 )
-def test_what_cannot_work_is_said_by_the_users_own_key(changes: dict[str, Any], message: str):
+def test_problems_are_named_by_the_key_of_the_configuration(changes: dict[str, Any], message: str):
     validate(FinetuneConfig, CONFIG, source="x.yaml")
     with pytest.raises(ConfigError, match=message):
         validate(FinetuneConfig, CONFIG | changes, source="x.yaml")

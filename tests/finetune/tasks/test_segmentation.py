@@ -130,7 +130,7 @@ def test_every_head_learns_the_colours_of_squares(head: str, steps: int):
 
 
 @pytest.mark.slow
-def test_a_linear_layer_and_its_backbone_find_nuclei_in_seconds():
+def test_a_linear_layer_and_its_backbone_segment_nuclei_in_seconds():
     config = configured("linear", scale=(0.8, 1.25), photometric=False)
     examples = nuclei(config)
     task = task_of(config, examples.classes)
@@ -139,7 +139,7 @@ def test_a_linear_layer_and_its_backbone_find_nuclei_in_seconds():
     assert protocol.startswith("shorter side 96 px, windows of 64 x 64 px every 64, 64;")
 
 
-def test_an_images_prediction_does_not_depend_on_the_images_beside_it():
+def test_a_prediction_does_not_depend_on_other_images_of_the_batch():
     config = configured("linear")
     examples = nuclei(config, limit=5)
     task = task_of(config, examples.classes).eval()
@@ -164,7 +164,7 @@ def test_a_frozen_backbone_gets_no_gradient_and_is_not_in_the_groups():
     assert not task.dense.training
 
 
-def test_a_skipped_step_leaves_the_statistics_of_batch_norm_as_they_were():
+def test_a_skipped_step_does_not_change_the_statistics_of_batch_norm():
     task = task_of(configured("linear"), Classes(["background", "nucleus"])).train()
     batch = {"image": torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), "target": torch.zeros(2, 64, 64)}
     kept = []
@@ -190,7 +190,7 @@ def _optim(**values: float) -> Any:
     return FinetuneOptim(global_batch_size=4, total_steps=10, lr=1e-3, **values)  # pyright: ignore
 
 
-def test_void_pixels_have_no_gradient_and_two_halves_of_a_batch_weigh_as_one():
+def test_void_pixels_have_no_gradient_and_half_batches_average_to_the_full_one():
     logits = torch.randn(4, 3, 8, 8, requires_grad=True)
     target = torch.randint(0, 3, (4, 8, 8))
     target[0, :, :5] = 255
@@ -219,9 +219,7 @@ def test_a_hierarchical_backbone_gives_its_own_pyramid(head: str):
     ("head", "timm", "size"),
     [*((head, None, (48, 56)) for head in HEADS), ("linear", "test_convnext", (64, 64))],
 )
-def test_pixels_stay_where_they_are_in_images_that_are_no_whole_patches(
-    head: str, timm: str | None, size: tuple[int, int]
-):
+def test_pixels_do_not_shift_in_images_of_incomplete_patches(head: str, timm: str | None, size: tuple[int, int]):
     task = task_of(configured(head), Squares.classes)
     if timm is not None:
         opened = OpenedBackbone(TimmBackbone(timm, (64, 64)), (0.5,) * 3, (0.5,) * 3, timm)

@@ -32,19 +32,19 @@ def test_windows_cover_a_side_and_stay_on_it(length: int, window: int, data: st.
     assert len(set(starts)) == len(starts)
 
 
-def test_one_window_of_the_images_size_is_the_whole_image():
+def test_one_window_of_the_image_size_is_the_complete_image():
     image = torch.randn(1, 3, 24, 32)
     whole = of_the_window(image)[0]
     torch.testing.assert_close(slide(of_the_window, image, window=(24, 32), stride=(24, 32)), whole)
     torch.testing.assert_close(slide(of_the_window, image, window=(99, 99), stride=(50, 50)), whole)
 
 
-def test_a_pixelwise_model_does_not_notice_windows():
+def test_windows_do_not_change_a_pixelwise_model():
     image = torch.randn(1, 3, 37, 50)
     torch.testing.assert_close(slide(pixelwise, image, window=(16, 16), stride=(10, 7)), pixelwise(image)[0])
 
 
-def test_where_windows_overlap_is_their_mean():
+def test_overlapping_windows_are_averaged():
     image = torch.arange(6.0).reshape(1, 1, 1, 6)
     found = slide(of_the_window, image, window=(1, 4), stride=(1, 2))
     assert found.flatten().tolist() == [1.5, 1.5, 2.5, 2.5, 3.5, 3.5]
@@ -56,7 +56,7 @@ def test_a_coarse_output_is_resized_to_its_window():
     torch.testing.assert_close(found, F.interpolate(F.avg_pool2d(image, 16), (32, 32), mode="bilinear")[0])
 
 
-def test_a_stride_that_passes_over_pixels_is_refused():
+def test_a_stride_that_skips_pixels_is_refused():
     with pytest.raises(ValueError, match="stride of 17"):
         window_starts(100, 16, 17)
 
@@ -68,7 +68,7 @@ def test_one_scale_without_a_mirror_is_the_output_itself():
     )
 
 
-def test_a_mirrored_image_votes_where_its_pixels_came_from():
+def test_predictions_of_a_mirrored_image_are_mirrored_back():
     image = torch.randn(1, 3, 8, 8)
     found = over_scales(lambda x: pixelwise(x)[0], image, scales=[1.0], flip=True, probabilities=True)
     torch.testing.assert_close(found, pixelwise(image)[0].softmax(0))

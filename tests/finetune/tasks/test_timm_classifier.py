@@ -59,7 +59,7 @@ def logits(made: Classification, images: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(32, 48), (48, 48)])
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_timm_gives_our_logits_at_two_image_sizes(kind, section, size, tmp_path: Path):
+def test_timm_computes_our_logits_at_two_image_sizes(kind, section, size, tmp_path: Path):
     made = classifier(vit(BACKBONES[kind]), SECTIONS[section])
     assert write_timm(tmp_path, made, img_size=size) is None
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -75,7 +75,7 @@ def test_timm_gives_our_logits_at_two_image_sizes(kind, section, size, tmp_path:
     ("eva02_tiny_patch14_224", {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 16}),
 ])  # fmt: skip
 @pytest.mark.parametrize("section", ["full", "mean", "linear"])
-def test_timms_own_networks_come_back_with_a_classifier(name, options, section, tmp_path: Path):
+def test_timms_own_networks_are_exported_with_a_classifier(name, options, section, tmp_path: Path):
     made = classifier(TimmBackbone(name, (64, 64), **options), SECTIONS[section])
     assert write_timm(tmp_path, made) is None
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -86,7 +86,7 @@ def test_timms_own_networks_come_back_with_a_classifier(name, options, section, 
 
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("kind", ["vit", "registers", "beit"])
-def test_what_is_exported_is_imported_with_the_same_logits(kind, section):
+def test_an_exported_state_is_imported_with_the_same_logits(kind, section):
     made = classifier(vit(BACKBONES[kind]), SECTIONS[section])
     state, files = made.exported(made.state_dict())
     assert set(files) == (set() if section == "grid" else {"config.json"})
@@ -104,7 +104,7 @@ def test_timm_prepares_images_as_our_evaluation_does(tmp_path: Path):
     assert settings["crop_pct"] == pytest.approx(48 / 60) and settings["interpolation"] == "bicubic"
 
 
-def test_what_timm_has_no_classifier_for_is_said():
+def test_classifiers_that_timm_lacks_are_refused_with_the_reason():
     attentive = classifier(vit(BACKBONES["vit"]), {"train": "attentive"})
     assert "reads its backbone as this one (AttentiveHead) does" in str(write_timm("nowhere", attentive))
     assert not Path("nowhere").exists()

@@ -127,7 +127,7 @@ def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
         ("bad annotation", {"id": 2**63}),
     ],
 )
-def test_what_is_wrong_is_named_and_left_out(tmp_path: Path, kind: str, wrong: dict[str, Any]):
+def test_wrong_entries_are_reported_and_left_out(tmp_path: Path, kind: str, wrong: dict[str, Any]):
     examples = opened(tmp_path, [annotation(1), annotation(2) | wrong])
     assert kinds(examples) == {kind: 1}
     assert len(examples[0].target) == 1
@@ -138,7 +138,7 @@ def test_what_is_wrong_is_named_and_left_out(tmp_path: Path, kind: str, wrong: d
         examples.findings.check(True)
 
 
-def test_a_box_over_the_border_is_clipped_and_named_but_not_for_rounding(tmp_path: Path):
+def test_a_box_beyond_the_border_is_clipped_and_reported_unless_by_rounding(tmp_path: Path):
     over = annotation(1, bbox=[20, 3, 8, 6], segmentation=[[20, 3, 28, 3, 28, 9, 20, 9]])
     rounding = annotation(2, bbox=[20, 3, 4.6, 6], segmentation=[[20, 3, 24, 3, 24, 9, 20, 9]])
     examples = opened(tmp_path, [over, rounding])
@@ -146,7 +146,7 @@ def test_a_box_over_the_border_is_clipped_and_named_but_not_for_rounding(tmp_pat
     assert examples[0].target.boxes.tolist() == [[20, 3, 24, 9], [20, 3, 24, 9]]
 
 
-def test_a_box_or_an_area_that_is_not_given_is_that_of_the_mask(tmp_path: Path):
+def test_a_missing_box_or_area_is_computed_from_the_mask(tmp_path: Path):
     without = [annotation(1, bbox=None), *(annotation(i, area=a) for i, a in enumerate((None, 0, "48"), 2))]
     target = opened(tmp_path, [*without, annotation(5, area=7.5)])[0].target
     assert target.boxes.tolist() == [[2, 3, 10, 9]] * 5
@@ -160,7 +160,7 @@ def test_two_images_that_are_one_file_are_refused(tmp_path: Path):
         opened(tmp_path, [annotation(1)], images=images)
 
 
-def test_masks_are_not_asked_of_a_detector_of_boxes(tmp_path: Path):
+def test_a_box_detector_needs_no_masks(tmp_path: Path):
     without = annotation(1)
     del without["segmentation"]
     examples = opened(tmp_path, [without], BOXES)
@@ -189,18 +189,18 @@ def test_images_without_objects_are_background_unless_they_are_dropped(tmp_path:
     assert len(measured[1].target) == 0
 
 
-def test_crowds_are_kept_for_the_metric_but_alone_they_are_nothing_to_find(tmp_path: Path):
+def test_crowds_are_kept_for_the_metric_but_are_no_objects(tmp_path: Path):
     assert opened(tmp_path, [annotation(1), annotation(2, iscrowd=1)])[0].target.crowd.tolist() == [False, True]
     with pytest.raises(ValueError, match="no object that can be used"):
         opened(tmp_path, [annotation(1, iscrowd=1)])
 
 
-def test_a_file_without_ground_truth_cannot_be_measured_on(tmp_path: Path):
+def test_a_file_without_ground_truth_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"train\.json: no object that can be used"):
         opened(tmp_path, [])
 
 
-def test_missing_images_are_named_and_none_at_all_is_an_error(tmp_path: Path):
+def test_missing_images_are_reported_and_no_image_is_an_error(tmp_path: Path):
     source = write(tmp_path, [annotation(1), annotation(2, image=9)])
     (tmp_path / "images" / "b.png").unlink()
     examples = open_examples(MASKS, source)
@@ -230,14 +230,14 @@ def named(tmp_path: Path, file_name: str, *files: str) -> list[str]:
     return opened(tmp_path, [annotation(1)], images=[image]).names
 
 
-def test_folders_of_a_name_may_be_left_out_on_either_side(tmp_path: Path):
+def test_folders_may_be_missing_in_either_name(tmp_path: Path):
     assert named(tmp_path, "data/train/x.png", "train/x.png", "val/x.png") == ["train/x.png"]
     assert named(tmp_path, "y.jpg", "deep/y.png") == ["deep/y.png"]
     assert named(tmp_path, "w.png", "w.png", "deep/w.png") == ["w.png"]
     assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
 
 
-def test_an_image_of_another_folder_is_another_image_though_frames_are_numbered_alike(tmp_path: Path):
+def test_equal_frame_numbers_in_two_folders_are_different_images(tmp_path: Path):
     with pytest.raises(ValueError, match=r"it names cam1/0007\.png, the images are .*cam0/0007\.png"):
         named(tmp_path, "cam1/0007.png", "cam0/0007.png")
 
@@ -252,12 +252,12 @@ def test_an_image_of_another_folder_is_another_image_though_frames_are_numbered_
         ({"images": [{"id": 7, "file_name": "a.png", "width": 24, "height": 16}] * 2}, "image id 7 is given more"),
     ],
 )
-def test_a_file_that_is_no_coco_file_says_why(tmp_path: Path, changes: dict[str, Any], message: str):
+def test_a_file_that_is_not_coco_is_refused_with_the_reason(tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         opened(tmp_path, [annotation(1)], **changes)
 
 
-def test_a_file_that_is_not_json_says_so(tmp_path: Path):
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path):
     source = write(tmp_path, [annotation(1)])
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(ValueError, match=r"train\.json: not JSON"):
@@ -283,7 +283,7 @@ def test_images_are_found_in_a_tar_by_the_last_part_of_their_names(tmp_path: Pat
     assert [len(examples), examples[0].image.shape] == [2, (HEIGHT, WIDTH, 3)]
 
 
-def test_shards_are_read_by_key_and_survive_the_way_to_a_worker():
+def test_shards_are_read_by_key_and_can_be_pickled():
     folder = ROOT / "samples" / "nuclei"
     source = DataSource(images=str(folder / "val"), annotations=str(folder / "val.json"))
     examples = open_examples(MASKS, source)
@@ -298,7 +298,7 @@ def test_shards_are_read_by_key_and_survive_the_way_to_a_worker():
     assert len(pickle.dumps(examples)) < 200 * len(copy.table.boxes)
 
 
-def test_what_else_is_in_the_folder_does_not_change_the_fingerprint(tmp_path: Path):
+def test_other_files_of_the_folder_do_not_change_the_fingerprint(tmp_path: Path):
     first = opened(tmp_path, [annotation(1)]).fingerprint
     (tmp_path / "images" / "runs").mkdir()
     (tmp_path / "images" / "runs" / "log.txt").write_text("a run in the same folder")
@@ -308,13 +308,13 @@ def test_what_else_is_in_the_folder_does_not_change_the_fingerprint(tmp_path: Pa
                          ).fingerprint != first  # fmt: skip
 
 
-def test_the_fingerprint_is_of_the_annotations_too(tmp_path: Path):
+def test_the_fingerprint_includes_the_annotations(tmp_path: Path):
     first = opened(tmp_path, [annotation(1)]).fingerprint
     assert opened(tmp_path, [annotation(1)]).fingerprint == first
     assert opened(tmp_path, [annotation(1, bbox=[2, 3, 8, 5])]).fingerprint != first
 
 
-def test_a_drawn_polygon_covers_what_another_library_draws(tmp_path: Path):
+def test_a_polygon_covers_the_pixels_that_another_library_draws(tmp_path: Path):
     points = [(4.0, 2.0), (20.0, 5.0), (12.0, 14.0)]
     drawn = Image.new("1", (WIDTH, HEIGHT))
     ImageDraw.Draw(drawn).polygon(points, fill=1)

@@ -24,7 +24,7 @@ def ids(high: int = 255) -> np.ndarray:
     return np.random.default_rng(0).integers(0, high + 1, (6, 9))
 
 
-def test_gray_and_palette_pngs_give_their_ids_and_colours_of_the_palette_do_not_matter():
+def test_gray_and_palette_pngs_give_ids_whatever_the_palette_colours():
     gray = Image.fromarray(ids().astype(np.uint8))
     assert (decode_ids(encoded(gray)) == ids()).all()
     palette = Image.fromarray(ids().astype(np.uint8), "P")
@@ -32,15 +32,15 @@ def test_gray_and_palette_pngs_give_their_ids_and_colours_of_the_palette_do_not_
     assert (decode_ids(encoded(palette)) == ids()).all()
 
 
-def test_ids_of_16_bits_are_not_cut():
+def test_16_bit_ids_are_not_truncated():
     assert (decode_ids(encoded(Image.fromarray(ids(40_000).astype(np.uint16)))) == ids(40_000)).all()
 
 
-def test_masks_of_two_values_in_one_bit_are_0_and_1():
+def test_one_bit_masks_are_0_and_1():
     assert (decode_ids(encoded(Image.fromarray(ids(1).astype(bool)))) == ids(1)).all()
 
 
-def test_panoptic_segments_are_numbered_by_red_green_and_blue():
+def test_panoptic_segment_ids_combine_red_green_and_blue():
     colours = np.array([[[1, 2, 3], [0, 0, 0]]], np.uint8)
     assert decode_segment_ids(encoded(Image.fromarray(colours))).tolist() == [[1 + 2 * 256 + 3 * 65536, 0]]
 
@@ -61,7 +61,7 @@ def test_depth_is_in_metres_and_unknown_stays_0():
         (b"GIF89a" + bytes(20), "not a JPEG, PNG"),
     ],
 )
-def test_what_holds_no_ids_is_refused(data: bytes, reason: str):
+def test_files_without_ids_are_refused(data: bytes, reason: str):
     with pytest.raises(ValueError, match=reason):
         decode_ids(data)
 
@@ -73,7 +73,7 @@ def test_depth_of_8_bits_is_refused():
 
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, 60_000), min_size=1, max_size=200), st.data())
-def test_ids_become_places_among_the_classes_or_void_or_an_error(known: set[int], data: st.DataObject):
+def test_ids_become_class_indices_or_void_or_an_error(known: set[int], data: st.DataObject):
     void = data.draw(st.sets(st.integers(0, 60_000).filter(lambda i: i not in known), max_size=3))
     classes = Classes([f"c{i}" for i in sorted(known)], sorted(known))
     labels = Labels(classes, void)
@@ -85,11 +85,11 @@ def test_ids_become_places_among_the_classes_or_void_or_an_error(known: set[int]
         labels.of(np.array([[*drawn, other]]))
 
 
-def test_an_id_below_0_is_in_no_mask():
+def test_a_negative_id_is_refused():
     with pytest.raises(ValueError, match="class id -1 is negative"):
         Labels(Classes(["void", "wall"], [-1, 0]), {255})
 
 
-def test_an_id_cannot_be_a_class_and_void():
+def test_an_id_cannot_be_both_a_class_and_void():
     with pytest.raises(ValueError, match="id 0 of class 'wall' is void too"):
         Labels(Classes(["wall"], [0]), {0, 255})

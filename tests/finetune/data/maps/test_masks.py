@@ -51,7 +51,7 @@ def opened(config: SegmentationConfig | None = None, **source: Any) -> Any:
     return masks.open_examples(config or SegmentationConfig(), DataSource(**{k: str(v) for k, v in source.items()}))
 
 
-def test_pairs_are_matched_by_name_in_nested_folders_and_what_is_left_over_is_named(tmp_path: Path):
+def test_pairs_are_matched_by_name_in_nested_folders_and_unmatched_files_are_reported(tmp_path: Path):
     write(tmp_path, {
         "img/a/1.jpg": photo(), "img/b/1.png": photo(), "img/c.jpg": photo(), "mask/a/1.png": ids(0, 1),
         "mask/b/1.png": ids(1, 255), "mask/d.png": ids(0), "classes.json": json.dumps(["sky", "road"]),
@@ -83,7 +83,7 @@ def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
     assert not len(found.findings)
 
 
-def test_a_list_of_names_counts_from_1_where_0_is_void(tmp_path: Path):
+def test_a_list_of_names_starts_at_1_if_0_is_void(tmp_path: Path):
     write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0, 1, 2, 255), "classes.json": json.dumps(["sky", "road"])})
     found = opened(SegmentationConfig(reduce_zero_label=True), images=tmp_path / "i", masks=tmp_path / "m")
     assert found.classes.category_ids == (1, 2)
@@ -99,14 +99,14 @@ def test_a_list_of_names_counts_from_1_where_0_is_void(tmp_path: Path):
         (b"\x89PNG broken", r"1\.png"),
     ],
 )
-def test_a_mask_that_cannot_be_trusted_is_a_bad_example_named(tmp_path: Path, mask: bytes, reason: str):
+def test_a_wrong_mask_is_a_bad_example_with_its_name(tmp_path: Path, mask: bytes, reason: str):
     write(tmp_path, {"i/1.jpg": photo(), "m/1.png": mask, "classes.json": json.dumps(["a", "b"])})
     found = opened(images=tmp_path / "i", masks=tmp_path / "m")
     with pytest.raises(BadExample, match=reason):
         found[0]
 
 
-def test_masks_of_0_and_255_are_named_because_255_is_void(tmp_path: Path):
+def test_masks_of_0_and_255_are_reported_because_255_is_void(tmp_path: Path):
     write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0, 255), "classes.json": json.dumps(["sky", "road"])})
     found = opened(images=tmp_path / "i", masks=tmp_path / "m").findings
     assert found.counts() == {"class never seen": 1}
@@ -143,7 +143,7 @@ def test_cityscapes_has_the_same_labels_from_label_ids_and_train_ids(
     assert np.unique(found[0].target).tolist() == [0, 2, 255]
 
 
-def test_voc_takes_the_listed_images_and_reads_palette_indices(tmp_path: Path):
+def test_voc_uses_the_listed_images_and_palette_indices(tmp_path: Path):
     palette = Image.fromarray(np.resize(np.array([0, 15, 255], np.uint8), (6, 8)), "P")
     palette.putpalette([9, 8, 7] * 256)
     out = io.BytesIO()
@@ -158,7 +158,7 @@ def test_voc_takes_the_listed_images_and_reads_palette_indices(tmp_path: Path):
     assert found.findings.counts() == {"missing image": 1}
 
 
-def test_panoptic_segments_become_classes_crowds_and_nothing_are_void(tmp_path: Path):
+def test_panoptic_segments_become_classes_and_crowds_void(tmp_path: Path):
     numbers = np.zeros((2, 3, 3), np.uint8)
     numbers[0, :, 0], numbers[1, 0, 1], numbers[1, 1, 0] = (5, 5, 9), 1, 77
     file = {
@@ -208,7 +208,7 @@ def test_instances_are_painted_with_the_smaller_on_top_and_crowds_void(tmp_path:
     assert without.classes == ("cell", "dot") and without[0].target[1, 1] == 1
 
 
-def test_more_classes_than_a_byte_can_tell_apart_are_refused(tmp_path: Path):
+def test_more_classes_than_fit_in_a_byte_are_refused(tmp_path: Path):
     entry = {"id": 1, "file_name": "1.png", "height": 6, "width": 8}
     categories = [{"id": i, "name": f"c{i}"} for i in range(256)]
     square = {"id": 1, "image_id": 1, "category_id": 255, "bbox": [1, 1, 4, 4], "segmentation": [[1, 1, 5, 1, 5, 5]]}
@@ -229,7 +229,7 @@ def test_more_classes_than_a_byte_can_tell_apart_are_refused(tmp_path: Path):
         ("row", "unknown image"),
     ],
 )
-def test_a_panoptic_annotation_that_cannot_be_read_is_named(tmp_path: Path, wrong: Any, kind: str):
+def test_an_unreadable_panoptic_annotation_is_reported(tmp_path: Path, wrong: Any, kind: str):
     right = {"image_id": 4, "file_name": "4.png", "segments_info": [{"id": 5, "category_id": 3}]}
     file = {
         "images": [{"id": 4, "file_name": "4.jpg"}, {"id": 5, "file_name": "5.jpg"}],
@@ -250,7 +250,7 @@ def test_a_validation_set_of_other_classes_is_refused(tmp_path: Path):
         masks.open_examples(SegmentationConfig(), source, classes=train.classes)
 
 
-def test_what_a_format_does_not_read_is_refused(tmp_path: Path):
+def test_a_key_that_the_format_does_not_read_is_refused(tmp_path: Path):
     write(tmp_path, {"i/1.jpg": photo(), "m/1.png": ids(0), "a.json": json.dumps({"annotations": [{}]})})
     places = {"images": tmp_path / "i", "masks": tmp_path / "m"}
     with pytest.raises(ValueError, match="masks given, which format coco does not read; remove it"):
@@ -259,7 +259,7 @@ def test_what_a_format_does_not_read_is_refused(tmp_path: Path):
         opened(**places, format="coco_panoptic")
 
 
-def test_what_has_no_masks_says_what_to_give(tmp_path: Path):
+def test_missing_masks_are_refused_with_the_remedy(tmp_path: Path):
     write(tmp_path, {"i/1.jpg": photo(), "m/2.png": ids(0), "classes.json": json.dumps(["a", "b"])})
     with pytest.raises(ValueError, match="where are the class maps"):
         opened(images=tmp_path / "i")

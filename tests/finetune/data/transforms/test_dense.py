@@ -32,7 +32,7 @@ def striped(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(8, 90), st.integers(8, 90), st.integers(0, 1000))
-def test_a_crop_without_resizing_is_a_piece_of_the_image_with_its_labels(height: int, width: int, seed: int):
+def test_a_crop_without_resizing_is_a_part_of_the_image_with_its_labels(height: int, width: int, seed: int):
     image, target = striped(height, width)
     pixels, labels = replace(PLAIN, hflip=0.5)(image, target, np.random.default_rng(seed))
     assert pixels.shape == (3, 32, 24) and labels.shape == (32, 24)
@@ -43,7 +43,7 @@ def test_a_crop_without_resizing_is_a_piece_of_the_image_with_its_labels(height:
         assert (pixels[channel][~known] == value).all()
 
 
-def test_resized_labels_stay_on_their_pixels():
+def test_resized_labels_remain_on_their_pixels():
     image, target = striped(64, 80)
     transform = replace(PLAIN, scale=(0.5, 2.0), crop=(40, 40))
     off = []
@@ -76,13 +76,13 @@ def test_the_nearest_pixel_is_the_one_below_the_centre():
     assert nearest(3, 2).tolist() == [0, 2] and nearest(2, 4).tolist() == [0, 0, 1, 1]
 
 
-def test_what_is_made_smaller_is_averaged():
+def test_reduced_images_are_averaged():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::4] = 200
     assert (DenseEval(16)(stripes)[:, 4:-4, 4:-4].int() - 50).abs().max() <= 3
 
 
-def test_void_and_a_class_alone_are_no_reason_to_take_a_crop():
+def test_a_crop_of_one_class_and_void_is_not_accepted():
     target = np.full((100, 100), 255, np.uint8)  # void, but for a corner with a class, and one with two
     target[:30, :30] = 3
     target[70:, 70:], target[70:, 85:] = 4, 5
@@ -122,14 +122,14 @@ def test_one_generator_gives_one_crop_and_another_gives_another():
     assert not first[0].equal(other[0])
 
 
-def test_colour_changes_stay_in_range_and_happen():
+def test_colour_changes_occur_and_stay_in_range():
     pixels = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
     changed = [photometric(pixels, np.random.default_rng(i)) for i in range(20)]
     assert all(c.dtype == torch.uint8 and c.shape == pixels.shape for c in changed)
     assert 10 <= sum(not c.equal(pixels) for c in changed) < 20
 
 
-def test_hue_turns_by_up_to_a_tenth_as_18_of_opencvs_180_do():
+def test_hue_changes_by_up_to_a_tenth_as_18_of_opencvs_180():
     import colorsys
 
     red = torch.tensor([200, 20, 20], dtype=torch.uint8)[:, None, None]
@@ -149,7 +149,7 @@ def test_saturation_keeps_hue_and_value_as_hsv_does(factor: float, seed: int):
     assert found == pytest.approx(expected, abs=1e-2)
 
 
-def test_evaluation_sees_the_whole_image():
+def test_evaluation_uses_the_complete_image():
     image, _ = striped(40, 64)
     assert (DenseEval(None)(image).permute(1, 2, 0).numpy() == image).all()
     assert DenseEval(20)(image).shape == (3, 20, 32)

@@ -97,7 +97,7 @@ def test_an_image_without_objects_gives_empty_targets_of_the_right_shapes():
     assert sample["masks"].shape == (0, 32, 48)
 
 
-def test_crowds_are_no_targets_but_are_blanked_where_asked():
+def test_crowds_are_no_targets_and_can_be_masked_out():
     one = example((32, 48), (2, 2, 10, 10), (20, 10, 40, 30), crowd=1)
     plain = train(scale=(1.0, 1.0), hflip=0, vflip=0, crowds=True)
     for masks in (True, False):
@@ -134,14 +134,14 @@ def test_a_fitted_image_fills_its_canvas_in_one_direction_and_keeps_its_shape(si
         assert abs(height / size[0] - width / size[1]) <= 0.5 / min(size)
 
 
-def test_a_view_of_the_whole_image_changes_no_mask():
+def test_a_view_of_the_complete_image_changes_no_mask():
     rng = np.random.default_rng(0)
     mask = (rng.random((17, 23)) < 0.4).astype(np.uint8)
     view = CropView((17, 23), (17, 23), 0, 0, (17, 23))
     assert np.array_equal(view.mask(mask, np.array([0, 0, 23, 17], dtype=np.float32)), mask)
 
 
-def test_evaluation_fits_the_whole_image_at_the_top_left():
+def test_evaluation_fits_the_complete_image_at_the_top_left():
     sample = DetectionEval((32, 48), FILL)(example((40, 30), (0, 0, 30, 40)))
     assert sample["content"].tolist() == [32, 24]
     assert sample["original_size"].tolist() == [40, 30]

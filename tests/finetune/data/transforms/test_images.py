@@ -25,7 +25,7 @@ def drawn(transform, seed=0):
 @given(
     st.integers(0, 1 << 30), st.booleans(), st.integers(0, 4), st.sampled_from([0.0, 1.0]), st.sampled_from([0, 0.4])
 )
-def test_an_image_and_its_label_come_out_whatever_is_on(seed, whole, operations, erase, color_jitter):
+def test_every_setting_returns_an_image_and_its_label(seed, whole, operations, erase, color_jitter):
     transform = train(whole=whole, operations=operations, erase=erase, color_jitter=color_jitter)
     first, again = drawn(transform, seed), drawn(transform, seed)
     assert first["image"].shape == (3, 16, 24)
@@ -34,7 +34,7 @@ def test_an_image_and_its_label_come_out_whatever_is_on(seed, whole, operations,
     assert first["image"].equal(again["image"])
 
 
-def test_a_setting_that_is_turned_off_moves_no_other_number():
+def test_disabling_a_setting_changes_no_other_random_number():
     plain, flipped = drawn(train(hflip=0.0)), drawn(train(hflip=1.0))
     assert plain["image"].flip(2).equal(flipped["image"])
     erased = drawn(train(hflip=0.0, erase=1.0))
@@ -44,20 +44,20 @@ def test_a_setting_that_is_turned_off_moves_no_other_number():
     assert 0.5 < kept.float().mean() < 0.99
 
 
-def test_an_image_is_turned_upside_down_as_often_as_asked():
+def test_images_are_flipped_with_the_given_probability():
     plain, turned = drawn(train(hflip=0.0)), drawn(train(hflip=0.0, vflip=1.0))
     assert plain["image"].flip(1).equal(turned["image"])
     both = [drawn(train(hflip=0.5, vflip=0.5, whole=True), seed)["image"] for seed in range(40)]
     assert len({image.numpy().tobytes() for image in both}) == 4, "one mirror says nothing of the other"
 
 
-def test_the_whole_image_or_a_random_part_of_it_is_seen():
+def test_the_crop_is_the_complete_image_or_a_random_part():
     whole, parts = train(whole=True, hflip=0.0), train(scale=(0.2, 0.3), hflip=0.0)
     seen = [{drawn(transform, seed)["image"].numpy().tobytes() for seed in range(5)} for transform in (whole, parts)]
     assert [len(images) for images in seen] == [1, 5]
 
 
-def test_what_is_erased_is_standard_normal_noise_in_a_rectangle():
+def test_an_erased_rectangle_is_standard_normal_noise():
     transform = TrainTransform((64, 64), MEAN, STD, erase=1.0, erase_area=(0.3, 0.33), whole=True, hflip=0.0)
     flat = Example("a", "a", np.zeros((64, 64, 3), np.uint8), 0)
     black = -torch.tensor(MEAN) / torch.tensor(STD)
@@ -74,14 +74,14 @@ def test_what_is_erased_is_standard_normal_noise_in_a_rectangle():
     assert abs(noise.std() - 1) < 0.03
 
 
-def test_erasing_happens_as_often_as_asked():
+def test_erasing_has_the_given_probability():
     transform = train(erase=0.25, hflip=0.0, whole=True)
     plain = drawn(train(erase=1e-9, hflip=0.0, whole=True))["image"]
     changed = sum(not drawn(transform, seed)["image"].equal(plain) for seed in range(400))
     assert 70 < changed < 130
 
 
-def test_evaluation_takes_the_centre_of_a_resized_image():
+def test_evaluation_crops_the_centre_of_a_resized_image():
     image = np.zeros((100, 200, 3), np.uint8)
     image[:, 100:] = 255
     out = EvalTransform((28, 28))(Example("a", "a", image, 1))
@@ -94,12 +94,12 @@ def test_evaluation_takes_the_centre_of_a_resized_image():
     assert whole["image"][:, :, 14:].float().mean() > 250 and whole["label"].item() == -1
 
 
-def test_evaluation_says_what_it_does():
+def test_evaluation_describes_its_preparation():
     assert EvalTransform((224, 224)).in_words() == "images: shorter side 256 px (bicubic), central 224 x 224 px"
     assert EvalTransform((96, 128), whole=True).in_words() == "images resized to 96 x 128 px (bicubic)"
 
 
-def test_jitter_of_no_strength_changes_nothing_and_gray_stays_gray():
+def test_jitter_of_strength_0_changes_nothing_and_gray_stays_gray():
     image = torch.from_numpy(PIXELS).permute(2, 0, 1)
     assert jitter(image, 0.0, (0.9, 0.1, 0.7)).equal(image)
     flat = jitter(image, 1.0, (0.5, 0.0, 0.5))

@@ -11,14 +11,14 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
 FILL = (124, 116, 104)
 
 
-def test_it_knows_the_operations_of_timms_policy():
+def test_the_operations_are_those_of_timms_policy():
     assert tuple(randaugment.OPERATIONS) == tuple(_RAND_INCREASING_TRANSFORMS)
 
 
 @pytest.mark.parametrize("name", _RAND_INCREASING_TRANSFORMS)
 @pytest.mark.parametrize("level", [0.0, 3.3, 9.0, 9.9])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_each_operation_is_timms_at_every_level(name, level, sign, monkeypatch):
+def test_each_operation_equals_timms_at_every_level(name, level, sign, monkeypatch):
     monkeypatch.setattr("timm.data.auto_augment._randomly_negate", lambda value: sign * value)
     levels = LEVEL_TO_ARG[name]
     arguments = levels(level, {}) if levels else ()
@@ -32,7 +32,7 @@ def _augmented(uniforms):
     return randaugment.rand_augment(IMAGE, np.array(uniforms), magnitude=9.0, magnitude_std=0.5, fill=FILL)
 
 
-def test_the_uniforms_decide_everything():
+def test_the_given_random_numbers_determine_the_result():
     drawn = np.random.default_rng(1).random((2, randaugment.UNIFORMS))
     drawn[:, 1] = 0.1  # both are applied
     once, again = _augmented(drawn), _augmented(drawn)

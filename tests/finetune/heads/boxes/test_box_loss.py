@@ -46,7 +46,7 @@ def test_the_terms_are_those_of_plain_sums_over_the_pairs(classes):
     torch.testing.assert_close(found["loss"], total)
 
 
-def test_a_box_beside_its_object_costs_more_the_farther_it_is():
+def test_the_cost_of_a_box_grows_with_its_distance():
     loss = BoxSetLoss(1, classes="ce")
     target = BoxTargets(torch.tensor([0]), torch.tensor([[0.2, 0.5, 0.1, 0.1]]))
     costs = [
@@ -56,7 +56,7 @@ def test_a_box_beside_its_object_costs_more_the_farther_it_is():
     assert costs == sorted(costs) and costs[0] == pytest.approx(0, abs=1e-5) and costs[-1] > 1.5
 
 
-def test_images_without_objects_leave_every_output_a_gradient():
+def test_images_without_objects_give_every_output_a_gradient():
     loss = BoxSetLoss(2)
     boxes, logits = (x.clone().requires_grad_() for x in said(loss, certainty=0.5))
     empty = BoxTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
@@ -67,7 +67,7 @@ def test_images_without_objects_leave_every_output_a_gradient():
     assert logits.grad is not None and logits.grad.all()
 
 
-def test_objects_for_which_there_is_no_query_are_counted():
+def test_objects_without_a_query_are_counted():
     loss = BoxSetLoss(2)
     boxes, logits = said(loss)
     assert loss([(boxes[:, :1], logits[:, :1])], [TARGET])["without_query"] == 1
@@ -98,7 +98,7 @@ def test_the_mean_over_ranks_is_the_loss_of_one_rank_whatever_each_of_them_has(c
     torch.testing.assert_close(torch.stack(of_ranks()).mean(), whole)
 
 
-def test_pixels_become_parts_of_the_image():
+def test_boxes_in_pixels_become_parts_of_the_image():
     target = BoxTargets.of_pixels(torch.tensor([0]), torch.tensor([[10.0, 20.0, 30.0, 60.0]]), (80, 40))
     torch.testing.assert_close(target.boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
 

@@ -15,7 +15,7 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> torch.Te
 
 @settings(max_examples=40, deadline=None)
 @given(y=st.floats(20, 40), x=st.floats(20, 60), radius=st.floats(8, 18), grow=st.tuples(*[st.floats(-3, 3)] * 4))
-def test_a_mask_cut_out_by_its_box_and_pasted_back_is_where_it_was(
+def test_a_mask_cropped_to_its_box_and_pasted_is_unchanged(
     y: float, x: float, radius: float, grow: tuple[float, float, float, float]
 ):
     mask = disc(64, 80, y, x, radius)
@@ -30,13 +30,13 @@ def test_a_mask_cut_out_by_its_box_and_pasted_back_is_where_it_was(
     assert shift.abs().max() < 0.3, "no half pixel is lost on the way"
 
 
-def test_a_cell_is_the_masks_from_half_of_it_on():
+def test_a_cell_is_1_from_half_coverage_on():
     mask, box = torch.zeros(2, 10, 10, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 2)
     mask[0, :4], mask[1, :6] = 1, 1
     assert masks_in_boxes(mask, box, torch.tensor([0, 1]), 1).flatten().tolist() == [0, 1]
 
 
-def test_cells_are_read_where_pixels_are():
+def test_cells_are_aligned_with_pixels():
     masks = torch.zeros(2, 12, 12, dtype=torch.uint8)
     masks[1, 4:8, 2:6] = 1
     boxes = torch.tensor([[2.0, 4.0, 6.0, 8.0], [0.0, 4.0, 4.0, 8.0], [2.0, 4.0, 6.0, 8.0]])
@@ -48,7 +48,7 @@ def test_cells_are_read_where_pixels_are():
 
 
 @pytest.mark.parametrize("box", [(-5.0, -3.0, 4.0, 6.0), (6.0, 7.0, 30.0, 30.0), (20.0, 0.0, 30.0, 4.0)])
-def test_a_box_over_the_edge_is_pasted_as_far_as_the_image_goes(box: tuple[float, float, float, float]):
+def test_a_box_beyond_the_edge_is_pasted_within_the_image(box: tuple[float, float, float, float]):
     pasted = paste_mask(torch.ones(28, 28), torch.tensor(box), (10, 12))
     rows, columns = torch.arange(10)[:, None] + 0.5, torch.arange(12) + 0.5
     inside = (columns > box[0]) & (columns < box[2]) & (rows > box[1]) & (rows < box[3])
@@ -60,7 +60,7 @@ def test_an_empty_box_is_an_empty_mask():
     assert not paste_mask(torch.ones(28, 28), torch.tensor([3.0, 3.0, 3.0, 8.0]), (10, 12)).any()
 
 
-def test_the_loss_sees_the_mask_of_the_right_class_only_and_is_zero_without_objects():
+def test_the_loss_uses_the_mask_of_the_true_class_and_is_zero_without_objects():
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     mask_loss(logits, torch.ones(2, 4, 4), torch.tensor([2, 1])).backward()
     assert logits.grad is not None

@@ -31,7 +31,7 @@ def boxes(count: int, side: float = 200.0, *, smallest: float = 2.0) -> Tensor:
     return torch.cat([corners, corners + sizes], dim=1)
 
 
-def test_anchors_are_torchvisions_where_strides_are_whole_and_exact_where_they_are_not():
+def test_anchors_equal_torchvisions_for_whole_strides_and_are_exact_for_others():
     images = ImageList(torch.zeros(2, 3, 128, 96), [(128, 96), (100, 90)])
     maps = [torch.zeros(2, 8, 32, 24), torch.zeros(2, 8, 16, 12)]
     theirs = AnchorGenerator(((16,), (64,)), ((0.5, 1.0, 2.0),) * 2)(images, maps)
@@ -140,7 +140,7 @@ def test_cascade_refines_boxes_stage_by_stage_and_averages_the_scores():
     assert len(THRESHOLDS) == len(heads.box_heads) == 3
 
 
-def test_a_stage_of_a_cascade_pulls_at_the_pyramid_with_a_third_and_does_not_move_the_boxes_of_the_next(
+def test_each_cascade_stage_gives_a_third_of_its_gradient_and_none_to_boxes(
     monkeypatch: pytest.MonkeyPatch,
 ):
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def model(**options: Any) -> tuple[Any, RCNN]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cascade", [False, True])
-def test_masks_and_boxes_of_two_images_are_learnt_by_heart(cascade: bool):
+def test_masks_and_boxes_of_two_images_are_overfitted(cascade: bool):
     backbone, rcnn = model(cascade=cascade)
     images, targets = scene()
     parameters = [p for p in (*backbone.parameters(), *rcnn.parameters()) if p.requires_grad]
@@ -206,7 +206,7 @@ def test_masks_and_boxes_of_two_images_are_learnt_by_heart(cascade: bool):
         assert (pasted & truth.bool()).sum() / (pasted | truth.bool()).sum() > 0.7
 
 
-def test_images_without_objects_alone_still_train_every_parameter():
+def test_images_without_objects_train_every_parameter():
     backbone, rcnn = model()
     images, targets = scene()
     losses = rcnn.losses(backbone, images[1:], targets[1:])

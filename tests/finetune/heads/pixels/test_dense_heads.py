@@ -61,7 +61,7 @@ def test_maps_of_one_stride_are_rescaled_to_a_pyramid_first():
     assert head(maps((16, 16, 16, 16), side=48)).shape == (2, 5, 12, 12)
 
 
-def test_dpt_answers_at_half_of_the_images_size():
+def test_dpt_predicts_at_half_the_image_size():
     assert DPT([8] * 4, [16] * 4, 3, width=16, reassembled=(4, 8, 8, 8))(maps((16,) * 4)).shape == (2, 3, 32, 32)
     assert DPT([8] * 4, [4, 8, 16, 32], 3, width=16)(maps((4, 8, 16, 32))).shape == (2, 3, 32, 32)
 
@@ -108,7 +108,7 @@ def test_depth_stays_within_its_range_and_reaches_a_favoured_bin():
     torch.testing.assert_close(bins(logits).flatten(), bins.centres[10:11], rtol=1e-3, atol=1e-3)
 
 
-def test_the_scale_invariant_loss_of_lambda_1_does_not_see_the_scale():
+def test_the_scale_invariant_loss_with_lambda_1_ignores_the_scale():
     truth = torch.rand(2, 8, 8) + 0.5
     known = torch.ones(2, 8, 8, dtype=torch.bool)
     assert silog(truth * 3, truth, known, variance_focus=1.0).item() == pytest.approx(0, abs=2e-3)

@@ -66,7 +66,7 @@ def test_a_pair_is_mixed_the_same_however_the_batch_is_divided():
     assert mixer(images, LABELS, drawn)[1].equal(targets)
 
 
-def test_it_mixes_as_often_as_asked():
+def test_mixing_has_the_given_probability():
     mixer = Mixer(CLASSES, mixup=0.8, prob=0.3)
     changed = sum(not mixer(constant_images(), LABELS, uniforms(s))[0].equal(constant_images()) for s in range(300))
     assert 60 < changed < 120

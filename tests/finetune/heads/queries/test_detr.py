@@ -30,7 +30,7 @@ def test_queries_start_from_boxes_all_over_the_image():
     assert (logits.sigmoid() < 0.05).all()
 
 
-def test_a_layer_starts_from_the_boxes_of_the_one_before_and_is_not_the_reason_to_move_them():
+def test_a_layer_starts_from_the_previous_boxes_without_a_gradient_to_them():
     _, head = small(depth=3)
     given: list[torch.Tensor] = []
     for layer in head.decoder.layers:
@@ -41,7 +41,7 @@ def test_a_layer_starts_from_the_boxes_of_the_one_before_and_is_not_the_reason_t
     assert all(boxes.equal(before) for boxes, (before, _) in zip(given[1:], outputs, strict=False))
 
 
-def test_boxes_are_parts_of_the_canvas_and_come_back_in_the_pixels_of_the_original():
+def test_boxes_are_parts_of_the_canvas_and_return_in_pixels_of_the_original():
     _, head = small()
     boxes, logits = torch.tensor([[[0.25, 0.5, 0.1, 0.2]]]), torch.tensor([[[5.0, -5.0]]])
     sizes: dict[str, Any] = {"covered": (32, 64), "contents": [(24, 48)], "sizes": [(48, 96)]}
@@ -54,7 +54,7 @@ def test_centers_of_a_grid_are_columns_and_rows_in_parts_of_the_image():
     assert grid_centers((1, 2)).tolist() == [[0.25, 0.5], [0.75, 0.5]]
 
 
-def test_nearby_places_have_nearby_codes():
+def test_nearby_positions_have_nearby_codes():
     code = sine_of(torch.tensor([[0.5, 0.5], [0.51, 0.5], [0.7, 0.5]]), 32)
     assert code.shape == (3, 64)
     assert (code[0] - code[1]).norm() < (code[0] - code[2]).norm()
@@ -100,23 +100,23 @@ def test_boxes_are_returned_in_the_original_image():
     assert (found.boxes >= 0).all() and (found.boxes[:, 2:] <= [160, 80]).all()
 
 
-def test_boxes_of_an_image_that_is_no_whole_number_of_patches_are_parts_of_its_padding_too():
+def test_boxes_are_parts_of_the_padded_image():
     assert small()[0].covered(torch.randn(1, 3, 30, 20)) == (32, 24)
 
 
-def test_the_best_pairs_may_name_a_query_twice():
+def test_the_best_pairs_may_contain_a_query_twice():
     scores, queries, classes = best_pairs(torch.tensor([[0.1, 0.9], [0.8, 0.85]]), 3)
     assert scores.tolist() == pytest.approx([0.9, 0.85, 0.8])
     assert queries.tolist() == [0, 1, 1] and classes.tolist() == [1, 1, 0]
 
 
-def test_a_width_that_does_not_suit_is_refused():
+def test_an_invalid_width_is_refused():
     with pytest.raises(ValueError, match="width 36"):
         QueryDecoder(32, 2, width=36, num_heads=4)
 
 
 @pytest.mark.slow
-def test_two_images_are_learnt_by_heart():
+def test_two_images_are_overfitted():
     dense, head = small()
     images = torch.zeros(2, 3, 32, 32)
     images[0, 0, 4:20, 4:14], images[0, 1, 8:18, 18:30], images[1, 1, 16:30, 2:16] = 1.0, 1.0, 1.0

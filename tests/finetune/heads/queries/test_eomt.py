@@ -34,7 +34,7 @@ def uniforms(head: EoMT, batch: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"pos_embed": "rope"}, {"pos_embed": "none", "rel_pos_bias": "shared"}])
-def test_masks_have_a_quarter_of_the_size_of_any_image_and_classes_one_for_nothing(options):
+def test_masks_have_a_quarter_of_the_image_size_and_classes_include_no_object(options):
     dense, head = small(**options)
     for height, width in ((32, 32), (48, 24)):
         masks, classes = head.predict(dense, torch.randn(2, 3, height, width))
@@ -44,7 +44,7 @@ def test_masks_have_a_quarter_of_the_size_of_any_image_and_classes_one_for_nothi
     assert head.class_scores(dense, torch.randn(1, 3, 30, 45)).shape == (1, 2, 30, 45)
 
 
-def test_the_last_blocks_give_up_masked_attention_one_after_the_other():
+def test_masked_attention_is_annealed_block_by_block():
     assert masked_share(0.0, 4) == [1.0] * 4
     assert masked_share(1 / 6, 4) == pytest.approx([1, 1, 1, 1])
     assert masked_share(1.5 / 6, 4) == pytest.approx([0.5**0.9, 1, 1, 1])
@@ -55,7 +55,7 @@ def test_the_last_blocks_give_up_masked_attention_one_after_the_other():
     assert masked_share(0.9, 1) == [0.0]
 
 
-def test_a_query_whose_mask_covers_nothing_is_blind_to_the_patches():
+def test_a_query_with_an_empty_mask_attends_to_no_patch():
     dense, head = small(num_blocks=1, class_token=False, num_registers=0)
     for parameter in head.mask_mlp[-1].parameters():
         torch.nn.init.zeros_(parameter)  # logits of 0: no patch is above
@@ -68,7 +68,7 @@ def test_a_query_whose_mask_covers_nothing_is_blind_to_the_patches():
     assert (seeing[0] - seeing[1]).abs().max() > 1e-3
 
 
-def test_queries_lose_the_mask_where_their_number_is_not_below_its_share():
+def test_queries_are_masked_where_their_random_number_is_below_the_share():
     dense, head = small(num_blocks=1, class_token=False, num_registers=0)
     for parameter in head.mask_mlp[-1].parameters():
         torch.nn.init.zeros_(parameter)
@@ -151,7 +151,7 @@ def test_instances_are_returned_in_the_original_image():
     assert nothing.boxes.shape == (0, 4) and nothing.masks == []
 
 
-def test_masks_are_brought_to_a_large_image_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
+def test_masks_are_resized_to_a_large_image_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     masks, classes = torch.randn(1, 7, 8, 8), torch.randn(1, 7, 3)
     frame: Any = {"canvas": (32, 32), "contents": [(32, 24)], "sizes": [(40, 30)]}
@@ -183,7 +183,7 @@ def _targets(target: dict[str, Tensor]) -> MaskTargets:
 
 
 @pytest.mark.slow
-def test_two_images_are_learnt_by_heart():
+def test_two_images_are_overfitted():
     dense, head = small()
     scenes = [_scene([(4, 4, 14, 20, 0), (18, 8, 30, 18, 1)]), _scene([(2, 16, 16, 30, 1)])]
     images = torch.stack([image for image, _ in scenes])

@@ -39,7 +39,7 @@ def test_the_loss_is_zero_where_every_object_is_found_whatever_the_order_of_quer
     assert found["loss"] < 1e-5
 
 
-def test_masks_are_told_apart_where_the_classes_are_the_same():
+def test_masks_are_matched_within_one_class():
     target = MaskTargets(torch.tensor([1, 1]), halves().masks)
     loss, shift = MaskSetLoss(3, num_points=256), torch.tensor([[0.2, 0.6]])
     masks, classes = right_answer(target)
@@ -71,7 +71,7 @@ def test_on_the_centers_of_all_pixels_it_is_the_loss_of_pixels():
     torch.testing.assert_close(found["class"], F.cross_entropy(classes[0], expected, weights))
 
 
-def test_every_supervised_layer_counts_and_the_last_is_told():
+def test_every_supervised_layer_counts_and_the_last_is_logged():
     loss, target, shift = MaskSetLoss(3, num_points=64), halves(), torch.zeros(1, 2)
     torch.manual_seed(0)
     first, last = ((torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4)) for _ in range(2))
@@ -80,7 +80,7 @@ def test_every_supervised_layer_counts_and_the_last_is_told():
     assert both["dice"] == other["dice"]
 
 
-def test_what_is_said_where_nobody_knows_costs_nothing():
+def test_predictions_in_unknown_pixels_cost_nothing():
     known = torch.ones(SIZE, SIZE, dtype=torch.bool)
     known[:, 4:8] = False
     loss, shift = MaskSetLoss(3, num_points=256, important=0.0), torch.tensor([[0.3, 0.1]])
@@ -93,7 +93,7 @@ def test_what_is_said_where_nobody_knows_costs_nothing():
     assert loss([(wrong, classes)], [halves()], shift)["mask"] > right["mask"] + 1
 
 
-def test_images_without_objects_leave_every_logit_a_gradient():
+def test_images_without_objects_give_every_logit_a_gradient():
     masks, classes = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
     empty = MaskTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIZE, SIZE))
     found = MaskSetLoss(3, num_points=16)([(masks, classes)], [empty, empty], torch.zeros(2, 2))
@@ -103,7 +103,7 @@ def test_images_without_objects_leave_every_logit_a_gradient():
     assert classes.grad is not None and classes.grad.any()
 
 
-def test_objects_for_which_there_is_no_query_are_counted():
+def test_objects_without_a_query_are_counted():
     masks, classes = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 4)
     found = MaskSetLoss(3, num_points=16)([(masks, classes)], [halves()], torch.zeros(1, 2))
     assert torch.isfinite(found["loss"]) and found["without_query"] == 1
@@ -141,7 +141,7 @@ def test_a_label_that_is_no_class_is_named():
         MaskSetLoss(3)([right_answer(halves())], [target], torch.zeros(1, 2))
 
 
-def test_what_a_mask_says_where_nothing_is_known_changes_no_loss():
+def test_masks_in_unknown_pixels_do_not_change_the_loss():
     torch.manual_seed(0)
     valid = torch.ones(16, 16, dtype=torch.bool)
     valid[8:] = False

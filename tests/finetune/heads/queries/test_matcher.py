@@ -28,7 +28,7 @@ def test_no_other_assignment_costs_less(queries: int, objects: int, seed: int):
     assert abs(float(cost[rows, columns].sum()) - least) < 1e-5
 
 
-def test_costs_that_are_no_numbers_still_give_pairs():
+def test_non_finite_costs_still_give_pairs():
     cost = torch.tensor([[float("nan"), 1.0], [float("inf"), 0.0]])
     rows, columns = matcher.match(cost)
     assert rows.tolist() == [0, 1] and sorted(columns.tolist()) == [0, 1]
@@ -48,7 +48,7 @@ def test_mask_costs_are_the_losses_of_each_pair():
         torch.testing.assert_close(by_dice[query, wanted], dice)
 
 
-def test_the_focal_cost_is_what_saying_the_class_gains():
+def test_the_focal_cost_is_the_loss_difference_of_the_class():
     logits, labels = torch.tensor([[0.3, -2.0], [4.0, 1.0]]), torch.tensor([1, 0, 1])
     cost = matcher.focal_class_cost(logits, labels)
     positive = sigmoid_focal_loss(logits, torch.ones_like(logits))
