@@ -30,7 +30,7 @@ def problems(tmp_path: Path, *overrides: str) -> str:
             "model.official=x.pth",
             "model: give exactly one of release, official, timm, huggingface, got release, official",
         ),
-        ("model.weights=x.pth", "model: weights: are those of a timm model"),
+        ("model.weights=x.pth", "model: weights: only for a timm model"),
         ("model.mean=[123.7,116.3,103.5]", "model.mean.0: Input should be less than or equal to 1"),
         ("model.std=[0.5]", "model.std.1: "),
         ("data.train.fraction=0.5", "data.train: give one of fraction, per_class and limit, got fraction, limit"),
@@ -38,9 +38,9 @@ def problems(tmp_path: Path, *overrides: str) -> str:
         ("data.val.format=yolo", "data.val.format: yolo is not read by classification; one of"),
         ("evaluate.every_epochs=1", "evaluate: give every_steps or every_epochs, not both"),
         ("engine.precision=fp16 engine.device=cpu", "engine.precision: fp16 needs a GPU"),
-        ("optim.clip_grad=1 optim.clip_mode=per_module", "optim.clip_mode: per_module is for objectives"),
+        ("optim.clip_grad=1 optim.clip_mode=per_module", "optim.clip_mode: per_module is for pretraining objectives"),
         ("engine.deepspeed.wall_clock_breakdown=true", "engine.deepspeed: given, but engine.name is accelerate"),
-        ("engine.name=deepspeed engine.zero_stage=3", "engine.zero_stage: under ZeRO-3 no rank holds the weights"),
+        ("engine.name=deepspeed engine.zero_stage=3", "engine.zero_stage: under ZeRO-3 no rank holds all weights"),
         ("optim.global_batch_size=81", "81 images per step, but the data set has only 80"),
         ("engine.accumulation_steps=3", "nearest: 9"),
         ("data.train.images=nowhere", "data.train"),
@@ -97,7 +97,7 @@ def test_checking_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsy
 
 def test_checking_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(write_config(tmp_path, "run")), "--check", f"model.release={tmp_path}/none"]) == 2
-    assert f"model.release: {tmp_path}/none is not there" in capsys.readouterr().err
+    assert f"model.release: {tmp_path}/none does not exist" in capsys.readouterr().err
 
 
 def test_strict_refuses_wrong_annotations_and_the_default_counts_them(

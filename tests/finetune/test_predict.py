@@ -82,7 +82,7 @@ def test_ids_are_those_of_the_annotation_file_and_other_images_are_skipped(
     (tmp_path / "val.json").write_text(json.dumps({"images": rows}))
     out = run(small_task("detection", size=64, head=QUERIES), tmp_path, photos, "--ids", tmp_path / "val.json")
     assert {row["id"] for row in json.loads((out / "images.json").read_text())["images"]} == {42, 7}
-    assert "a.jpg: no image of this name in --ids, or several files of it; passed over" in capsys.readouterr().err
+    assert "a.jpg: --ids has no image of this name, or several files have it; skipped" in capsys.readouterr().err
 
 
 def test_a_class_map_is_a_png_of_class_numbers_in_the_image_s_size(photos: Path, tmp_path: Path):
@@ -110,7 +110,7 @@ def test_a_damaged_image_is_named_and_the_others_are_predicted(
     out = run(small_task("classification"), tmp_path, photos)
     assert [row["id"] for row in predictions(out)] == ["a.jpg", "deep/a.jpg"]
     said = capsys.readouterr()
-    assert "b.png: " in said.err and "passed over" in said.err and "2 of 3" in said.out
+    assert "b.png: " in said.err and "skipped" in said.err and "2 of 3" in said.out
 
 
 def test_the_exit_status_is_1_if_no_image_can_be_decoded(tmp_path: Path):
@@ -154,7 +154,7 @@ def test_an_id_is_never_used_for_two_images(photos: Path, tmp_path: Path, capsys
         out = run(task, tmp_path / str(number), photos, "--ids", ids)
         rows = json.loads((out / "images.json").read_text())["images"]
         assert [row["file_name"] for row in rows] == sorted([*expected, "b.png"])
-        assert "a.jpg: no image of this name in --ids, or several files of it; passed over" in capsys.readouterr().err
+        assert "a.jpg: --ids has no image of this name, or several files have it; skipped" in capsys.readouterr().err
     (photos / "a.jpg").unlink()
     ids.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.jpg"}]}))
     out = run(task, tmp_path / "2", photos, "--ids", ids)  # the last part of a name is enough where one file has it
@@ -191,8 +191,8 @@ def test_a_run_without_a_checkpoint_cannot_predict(photos: Path, tmp_path: Path,
 def test_two_images_of_one_file_name_have_no_id(tmp_path: Path):
     path = tmp_path / "val.json"
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}))
-    with pytest.raises(ValueError, match="1 file names are given to more than one image"):
+    with pytest.raises(ValueError, match="1 file names are used by more than one image"):
         read_ids(path)
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}))
-    with pytest.raises(ValueError, match="1 ids are given to more than one image"):
+    with pytest.raises(ValueError, match="1 ids are used by more than one image"):
         read_ids(path)

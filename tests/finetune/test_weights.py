@@ -99,7 +99,7 @@ def test_an_index_of_weights_names_files_of_its_own_folder_alone(tmp_path: Path)
     (folder / "a.safetensors").rename(tmp_path / "a.safetensors")
     outside = {name: piece.replace("a.", "../a.") for name, piece in index.items()}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": outside}))
-    with pytest.raises(ConfigError, match="names files outside its folder"):
+    with pytest.raises(ConfigError, match="lists files outside its folder"):
         open_source(source)
 
 
@@ -149,7 +149,7 @@ def test_a_folder_of_hugging_face_gives_its_heads_and_norms(tmp_path: Path):
         ({"release": "nowhere"}, "model.release=nowhere: 1 problem\n  nowhere: not a release"),
         ({"official": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"timm": "vit_tinny_patch16_224", "random": True}, "did you mean vit_tiny_patch16"),
-        ({"huggingface": "."}, "no config.json in it"),
+        ({"huggingface": "."}, "contains no config.json"),
     ],
 )
 def test_an_invalid_source_is_named(source: dict, message: str):

@@ -179,12 +179,11 @@ def _targets(truth: Instances, mirror: Mirror, view: CropView, masks: bool) -> d
 
 def _masks(truth: Instances, mirror: Mirror, view: CropView) -> np.ndarray:
     """uint8 [n, H, W] on the canvas."""
-    assert truth.masks is not None, "the annotations were opened with masks"
+    assert truth.masks is not None, "the annotations were opened without masks"
     around = view.boxes(mirror.boxes(rle.boxes(truth.masks)))  # a mask may extend slightly beyond its annotated box
     shown = np.zeros((len(truth), *view.canvas), dtype=np.uint8)
-    for place, (mask, box) in enumerate(
-        zip(truth.masks, around, strict=True)
-    ):  # one at a time: all of them at full size would need much memory
+    # One at a time: all of them at full size would need much memory.
+    for place, (mask, box) in enumerate(zip(truth.masks, around, strict=True)):
         shown[place] = view.mask(mirror.masks(rle.decode_one(mask)[None])[0], box)
     return shown
 

@@ -136,7 +136,7 @@ def test_images_without_a_class_are_listed_and_left_out(folders: Path):
     other = opened(folders, trained=Classes(["cat"]))
     assert other.labels.tolist() == [0, 0]
     assert other.findings.counts()["unknown class"] == 1
-    with pytest.raises(ValueError, match=r"stray\.png: is in no class folder"):
+    with pytest.raises(ValueError, match=r"stray\.png: is not in a class folder"):
         other.findings.check(True)
 
 
@@ -195,7 +195,7 @@ def test_class_files_have_three_forms_and_duplicates_are_refused(tmp_path: Path)
         path.write_text(json.dumps(content))
         assert list(read_classes(path)) == ["a", "b"] and read_classes(path).category_ids == (0, 1)
     path.write_text(json.dumps(["a", "a"]))
-    with pytest.raises(ValueError, match="the name a belongs to two classes"):
+    with pytest.raises(ValueError, match="the name a is used by two classes"):
         read_classes(path)
     path.write_text("{}x")
     with pytest.raises(ValueError, match="not valid json"):

@@ -94,7 +94,7 @@ def test_a_tar_of_the_folder_it_was_made_in_holds_what_the_folder_holds(tmp_path
 
 def test_one_name_in_two_tars_is_refused(tmp_path: Path):
     tar_of(tmp_path / "d", "one.tar"), tar_of(tmp_path / "d", "two.tar")
-    with pytest.raises(ValueError, match=r"a/x.jpg is there twice"):
+    with pytest.raises(ValueError, match=r"a/x.jpg exists twice"):
         Files.open(tmp_path / "d")
 
 

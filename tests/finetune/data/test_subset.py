@@ -44,5 +44,5 @@ def test_more_than_a_class_has_is_refused():
 def test_k_of_each_class_needs_classes():
     whole = Planted(10)
     del whole.labels
-    with pytest.raises(ValueError, match="these images have no class each"):
+    with pytest.raises(ValueError, match="these images have no class labels"):
         subset(whole, DataSource(images="x", per_class=1))

@@ -33,5 +33,5 @@ def test_a_larger_image_resamples_the_offsets_and_a_smaller_window_uses_the_midd
 
 
 def test_a_window_larger_than_its_table_is_refused():
-    with pytest.raises(ValueError, match="3 offsets do not cover 3 places"):
+    with pytest.raises(ValueError, match="3 offsets do not cover 3 patches"):
         decomposed.along(torch.zeros(3, 4), 3, crop=True)

@@ -78,7 +78,7 @@ def test_the_class_token_and_registers_join_every_window_and_are_averaged(positi
     backbone = vit(num_registers=1, **positions)
     dense = PlainDense(backbone, window=2, global_blocks=(2,))
     x, grid = dense.prepare(torch.randn(2, 3, 32, 48))
-    turns = dense._geometry(grid, 1, 0, is_global=True).turns
+    turns = dense._geometry(grid, 1, 0, is_global=True).rotations
     prefix, patches = [], torch.zeros(2, *grid, 32)
     for top in range(0, grid[0], 2):
         for left in range(0, grid[1], 2):

@@ -117,5 +117,5 @@ def test_wrong_sizes_and_unknown_ids_are_refused_by_name():
 
 
 def test_a_set_without_ground_truth_is_an_error():
-    with pytest.raises(ValueError, match="every one is void"):
+    with pytest.raises(ValueError, match="all are void"):
         scored([(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))], 3).compute()

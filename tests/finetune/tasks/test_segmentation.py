@@ -244,5 +244,5 @@ def test_the_picture_shows_truth_and_prediction():
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match=r"with only one there is nothing to tell apart"):
+    with pytest.raises(ValueError, match=r"at least two are needed"):
         task_of(configured("linear"), Classes(["nucleus"]))

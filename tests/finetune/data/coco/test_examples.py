@@ -207,7 +207,7 @@ def test_missing_images_are_reported_and_no_image_is_an_error(tmp_path: Path):
     assert kinds(examples) == {"missing image": 1}
     assert [len(examples), examples.findings.found[0].id] == [1, "9"]
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "other.png")
-    with pytest.raises(ValueError, match=r"none of its 2 images is there: it names a\.png"):
+    with pytest.raises(ValueError, match=r"none of its 2 images exists: it names a\.png"):
         open_examples(MASKS, source)
 
 

@@ -54,8 +54,8 @@ def test_depth_is_in_metres_and_unknown_stays_0():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (encoded(Image.new("RGB", (4, 4))), "mode RGB: colours are no class ids"),
-        (encoded(Image.new("L", (4, 4)), "JPEG"), "JPEG holds no exact ids"),
+        (encoded(Image.new("RGB", (4, 4))), "mode RGB: colours are not class ids"),
+        (encoded(Image.new("L", (4, 4)), "JPEG"), "JPEG does not keep exact ids"),
         (encoded(Image.fromarray(ids().astype(np.uint8)))[:60], "damaged"),
         (b"", "not a JPEG, PNG"),
         (b"GIF89a" + bytes(20), "not a JPEG, PNG"),
@@ -91,5 +91,5 @@ def test_a_negative_id_is_refused():
 
 
 def test_an_id_cannot_be_both_a_class_and_void():
-    with pytest.raises(ValueError, match="id 0 of class 'wall' is void too"):
+    with pytest.raises(ValueError, match="id 0 of class 'wall' is also void"):
         Labels(Classes(["wall"], [0]), {0, 255})

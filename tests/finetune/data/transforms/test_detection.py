@@ -57,8 +57,9 @@ def test_masks_cover_the_pixels_of_their_object_in_every_view(seed: int, size: t
         assert (red > 125).sum() <= 2 * 32, "at most a sliver at the border"
         return
     mask = sample["masks"][0].bool()
-    assert (red[mask] > 95).all(), "what is masked is red"
-    assert (red[~mask] < 155).all(), "what is not masked is not"
+    # A reduced image is smoothed at the corners of the object, its mask is not.
+    assert (red[mask] > 80).all(), "masked pixels are red"
+    assert (red[~mask] < 155).all(), "other pixels are not"
     rows, columns = torch.where(mask)
     around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert sample["boxes"][0].tolist() == [float(side) for side in around]
