@@ -84,7 +84,7 @@ class Objective(nn.Module, Generic[ConfigT]):
             self._statistics.keep()
 
     def discard_pending(self) -> None:
-        """Forget what the forward passes of a skipped step left for `after_step`."""
+        """Discard what the forward passes of a skipped step kept for `after_step`."""
         if self._statistics is not None:
             self._statistics.restore()
 

@@ -21,7 +21,8 @@ from pretrain.objectives.configs.beit import BEiTConfig
 
 class BEiT(Objective[BEiTConfig]):
     """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the tokenizer, "tokenizer_image" [b, 1, C, h, w],
-    and "mask" bool [b, N], True where a patch is hidden; with drop path its uniforms "drop_path" [b, depth, 2].
+    and "mask" bool [b, N], True where a patch is hidden; with drop path its uniform random numbers "drop_path"
+    [b, depth, 2].
 
     Only hidden patches pass the head: the others have no loss. Checkpoints keep the tokenizer's fingerprint, not its
     weights.
@@ -88,7 +89,7 @@ class BEiT(Objective[BEiTConfig]):
         tokens = self.encoder(images, mask=mask, mask_token=self.mask_token)
         ids = self.tokenizer.tokens(images_of(batch, "tokenizer_image")[:8])
         ids[mask] = self.predict(tokens, mask).argmax(-1)
-        decoded = self.tokenizer.decode(ids.unflatten(1, self.encoder.grid_size))
+        decoded = self.tokenizer.decode(ids.reshape(-1, *self.encoder.grid_size))
         patch = self.encoder.patch_size
         title = "input | masked" if decoded is None else "input | masked | predicted tokens"
         return {title: token_pictures.masked_sheet(images, mask, patch_size=patch, mean=mean, std=std, decoded=decoded)}

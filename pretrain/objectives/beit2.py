@@ -27,10 +27,10 @@ from pretrain.objectives.configs.beit2 import BEiT2Config
 
 
 class BEiT2(Objective[BEiT2Config]):
-    """Batch: as BEiT's; with drop path its uniforms "drop_path" [b, depth + head_layers, 2].
+    """Batch: as BEiT's; with drop path its uniform random numbers "drop_path" [b, depth + head_layers, 2].
 
-    State beside BEiT's: `cls_pt_layers`, the blocks that read the last class token and the early patches; without a
-    shared head also `cls_pt_norm` and `cls_pt_lm_head`.
+    State in addition to BEiT's: `cls_pt_layers`, the blocks that read the last class token and the early patches;
+    without a shared head also `cls_pt_norm` and `cls_pt_lm_head`.
 
     Raises:
         ConfigError: the tokenizer cannot be read, or does not fit the backbone's grid.
@@ -128,7 +128,7 @@ class BEiT2(Objective[BEiT2Config]):
             "input | masked": token_pictures.masked_sheet(images, mask, patch_size=patch, mean=mean, std=std),
         }
         for name, ids in (("tokens", given), ("predicted tokens", predicted)):
-            ids = ids.unflatten(1, grid)
+            ids = ids.reshape(-1, *grid)
             shown[name] = token_pictures.code_sheet(images, ids, num_codes=codes, mean=mean, std=std)
         return shown
 
@@ -144,7 +144,7 @@ class BEiT2(Objective[BEiT2Config]):
 
 
 def _condenser(backbone: ViT, config: BEiT2Config, index: int) -> Block:
-    """A block like those of the encoder after `early_layers + index` others; its drop path goes on from there."""
+    """A block like those of the encoder after `early_layers + index` others; its drop path continues from there."""
     block = Block(
         backbone.embed_dim,
         backbone.num_heads,

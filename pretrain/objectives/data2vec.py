@@ -1,4 +1,4 @@
-"""data2vec for images: predict, where patches are masked, what an average of the network says of the whole picture.
+"""data2vec for images: predict, at masked patches, the features of an average of the network for the full image.
 
 Baevski et al. 2022, "data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language",
 section 3, and section 4.1 for images.
@@ -25,7 +25,7 @@ from pretrain.objectives.configs.data2vec import Data2VecConfig
 
 class Data2Vec(Objective[Data2VecConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask" bool [b, N], True where the student sees the mask token; with drop path
-    its uniforms "drop_path" [b, depth, 2].
+    its uniform random numbers "drop_path" [b, depth, 2].
 
     The loss is the mean over the masked patches of all ranks, whose numbers differ a little from image to image.
     """
@@ -72,7 +72,7 @@ class Data2Vec(Objective[Data2VecConfig]):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """What the average says of every patch of the unmasked images, fp32 [b, N, D]."""
+        """The average's features of every patch of the unmasked images, fp32 [b, N, D]."""
         config = self.config
         layers = last_layers(self.teacher.average, images, config.num_target_layers, config.target_features)
         return normalize(average_layers(layers, config.target_norm), config.final_norm)

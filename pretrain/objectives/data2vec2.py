@@ -1,4 +1,4 @@
-"""data2vec 2.0 for images: several masked views of a picture learn from one pass of the teacher over the whole of it.
+"""data2vec 2.0 for images: several masked views of an image learn from one pass of the teacher over the full image.
 
 Baevski et al. 2022b, "Efficient Self-supervised Learning with Contextualized Target Representations for Vision, Speech
 and Language", section 3.
@@ -25,7 +25,7 @@ from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 
 class Data2Vec2(Objective[Data2Vec2Config]):
     """Batch: "image" [b, 1, C, H, W], "mask" bool [b, m, N] with as many True in each, "decoder_noise" [b, m, N] in
-    [0, 1); with drop path its uniforms "drop_path" [b, m, depth, 2].
+    [0, 1); with drop path its uniform random numbers "drop_path" [b, m, depth, 2].
 
     The losses are means over views and tokens, all of the same number, so they do not depend on how a batch is divided.
     """
@@ -89,7 +89,7 @@ class Data2Vec2(Objective[Data2Vec2Config]):
         """Encoded tokens of every view [b * m, P + k, D] and the predictions of what it does not see [b * m, N - k, D].
 
         Args:
-            noise: uniforms [b, m, N]. drop: uniforms [b * m, depth, 2].
+            noise: uniform random numbers [b, m, N]. drop: the same, [b * m, depth, 2].
         """
         images = images.repeat_interleave(noise.shape[1], dim=0)
         tokens = self.encoder(images, keep=keep, drop=drop)
@@ -98,7 +98,7 @@ class Data2Vec2(Objective[Data2Vec2Config]):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """What the average says of every patch of the whole images, fp32 [b, N, D]."""
+        """The average's features of every patch of the full images, fp32 [b, N, D]."""
         config = self.config
         layers = last_layers(self.teacher.average, images, config.average_top_k_layers, config.target_features)
         return normalize(average_layers(layers, config.target_norm), config.final_norm)

@@ -1,4 +1,4 @@
-"""Self-distillation without labels: a student matches, from any crop, what its own average says of the large ones.
+"""Self-distillation without labels: a student matches, from any crop, what its own average predicts from large ones.
 
 Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", section 3.
 """
@@ -17,11 +17,12 @@ from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import DINOHead
 from pretrain.models.layers.sync_batch_norm import synchronized
-from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.center import PendingMean, center_norm
 from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.dino import DINOConfig
+from pretrain.objectives.multi_crop import by_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
@@ -38,7 +39,7 @@ class DINOBranch(Branch):
         `drop` [sum n_i, depth, 2] are the uniform random numbers of the drop path.
         """
         sizes = [len(crops) for crops in resolutions]
-        drops = [None] * len(sizes) if drop is None else drop.split(sizes)
+        drops = [None] * len(sizes) if drop is None else torch.split(drop, sizes)
         features = torch.cat([self.backbone.forward_cls(*given) for given in zip(resolutions, drops, strict=True)])
         return features, self.head.bottleneck(features)
 
@@ -82,9 +83,9 @@ class DINO(SelfDistillation[DINOConfig, DINOBranch]):
         with torch.no_grad():
             teacher_features, teacher = self.teacher.average.project(crops[0])
         result = prototype_loss(
-            student.unflatten(0, (-1, images)),
+            by_crop(student, images),
             self.student.head.last_layer,
-            teacher.unflatten(0, (-1, images)),
+            by_crop(teacher, images),
             self.teacher.average.head.last_layer,
             self.center[0],
             student_temp=self.config.student_temp,
@@ -99,7 +100,7 @@ class DINO(SelfDistillation[DINOConfig, DINOBranch]):
             "teacher_kl_uniform": math.log(self.config.out_dim) - result.mean_entropy,
             "feature_std": feature_std(seen_by_both),
             "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
-            "center_norm": self.center.norm(),
+            "center_norm": center_norm(self.center),
         }
 
     def teacher_temp(self, step: int) -> float:

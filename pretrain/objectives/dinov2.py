@@ -20,7 +20,7 @@ from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
 from pretrain.models.layers.patches import grid_of
 from pretrain.models.layers.sync_batch_norm import synchronized
-from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.center import PendingMean, center_norm
 from pretrain.models.losses.koleo import koleo_loss
 from pretrain.models.losses.patch_loss import PatchLoss, mask_weights, patch_loss
 from pretrain.models.losses.prototype_loss import PrototypeLoss, prototype_loss
@@ -29,7 +29,7 @@ from pretrain.models.teachers.ema import EMA
 from pretrain.models.teachers.gram_teacher import GramTeacher
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.dinov2 import DINOv2Config
-from pretrain.objectives.multi_crop import crop_after_crop
+from pretrain.objectives.multi_crop import by_crop, crop_after_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
@@ -51,7 +51,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
     the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
 
     State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over what the teacher's
-    heads saw, so over hidden patches alone; Sinkhorn-Knopp leaves them still), and `gram_teacher`.
+    heads saw, so over hidden patches alone; Sinkhorn-Knopp does not change them), and `gram_teacher`.
     """
 
     head_prefixes = (
@@ -123,7 +123,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             loss = loss + config.gram.weight * gram
             result["loss_gram"] = gram.detach()
         if config.centering == "centering":
-            result["center_norm"] = self.center.norm()
+            result["center_norm"] = center_norm(self.center)
         both = both.detach()
         return {
             "loss": loss,
@@ -141,9 +141,9 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         with torch.no_grad():
             targets = teacher.bottleneck(teacher_features)
         result = prototype_loss(
-            student.bottleneck(features).unflatten(0, (-1, images)),
+            by_crop(student.bottleneck(features), images),
             student.last_layer,
-            targets.unflatten(0, (-1, images)),
+            by_crop(targets, images),
             teacher.last_layer,
             self._center_of(targets, teacher.last_layer, self.center, temp),
             student_temp=self.config.student_temp,
@@ -209,7 +209,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         self._pending_patches.discard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """Decay by layer; last layers still at first; backbone with mask token, and each head, clipped by itself."""
+        """Decay by layer; last layers frozen at first; backbone with mask token, and each head, clipped by itself."""
         config = self.config
         frozen = config.freeze_last_layer_epochs * self._epoch_steps
         groups = param_groups.split(self)

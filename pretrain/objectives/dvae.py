@@ -1,4 +1,4 @@
-"""The discrete VAE: images through a choice among codes at every place, and back.
+"""The discrete VAE: images through a choice among codes at every patch, and back.
 
 Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1, as BEiT's code trains it.
 """
@@ -18,7 +18,7 @@ from pretrain.objectives.configs.dvae import DVAEConfig
 
 
 class DVAE(Objective[DVAEConfig]):
-    """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniforms that choose the codes."""
+    """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniform random numbers for the codes."""
 
     head_prefixes = ("codes.",)
 
@@ -52,7 +52,7 @@ class DVAE(Objective[DVAEConfig]):
         }
 
     def choose(self, logits: Tensor, noise: Tensor, step: int) -> Tensor:
-        """The relaxed choice among the codes: logits and uniforms [b, K, h, w] -> weights [b, K, h, w]."""
+        """The relaxed choice among the codes: logits and random numbers [b, K, h, w] -> weights [b, K, h, w]."""
         straight_through = self.config.straight_through
         return gumbel_softmax(logits, noise, temperature=self.temperature(step), straight_through=straight_through)
 

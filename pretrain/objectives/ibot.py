@@ -17,13 +17,13 @@ from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import IBOTHead
 from pretrain.models.layers.sync_batch_norm import synchronized
-from pretrain.models.losses.center import PendingMean
+from pretrain.models.losses.center import PendingMean, center_norm
 from pretrain.models.losses.patch_loss import mask_weights, patch_loss
 from pretrain.models.losses.prototype_loss import prototype_loss
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.ibot import IBOTConfig
-from pretrain.objectives.multi_crop import crop_after_crop
+from pretrain.objectives.multi_crop import by_crop, crop_after_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
@@ -81,15 +81,16 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
             crops, drop=self.drop_path(batch), mask=mask, mask_token=self.mask_token
         )
         hidden = of_global[mask]
-        cls, patches = student.head.bottleneck(torch.cat([features, hidden])).split([len(features), len(hidden)])
+        together = student.head.bottleneck(torch.cat([features, hidden]))
+        cls, patches = torch.split(together, [len(features), len(hidden)])
         with torch.no_grad():
             teacher_features, teacher_patches = teacher.encode(crops[0])
             teacher_cls = teacher.head.bottleneck(teacher_features)
             teacher_bottlenecks = teacher.head.bottleneck(teacher_patches.flatten(0, 1))
         result = prototype_loss(
-            cls.unflatten(0, (-1, images)),
+            by_crop(cls, images),
             student.head.last_layer,
-            teacher_cls.unflatten(0, (-1, images)),
+            by_crop(teacher_cls, images),
             teacher.head.last_layer,
             self.center[0],
             student_temp=config.student_temp,
@@ -119,7 +120,7 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
             "patch_entropy": of_patches.teacher_entropy,
             "feature_std": feature_std(seen_by_both),
             "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
-            "center_norm": self.center.norm(),
+            "center_norm": center_norm(self.center),
         }
 
     def teacher_temp(self, step: int) -> float:
@@ -151,7 +152,7 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         self._pending_patches.discard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """The last layers of both stand still at first, as in the official code, whose rule is the name's part."""
+        """The last layers of both are frozen at first, as in the official code, which selects them by name."""
         frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         return param_groups.take(
             param_groups.split(self), "student.head.last_layer", into="last_layer", frozen_steps=frozen

@@ -1,4 +1,4 @@
-"""I-JEPA: from one block of an image, predict what an average of the encoder says of others, in its own features.
+"""I-JEPA: from one block of an image, predict an average encoder's features of other blocks, in its own features.
 
 Assran et al. 2023, "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", section 3.
 """
@@ -23,7 +23,7 @@ from pretrain.objectives.configs.ijepa import IJEPAConfig
 
 class IJEPA(Objective[IJEPAConfig]):
     """Batch: "image" [b, 1, C, H, W], the patches of the contexts "mask_context" int64 [b, c, k] and of the target
-    blocks "mask_targets" int64 [b, t, m]; with drop path its uniforms "drop_path" [b, depth, 2].
+    blocks "mask_targets" int64 [b, t, m]; with drop path its uniform random numbers "drop_path" [b, depth, 2].
 
     The loss is the mean over the target tokens of this call. All images of a global batch have blocks of one length, so
     every rank and micro-batch counts the same number per image and the mean does not depend on the division. The
@@ -79,7 +79,7 @@ class IJEPA(Objective[IJEPAConfig]):
         return context, self.predictor(context, keep, blocks)
 
     def targets(self, images: Tensor, blocks: Tensor) -> Tensor:
-        """What the average says of the target patches, normalized token by token, fp32 [b, t, m, D]."""
+        """The average's features of the target patches, normalized token by token, fp32 [b, t, m, D]."""
         tokens = layer_norm(self.teacher(images)[:, self.encoder.num_prefix_tokens :])
         rows = torch.arange(len(blocks), device=blocks.device)[:, None, None]
         return tokens[rows, blocks]

@@ -19,7 +19,7 @@ from pretrain.objectives.configs.mae import MAEConfig
 
 class MAE(Objective[MAEConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, N], whose smallest numbers mark the visible patches;
-    with drop path its uniforms "drop_path" [b, depth, 2]."""
+    with drop path its uniform random numbers "drop_path" [b, depth, 2]."""
 
     head_prefixes = ("decoder.",)
 

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
 
 class MoCoV3(Objective[MoCoV3Config]):
-    """Batch: "views" [b, 2, C, H, W], with drop path its uniforms "drop_path" [b, 2, depth, 2].
+    """Batch: "views" [b, 2, C, H, W], with drop path its uniform random numbers "drop_path" [b, 2, depth, 2].
 
     State: `base` and `predictor` (parameters), `momentum_encoder` (buffers), running statistics of the batch norms,
     which training does not read.

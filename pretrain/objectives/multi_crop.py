@@ -47,6 +47,11 @@ def crop_after_crop(per_image: Tensor) -> Tensor:
     return per_image.transpose(0, 1).flatten(0, 1)
 
 
+def by_crop(rows: Tensor, images: int) -> Tensor:
+    """[crops * images, ...] -> [crops, images, ...]."""
+    return rows.reshape(-1, images, *rows.shape[1:])
+
+
 def _sheet(views: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     rgb = drawing.to_rgb(views.flatten(0, 1), mean=mean, std=std)
-    return drawing.sheet(rgb.unflatten(0, views.shape[:2]))
+    return drawing.sheet(rgb.reshape(*views.shape[:2], *rgb.shape[1:]))

@@ -96,7 +96,7 @@ class SelfDistillation(MultiCrop[SettingsT], Generic[SettingsT, BranchT]):
         attention = backbone.last_attention(images) if backbone.class_token else None
         if attention is not None:
             of_class_token = attention[:, :, 0, backbone.num_prefix_tokens :]
-            maps = of_class_token.unflatten(2, (images.shape[2] // backbone.patch_size, -1))
+            maps = of_class_token.reshape(*of_class_token.shape[:2], images.shape[2] // backbone.patch_size, -1)
             rgb = drawing.to_rgb(images, mean=mean, std=std)[:, None]
             heat = drawing.heat(maps, (images.shape[2], images.shape[3]))
             shown["attention of the teacher"] = drawing.sheet(torch.cat([rgb, drawing.overlay(rgb, heat)], dim=1))

@@ -17,12 +17,12 @@ from pretrain.models.pictures import drawing
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of
 from pretrain.objectives.configs.simmim import SimMIMConfig
 
-EPS = 1e-5  # of the official loss, beside the number of masked pixels
+EPS = 1e-5  # of the official loss, added to the number of masked pixels
 
 
 class SimMIM(Objective[SimMIMConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, cells], whose smallest numbers mark the visible cells; with
-    drop path its uniforms "drop_path" [b, depth, 2].
+    drop path its uniform random numbers "drop_path" [b, depth, 2].
 
     The encoder sees every token, masked ones as `mask_token`. Only tokens that hold masked pixels are decoded.
     """
@@ -83,7 +83,7 @@ class SimMIM(Objective[SimMIMConfig]):
         return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, grid[0] * patch, grid[1] * patch)
 
     def param_groups(self) -> list[ParamGroup]:
-        """Beside biases and 1-D parameters, class token and positions do not decay, nor does the mask token of a
+        """In addition to biases and 1-D parameters, class token and positions do not decay, nor the mask token of a
         hierarchical backbone; that of a ViT does (official code)."""
         names = param_groups.tokens_and_positions(self)
         if "own_blocks" not in self.encoder.provides:

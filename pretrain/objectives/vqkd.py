@@ -22,7 +22,7 @@ from pretrain.objectives.configs.vqkd import VQKDConfig
 
 class VQKD(Objective[VQKDConfig]):
     """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the teacher, "teacher_image" [b, 1, C, h, w]; for
-    a start by k-means "kmeans_noise" [b, N]; with drop path its uniforms "drop_path" [b, depth, 2].
+    a start by k-means "kmeans_noise" [b, N]; with drop path its uniform random numbers "drop_path" [b, depth, 2].
 
     State: `encoder`, a projection to codes `encode_task_layer`, the codebook `quantize` (buffers), a transformer on the
     map of codes `decoder`, a projection to the teacher's features `decode_task_layer`. Codes move in `after_step`.
@@ -98,7 +98,7 @@ class VQKD(Objective[VQKDConfig]):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [b, N, code_dim] -> the teacher's features as predicted [b, N, D]."""
-        grid_map = codes.transpose(1, 2).unflatten(2, self.encoder.grid_size)
+        grid_map = codes.transpose(1, 2).reshape(len(codes), -1, *self.encoder.grid_size)
         return self.decode_task_layer(self.decoder(grid_map)[:, self.decoder.num_prefix_tokens :])
 
     def after_step(self, step: int) -> None:
@@ -120,6 +120,6 @@ class VQKD(Objective[VQKDConfig]):
         """One row per image (8 at most): the input, and the map of its codes, a colour for each."""
         given = {name: value[:8] for name, value in batch.items() if name in ("image", "kmeans_noise")}
         images = images_of(given, "image")
-        ids = self.encode(images, given)[1].ids.unflatten(1, self.encoder.grid_size)
+        ids = self.encode(images, given)[1].ids.reshape(-1, *self.encoder.grid_size)
         sheet = token_pictures.code_sheet(images, ids, num_codes=self.config.num_codes, mean=mean, std=std)
         return {"input | codes": sheet}

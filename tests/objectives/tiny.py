@@ -91,14 +91,14 @@ class Shape:
     provides: frozenset[str] = vit_provides(class_token=True)
 
 
-def settings(name: str) -> dict[str, Any]:
+def small_settings(name: str) -> dict[str, Any]:
     """Those of SMALL, or else of the debug configuration."""
     return SMALL[name] if name in SMALL else yaml.safe_load((DEBUG / f"{name}.yaml").read_text())["objective"]
 
 
 def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **changes: Any) -> Objective:
     shape = shape or Shape()
-    config = OBJECTIVES[name](**settings(name) | reads(name, shape.size, shape.in_chans) | changes)
+    config = OBJECTIVES[name](**small_settings(name) | reads(name, shape.size, shape.in_chans) | changes)
     torch.manual_seed(0)  # after the releases that a configuration reads, which draw too
     return build(name)(config, backbone(name, shape, registers=registers), HORIZON)
 

@@ -33,3 +33,8 @@ class PendingMean:
         self._total = None
         mean = torch.where(total[-1] > 0, total[None, :-1] / total[-1], center)
         center.lerp_(mean, 1.0 - momentum)
+
+
+def center_norm(center: Tensor) -> Tensor:
+    """Its length, a scalar for the log."""
+    return center.norm()

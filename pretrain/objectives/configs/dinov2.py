@@ -24,12 +24,12 @@ class GramConfig(Config):
     """Keep the similarities between patches as an earlier network, the Gram teacher, has them."""
 
     weight: float = Field(2.0, ge=0)
-    start_step: int = Field(0, ge=0, description="completed steps after which it counts")
+    start_step: int = Field(0, ge=0, description="completed steps after which the loss is active")
     release: str | None = Field(
         None, description="whose backbone is the Gram teacher; default: the run's own teacher as it is at start_step"
     )
-    refresh_steps: int = Field(10000, ge=0, description="steps between takeovers from the run's teacher; 0: none")
-    max_refreshes: int | None = Field(3, ge=0, description="takeovers after start_step; null: no limit")
+    refresh_steps: int = Field(10000, ge=0, description="steps between refreshes from the run's teacher; 0: none")
+    max_refreshes: int | None = Field(3, ge=0, description="refreshes after start_step; null: no limit")
     img_size: Positive | tuple[Positive, Positive] | None = Field(
         None,
         description="pixels of the Gram teacher's own view of the global crops, without their colour changes; larger "
@@ -69,9 +69,9 @@ class DINOv2Config(SelfDistillationConfig):
     sinkhorn_iterations: Positive = 3
     dino_weight: float = Field(1.0, ge=0, description="of the class token's loss")
     ibot_weight: float = Field(1.0, ge=0, description="of the masked patches' loss")
-    koleo_weight: float = Field(0.1, ge=0, description="of what keeps the features of a batch apart")
+    koleo_weight: float = Field(0.1, ge=0, description="of KoLeo, which spreads the features of a batch")
     koleo_scope: Literal["rank", "all"] = Field(
-        "rank", description="where neighbours are looked for: in the process's micro-batch, or in that of all processes"
+        "rank", description="where neighbours are searched: in the micro-batch of the rank, or in those of all ranks"
     )
     gram: GramConfig | None = Field(None, description="Gram anchoring (DINOv3)")
     teacher_temp: float = Field(0.07, gt=0)
@@ -85,7 +85,7 @@ class DINOv2Config(SelfDistillationConfig):
     )
     mask_prob: Probability = Field(0.5, description="share of the global crops that are masked")
     mask_min_patches: Positive = Field(4, description="of a block")
-    layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, from block to block downwards")
+    layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, per block from last to first")
     patch_embed_lr_mult: float = Field(0.2, gt=0)
     momentum_teacher: float = Field(0.992, ge=0, le=1, description="of the first step")
     drop_path_rate: float = Field(0.3, ge=0, lt=1, description="of the student; the teacher has none")

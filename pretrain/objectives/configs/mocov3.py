@@ -5,7 +5,7 @@ No torch here.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,9 +28,9 @@ class MoCoV3Config(ObjectiveSection):
     predictor_last_norm: bool = Field(True, description="batch norm after the predictor; false for ResNet-50")
     temperature: float = Field(0.2, gt=0, description="1.0 for ResNet-50")
     momentum: float = Field(0.99, ge=0, le=1, description="of the momentum encoder in the first step")
-    momentum_cosine: bool = Field(True, description="a cosine leads the momentum to 1; false: it is constant")
+    momentum_cosine: bool = Field(True, description="the momentum follows a cosine to 1; false: it is constant")
     sync_bn: bool = Field(True, description="batch norm over the batches of all ranks; false: of each rank")
-    freeze_patch_embed: bool = Field(True, description="the patch embedding of a ViT stays as it starts")
+    freeze_patch_embed: bool = Field(True, description="the patch embedding of a ViT keeps its initial values")
     crop_scale: Scale = Field((0.08, 1.0), description="area of the crops; (0.2, 1.0) for ResNet-50")
     hflip: Probability = 0.5
     color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
@@ -52,7 +52,7 @@ class MoCoV3Config(ObjectiveSection):
 
     def views(self, model: ModelShape) -> list[InputSpec]:
         """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
-        colour = {
+        colour: dict[str, Any] = {
             "scale": self.crop_scale,
             "interpolation": "bilinear",
             "hflip": self.hflip,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 Size = tuple[int, int]
 
@@ -16,10 +16,11 @@ def facts(path: str) -> dict[str, Any] | None:
     """
     record = Path(path) / "fovea.json"
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        loaded: Any = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("model"), dict) else None
+    found = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
+    return found if isinstance(found.get("model"), dict) else None
 
 
 def patch_size(found: dict[str, Any]) -> int | None:
@@ -39,9 +40,10 @@ def grid_problems(key: str, path: str, found: dict[str, Any], grid: Size, in_cha
     Args:
         fixed: the release gives the grid it was trained on only.
     """
-    problems, model = [], found["model"]
+    model: dict[str, Any] = found["model"]
+    problems: list[str] = []
     patch, size = patch_size(found), model.get("img_size")
-    if fixed and patch and isinstance(size, list) and (own := (size[0] // patch, size[1] // patch)) != grid:
+    if fixed and patch and size and (own := (size[0] // patch, size[1] // patch)) != grid:
         problems.append(
             f"objective.{key}: {path} was trained on {own[0]} x {own[1]} tokens, but the model has {grid[0]} x "
             f"{grid[1]} patches; choose model.img_size and model.patch_size with that grid, or train one for this"

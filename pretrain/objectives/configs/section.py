@@ -13,10 +13,10 @@ class ObjectiveSection(Config):
     """Base of the objectives' configurations: facts about the method that are not settings.
 
     has_teacher    it keeps an average of its weights
-    needs          what it asks of a backbone, in the words of `pretrain.models.backbones.families`
+    needs          what it needs of a backbone, in the words of `pretrain.models.backbones.families`
     step_momenta   its settings that are a momentum per step: `fovea scale` adapts them to the batch
     batch_coupled  what else depends on the batch, for which `fovea scale` has no rule; a sentence each
-    clips_modules  its parameters say which module they belong to, for optim.clip_mode per_module
+    clips_modules  its parameter groups name their module, for optim.clip_mode per_module
     """
 
     has_teacher: ClassVar[bool] = False
@@ -44,5 +44,5 @@ class ObjectiveSection(Config):
         return []
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
-        """What cannot work with so many images at a time on each of so many processes."""
+        """Settings that cannot work with `micro_batch` images on each of `world_size` ranks."""
         return []

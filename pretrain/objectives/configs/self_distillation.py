@@ -17,8 +17,8 @@ class DistillationTeacherConfig(ObjectiveSection):
     student_temp: float = Field(0.1, gt=0)
     center_momentum: float = Field(0.9, ge=0, lt=1)
     momentum_teacher: float = Field(0.996, ge=0, le=1, description="of the first step")
-    final_momentum_teacher: float = Field(1.0, ge=0, le=1, description="where a cosine leads it")
-    freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes stand still")
+    final_momentum_teacher: float = Field(1.0, ge=0, le=1, description="at the end of a cosine schedule")
+    freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes are frozen")
     drop_path_rate: float = Field(0.1, ge=0, lt=1, description="of the student; the teacher has none")
     pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as the released weights were trained")
 

@@ -16,7 +16,7 @@ from pretrain.objectives.base import Horizon
 from pretrain.probes.features import backbone_features
 from pretrain.start import build_objective
 from tests.objectives.released import reads
-from tests.objectives.tiny import SMALL, batch
+from tests.objectives.tiny import batch, small_settings
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 STAGES = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
@@ -57,7 +57,7 @@ VERDICTS = {(name, row.title): verdict(name, row) for name in OBJECTIVES for row
 
 def configured(name: str, title: str, **changes: Any) -> PretrainConfig:
     size = (32, 32)
-    section = {"name": name, **SMALL[name], **reads(name, size, 3), **changes}
+    section = {"name": name, **small_settings(name), **reads(name, size, 3), **changes}
     model = {"img_size": size, **({} if title.startswith("timm/") else {"patch_size": 8}), **MODELS[title]}
     return PretrainConfig.model_validate(
         {
