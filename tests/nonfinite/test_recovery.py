@@ -123,7 +123,7 @@ def test_a_signal_that_comes_while_the_run_goes_back_still_stops_it(tmp_path: Pa
             return EXIT_PREEMPTED if self.watch.poll() & STOP else 0
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run_module, "Run", GoesBack)
+    monkeypatch.setattr(run_module, "PretrainRun", GoesBack)
     engine = EngineConfig.model_validate({"device": "cpu", "watch": {"enabled": False}})
     config: Any = SimpleNamespace(run_dir=str(tmp_path), engine=engine)
     nothing: Any = None
