@@ -37,7 +37,7 @@ from pretrain.online.doctor import AlarmError, OnlineDoctor
 from pretrain.online.probe import OnlineProbe
 from pretrain.start import build_objective, start_weights
 
-# What may change when a run goes on.
+# Keys that may change when a run resumes.
 FREE_KEYS = (
     *("run_dir", "engine", "checkpoint", "log", "probe", "doctor", "init"),
     *("data.shards", "data.index", "data.num_workers", "data.prefetch", "data.max_bad_fraction"),
@@ -196,7 +196,7 @@ class PretrainRun:
         return 0
 
     def say(self, message: str) -> None:
-        """To the person at rank 0; other ranks speak only of what rank 0 cannot know."""
+        """Print on rank 0; other ranks print only what rank 0 cannot see."""
         if self.log is not None:
             self.log.say(message)
         elif not self.first:

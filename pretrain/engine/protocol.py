@@ -22,12 +22,12 @@ class StepResult:
         grad_norm: before clipping; nan when the step was skipped for a non-finite loss.
         norms: of each parameter's gradient, by name, before clipping.
         skipped: nothing was updated: weights, optimizer, teacher.
-        overflow: skipped because the fp16 loss scale was too high, which is its way to find it.
+        overflow: skipped because the fp16 loss scale was too high, as it is expected to be from time to time.
         bad_ranks: ranks that saw a non-finite loss.
         bad_positions: sample positions of those micro-batches.
         bad_parts: (rank, micro-batch of the step) of those micro-batches.
         first_bad: of a skipped step, the first loss that was not finite, or the first parameter with such a gradient.
-        requests: what any rank asked for (bits of `preempt.STOP`, `preempt.SAVE`).
+        requests: requests of any rank (bits of `preempt.STOP`, `preempt.SAVE`).
         data_wait: share of the step's time spent waiting for batches, 0 to 1, of the slowest rank.
         seconds: duration of the step, of the slowest rank.
         waits: seconds each rank waited for batches. works: seconds each rank's forward passes took (on a GPU: those of
@@ -76,7 +76,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the model and the optimizer, for another engine to take their place; the last call."""
+        """Release the model and the optimizer, so that another engine can be built; the last call."""
         ...
 
 

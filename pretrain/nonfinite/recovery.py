@@ -1,6 +1,6 @@
-"""What a run does about steps without a finite loss or gradient: capture each, and go back when there are too many.
+"""Handling of non-finite steps: each is captured, and after too many the run rewinds to a healthy checkpoint.
 
-The way back is also the one after an alarm of the doctor (`doctor.reaction: rewind`).
+An alarm of the doctor rewinds in the same way (`doctor.reaction: rewind`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from pretrain.objectives.base import Objective
 
 
 class RewindError(Exception):
-    """The run goes back to an earlier checkpoint; what it passes over from there on is written down."""
+    """The run rewinds to an earlier checkpoint; the positions to skip from there on have been recorded."""
 
 
 class Recovery:
-    """Called by `fit` on every rank after each such step.
+    """Called by `fit` on every rank after each non-finite step.
 
     Args:
         known: what `about` gave for the checkpoint the run resumed from.
-        say: to the person at rank 0.
+        say: prints and logs on rank 0.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Recovery:
         self.go_back(step, positions, why=self._steps.why(step, result))
 
     def go_back(self, step: int, positions: list[int], *, why: str, until: int | None = None) -> None:
-        """To the last healthy checkpoint (of step `until` or before), passing over `positions` from there on.
+        """Rewind to the last healthy checkpoint (of step `until` or before) and skip `positions` from there on.
 
         Raises:
-            RewindError: it is written down. NonFiniteError: too many rewinds already.
+            RewindError: the rewind is recorded. NonFiniteError: too many rewinds already.
         """
         rewinds = len(self._skipped.rewinds)
         if rewinds >= self._config.engine.max_rewinds:

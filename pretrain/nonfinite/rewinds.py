@@ -1,7 +1,7 @@
-"""What a run took back: its rewinds, and the positions it passes over since. RUN/passed_over.json
+"""The rewinds of a run, and the sample positions that it skips because of them. RUN/passed_over.json
 
-A rewind is written down before any checkpoint is removed. So a run that is killed in the middle of it finds it at the
-next start and completes it: with the list, the order of samples stays a pure function of seed and position.
+A rewind is recorded before any checkpoint is removed, so a run that is killed during a rewind completes it at the next
+start. The order of samples is a pure function of seed, position and this list.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Rewind:
 
     Attributes:
         at, to: completed steps when it was decided, and after it (0: the start of the run).
-        positions: sample positions passed over from then on.
-        finished: later checkpoints are gone.
+        positions: sample positions that are skipped from then on.
+        finished: later checkpoints have been removed.
     """
 
     at: int
@@ -46,7 +46,7 @@ class SkippedPositions:
 
     @property
     def counts(self) -> dict[int, int]:
-        """By position how many candidates are not taken: a position named twice leaves its first substitute too."""
+        """How many candidates to skip at each position: a position listed twice skips its first substitute too."""
         return dict(Counter(position for rewind in self.rewinds for position in rewind.positions))
 
     @property
@@ -55,12 +55,12 @@ class SkippedPositions:
         return bool(self.rewinds) and self.rewinds[-1].to == 0
 
     def decide(self, at: int, to: int, positions: Iterable[int]) -> None:
-        """Write down that the run goes back from step `at` to step `to`."""
+        """Record that the run rewinds from step `at` to step `to`."""
         self.rewinds.append(Rewind(at, to, tuple(sorted(positions))))
         self._write()
 
     def complete(self, checkpoints: Checkpoints) -> Rewind | None:
-        """Remove the checkpoints that the last rewind took back, if that is still to do; that rewind."""
+        """Remove the checkpoints after the last rewind, if that is not done yet; that rewind."""
         if not self.rewinds or self.rewinds[-1].finished:
             return None
         last = self.rewinds[-1]

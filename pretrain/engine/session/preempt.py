@@ -1,4 +1,4 @@
-"""How a run is asked to stop or save: signals and files set flags, which the next step carries to all ranks."""
+"""Requests to stop or save: signals and files set flags, which reach all ranks with the next step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Watch:
             signal.signal(number, self._on_signal)
 
     def poll(self) -> int:
-        """What this rank asks for now: bits of STOP and SAVE. Looks at the disk once a second at most."""
+        """The requests of this rank: bits of STOP and SAVE. Checks the files at most once a second."""
         wanted = STOP if self._signal is not None else 0
         if self._rank == 0 and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _POLL_SECONDS
@@ -51,7 +51,7 @@ class Watch:
         return signal.Signals(self._signal).name if self._signal is not None else "the file stop, or another rank"
 
     def close(self) -> None:
-        """Give the signals back to who had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
