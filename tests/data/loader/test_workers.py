@@ -76,8 +76,9 @@ def test_an_error_of_an_item_is_raised_unchanged_in_order(num_workers):
 
 
 def test_a_killed_worker_is_reported():
+    """The worker of item 3 dies; on a busy machine this is seen while item 2, of the other worker, is awaited."""
     items = run_in_workers(Killing(), 8, num_workers=2, prefetch_factor=1)
-    with pytest.raises(RuntimeError, match=r"data worker died while item 3 was due .*for lack of memory"):
+    with pytest.raises(RuntimeError, match=r"data worker died while item [23] was due .*for lack of memory"):
         list(items)
 
 
