@@ -211,7 +211,7 @@ def test_blocks_of_attention_and_mlp_at_once_are_refused_by_name(name: str):
         ({"name": "conv_encoder", "drop_path_rate": 0.1}, "model.drop_path_rate: 0.1 is no setting of conv_encoder"),
         ({"name": "conv_encoder", "class_token": True}, "model.class_token: true, but conv_encoder has none"),
         ({"name": "vit_tiny", "args": {"depths": [1]}}, "model.args: are for timm models; give"),
-        ({"name": "conv_encoder", "patch_size": 12, "img_size": 24}, "model.patch_size: 12, but conv_encoder halves"),
+        ({"name": "conv_encoder", "patch_size": 12, "img_size": 24}, "12, but conv_encoder only halves its input"),
         ({"name": "vit_tiny", "pos_embed": "rope", "num_heads": 32}, "32 heads of 192 have 6"),
     ],
 )
