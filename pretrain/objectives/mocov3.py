@@ -1,4 +1,4 @@
-"""Momentum contrast without a queue: a query finds the key of the same image among those of the whole batch.
+"""Momentum contrast without a queue: a query finds the key of the same image among those of the full batch.
 
 Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers", section 3 and algorithm 1.
 """

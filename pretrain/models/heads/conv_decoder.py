@@ -1,4 +1,4 @@
-"""data2vec 2.0's decoder (Baevski et al. 2022b, section 3.2): grouped convolutions over the whole grid of patches."""
+"""data2vec 2.0's decoder (Baevski et al. 2022b, section 3.2): grouped convolutions over the full grid of patches."""
 
 from __future__ import annotations
 

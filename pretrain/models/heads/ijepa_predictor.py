@@ -11,7 +11,7 @@ from pretrain.models.layers.initialize import initialize_linears
 
 
 class JEPAPredictor(nn.Module):
-    """A narrow transformer that reads a context and, one block at a time, says what stands at the target positions.
+    """A narrow transformer that reads a context and, block by block, predicts the features at the target positions.
 
     Target blocks do not see each other: each is a sequence of its own, [context, mask tokens with positions].
     """

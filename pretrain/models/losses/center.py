@@ -9,7 +9,7 @@ from pretrain.core import distributed
 
 
 class PendingMean:
-    """Sums of rows over the micro-batches of a step, then over ranks; forgotten when the step is skipped."""
+    """Sums of rows over the micro-batches of a step, then over ranks; discarded when the step is skipped."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
@@ -25,7 +25,7 @@ class PendingMean:
     def move(self, center: Tensor, momentum: float) -> None:
         """center [1, K] = momentum * center + (1 - momentum) * mean, in place, on all ranks together.
 
-        Where nothing was added it stays; nor do rows whose count is 0 everywhere move it.
+        It does not change where nothing was added, or where the count of rows is 0 on all ranks.
         """
         if self._total is None:
             return

@@ -1,4 +1,4 @@
-"""Telling one's own key from everybody else's: InfoNCE (van den Oord et al. 2018) as MoCo v3 scales it."""
+"""Finding one's own key among all keys: InfoNCE (van den Oord et al. 2018) as MoCo v3 scales it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def contrastive_loss(query: Tensor, key: Tensor, *, temperature: float) -> tuple
     """Cross-entropy of finding each query's key among the keys of all ranks, times 2 * temperature, in fp32.
 
     Row i of `query` [b, D] belongs to row i of `key` [b, D]; the other keys, of this batch on every rank, are the
-    negatives (Chen et al. 2021, algorithm 1). Keys get no gradient. Every rank must bring as many rows.
+    negatives (Chen et al. 2021, algorithm 1). Keys get no gradient. Every rank must have the same number of rows.
 
     Returns:
         the loss (a mean over the queries), and the fraction of queries whose own key is the nearest.

@@ -1,4 +1,4 @@
-"""What a teacher's tokens become before a student predicts them (Baevski et al. 2022, section 3.3; Assran et al. 2023).
+"""Normalization of a teacher's tokens, a student's targets (Baevski et al. 2022, section 3.3; Assran et al. 2023).
 
 Every function computes in fp32, without learned weights and with the eps 1e-5 of the official code.
 """

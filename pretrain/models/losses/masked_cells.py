@@ -14,7 +14,7 @@ class MaskedCells:
 
     Attributes:
         masked: int64 [b, k], row-major numbers of the masked cells, each once.
-        size: (height, width) of the images. cell: side of a cell. patch: side of what one token stands for at the
+        size: (height, width) of the images. cell: side of a cell. patch: side of what one token covers at the
             encoder's output. All in pixels; one side of cell and patch divides the other.
     """
 
@@ -25,7 +25,7 @@ class MaskedCells:
 
     @property
     def num_masked_pixels(self) -> int:
-        """Over the whole batch."""
+        """Of all images of the batch."""
         return self.masked.numel() * self.cell**2
 
     def for_encoder(self) -> Tensor:

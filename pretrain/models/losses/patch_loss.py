@@ -49,7 +49,7 @@ def patch_loss(
     student_temp: float,
     teacher_temp: float,
 ) -> PatchLoss:
-    """Each student row against the teacher's row of the same place. No rows at all give a loss of 0.
+    """Each student row against the teacher's row of the same patch. No rows at all give a loss of 0.
 
     Products are computed in the type of autocast, all else in fp32. Backward can run once.
 

@@ -32,7 +32,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
         iterations: times that prototypes, then rows are scaled; the last scaling of the rows is the softmax.
 
     Raises:
-        ValueError: no iteration is asked for.
+        ValueError: iterations is below 1.
     """
     if iterations < 1:
         raise ValueError(f"sinkhorn_center: iterations must be at least 1, got {iterations}")
@@ -55,7 +55,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
 
 
 class _Repeated:
-    """The sharpened logits of a chunk, as often as asked for."""
+    """The sharpened logits of a chunk, computed again or kept."""
 
     def __init__(self, of: StreamedLogits, sharpness: float):
         self.of, self.sharpness = of, sharpness

@@ -14,8 +14,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True)
 class EMA(nn.Module, Generic[ModuleT]):
     """A frozen copy of `source` that follows it; called like it, without gradients.
 
-    The average lives in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is below
-    bf16 resolution and rounds to nothing. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
+    The average is kept in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is
+    below bf16 resolution and rounds to 0. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
     but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged.
 
     Args:

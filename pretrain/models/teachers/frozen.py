@@ -1,7 +1,7 @@
 """Networks that an objective reads and never trains: tokenizers and teachers from a file.
 
 Their weights stay out of checkpoints, which would carry the same bytes every time. What a checkpoint keeps is their
-fingerprint: to go on with another file would be another run.
+fingerprint, since resuming with another file would be another run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Fingerprint(nn.Module):
     def __init__(self, key: str, path: Path | str, digest: bytes):
         super().__init__()
         self.key, self.path = key, str(path)
-        # fp32, like every buffer: engines that cast or reduce buffers leave whole numbers below 256 exact.
+        # fp32, like every buffer: engines that cast or reduce buffers keep integers below 256 exact.
         self.register_buffer("sha256", torch.tensor(list(digest), dtype=torch.float32))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ class Fingerprint(nn.Module):
                 self.key,
                 [
                     f"{self.path} is not what these weights were trained with: sha256 {_hex(self.sha256)[:12]}, "
-                    f"then {_hex(saved)[:12]}; give the file or release of then, or start a new run",
+                    f"then {_hex(saved)[:12]}; give the original file or release, or start a new run",
                 ],
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -36,7 +36,7 @@ def rgb_problems(
 
 
 def mask_problems(key: str, make: Callable[[], Mask]) -> list[str]:
-    """What a mask says against the settings it would be made with, said of the one of them that most often decides."""
+    """The error of a mask that cannot be built, reported under the setting that most often causes it."""
     try:
         make()
     except ValueError as error:

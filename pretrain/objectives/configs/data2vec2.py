@@ -24,7 +24,9 @@ class Data2Vec2Config(ObjectiveSection):
     mask_ratio: float = Field(0.8, gt=0, lt=1, description="fraction of patches hidden from the encoder")
     mask_length: Positive = Field(3, description="side of the square blocks that stay visible, in patches")
     mask_prob_adjust: float = Field(0.07, ge=0, description="added to the visible share before it becomes blocks")
-    mask_noise_std: float = Field(0.01, ge=0, description="of what stands for hidden patches in the decoder; 0: zeros")
+    mask_noise_std: float = Field(
+        0.01, ge=0, description="of the noise in place of hidden patches in the decoder; 0: zeros"
+    )
     decoder_dim: Positive = 768
     decoder_layers: Positive = 6
     decoder_kernel: Positive = 3

@@ -18,7 +18,7 @@ class DVAEConfig(ObjectiveSection):
     """Discrete variational autoencoder: the tokenizer of BEiT."""
 
     name: Literal["dvae"] = "dvae"
-    num_tokens: Positive = Field(512, description="codes to choose from; every image draws so many numbers per patch")
+    num_tokens: Positive = Field(512, description="codes to choose from; each patch draws one random number per code")
     codebook_dim: Positive = 512
     temperature: float = Field(0.9, gt=0, description="of the relaxed choice, at the first step")
     temperature_end: float = Field(0.9, gt=0, description="at the last; half a cosine leads there")

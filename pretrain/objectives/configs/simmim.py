@@ -19,7 +19,7 @@ class SimMIMConfig(ObjectiveSection):
     """Masked image modelling with mask tokens and a linear decoder (Xie et al. 2021)."""
 
     name: Literal["simmim"] = "simmim"
-    mask_cell: Positive = Field(32, description="side of what is masked as a whole, pixels")
+    mask_cell: Positive = Field(32, description="side of the squares that are masked, in pixels")
     mask_ratio: float = Field(0.6, gt=0, lt=1, description="fraction of cells masked, rounded up")
     crop_scale: Scale = Field((0.67, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
