@@ -96,12 +96,11 @@ def treat(config: PretrainConfig, infect: Callable[[Any], None] | None = None, *
         if until_named and report.verdicts:
             raise _NamedError
 
-    trainable: Any = objective
     nothing: Any = lambda *_: None  # noqa: E731
     with suppress(_NamedError):
         fit(
             engine,
-            trainable,
+            objective,
             iter(feed),
             total_steps=steps.total_steps,
             log=nothing,

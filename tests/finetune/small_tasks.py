@@ -14,6 +14,7 @@ from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.vit import ViT
 
 CLASSES = ("cat", "dog", "cow")
@@ -28,7 +29,7 @@ def small_task(
     *,
     classes: Classes | None = None,
     vit: dict[str, Any] | None = None,
-    backbone: Any = None,
+    backbone: Backbone | None = None,
     **section: Any,
 ) -> Task:
     """A task on a ViT of 2 blocks, 32 wide, for images of 32 pixels in patches of 8, or on `backbone`; `vit` and

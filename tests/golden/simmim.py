@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
@@ -60,7 +61,7 @@ def run_swin(case: Case) -> None:
     _run(case, swin, _swin_name)
 
 
-def _run(case: Case, backbone: Any, ours: Callable[[str], str]) -> None:
+def _run(case: Case, backbone: Backbone, ours: Callable[[str], str]) -> None:
     unknown = set(case.config) - {"seed", "batch", "swin", "stride", "mask_patch_size", "mask_ratio", "ctor"}
     assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
     config = SimMIMConfig(mask_cell=case.config["mask_patch_size"], mask_ratio=case.config["mask_ratio"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.release.folder import write_release
 from pretrain.models.tokenizers.dvae import Codes, ConvEncoder
@@ -66,7 +67,7 @@ def _vit(size: Size, patch_size: int, in_chans: int) -> ViT:
     return ViT(size, patch_size, in_chans, 16, 1, 2, 2.0, pos_embed="learned")
 
 
-def _write(backbone: Any, title: str, state: dict[str, Any]) -> str:
+def _write(backbone: ImageEncoder, title: str, state: dict[str, Any]) -> str:
     folder = Path(_FOLDER.name) / "-".join([title, *map(str, backbone.img_size), str(backbone.in_chans)])
     stats = {"mean": (0.5,) * backbone.in_chans, "std": (0.25,) * backbone.in_chans}
     return str(

@@ -162,7 +162,7 @@ def test_more_layers_than_blocks_are_refused():
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
 def test_the_feed_forward_branch_of_a_block_of_timms_is_what_its_last_step_adds(name: str):
     torch.manual_seed(0)
-    backbone: Any = TimmBackbone(name, (32, 32), embed_dim=24, depth=2, num_heads=2, init_values=0.5)
+    backbone = TimmBackbone(name, (32, 32), embed_dim=24, depth=2, num_heads=2, init_values=0.5)
     images, before = torch.randn(2, 3, 32, 32), []
     backbone.eval().model.blocks[-1].norm2.register_forward_hook(lambda _, given, __: before.append(given[0][:, 1:]))
     (branch,), (after,) = (last_layers(backbone, images, 1, features) for features in ("ffn", "block"))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -168,7 +167,7 @@ def test_impossible_settings_are_named_before_training(config: dict, shape: Shap
 
 def resnet() -> DINO:
     torch.manual_seed(0)
-    backbone: Any = TimmBackbone("resnet10t", (32, 32), 3)
+    backbone = TimmBackbone("resnet10t", (32, 32), 3)
     return DINO(DINOConfig(**SMALL["dino"] | {"drop_path_rate": 0.0}), backbone, HORIZON)
 
 

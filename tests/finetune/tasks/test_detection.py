@@ -148,7 +148,7 @@ def test_a_batch_without_any_object_has_a_loss_and_all_gradients(head: str):
 def test_detections_on_the_canvas_are_mapped_to_the_original_image(monkeypatch: pytest.MonkeyPatch):
     task, examples = task_of("mask_rcnn", test_size=[96, 128]), Squares(5)
 
-    def know(dense: Any, images: Any, *, sizes: Any) -> list[dict[str, torch.Tensor]]:
+    def know(_: Any, images: Any, *, sizes: Any) -> list[dict[str, torch.Tensor]]:
         known = []
         for number, (height, width) in enumerate(sizes):
             truth = examples[number].target
