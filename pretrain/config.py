@@ -59,7 +59,7 @@ class InitConfig(Config):
     @model_validator(mode="after")
     def _exactly_one(self) -> InitConfig:
         if self.checkpoint is not None and self.fresh_heads:
-            raise ValueError("fresh_heads: a checkpoint is taken whole; start from the run's release instead")
+            raise ValueError("fresh_heads: a checkpoint is loaded with its heads; start from the run's release instead")
         given = [key for key in INIT_SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
@@ -136,7 +136,7 @@ class PretrainConfig(Config):
         if self.probe.resize is not None and self.probe.resize < side:
             found.append(f"probe.resize: {self.probe.resize} is smaller than model.img_size {side}")
         if self.engine.is_zero3:
-            found.append("probe: not possible under ZeRO-3, no rank holds whole weights; remove it or use stage 0-2")
+            found.append("probe: not possible under ZeRO-3, no rank holds complete weights; remove it or use stage 0-2")
         return found
 
     def _engine_problems(self) -> list[str]:

@@ -67,8 +67,8 @@ class Recovery:
         )
 
     def about(self, step: int, *, alarms: Collection[str] = ()) -> dict[str, Any]:
-        """For the checkpoint of `step`: whether the run may go back to it, the steps so far that were not finite, and
-        the doctor's alarms that stand. It may where every step since the checkpoint before was finite and none stands.
+        """For the checkpoint of `step`: whether the run may rewind to it, the non-finite steps so far, and the doctor's
+        active alarms. It may if every step since the previous checkpoint was finite and no alarm is active.
         """
         healthy = not self._steps.after(self._last_saved) and not alarms
         self._last_saved = step
@@ -102,8 +102,8 @@ class Recovery:
         self._skipped.decide(step, to, positions)
         if self._world.rank == 0:
             names = ", ".join(self._loader.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
-            passed = f", passing over {len(positions)} samples: {names}" if positions else ""
-            self._say(f"{why}\ngoing back from step {step} to step {to}{passed}")
+            passed = f", skipping {len(positions)} samples: {names}" if positions else ""
+            self._say(f"{why}\nrewinding from step {step} to step {to}{passed}")
         raise RewindError
 
     def _capture(self, step: int, result: StepResult) -> Capture:

@@ -71,11 +71,11 @@ def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
         return load_file(folder / captured.weights), f"weights of that step: {captured.weights}, {size}"
     if captured.checkpoint is None:
         raise ValueError(f"{folder}: holds no weights, and there was no checkpoint before; set engine.capture_weights")
-    # By its place in the run: the run may have been moved since, or be asked about from another folder.
+    # By its path inside the run: the run may have been moved since, or the replay started from another folder.
     source = folder.resolve().parent.parent / "checkpoints" / Path(captured.checkpoint["folder"]).name
     age = captured.step - captured.checkpoint["step"]
     if not (source / "model.safetensors").exists():
-        raise ValueError(f"{folder}: holds no weights, and {source} is gone; set engine.capture_weights")
+        raise ValueError(f"{folder}: holds no weights, and {source} no longer exists; set engine.capture_weights")
     note = f"weights of {source}" + (f", {age} steps older: it may not break again" if age else "")
     return load_file(source / "model.safetensors"), note
 

@@ -129,7 +129,7 @@ def test_two_ranks_go_back_together_from_an_alarm_and_pass_over_the_images_of_th
         assert 0 <= rewind["to"] < rewind["at"] and rewind["to"] % 2 == 0
         assert rewind["positions"] == list(range((rewind["at"] - 1) * 8, rewind["at"] * 8))
         told = f"step {rewind['at']}: alarm learning_rate_too_high (doctor.reaction=rewind)"
-        assert told in said and f"going back from step {rewind['at']} to step {rewind['to']}" in said
+        assert told in said and f"rewinding from step {rewind['at']} to step {rewind['to']}" in said
     assert [int(folder.name.removeprefix("step-")) for folder in checkpoints(run / "checkpoints")] == [
         12,
         10,

@@ -199,7 +199,7 @@ def _object(
             refuse("box over the border", f"bbox {given} in {_size(entry)}: clipped to the image")
         box = inside
     if mask is not None and not _touch(box, rle.boxes([mask])[0]):
-        return refuse("mask outside its box", f"bbox {given}, the mask lies in {rle.boxes([mask])[0].tolist()}")
+        return refuse("mask outside its box", f"bbox {given}, the mask's box is {rle.boxes([mask])[0].tolist()}")
     area = row.get("area")
     if not isinstance(area, int | float) or area <= 0:
         area = float(rle.areas([mask])[0]) if mask else float(np.prod(box[2:] - box[:2]))

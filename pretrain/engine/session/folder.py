@@ -1,4 +1,4 @@
-"""The run's folder: what it says about the run, and whether a configuration may go on with it."""
+"""The run's folder: what it says about the run, and whether it may be resumed with a configuration."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def check_same_run(
 
     Args:
         fingerprints: of the data sets, by their key in the configuration.
-        free: keys, or sections, that may change when a run goes on: where things are and how fast they go, not what is
-            learnt from what.
+        free: keys, or sections, that may change when a run resumes: locations and speed, not what is trained on what.
 
     Raises:
         ConfigError: a key that decides the result is different; every such key with both values.
@@ -54,7 +53,7 @@ def check_same_run(
         if started_on[key] != fingerprint
     ]
     if problems:
-        raise ConfigError(f"{folder} cannot go on with this configuration", [*problems, way_out])
+        raise ConfigError(f"{folder} cannot resume with this configuration", [*problems, way_out])
 
 
 def check_not_started(folder: Path, *, rewound_to_start: bool = False) -> None:
@@ -66,7 +65,7 @@ def check_not_started(folder: Path, *, rewound_to_start: bool = False) -> None:
         rewound_to_start: the run itself removed the checkpoints of the steps in its log.
 
     Raises:
-        CheckpointError: the checkpoints are gone.
+        CheckpointError: the checkpoints are missing.
     """
     trace = _trace_of_checkpoints(folder, in_log=not rewound_to_start) if distributed.rank() == 0 else None
     if problem := distributed.broadcast_object(trace):
@@ -118,7 +117,7 @@ def read_data(folder: Path) -> dict[str, Any]:
 
 
 def last_start(folder: Path) -> dict[str, Any]:
-    """The last line of the run's environment.jsonl that is whole. Raises ConfigError when there is none."""
+    """The last complete line of the run's environment.jsonl. Raises ConfigError when there is none."""
     path = folder / "environment.jsonl"
     for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
         with suppress(json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""Which rank is behind when every rank stands still, and what to say about it. Pure, and without torch."""
+"""Which rank is behind when no rank makes progress, and the report about it. Pure functions, without torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _WAITING = re.compile(r"torch/(distributed|autograd)/|pretrain/core/distributed\
 
 @dataclass(frozen=True)
 class RankState:
-    """One rank that stands still.
+    """One rank without progress.
 
     Attributes:
         phase, step, micro, collectives, inside: see `heartbeat.Reading`.
-        quiet, limit: seconds without a beat, and how many there were.
-        process: one letter, as in /proc/PID/stat; X when it is gone.
+        quiet, limit: seconds without a beat, and how many are allowed.
+        process: one letter, as in /proc/PID/stat; X when it no longer exists.
         frame: the innermost Python frame of its main thread, "" when not known.
     """
 
@@ -57,7 +57,7 @@ class RankState:
 
 
 def behind(states: Sequence[RankState]) -> tuple[list[RankState], str]:
-    """(the ranks that the others wait for, what shows it); none when all stand at the same place."""
+    """(the ranks that the others wait for, what shows it); none when all are at the same place."""
     signs = (
         ("its process has ended", [s for s in states if s.process in "XZ"]),
         ("its process is stopped (SIGSTOP, or a debugger)", [s for s in states if s.process in "Tt"]),
@@ -86,10 +86,10 @@ def sentence(states: Sequence[RankState], silent_hosts: Sequence[str] = ()) -> t
     """
     if silent_hosts:
         hosts = ", ".join(silent_hosts)
-        return f"hang: {hosts} does not answer, and no other rank goes on ({_all_at(states)})", []
+        return f"hang: {hosts} does not answer, and no other rank makes progress ({_all_at(states)})", []
     found, why = behind(states)
     if not found:
-        return f"hang: all ranks stand at the same place ({_all_at(states)}); their stacks may tell why", []
+        return f"hang: all ranks are at the same place ({_all_at(states)}); their stacks may show why", []
     first = found[0]
     hosts = ", ".join(dict.fromkeys(state.host for state in found))
     who = f"rank{'s' * (len(found) > 1)} {numbers([state.rank for state in found])} on {hosts}"

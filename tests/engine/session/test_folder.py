@@ -1,4 +1,4 @@
-"""May a configuration go on with a run's folder?"""
+"""May a run's folder be resumed with a configuration?"""
 
 from __future__ import annotations
 
