@@ -101,7 +101,7 @@ class PlainBranch(nn.Module):
 def plain_tokens(vit: Any, images: Tensor, *, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
     """All tokens of timm's ViT, its position table resampled as the official DINO code does.
 
-    Where `mask` [b, N] is true, `mask_token` [1, 1, D] stands in for the embedded patch.
+    Where `mask` [b, N] is true, `mask_token` [1, 1, D] replaces the embedded patch.
     """
     x = vit.patch_embed.proj(images)
     rows, columns = x.shape[2:]

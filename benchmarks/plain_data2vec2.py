@@ -15,7 +15,7 @@ from benchmarks.plain_ijepa import pick
 
 
 class PlainData2Vec2(nn.Module):
-    """`forward` takes the batch and the noise that stands in for hidden patches; `follow` moves the average."""
+    """`forward` takes the batch and the noise that replaces hidden patches; `follow` updates the average."""
 
     def __init__(
         self, *, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, decoder_dim: int,

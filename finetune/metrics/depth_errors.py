@@ -21,7 +21,7 @@ CROPS = {
 
 
 class DepthMetric:
-    """Errors in metres where the truth lies within the range.
+    """Errors in metres where the ground truth is within the range.
 
     Args:
         min_depth, max_depth: metres; the prediction is clipped to them, truth outside is left out.

@@ -21,7 +21,7 @@ from typing import Any
 from launch.plan.machine import count_gpus
 from pretrain.core.record import git_commit, versions
 
-GRACE_SECONDS = 60.0  # to save and end, after the launcher is gone
+GRACE_SECONDS = 60.0  # to save and end, after the launcher has ended
 
 
 def main(arguments: list[str] | None = None) -> int:

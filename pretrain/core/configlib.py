@@ -235,7 +235,7 @@ def _nearest_keys(model: type[Config], location: tuple[Any, ...]) -> list[str]:
 
 
 def _paths(model: type[Config]) -> Iterator[str]:
-    """Every key of `model`, by its whole path."""
+    """Every key of `model`, recursively, by its full path."""
     for name, field in model.model_fields.items():
         yield name
         for section in sections_in(field.annotation):

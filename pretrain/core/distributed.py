@@ -116,8 +116,8 @@ def _agree_on_incarnation(store: Store, rank: int, world_size: int) -> str:
     """A name only the processes alive now know.
 
     Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the
-    answer to its own nonce only, and says so. A dead process' hello gets an answer that nobody accepts, until its
-    successor overwrites it.
+    answer to its own nonce only, and says so. The hello of a process that has ended gets an answer that no process
+    accepts, until its successor overwrites it.
     """
     name, deadline, pause = secrets.token_hex(8), time.monotonic() + _RENDEZVOUS_SECONDS, 0.005
     if rank > 0:

@@ -1,8 +1,8 @@
 """Where this process is in its run, told to the watchdog of its node through shared memory. No torch here.
 
 A beat is one write of a few numbers into a memfd that the watchdog maps: it sees them though this process may never
-run Python again. Stacks go the same way, from a signal handler that needs no GIL. Where nobody watches (tests, data
-workers, tools), every function here does nothing.
+run Python again. Stacks are passed in the same way, from a signal handler that needs no GIL. Without a watchdog (tests,
+data workers, tools), every function here does nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _shows_stacks = False
 
 @dataclass(frozen=True)
 class Reading:
-    """What one process last told.
+    """What one process last reported.
 
     Attributes:
-        beats: how often it told something. kind: whose limit applies, of KINDS.
+        beats: how many reports it has made. kind: whose limit applies, of KINDS.
         step: the one being taken, from 1. micro: its micro-batch. collectives: how many were begun by
             `pretrain.core.distributed`. inside: the one it has not returned from, or "".
         slowest: seconds without a beat, by kind, the longest of the last 64 to 128 steps.

@@ -51,7 +51,7 @@ def warmup_cosine(
         step: completed steps, so the first update uses step 0.
         warmup_form: "open" warms up as step / W and meets the peak at step W (MAE); "closed" warms up as
             step / (W - 1), so the last warm-up step already is the peak and step W repeats it (DINO).
-        frozen_steps: zero for so many steps; the warm-up comes after them (DINOv2).
+        frozen_steps: zero for this many steps; the warm-up follows (DINOv2).
         whole: the cosine counts from step 0, under the warm-up, and the value falls a little where that ends (SimMIM,
             timm); else it starts at the peak.
     """

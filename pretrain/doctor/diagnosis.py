@@ -1,4 +1,4 @@
-"""From rows of numbers to verdicts: the same for a run that goes on and for one read from its log. No torch here."""
+"""From rows of numbers to verdicts: the same for a running job and for one read from its log. No torch here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pretrain.doctor.history import Facts, History
 from pretrain.doctor.rules import RULES
 
-CALM_ROWS = 5  # a sign that was absent so often is over
-CAUSE_STEPS = 100  # so long after a cause, what follows from it is not said
+CALM_ROWS = 5  # a sign is over after this many rows without it
+CAUSE_STEPS = 100  # for this many steps after a cause, what follows from it is not reported
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,26 @@ class Diagnosis:
 
 
 class Doctor:
-    """Asks every rule at every row; a verdict is given when its sign begins, not while it lasts.
+    """Checks every rule at every row; a verdict is reported when its sign begins, not again while it lasts.
 
     Args:
-        off: rules that are not asked.
+        off: rules that are not checked.
 
     Attributes:
-        standing: rules whose sign was given when they were last asked, said or not, or not long enough ago to be over.
+        standing: rules with an active sign, reported or not: given at their last check, or absent for fewer than
+            CALM_ROWS rows since.
     """
 
     def __init__(self, facts: Facts, *, off: Collection[str] = ()):
         self.facts, self.history = facts, History()
         self._rules = {name: rule for name, rule in RULES.items() if name not in off}
-        self._calm: dict[str, int] = {}  # of each sign that is given: rows without it
-        self._hidden: set[str] = set()  # signs that are given, but follow from a cause
-        self._again: set[str] = set()  # what stands is said once more
+        self._calm: dict[str, int] = {}  # of each active sign: rows without it
+        self._hidden: set[str] = set()  # active signs that follow from a cause
+        self._again: set[str] = set()  # active signs to report once more
         self._last_cause: int | None = None
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Diagnosis]:
-        """Take in the row of `step`, and say what begins with it. Values that are not finite are left out."""
+        """Add the row of `step` and report the signs that begin with it. Values that are not finite are left out."""
         finite = {name: value for name, value in values.items() if -float("inf") < value < float("inf")}
         self.history.add(step, finite)
         found = []
@@ -69,7 +70,7 @@ class Doctor:
         return self._calm.keys() | self._hidden
 
     def say_again(self) -> None:
-        """What stands now is said once more when its rule is next asked: to a run that resumes."""
+        """Report each active sign once more when its rule is next checked: for a run that resumes."""
         self._again = set(self._calm)
 
     def _calm_down(self, name: str) -> None:

@@ -20,10 +20,10 @@ class Rule:
 
     Attributes:
         title: what is wrong, in few words.
-        sign: when it is said. reason: why that sign means this. way_out: what to change.
-        reads: asked only in steps that have one of these values; a name that ends in "/" stands for all below it.
+        sign: when it is reported. reason: why that sign means this. way_out: what to change.
+        reads: checked only in steps that have one of these values; a name that ends in "/" means all names below it.
         check: the numbers of the sign, in words, or None where it is not given.
-        is_cause: the other signs follow from this one and are not said beside it.
+        is_cause: the other signs follow from this one and are not reported along with it.
     """
 
     title: str

@@ -1,7 +1,7 @@
 """Signs that the doctor's rules look for: each a function of a run's history that gives the numbers in words, or None.
 
-A sign must hold in every row of a stretch of steps, so that one odd batch is none. What each number means stands with
-its rule in `rules.py`. No torch here.
+A sign must hold in every row of a stretch of steps, so that one odd batch does not count. The meaning of each number is
+given with its rule in `rules.py`. No torch here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engines by name; each is imported when it is chosen, so that nobody needs the other's libraries."""
+"""The engines by name; each is imported only when chosen, so that the other's libraries need not be installed."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def _start_deepspeed(world: World) -> Any:
 
 
 def _refuse_teacher(module: nn.Module) -> None:
-    """A copy of the weights in buffers follows whole parameters, which no rank has under ZeRO-3."""
+    """An averaged copy of the weights is updated from complete parameters, which no rank has under ZeRO-3."""
     weights = [tuple(param.shape) for param in module.parameters() if param.requires_grad and param.ndim > 1]
     copies = {tuple(buffer.shape) for buffer in module.buffers() if buffer.is_floating_point() and buffer.ndim > 1}
     if sum(shape in copies for shape in weights) * 2 > len(weights):

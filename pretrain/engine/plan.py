@@ -1,4 +1,4 @@
-"""What an optimizer's configuration means for so many images and so many processes. No torch here."""
+"""What an optimizer's configuration means for a number of images and of processes. No torch here."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class StepEngine(ABC):
     fragments: list[Fragment]
     owns_fragments: bool  # this rank's fragments are saved and counted
     partitioned = False  # a rank holds pieces of the parameters (ZeRO), not all of each
-    replicated = True  # the model's parameters are there in whole on each rank (not under ZeRO-3)
+    replicated = True  # each rank holds all of the model's parameters (not under ZeRO-3)
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class StepEngine(ABC):
 
     @abstractmethod
     def _update(self) -> None:
-        """The optimizer's step; gradients are gone after it."""
+        """The optimizer's step; it clears the gradients."""
 
     @abstractmethod
     def _discard(self) -> None:
@@ -293,7 +293,7 @@ class StepEngine(ABC):
         return self.trainable.state_dict()
 
     def _model_state(self) -> dict[str, Tensor]:
-        """The whole model; only rank 0's is used."""
+        """The complete model; only rank 0's is used."""
         return self.trainable.state_dict()
 
     def _set_model_state(self, state: dict[str, Tensor]) -> None:

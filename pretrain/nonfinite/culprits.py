@@ -78,15 +78,15 @@ def evaluate(
 
 
 def find_culprits(is_broken: Callable[[Sequence[int]], bool], count: int) -> list[int] | None:
-    """The rows of a batch of `count` that break it, by halving.
+    """The rows of a batch of `count` that make it non-finite, by recursive halving.
 
     Args:
-        is_broken: computes a batch of `count` rows; rows of the one at hand, some of them several times.
+        is_broken: computes a batch of `count` rows, taken from this batch, some of them several times.
 
     Returns:
-        The rows that break a batch of nothing but themselves, if the batch is whole once others stand in their place;
-        else None: the batch is not broken, or by a meeting of rows, or by more than half of them or MOST_CULPRITS,
-        which speaks against the weights.
+        The rows that each break a batch of copies of that row alone, if the batch is finite once other rows replace
+        them; else None: the batch is not broken, or only by a combination of rows, or by more than half of the rows or
+        more than MOST_CULPRITS, in which case the weights are the likely cause.
     """
     found: list[int] = []
     groups = [list(range(count))]

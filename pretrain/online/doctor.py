@@ -62,7 +62,7 @@ class OnlineDoctor:
         for row in distributed.broadcast_object(known if len(known) <= FIRST + LAST else known[:FIRST] + known[-LAST:]):
             self.doctor.observe(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
         self.doctor.say_again()
-        # Under ZeRO-3 no rank holds whole weights: gradients by block and the losses are all there is.
+        # Under ZeRO-3 no rank holds complete weights: only the losses and the gradients by block are measured.
         self._is_whole = not config.engine.is_zero3
         self._precision: Precision = config.engine.precision
         self._images = _fixed_images(config, dataset, world) if self._is_whole else None
@@ -85,8 +85,8 @@ class OnlineDoctor:
         return self.doctor.observe(step, row)
 
     def suspects(self, step: int) -> tuple[int, list[int]]:
-        """Where the illness that is named at `step` may have begun, by the measurement before: that step, and the
-        sample positions since. They are passed over after a rewind: on the same images the run would fall ill again.
+        """Where the problem reported at `step` may have begun, by the previous measurement: that step, and the sample
+        positions since. They are skipped after a rewind: on the same images the run would fail again.
         """
         batch, begin = self.global_batch, max(0, step - self.settings.every_steps)
         return begin, list(range(begin * batch, step * batch))

@@ -97,7 +97,7 @@ class Checkpoints:
         return final
 
     def _keep_or_replace(self, engine: Engine, step: int, about: Mapping[str, Any], final: Path) -> Path:
-        """The folder of this step is there: keep it if it is whole; a damaged one (a run that fell back) makes room."""
+        """The folder of this step exists: keep it if it verifies; replace a damaged one (of a run that fell back)."""
         try:
             self.verify(final)
             return final
@@ -202,7 +202,7 @@ class Checkpoints:
     def _raise_if(self, problem: str | None, final: Path, temp: Path | None) -> None:
         if not problem:
             return
-        distributed.barrier()  # nobody writes into it any more
+        distributed.barrier()  # no rank writes into it any more
         if temp is not None and distributed.rank() == 0:
             shutil.rmtree(temp, ignore_errors=True)
         raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are untouched")

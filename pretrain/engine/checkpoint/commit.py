@@ -1,7 +1,7 @@
 """A checkpoint folder is complete or it does not exist: the file system part, free of torch.
 
 Files are written to `.tmp-step-N-<id>/`, each fsynced and hashed on the way; then the manifest with their sizes and
-hashes; then one rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else lies around.
+hashes; then one rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else is next to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message names it and says what stands."""
+    """A checkpoint could not be written or read; the message names it and says what is unaffected."""
 
 
 class DamagedError(CheckpointError):
@@ -215,7 +215,8 @@ def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, prot
     The `protected` step stays too, and what is later than `newest`: damaged ones, which a run that fell back to an
     earlier one writes again.
 
-    Call it only once `newest` is verified. A folder leaves by one rename: half of it never is a checkpoint.
+    Call it only once `newest` is verified. A folder is renamed before it is deleted: a partly deleted one is never
+    taken for a checkpoint.
     """
     gone = []
     for path in [path for path in checkpoints(root) if step_of(path) <= newest][keep_last:]:

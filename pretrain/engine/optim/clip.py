@@ -1,7 +1,7 @@
 """What all ranks decide together between backward and update, from one small all-reduce: finite? how large? who asks?
 
-A gradient may be in pieces over ranks (ZeRO) or whole on each (DDP); in the latter case rank 0's norms count, so that
-every rank clips by the same numbers.
+A gradient may be partitioned over ranks (ZeRO) or complete on each (DDP); in the latter case rank 0's norms count, so
+that every rank clips by the same numbers.
 """
 
 from __future__ import annotations

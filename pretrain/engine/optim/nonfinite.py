@@ -8,7 +8,7 @@ from pretrain.engine.protocol import StepResult
 
 
 class NonFiniteError(RuntimeError):
-    """Training cannot go on: too many steps had no finite loss or gradient."""
+    """Training cannot continue: too many steps had no finite loss or gradient."""
 
 
 class NonFiniteSteps:

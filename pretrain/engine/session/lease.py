@@ -1,4 +1,4 @@
-"""One writer per run folder. The kernel holds the lock, so it goes with its process, however that dies."""
+"""One writer per run folder. The kernel holds the lock and releases it when the process ends, however that happens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import TracebackType
 
 
 class RunInUseError(ValueError):
-    """The run folder cannot be had: another process writes to it, or it cannot be locked."""
+    """The run folder is not available: another process writes to it, or it cannot be locked."""
 
 
 class Lease:

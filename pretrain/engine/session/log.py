@@ -29,7 +29,7 @@ METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
 class RunLog:
     """Writes the scalars and pictures of a run below `run_dir`.
 
-    After a resume the rows and events past the resumed step are dropped, so every step stands there once.
+    After a resume the rows and events past the resumed step are dropped, so each step appears once.
 
     Args:
         run_dir: metrics.jsonl, log.txt, pictures/ and tensorboard/ go here.
@@ -41,7 +41,7 @@ class RunLog:
         self.console = Console(stderr=True, highlight=False)
         self.total_steps = total_steps
         self._run_dir = run_dir
-        self._first_shown: tuple[int, float] | None = None  # step and time: before lies the start, which comes once
+        self._first_shown: tuple[int, float] | None = None  # step and time; the startup before it is not counted
         for name in (METRICS, ALARMS):
             _keep_rows_up_to(run_dir / name, start_step)
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")

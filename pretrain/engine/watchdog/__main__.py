@@ -1,10 +1,10 @@
 """The process that watches the ranks of one node: `python -m pretrain.engine.watchdog`, started by `engine.watching`.
 
 It reads their heartbeats. A run hangs when every rank on every node has been silent for longer than its limit: one that
-waits for a rank that is still busy does not count. Nodes speak through the run's folder, and only once all ranks of one
-of them are silent. Then stacks are written, the rank that is behind is named, and the ranks are ended.
+waits for a rank that is still busy does not count. Nodes communicate through the run's folder, and only once all ranks
+of one of them are silent. Then stacks are written, the rank that is behind is named, and the ranks are ended.
 
-No torch, and nothing here can wait for ever for the folder: it may be what hangs.
+No torch, and nothing here waits for the folder without a time limit: its file system may be what hangs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Orders:
         run_dir, token: the run's folder, and the name of this start in it.
         node, nodes: this node's number, and the host of each.
         ranks: of this node: rank, pid, start (see `processes.started`), fd of its heartbeat.
-        floors: seconds, by `heartbeat.KINDS`. patience: times the slowest of late.
-        poll: seconds between two looks. answer: seconds for another node to answer.
+        floors: seconds, by `heartbeat.KINDS`. patience: multiple of the slowest recent time.
+        poll: seconds between two checks. answer: seconds for another node to answer.
     """
 
     run_dir: str
@@ -68,7 +68,7 @@ class Watched:
         self.quiet = 0.0
 
     def look(self, watched_seconds: float) -> None:
-        """Count silence by the time it was watched: a machine that slept, or had no time for us either, is no hang."""
+        """Count only watched time as silence: a machine that was suspended or overloaded is not a hang."""
         reading = heartbeat.read(self._memory) if self._memory else None
         self.quiet += watched_seconds
         if reading is not None and reading.beats != self.reading.beats:
@@ -105,7 +105,7 @@ class Watchdog:
         self.folder = Path(orders.run_dir) / "hangs" / orders.token
         self._asked_at: float | None = None
         self._next_look = 0.0
-        self._answers = 0  # that this node gave
+        self._answers = 0  # how many this node has written
         self._heard: dict[str, tuple[int, float]] = {}  # by file: the newest answer's number, when it came
 
     def watch(self) -> None:
@@ -126,7 +126,7 @@ class Watchdog:
             _sleep(slept)
 
     def _hangs(self, silent: bool) -> bool:
-        """Do all ranks of the run stand still? Asks the other nodes when it looks so here."""
+        """Has every rank of the run stopped making progress? Asks the other nodes when all ranks of this one have."""
         if len(self.orders.nodes) == 1:
             return silent
         if not silent and self._asked_at is None:
@@ -147,7 +147,7 @@ class Watchdog:
         return others["verdict"] or (all(said.values()) and (late or len(said) == len(self.orders.nodes)))
 
     def _exchange(self, silent: bool) -> dict[str, Any]:
-        """Tell whether this node is silent, if anybody asked; what the others told: {} when nobody did."""
+        """Write whether this node is silent, if a node asked; return the others' answers: {} if none asked."""
         if not silent and not self.folder.exists():
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class Watchdog:
             said = _read(path)
             if self._heard.get(path.name, (0, 0.0))[0] != said["number"]:
                 self._heard[path.name] = (said["number"], now)
-            # An answer that is not renewed is of a node that has gone since.
+            # An answer that is not renewed is of a node that has left since.
             if now - self._heard[path.name][1] <= self.orders.answer:
                 told[path.name] = bool(said["silent"])
         return {"nodes": told, "verdict": (self.folder / "verdict").exists()}
@@ -220,7 +220,7 @@ def within(seconds: float, work: Callable[[], Answer]) -> Answer | None:
 
 
 def _sleep(seconds: float) -> None:
-    """Until then, or until the process that started us has gone."""
+    """For `seconds`, or until the process that started this one has ended."""
     if not sys.stdin.closed and select.select([sys.stdin], [], [], seconds)[0]:
         sys.stdin.close()
         return

@@ -24,7 +24,7 @@ def started(pid: int) -> int:
 
 
 def state(pid: int, start: int) -> str:
-    """One letter: R runs, S sleeps, D waits in the kernel, T is stopped, Z has ended; X: it is gone."""
+    """One letter: R runs, S sleeps, D waits in the kernel, T is stopped, Z has ended; X: it no longer exists."""
     fields = _stat(pid)
     return fields[0] if fields and int(fields[19]) == start else "X"
 
@@ -38,7 +38,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def memory_of(pid: int, fd: int) -> mmap.mmap | None:
-    """The heartbeat of a process; None when it has closed it, or is gone.
+    """The heartbeat of a process; None when it has closed it, or no longer exists.
 
     Raises:
         OSError: it may not be read.
@@ -56,7 +56,7 @@ def memory_of(pid: int, fd: int) -> mmap.mmap | None:
 def dump_stacks(processes: Sequence[Process]) -> dict[int, str]:
     """By number of the process: Python stacks of all its threads, then those of its data workers.
 
-    One that is stopped is made to go on for that moment.
+    A stopped process is continued (SIGCONT) to write them.
     """
     families = {pid: [pid, *_descendants(pid)] for pid, start in processes if state(pid, start) not in "XZ"}
     asked: dict[int, Path] = {}
@@ -109,7 +109,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def end(processes: Sequence[Process], *, with_signal: int) -> None:
-    """Send `with_signal`, and SIGKILL to who is still there after a while."""
+    """Send `with_signal`, then SIGKILL to those that still run after a few seconds."""
     left = _send(processes, with_signal)
     patience = time.monotonic() + _END_SECONDS
     while left and time.monotonic() < patience:
@@ -130,7 +130,7 @@ def _send(processes: Sequence[Process], number: int) -> list[Process]:
 def end_by_signal(number: int) -> None:
     """Signal `number` ends this process at once with that status, whatever holds it: C's `_exit` is the handler.
 
-    A handler of Python would need the GIL, which is what a rank that hangs may not let go of.
+    A Python handler would need the GIL, which a rank that hangs may never release.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]

@@ -28,7 +28,7 @@ Facts = tuple[str, str, dict[str, int] | None]  # place, host, and what `watchdo
 def watched(run_dir: Path, settings: WatchConfig, world: World) -> Generator[None, None, None]:
     """Inside, a run that hangs is ended with status EXIT_HUNG, its stacks in `run_dir/hangs`.
 
-    Every rank enters, together. Where it cannot be watched it says so, and runs all the same.
+    Every rank enters, together. Where it cannot be watched, it prints a warning and runs anyway.
     """
     if not settings.enabled:
         yield
@@ -54,7 +54,7 @@ def watched(run_dir: Path, settings: WatchConfig, world: World) -> Generator[Non
             assert watchdog.stdin is not None
             with suppress(OSError):
                 watchdog.stdin.close()
-            # It goes when all its ranks have left; nobody waits for that long.
+            # It ends when all its ranks have left; do not wait longer than this.
             with suppress(subprocess.TimeoutExpired):
                 watchdog.wait(_LAST_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Tensors of a torch pickle whose classes are foreign or gone, without importing or calling any of them.
+"""Tensors of a torch pickle whose classes are foreign or no longer exist, without importing or calling any of them.
 
 `torch.load(weights_only=True)` refuses a pickled module altogether. Here every class and function of the file becomes
 an inert record that keeps what it was given; only tensors are rebuilt, by code of this file.

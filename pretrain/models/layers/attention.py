@@ -128,7 +128,7 @@ class Block(TimmBlock):
         layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
         ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`.
         qkv_bias, rel_pos_grid: see `Attention`.
-        mixer: what stands in place of the attention, under its name `attn`.
+        mixer: the module that replaces the attention, under its name `attn`.
 
     Attributes:
         drop_rate: of the stochastic depth. drop_subset: spend it by subset, not by sample.

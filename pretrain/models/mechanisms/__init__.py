@@ -1,4 +1,4 @@
-"""What can stand in place of the attention in a block, by name. No torch here: an unsuitable one is refused before
+"""What can replace the attention in a block, by name. No torch here: an unsuitable one is refused before
 training.
 
 A new mechanism is one file in this folder, a subclass of `pretrain.models.layers.mixer.Mixer`, and one line here.
@@ -23,7 +23,7 @@ class Mechanism:
     """An entry of the table.
 
     Attributes:
-        kind: what its weights tell apart. slot: "mixer" stands in place of the attention.
+        kind: what its weights tell apart. slot: "mixer" replaces the attention.
         reads: "set": any of the tokens, in any order; "grid": all patches, each at its position.
         relative_positions: whether it adds a relative-position bias and rotates; else positions are in the tokens only.
         module: "module:Class".
