@@ -75,13 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report_missing(config: PretrainConfig) -> int:
-    """Say which weights the run would start from are not there; the exit status of a check."""
+    """Report initial weights that do not exist; the exit status of a check."""
     if config.init is None or (Path(config.run_dir) / "checkpoints").exists():
         return 0
     key, place = config.init.source
     if Path(place).exists():
         return 0
-    print(f"init.{key}: {place} is not there", file=sys.stderr)
+    print(f"init.{key}: {place} does not exist", file=sys.stderr)
     return 2
 
 

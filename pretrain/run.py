@@ -54,7 +54,7 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
 
     def body(world: World) -> int:
         with ExitStack() as whole:
-            # Opened by the first start and kept: a signal that comes while the run goes back is not lost.
+            # Opened by the first start and kept: a signal that arrives during a rewind is not lost.
             watch = cache(lambda: whole.enter_context(closing(preempt.Watch(Path(config.run_dir), rank=world.rank))))
             while True:
                 with suppress(RewindError), ExitStack() as parts:
@@ -233,10 +233,10 @@ class PretrainRun:
         )
 
     def _examine(self, step: int, result: StepResult) -> None:
-        """Ask the doctor; react to an alarm as `doctor.reaction` says.
+        """Apply the doctor's rules; react to an alarm as `doctor.reaction` says.
 
         Raises:
-            AlarmError: the run stops. RewindError: it goes back.
+            AlarmError: the run stops. RewindError: it rewinds.
         """
         if self.doctor is None:
             return
@@ -255,7 +255,7 @@ class PretrainRun:
             self.recovery.go_back(step, positions, why=why, until=begin)
         if self.doctor.settings.reaction == "stop":
             said = "\n".join(f"{verdict.rule}: {verdict.text}" for verdict in verdicts)
-            raise AlarmError(f"stopped at step {step} by an alarm (doctor.reaction=stop); nothing saved of it\n{said}")
+            raise AlarmError(f"stopped at step {step} by an alarm (doctor.reaction=stop); not saved\n{said}")
 
     def _report_skipped(self, step: int, result: StepResult) -> None:
         if result.overflow:

@@ -1,4 +1,4 @@
-"""Where this process is in its run, told to the watchdog of its node through shared memory. No torch here.
+"""Where this process is in its run, reported to the watchdog of its node through shared memory. No torch here.
 
 A beat is one write of a few numbers into a memfd that the watchdog maps: it sees them though this process may never
 run Python again. Stacks are passed in the same way, from a signal handler that needs no GIL. Without a watchdog (tests,
@@ -143,7 +143,7 @@ def leave() -> None:
 
 
 def read(memory: mmap.mmap) -> Reading | None:
-    """What the owner of `memory` last told; None in the middle of a beat."""
+    """What the owner of `memory` last reported; None in the middle of a beat."""
     beats, phase, kind, step, micro, collectives, inside, _, *slowest, again = _LAYOUT.unpack_from(memory, 0)
     if beats != again:
         return None

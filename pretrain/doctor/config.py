@@ -16,9 +16,9 @@ class DoctorConfig(Config):
     every_steps: Positive = Field(25, description="between measurements of features, weights, averages and gradients")
     images: Positive | None = Field(None, description="measured on; default: a quarter of a global batch, 32 to 256")
     reaction: Literal["warn", "stop", "rewind"] = Field(
-        "warn", description="to an alarm: say it; end the run unsaved; go back to the last healthy checkpoint"
+        "warn", description="to an alarm: log it; end the run without saving; rewind to the last healthy checkpoint"
     )
-    off: list[str] = Field(default_factory=list, description="rules that are not asked, by name")
+    off: list[str] = Field(default_factory=list, description="rules that are not applied, by name")
 
     @field_validator("off")
     @classmethod

@@ -1,4 +1,4 @@
-"""What the doctor measures of a network beside its losses: ranks, spreads, entropies, distances, gradients by block.
+"""What the doctor measures of a network besides its losses: ranks, spreads, entropies, distances, gradients by block.
 
 RankMe is of Garrido et al. 2023, "RankMe: Assessing the downstream performance of pretrained self-supervised
 representations by their rank", eq. 1.

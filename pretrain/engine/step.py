@@ -1,4 +1,4 @@
-"""One optimizer step, the same in every engine; an engine goes backward, shows its gradients, and updates."""
+"""One optimizer step, the same in every engine; an engine computes gradients, exposes them, and updates."""
 
 from __future__ import annotations
 

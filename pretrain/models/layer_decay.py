@@ -53,7 +53,7 @@ def layer_decay(
         patch_embed_lr_scale: of the patch embedding, in addition to the decay (DINOv2: 0.2).
 
     Raises:
-        ValueError: decay is not in (0, 1], a name is not there, or no name below `prefix` is of a block.
+        ValueError: decay is not in (0, 1], a name does not exist, or no name below `prefix` is of a block.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer decay {decay}: expected a number above 0, at most 1")

@@ -96,7 +96,7 @@ def begin(folder: Path) -> Path:
 
 
 def seal(temporary: Path, folder: Path, capture: Capture) -> None:
-    """Write capture.json and give the folder its name; an older capture of the same step makes room."""
+    """Write capture.json and give the folder its name; an older capture of the same step is replaced."""
     write_json(temporary / FILE, asdict(capture), indent=1)
     publish_folder(temporary, folder)
 

@@ -58,7 +58,7 @@ class Recompute:
             lambda rows: self._evaluate(part, rows_of(batch, rows), precision).broken, len(part.positions)
         )
         if rows is None:
-            print("  samples    no few of them alone break it")
+            print("  samples    no small subset of them reproduces it")
         for row in rows or []:
             print(f"  sample     {part.samples[row]} at position {part.positions[row]}")
         if rows:
@@ -84,7 +84,7 @@ class Recompute:
         )
         host_batch = MicroBatches(self.dataset, spec)[captured.step * captured.accumulation_steps + part.micro_batch]
         if host_batch["position"].tolist() != list(part.positions):
-            raise ValueError(f"the positions of rank {part.rank} are others now; optim.global_batch_size has changed")
+            raise ValueError(f"rank {part.rank} has other positions than captured; optim.global_batch_size has changed")
         return augment.apply(spec.views, host_batch, config.mean, config.std, self.device)
 
     def _evaluate(self, part: Part, batch: Mapping[str, Tensor], precision: Precision) -> Outcome:

@@ -60,7 +60,7 @@ class SkippedPositions:
         self._write()
 
     def complete(self, checkpoints: Checkpoints) -> Rewind | None:
-        """Remove the checkpoints after the last rewind, if that is not done yet; that rewind."""
+        """Remove the checkpoints after the last rewind, unless already done; returns that rewind, else None."""
         if not self.rewinds or self.rewinds[-1].finished:
             return None
         last = self.rewinds[-1]

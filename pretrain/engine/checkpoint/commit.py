@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> Manifest:
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
     if _NAME.fullmatch(folder.name) and step_of(folder) != body["step"]:
-        raise DamagedError(folder, f"it holds step {body['step']}, which its name denies; rename it back")
+        raise DamagedError(folder, f"it holds step {body['step']}, which does not match its name; rename it back")
     return Manifest(body["step"], tuple(FileRecord(**file) for file in body["files"]), body["about"])
 
 

@@ -113,7 +113,7 @@ def read_data(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(str(folder), [f"data.json: {error}; it says what data the run is of, copy it too"]) from error
+        raise ConfigError(str(folder), [f"data.json: {error}; it identifies the run's data, copy it too"]) from error
 
 
 def last_start(folder: Path) -> dict[str, Any]:

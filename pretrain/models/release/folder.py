@@ -79,7 +79,7 @@ def write_release(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Path:
-    """Write the release complete or not at all; a release that is already there is replaced.
+    """Write the release completely or not at all; an existing release is replaced.
 
     Args:
         extra_state: `Objective.heads_state`.
@@ -147,7 +147,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.parent}: release format {found}; this version reads {FORMAT}")
     lacking = [key for key in ("objective", "model", "mean", "std") if key not in record]
     if lacking or "img_size" not in record["model"]:
-        raise ValueError(f"{path}: says nothing of {', '.join(lacking) or 'model.img_size'}; copy the release again")
+        raise ValueError(f"{path}: has no {', '.join(lacking) or 'model.img_size'}; copy the release again")
     return record
 
 

@@ -225,7 +225,7 @@ def test_a_release_that_was_copied_in_part_is_named(tmp_path: Path, file: str, k
 def test_a_record_that_says_too_little_is_named(tmp_path: Path):
     out = write(tmp_path / "release", perturbed(arguments()))
     (out / "fovea.json").write_text('{"format": 1, "model": {"img_size": [32, 32]}}')
-    with pytest.raises(ValueError, match=r"fovea\.json: says nothing of objective, mean, std"):
+    with pytest.raises(ValueError, match=r"fovea\.json: has no objective, mean, std"):
         read_release(out)
     (out / "fovea.json").write_text("[]")
     with pytest.raises(ValueError, match="release format None; this version reads 1"):
