@@ -1,10 +1,10 @@
-"""The process that watches the ranks of one node: `python -m pretrain.engine.watchdog`, started by `engine.watching`.
+"""The watchdog process of one node: `python -m pretrain.engine.watchdog`, started by `watchdog.start`.
 
-It reads their heartbeats. A run hangs when every rank on every node has been silent for longer than its limit: one that
-waits for a rank that is still busy does not count. Nodes communicate through the run's folder, and only once all ranks
-of one of them are silent. Then stacks are written, the rank that is behind is named, and the ranks are ended.
+It reads the heartbeats of the node's ranks. A run hangs when every rank on every node has been silent for longer than
+its limit; ranks that wait for a busy rank are not a hang. Watchdogs exchange messages through the run folder, and only
+once all ranks of one node are silent. On a hang they write the stacks, name the rank that is behind, and end the ranks.
 
-No torch, and nothing here waits for the folder without a time limit: its file system may be what hangs.
+No torch. Every access to the run folder has a timeout: its file system may be what hangs.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pretrain.engine.watchdog import processes
 from pretrain.engine.watchdog.faults import add_fault
 from pretrain.engine.watchdog.hang import RankState, innermost_frame, sentence
 
-EXIT_HUNG = 50  # of the ranks that were ended: the number of the signal that ends them, see `watching`
+EXIT_HUNG = 50  # exit status of ranks ended here, and the signal number that ends them (see `end_by_signal`)
 REPORT = "report.json"
-_FOLDER_SECONDS = 30.0  # for the folder to answer, and for the other nodes to write their stacks
+_FOLDER_SECONDS = 30.0  # timeout of folder accesses, and of waiting for the stacks of other nodes
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What `watching` sends on stdin.
+    """The settings that `watchdog.start` sends on stdin.
 
     Attributes:
-        run_dir, token: the run's folder, and the name of this start in it.
-        node, nodes: this node's number, and the host of each.
-        ranks: of this node: rank, pid, start (see `processes.started`), fd of its heartbeat.
-        floors: seconds, by `heartbeat.KINDS`. patience: multiple of the slowest recent time.
-        poll: seconds between two checks. answer: seconds for another node to answer.
+        run_dir, token: the run folder, and the unique name of this start.
+        node, nodes: index of this node, and the host names of all nodes.
+        ranks: the ranks of this node: rank, pid, start (see `processes.started`), fd of the heartbeat.
+        floors: minimum limits, seconds, by `heartbeat.KINDS`. patience: limit / longest recent silence.
+        poll: seconds between two checks. answer: seconds within which another node must answer.
     """
 
     run_dir: str
@@ -68,7 +68,7 @@ class Watched:
         self.quiet = 0.0
 
     def look(self, watched_seconds: float) -> None:
-        """Count only watched time as silence: a machine that was suspended or overloaded is not a hang."""
+        """Count only silence while this process ran too: a suspended or overloaded machine is not a hang."""
         reading = heartbeat.read(self._memory) if self._memory else None
         self.quiet += watched_seconds
         if reading is not None and reading.beats != self.reading.beats:
@@ -97,7 +97,7 @@ class Watched:
 
 
 class Watchdog:
-    """The ranks of one node, and what the other nodes say of theirs."""
+    """Monitors the ranks of one node, and exchanges their state with the other nodes."""
 
     def __init__(self, orders: Orders):
         self.orders = orders
@@ -105,11 +105,11 @@ class Watchdog:
         self.folder = Path(orders.run_dir) / "hangs" / orders.token
         self._asked_at: float | None = None
         self._next_look = 0.0
-        self._answers = 0  # how many this node has written
-        self._heard: dict[str, tuple[int, float]] = {}  # by file: the newest answer's number, when it came
+        self._answers = 0  # number of answers that this node has written
+        self._heard: dict[str, tuple[int, float]] = {}  # by file: number of the newest answer, time of its arrival
 
     def watch(self) -> None:
-        """Until all ranks have left, or were ended."""
+        """Run until all ranks have left or were ended."""
         slept, last = self.orders.poll, time.monotonic()
         while True:
             elapsed, last = time.monotonic() - last, time.monotonic()
@@ -126,7 +126,7 @@ class Watchdog:
             _sleep(slept)
 
     def _hangs(self, silent: bool) -> bool:
-        """Has every rank of the run stopped making progress? Asks the other nodes when all ranks of this one have."""
+        """Are all ranks of the run silent? Asks the other nodes when those of this node are."""
         if len(self.orders.nodes) == 1:
             return silent
         if not silent and self._asked_at is None:
@@ -136,7 +136,7 @@ class Watchdog:
             self._next_look = now + min(30.0, self.orders.answer / 4)
         others = within(_FOLDER_SECONDS, lambda: self._exchange(silent))
         if not silent:
-            # Another node may have asked; it has its answer now.
+            # Another node may have asked; the answer is written now.
             self._asked_at = time.monotonic() if others and any(others["nodes"].values()) else None
             return bool(others) and others.get("verdict", False)
         self._asked_at = self._asked_at or time.monotonic()
@@ -147,7 +147,7 @@ class Watchdog:
         return others["verdict"] or (all(said.values()) and (late or len(said) == len(self.orders.nodes)))
 
     def _exchange(self, silent: bool) -> dict[str, Any]:
-        """Write whether this node is silent, if a node asked; return the others' answers: {} if none asked."""
+        """Write whether this node is silent, and return the answers of the other nodes; {} if no node has asked."""
         if not silent and not self.folder.exists():
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,13 +158,13 @@ class Watchdog:
             said = _read(path)
             if self._heard.get(path.name, (0, 0.0))[0] != said["number"]:
                 self._heard[path.name] = (said["number"], now)
-            # An answer that is not renewed is of a node that has left since.
+            # An answer that is no longer renewed is from a node that has left.
             if now - self._heard[path.name][1] <= self.orders.answer:
                 told[path.name] = bool(said["silent"])
         return {"nodes": told, "verdict": (self.folder / "verdict").exists()}
 
     def _end_run(self) -> None:
-        """Stacks, the sentence, the end: each whether or not what comes before it worked."""
+        """Collect the stacks, write the report, end the ranks; each step runs even if the one before it failed."""
         dumps = processes.dump_stacks([(rank.pid, rank.start) for rank in self.watched])
         states = [rank.state(self.orders, innermost_frame(dumps[rank.pid])) for rank in self.watched]
         within(2 * _FOLDER_SECONDS + 5, lambda: self._report(states, dumps))
@@ -204,7 +204,7 @@ class Watchdog:
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer | None:
-    """What `work` returns; None when it fails or takes longer, and then it is left alone."""
+    """The result of `work`; None when it fails or times out (its thread is then abandoned)."""
     found: list[Answer] = []
 
     def run() -> None:
@@ -220,7 +220,7 @@ def within(seconds: float, work: Callable[[], Answer]) -> Answer | None:
 
 
 def _sleep(seconds: float) -> None:
-    """For `seconds`, or until the process that started this one has ended."""
+    """Sleep, or return early when the process that started the watchdog ends (stdin closes)."""
     if not sys.stdin.closed and select.select([sys.stdin], [], [], seconds)[0]:
         sys.stdin.close()
         return
@@ -238,7 +238,7 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    # The ranks hear these and end; it ends with them.
+    # The ranks handle these signals and end; the watchdog ends after them.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, heartbeat.STACKS_SIGNAL):
         signal.signal(number, signal.SIG_IGN)
     line = sys.stdin.readline()
@@ -247,7 +247,7 @@ def main() -> None:
     try:
         watchdog = Watchdog(Orders(**json.loads(line)))
     except OSError as error:
-        _say(f"this node's ranks are not watched: {error}")
+        _say(f"no watchdog on this node: {error}")
         return
     watchdog.watch()
 

@@ -1,4 +1,4 @@
-"""`faults.jsonl` of a run: what was wrong and where, for people and for whoever starts the run again. No torch."""
+"""`faults.jsonl` of a run: faults and their hosts, for people and for the program that requeues the run. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "faults.jsonl"
 
 @dataclass(frozen=True)
 class Fault:
-    """kind: "hang" or "replicas". hosts, ranks: to blame, if known. job, restart: of SLURM."""
+    """kind: "hang" or "replicas". hosts, ranks: faulty ones, if known. job, restart: SLURM job id, restart count."""
 
     kind: str
     text: str
@@ -26,7 +26,7 @@ class Fault:
 
 
 def add_fault(run_dir: Path, kind: str, text: str, *, hosts: list[str], ranks: list[int]) -> None:
-    """A line for this fault of this attempt."""
+    """Append a fault of the current attempt."""
     job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     fault = Fault(kind, text, hosts, ranks, job, restart, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     with (run_dir / _FILE).open("a", encoding="utf-8") as file:
@@ -34,7 +34,7 @@ def add_fault(run_dir: Path, kind: str, text: str, *, hosts: list[str], ranks: l
 
 
 def read_faults(run_dir: Path, *, job: str, restart: int) -> list[Fault]:
-    """Those of one attempt, oldest first; a line that was cut short is left out."""
+    """The faults of one attempt, oldest first; an incomplete line is skipped."""
     path, found = run_dir / _FILE, []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, TypeError):

@@ -1,4 +1,4 @@
-"""Other processes of this node: what they are doing, their Python stacks, their end. Linux; no torch."""
+"""Other processes of this node: read their state, dump their Python stacks, end them. Linux only; no torch."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from pretrain.core.heartbeat import HEART, STACKS, STACKS_SIGNAL
 
 _STACKS_SECONDS = 5.0
 _END_SECONDS = 5.0
-Process = tuple[int, int]  # its number, and when it started: numbers are used again
+Process = tuple[int, int]  # pid and start time, since pids are reused
 
 
 def started(pid: int) -> int:
-    """Clock ticks after the machine's start; 0 when there is no such process."""
+    """Start time of a process, in clock ticks since boot; 0 if there is no such process."""
     return int(fields[19]) if (fields := _stat(pid)) else 0
 
 
 def state(pid: int, start: int) -> str:
-    """One letter: R runs, S sleeps, D waits in the kernel, T is stopped, Z has ended; X: it no longer exists."""
+    """State letter: R running, S sleeping, D waiting in the kernel, T stopped, Z zombie; X: no such process."""
     fields = _stat(pid)
     return fields[0] if fields and int(fields[19]) == start else "X"
 
 
 def _stat(pid: int) -> list[str]:
     try:
-        # The name in brackets may hold anything.
+        # The name in brackets may contain any character.
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 
 
 def memory_of(pid: int, fd: int) -> mmap.mmap | None:
-    """The heartbeat of a process; None when it has closed it, or no longer exists.
+    """The heartbeat memory of a process; None if it is closed or the process has ended.
 
     Raises:
-        OSError: it may not be read.
+        OSError: no permission to read it.
     """
     path = Path(f"/proc/{pid}/fd/{fd}")
     try:
@@ -54,9 +54,9 @@ def memory_of(pid: int, fd: int) -> mmap.mmap | None:
 
 
 def dump_stacks(processes: Sequence[Process]) -> dict[int, str]:
-    """By number of the process: Python stacks of all its threads, then those of its data workers.
+    """By pid: the Python stacks of all threads of the process, then those of its data workers.
 
-    A stopped process is continued (SIGCONT) to write them.
+    A stopped process is continued (SIGCONT) so that it can write them.
     """
     families = {pid: [pid, *_descendants(pid)] for pid, start in processes if state(pid, start) not in "XZ"}
     asked: dict[int, Path] = {}
@@ -73,16 +73,16 @@ def dump_stacks(processes: Sequence[Process]) -> dict[int, str]:
         before, found = found, {pid: _read(path) for pid, path in asked.items()}
     texts = {}
     for pid, _ in processes:
-        parts = [found.get(pid) or "no answer: the process has ended, or waits in the kernel\n"]
+        parts = [found.get(pid) or "no stacks: the process has ended, or waits in the kernel\n"]
         for worker in families.get(pid, ())[1:]:
             if worker in found:
-                parts.append(f"\nits data worker, process {worker}:\n{found[worker] or 'no answer'}\n")
+                parts.append(f"\nits data worker, process {worker}:\n{found[worker] or 'no stacks'}\n")
         texts[pid] = "".join(parts)
     return texts
 
 
 def _stacks_of(pid: int) -> Path | None:
-    """The memory that the process writes its stacks to; None for one that does not (a fork server, a compiler)."""
+    """The memfd to which the process writes its stacks; None for a process without one (a fork server, a compiler)."""
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
 
 def _descendants(pid: int) -> list[int]:
     found, family = [], [pid]
-    for parent in family:  # grows while it is walked
+    for parent in family:  # grows during the iteration
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             with suppress(OSError):
                 found = [int(child) for child in children.read_text().split()]
@@ -109,7 +109,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def end(processes: Sequence[Process], *, with_signal: int) -> None:
-    """Send `with_signal`, then SIGKILL to those that still run after a few seconds."""
+    """Send `with_signal`, then SIGKILL to processes that are still alive after _END_SECONDS."""
     left = _send(processes, with_signal)
     patience = time.monotonic() + _END_SECONDS
     while left and time.monotonic() < patience:
@@ -128,9 +128,9 @@ def _send(processes: Sequence[Process], number: int) -> list[Process]:
 
 
 def end_by_signal(number: int) -> None:
-    """Signal `number` ends this process at once with that status, whatever holds it: C's `_exit` is the handler.
+    """Make signal `number` end this process at once with exit status `number`: the handler is C's `_exit`.
 
-    A Python handler would need the GIL, which a rank that hangs may never release.
+    A Python handler would need the GIL, which a hanging rank may never release.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]

@@ -1,4 +1,4 @@
-"""Are the copies of the weights still equal? A rank whose memory or arithmetic is broken drifts without any error."""
+"""Checks that all ranks have equal weights: a rank with faulty memory or arithmetic drifts without any error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pretrain.core import distributed, heartbeat
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: no change of one sum is lost in the sum of sums
+_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, so that a change of any one sum changes the sum of sums
 
 
 class ReplicasDifferError(RuntimeError):
-    """The weights of one rank are not those of the others. hosts, ranks: that differ from most, if it can be told."""
+    """The weights of some ranks differ. hosts, ranks: those that differ from the majority, if there is one."""
 
     def __init__(self, message: str, *, hosts: list[str], ranks: list[int]):
         super().__init__(message)
@@ -24,9 +24,9 @@ class ReplicasDifferError(RuntimeError):
 
 @torch.no_grad()
 def sums_of_bits(parameters: Mapping[str, Tensor]) -> Tensor:
-    """int64 [len(parameters)] on the CPU: each tensor's bits added up as integers, modulo 2^64.
+    """int64 [len(parameters)] on the CPU: the bits of each tensor, summed as integers modulo 2^64.
 
-    The order of the additions does not matter, and a change of one element always shows.
+    The sum does not depend on the order of additions, and a change of one element always changes it.
     """
     sums = [
         (value if value.is_contiguous() else value.contiguous())
@@ -39,12 +39,12 @@ def sums_of_bits(parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_replicas(module: nn.Module, step: int, device: torch.device) -> None:
-    """Compare the parameters of all ranks, bit by bit; one number of each rank travels.
+    """Compare the parameters of all ranks bit by bit; each rank sends one number.
 
-    Not for ZeRO-3, whose ranks hold different pieces.
+    Not for ZeRO-3, where each rank has different partitions.
 
     Raises:
-        ReplicasDifferError: on every rank, naming the ranks and hosts that differ from most, and the first tensors.
+        ReplicasDifferError: on every rank; it names the ranks and hosts that differ, and the first tensors.
     """
     if distributed.is_alone():
         return
@@ -59,10 +59,10 @@ def check_replicas(module: nn.Module, step: int, device: torch.device) -> None:
 
 
 def describe(step: int, names: Sequence[str], rows: Sequence[tuple[str, list[int]]]) -> ReplicasDifferError:
-    """What differs where, in words.
+    """The error that describes which tensors differ on which ranks.
 
     Args:
-        rows: (host, a sum for each of `names`) by rank, not all equal.
+        rows: (host, one sum for each of `names`) by rank, not all equal.
     """
     counts = Counter(tuple(sums) for _, sums in rows)
     (most, count), *_ = counts.most_common()
@@ -74,8 +74,8 @@ def describe(step: int, names: Sequence[str], rows: Sequence[tuple[str, list[int
     listed = ", ".join(tensors[:5]) + (f" and {len(tensors) - 5} more" if len(tensors) > 5 else "")
     who = f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} on {', '.join(hosts)}"
     if known:
-        said = f"the weights of {who} are not those of the other {count} ranks"
+        said = f"the weights of {who} differ from those of the other {count} ranks"
     else:
-        said = f"the weights of {who} differ; too few ranks agree to tell which are right"
-    message = f"step {step}: {said} ({listed}); nothing was saved of it: leave that host out and start again"
+        said = f"the weights of {who} differ; there is no majority to show which are correct"
+    message = f"step {step}: {said} ({listed}); this step was not saved: exclude that host and restart"
     return ReplicasDifferError(message, hosts=hosts if known else [], ranks=odd if known else [])

@@ -1,4 +1,4 @@
-"""A run is watched: its ranks beat, and one process per node listens (see `watchdog`)."""
+"""Starts the hang detection of a run: heartbeats of all ranks, and one watchdog process per node."""
 
 from __future__ import annotations
 
@@ -21,23 +21,21 @@ from pretrain.engine.watchdog.__main__ import EXIT_HUNG, Orders
 from pretrain.engine.watchdog.processes import end_by_signal, started
 
 _LAST_SECONDS = 2.0
-Facts = tuple[str, str, dict[str, int] | None]  # place, host, and what `watchdog.Watched` needs of a rank
+Facts = tuple[str, str, dict[str, int] | None]  # place, host, arguments of `watchdog.Watched`
 
 
 @contextmanager
 def watched(run_dir: Path, settings: WatchConfig, world: World) -> Generator[None, None, None]:
-    """Inside, a run that hangs is ended with status EXIT_HUNG, its stacks in `run_dir/hangs`.
+    """Inside this context, a run that hangs is ended with status EXIT_HUNG, its stacks in `run_dir/hangs`.
 
-    Every rank enters, together. Where it cannot be watched, it prints a warning and runs anyway.
+    Collective: every rank must enter. If a rank cannot be watched, it prints why and runs without a watchdog.
     """
     if not settings.enabled:
         yield
         return
     try:
         mine: dict[str, int] | None = _begin(world)
-        place = (
-            f"{heartbeat.host_name()} {Path('/proc/self/ns/pid').readlink()}"  # who has it sees each other by number
-        )
+        place = f"{heartbeat.host_name()} {Path('/proc/self/ns/pid').readlink()}"  # processes in one pid namespace
     except (OSError, AttributeError) as error:
         mine, place = None, ""
         print(f"fovea watch: rank {world.rank} cannot be watched: {error}", file=sys.stderr, flush=True)
@@ -54,7 +52,7 @@ def watched(run_dir: Path, settings: WatchConfig, world: World) -> Generator[Non
             assert watchdog.stdin is not None
             with suppress(OSError):
                 watchdog.stdin.close()
-            # It ends when all its ranks have left; do not wait longer than this.
+            # It ends when all its ranks have left; do not wait longer for that.
             with suppress(subprocess.TimeoutExpired):
                 watchdog.wait(_LAST_SECONDS)
 
@@ -91,6 +89,6 @@ def _start(
         process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
         process.stdin.flush()
     except OSError as error:
-        print(f"fovea watch: this node's ranks are not watched: {error}", file=sys.stderr, flush=True)
+        print(f"fovea watch: no watchdog on this node: {error}", file=sys.stderr, flush=True)
         return None
     return process

@@ -1,4 +1,4 @@
-"""Which rank the others wait for, when it is the same one for long. Its times come with the losses of each step."""
+"""Detects ranks that stay slower than the others. Their times are reduced with the losses of each step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pretrain.engine.protocol import StepResult
 
 _WINDOW_STEPS = 50
-_WINDOWS = 3  # in a row before anything is said
-_SLOWER = 1.25  # than the middle rank
-_SHARE = 0.05  # of the step's time that it must cost
+_WINDOWS = 3  # consecutive slow windows before a report
+_SLOWER = 1.25  # times the median rank
+_SHARE = 0.05  # minimum delay, as a fraction of the step time
 
 
 class Stragglers:
     """Call it after each step.
 
     Args:
-        hosts: of each rank.
+        hosts: host name of each rank.
     """
 
     def __init__(self, hosts: Sequence[str], *, window: int = _WINDOW_STEPS):
@@ -26,7 +26,7 @@ class Stragglers:
         self._streaks: dict[tuple[str, int], int] = {}
 
     def __call__(self, result: StepResult) -> list[str]:
-        """Sentences about ranks that have been slower for some windows of steps; said once as long as it lasts."""
+        """Reports on ranks that have been slower for _WINDOWS windows; each is reported once while it lasts."""
         self._rows.append((result.seconds, result.works, result.waits))
         if len(self._rows) < self._window or len(self._hosts) < 2:
             return []
@@ -36,7 +36,7 @@ class Stragglers:
         return works + self._judge("waits for data take", [waits for _, _, waits in rows], whole)
 
     def _judge(self, what: str, rows: Sequence[Sequence[float]], step_seconds: float) -> list[str]:
-        # By medians over the steps: one long wait is no habit.
+        # Medians over the steps, so that a single long wait does not count.
         times = [statistics.median(column) for column in zip(*rows, strict=True)]
         middle = statistics.median_low(times)
         found: list[tuple[int, float]] = []
@@ -50,13 +50,13 @@ class Stragglers:
             return []
         ranks = [rank for rank, _ in found]
         hosts = sorted({self._hosts[rank] for rank in ranks})
-        # Is it the machine?
+        # Are all ranks of these hosts slow?
         whole = [host for host in hosts if all(r in ranks for r, h in enumerate(self._hosts) if h == host)]
         who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} ({', '.join(hosts)})"
         if whole == hosts and len(ranks) > len(hosts):
             who = f"all ranks of {', '.join(hosts)}"
         slowest = max(seconds for _, seconds in found)
         return [
-            f"{who} {'is' if len(ranks) == 1 else 'are'} slower than the others: {what} {slowest:.3f} s a step, "
-            f"of the middle rank {middle:.3f} s, for {_WINDOWS * self._window} steps; every step waits for it"
+            f"{who} {'is' if len(ranks) == 1 else 'are'} slower than the others: {what} {slowest:.3f} s per step, "
+            f"the median rank {middle:.3f} s, for {_WINDOWS * self._window} steps; this delays every step"
         ]

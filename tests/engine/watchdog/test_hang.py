@@ -44,7 +44,7 @@ def test_an_earlier_micro_batch_is_behind_a_later_phase_of_the_same_step():
 
 def test_all_ranks_of_a_host_are_named_together():
     told, _ = sentence(ranks({}, {}, {"phase": "save", "step": 7}, {"phase": "save", "step": 7}))
-    assert "ranks 2-3 on n2 are behind: it saves of step 7" in told
+    assert "ranks 2-3 on n2 are behind: it saves a checkpoint of step 7" in told
 
 
 def test_nobody_is_blamed_where_all_stand_at_the_same_place():
@@ -54,7 +54,7 @@ def test_nobody_is_blamed_where_all_stand_at_the_same_place():
 
 def test_a_host_that_does_not_answer_is_named():
     told, _ = sentence(ranks({}, {}), ["n2"])
-    assert "n2 does not answer" in told
+    assert "n2 does not respond" in told
 
 
 def test_numbers():
