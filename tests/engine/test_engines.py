@@ -222,7 +222,7 @@ def test_all_ranks_take_the_same_older_checkpoint_when_one_rank_s_file_is_damage
     for rank in two_again:
         assert rank["trouble"]["step"] == 2
         assert rank["trouble"]["skipped"] == [
-            "00000004: optim-rank00001.safetensors has other content than was written (sha256 differs)"
+            "00000004: optim-rank00001.safetensors has changed since it was written (sha256 differs)"
         ]
 
 

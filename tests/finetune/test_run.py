@@ -98,4 +98,4 @@ def test_a_run_does_not_resume_with_another_configuration_or_other_data(undistur
     )
     assert status == 2 and "Traceback" not in said
     assert "optim.layer_decay: the run was started with 0.75, now 0.5" in said
-    assert "data.val: other data (fingerprint " in said
+    assert "data.val: the data differ (fingerprint " in said

@@ -1,4 +1,4 @@
-"""Checkpoints of a run by all ranks together: save, find the newest complete one, load."""
+"""Checkpoints of a run, as collective operations of all ranks: save, verify, find the newest complete one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pretrain.engine.protocol import Engine
 
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A checkpoint whose files are all as they were written.
+    """A checkpoint whose files are all intact.
 
     Attributes:
-        about: what the run gave to `save`.
-        skipped: newer folders that are damaged, and why.
+        about: the value that was passed to `save`.
+        skipped: newer folders that are damaged, each with the reason.
     """
 
     folder: Path
@@ -31,18 +31,18 @@ class VerifiedCheckpoint:
     skipped: tuple[str, ...] = ()
 
     def greeting(self) -> list[str]:
-        """Lines for the log of the run that resumes from it."""
+        """Log lines for the run that resumes from it."""
         return [*(f"damaged, not used: {reason}" for reason in self.skipped), f"resumed from {self.folder}"]
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `root` on a file system that all ranks see. All methods: every rank, together.
+    """The checkpoints of one run, in `root` on a shared file system. All methods are collective.
 
     Args:
-        keep_last: newest ones to keep. milestone_every: steps that are multiples stay for good (0: none).
+        keep_last: number of newest ones to keep. milestone_every: keep multiples of this step permanently (0: none).
 
     Attributes:
-        protected: the step that the run would rewind to, the newest healthy one; it is kept however old it is.
+        protected: step of the newest healthy checkpoint, the target of a rewind; it is never pruned.
     """
 
     def __init__(self, root: Path, *, keep_last: int = 3, milestone_every: int = 0):
@@ -53,7 +53,7 @@ class Checkpoints:
 
     @classmethod
     def of_run(cls, run_dir: Path, config: CheckpointConfig) -> Checkpoints:
-        """Those of the run in `run_dir`, at its start and under its lease: incomplete folders of a kill are removed."""
+        """The checkpoints of the run in `run_dir`, opened under its lease; incomplete folders are removed."""
         milestones = config.milestone_every_steps or 0
         found = cls(run_dir / "checkpoints", keep_last=config.keep, milestone_every=milestones)
         if distributed.rank() == 0:
@@ -62,14 +62,14 @@ class Checkpoints:
         return found
 
     def save(self, engine: Engine, step: int, about: Mapping[str, Any]) -> Path:
-        """Commit the state at `step`; when this returns on any rank, all of it is on disk.
+        """Commit the state at `step`; when this returns on any rank, the complete checkpoint is on disk.
 
         Args:
-            about: JSON for the caller of `find_latest` (data cursor, config, versions). "healthy": false: the run must
-                not rewind to this checkpoint.
+            about: JSON that `find_latest` returns (data cursor, config, versions). "healthy": false: the run must not
+                rewind to this checkpoint.
 
         Raises:
-            CheckpointError: on every rank, when any could not write; what was there before is untouched.
+            CheckpointError: on every rank, if any rank could not write; earlier checkpoints are unchanged.
         """
         if about.get("healthy", True):
             self.protected = step
@@ -97,7 +97,7 @@ class Checkpoints:
         return final
 
     def _keep_or_replace(self, engine: Engine, step: int, about: Mapping[str, Any], final: Path) -> Path:
-        """The folder of this step exists: keep it if it verifies; replace a damaged one (of a run that fell back)."""
+        """The folder of this step exists: keep it if it verifies, else replace it."""
         try:
             self.verify(final)
             return final
@@ -108,12 +108,12 @@ class Checkpoints:
         return self._commit(engine, step, about, final)
 
     def find_latest(self) -> VerifiedCheckpoint | None:
-        """The newest checkpoint that verifies, the same on all ranks; None when there is no folder of one.
+        """The newest checkpoint that verifies, the same on all ranks; None when there is none.
 
-        The newest healthy one is protected from now on.
+        Also sets `protected`.
 
         Raises:
-            CheckpointError: there are checkpoints and each is damaged. Starting over would hide that.
+            CheckpointError: all existing checkpoints are damaged; a restart from step 0 would hide that.
         """
         folders = distributed.broadcast_object(commit.checkpoints(self.root))
         skipped = []
@@ -127,14 +127,14 @@ class Checkpoints:
             return VerifiedCheckpoint(folder, manifest.step, manifest.about, tuple(skipped))
         if skipped:
             listed = "\n  ".join(skipped)
-            raise CheckpointError(f"no checkpoint is complete:\n  {listed}\nrestore one, or move them all away")
+            raise CheckpointError(f"no checkpoint is complete:\n  {listed}\nrestore one, or move them all elsewhere")
         return None
 
     def newest_healthy(self, *, until: int | None = None) -> int | None:
         """Step of the newest checkpoint that verifies and was healthy when it was saved.
 
         Args:
-            until: the newest one up to this step; where there is none, the oldest one after it.
+            until: the newest one up to this step; if there is none, the oldest one after it.
         """
         found = None
         for folder in commit.checkpoints(self.root) if distributed.rank() == 0 else ():
@@ -159,7 +159,7 @@ class Checkpoints:
         distributed.barrier()
 
     def verify(self, folder: Path) -> Manifest:
-        """Read everything in `folder`, each rank a share. Raises DamagedError on all ranks alike."""
+        """Read all files in `folder`, shared among ranks. Raises DamagedError on all ranks."""
         manifest, problem = None, None
         try:
             manifest = commit.read_manifest(folder)
@@ -173,7 +173,7 @@ class Checkpoints:
         return manifest
 
     def _prune(self, newest: Path, step: int) -> None:
-        # Old ones go only after the new one was read back.
+        # Delete old checkpoints only after the new one has been verified.
         self.verify(newest)
 
         def make_room() -> None:
@@ -188,7 +188,7 @@ class Checkpoints:
 
         _, problem = self._on_rank_0(make_room)
         if problem:
-            raise CheckpointError(f"wrote {newest}, but could not clean up {self.root} after it: {problem}")
+            raise CheckpointError(f"wrote {newest}, but could not delete old checkpoints in {self.root}: {problem}")
 
     def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
         result, problem = None, None
@@ -205,11 +205,11 @@ class Checkpoints:
         distributed.barrier()  # no rank writes into it any more
         if temp is not None and distributed.rank() == 0:
             shutil.rmtree(temp, ignore_errors=True)
-        raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are untouched")
+        raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are unchanged")
 
 
 def _share(files: Sequence[FileRecord]) -> list[FileRecord]:
-    """This rank's files to verify: near equal bytes, largest first."""
+    """The files that this rank verifies: balanced by bytes, largest first."""
     load = [0] * distributed.world_size()
     mine = []
     for file in sorted(files, key=lambda file: (-file.size, file.name)):

@@ -1,7 +1,7 @@
-"""A checkpoint folder is complete or it does not exist: the file system part, free of torch.
+"""Atomic checkpoint folders: a folder is complete or does not exist. File system part, no torch.
 
-Files are written to `.tmp-step-N-<id>/`, each fsynced and hashed on the way; then the manifest with their sizes and
-hashes; then one rename to `step-N/`. A folder whose manifest verifies is a checkpoint, whatever else is next to it.
+Files are written to `.tmp-step-N-<id>/`, each hashed while written and fsynced; then the manifest with their sizes and
+hashes; then one rename to `step-N/`. A folder is a checkpoint if and only if its manifest verifies.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message names it and says what is unaffected."""
+    """A checkpoint could not be written or read; the message names it."""
 
 
 class DamagedError(CheckpointError):
-    """This folder is not the checkpoint its manifest describes."""
+    """The folder does not match its manifest."""
 
     def __init__(self, folder: Path, reason: str):
         super().__init__(f"checkpoint {folder}: {reason}")
@@ -39,7 +39,7 @@ class DamagedError(CheckpointError):
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file that reached the disk."""
+    """A file that has been written and fsynced."""
 
     name: str
     size: int
@@ -48,7 +48,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: completed optimizer steps. about: the caller's words (see `seal`)."""
+    """step: completed optimizer steps. about: JSON of the caller (see `seal`)."""
 
     step: int
     files: tuple[FileRecord, ...]
@@ -61,7 +61,7 @@ class Manifest:
 
 
 class HashedFile:
-    """A new file that is hashed while written and fsynced at the end. A path is never written twice."""
+    """A new file that is hashed while written and fsynced at the end. The path must not exist."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -110,13 +110,13 @@ def begin(root: Path, step: int, token: str) -> Path:
 
 
 def seal(temp: Path, final: Path, *, step: int, files: Sequence[FileRecord], about: Mapping[str, Any]) -> None:
-    """Make the folder a checkpoint. When this returns it survives a power cut; before the rename it is nothing.
+    """Write the manifest and rename the folder to `final`. When this returns, the checkpoint survives a power failure.
 
     Args:
         files: records of all ranks. about: kept in the manifest, JSON.
     """
     body = {"format": _FORMAT, "step": step, "files": [asdict(file) for file in files], "about": dict(about)}
-    # Once through JSON: what is hashed is what will be read.
+    # A round trip through JSON, so that the hash is of the values that will be read.
     write_file(temp / MANIFEST, _render(json.loads(json.dumps(body))))
     publish_folder(temp, final, files_synced=True)
 
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest, checked against its own hash; the files are not opened.
 
     Raises:
-        DamagedError: there is none, it was changed, or the folder has the name of another step.
+        DamagedError: it is missing or was changed, or the folder name is that of another step.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> Manifest:
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
     if _NAME.fullmatch(folder.name) and step_of(folder) != body["step"]:
-        raise DamagedError(folder, f"it holds step {body['step']}, which does not match its name; rename it back")
+        raise DamagedError(folder, f"it contains step {body['step']}, which does not match its name; rename it back")
     return Manifest(body["step"], tuple(FileRecord(**file) for file in body["files"]), body["about"])
 
 
@@ -147,31 +147,31 @@ def verify_files(folder: Path, files: Sequence[FileRecord]) -> None:
     """Read `files` completely and compare them with their records.
 
     Raises:
-        DamagedError: naming the first file that differs.
+        DamagedError: the message names the first file that differs.
     """
     for record in files:
         path = folder / record.name
         try:
             size = path.stat().st_size
             if size != record.size:
-                raise DamagedError(folder, f"{record.name} has {size} bytes, the manifest says {record.size}")
+                raise DamagedError(folder, f"{record.name} has {size} bytes, the manifest records {record.size}")
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise DamagedError(folder, f"{record.name}: {error.strerror or error}") from None
         if digest != record.sha256:
-            raise DamagedError(folder, f"{record.name} has other content than was written (sha256 differs)")
+            raise DamagedError(folder, f"{record.name} has changed since it was written (sha256 differs)")
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, after reading and comparing every file. Raises DamagedError."""
+    """The manifest, after a check of every file. Raises DamagedError."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest.files)
     return manifest
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Folders that look like checkpoints, newest first; none of them is verified."""
+    """Folders with names of checkpoints, newest first; not verified."""
     found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
@@ -181,7 +181,7 @@ def step_of(folder: Path) -> int:
 
 
 def newest_complete(root: Path) -> Path:
-    """The newest checkpoint that verifies, found by one process.
+    """The newest checkpoint that verifies; not collective.
 
     Raises:
         CheckpointError: there is none.
@@ -199,7 +199,7 @@ def newest_complete(root: Path) -> Path:
 
 
 def clean(root: Path) -> list[str]:
-    """Remove what killed processes left; the names removed. Only for the one writer of the folder, at its start."""
+    """Remove the remains of killed processes and return their names. Call only under the lease, at the start."""
     left = sorted([*root.glob(".tmp-step-*"), *root.glob(".trash-*"), *root.glob(".latest.*.tmp")])
     for path in left:
         if path.is_dir():
@@ -212,10 +212,10 @@ def clean(root: Path) -> list[str]:
 def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, protected: int | None = None) -> list[str]:
     """Delete all but the last `keep_last` up to `newest` and the multiples of `milestone_every` (0: no milestones).
 
-    The `protected` step stays too, and what is later than `newest`: damaged ones, which a run that fell back to an
-    earlier one writes again.
+    Also kept: the `protected` step, and steps after `newest` (damaged ones, which a run that resumed from an earlier
+    checkpoint will write again).
 
-    Call it only once `newest` is verified. A folder is renamed before it is deleted: a partly deleted one is never
+    Call it only after `newest` is verified. A folder is renamed before it is deleted: a partly deleted one is never
     taken for a checkpoint.
     """
     gone = []
@@ -229,7 +229,7 @@ def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, prot
 
 
 def remove_after(root: Path, step: int) -> list[str]:
-    """Delete the checkpoints of later steps than `step`, newest first; the names."""
+    """Delete the checkpoints after `step`, newest first; return their names."""
     late = [path for path in checkpoints(root) if step_of(path) > step]
     for path in late:
         _remove(path)
@@ -244,7 +244,7 @@ def _remove(path: Path) -> None:
 
 
 def point_latest(root: Path, folder: Path) -> None:
-    """Write `latest`: a hint for people and scripts. Nothing here trusts it."""
+    """Write the file `latest`, a hint for people and scripts; Fovea does not read it."""
     write_text(root / "latest", folder.name + "\n")
 
 

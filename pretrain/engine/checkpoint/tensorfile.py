@@ -1,4 +1,4 @@
-"""Write a safetensors file as a stream: hashed on the way, never a second time in memory. Reading is the library's."""
+"""Write a safetensors file as a stream, hashed while written, without a second copy in memory."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Save `tensors` (any device) to the new file `path`.
 
     Raises:
-        ValueError: a dtype that safetensors has not.
+        ValueError: a dtype that safetensors does not support.
         OSError: the disk is full or fails.
     """
-    # Widest elements first keeps every tensor aligned without holes, which the format forbids.
+    # Largest element size first keeps every tensor aligned without gaps, which the format forbids.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0

@@ -1,7 +1,7 @@
-"""What all ranks decide together between backward and update, from one small all-reduce: finite? how large? who asks?
+"""Between backward and update, one small all-reduce of losses, gradient norms, finiteness and requests of all ranks.
 
-A gradient may be partitioned over ranks (ZeRO) or complete on each (DDP); in the latter case rank 0's norms count, so
-that every rank clips by the same numbers.
+A gradient is either partitioned over ranks (ZeRO) or complete on each (DDP); in the latter case only the norms of
+rank 0 are used, so that every rank clips by the same numbers.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ClipDecision:
     Attributes:
         losses: means over ranks.
         norms: of each parameter's unscaled gradient, by name.
-        bad_ranks: where a loss was not finite. requests: bits any rank asked for.
-        waits: seconds each rank waited for data. works: seconds of its forward passes, see `decide`.
+        bad_ranks: ranks with a non-finite loss. requests: bits requested by any rank.
+        waits: seconds that each rank waited for data. works: seconds of its forward passes, see `decide`.
     """
 
     losses: dict[str, float]
@@ -62,13 +62,13 @@ def decide(
     work: float,
     device: torch.device,
 ) -> ClipDecision:
-    """Reduce what every rank knows; one collective, one synchronisation with the device.
+    """Reduce the values of all ranks with one collective and one device synchronization.
 
     Args:
-        losses: this rank's means. loss_is_finite: bool scalar, all of this rank's micro-batches.
-        gradients: this rank's, multiplied by `scale`. owned: they count in the norms (false on DDP ranks above 0).
-        names: all parameters that are trained, in the same order on each rank.
-        wait, work: seconds that this rank waited for data and that its newest known forward passes took.
+        losses: means of this rank. loss_is_finite: bool scalar, over all micro-batches of this rank.
+        gradients: of this rank, multiplied by `scale`. owned: add them to the norms (false on DDP ranks above 0).
+        names: all trained parameters, in the same order on each rank.
+        wait, work: seconds that this rank waited for data, and of its latest measured forward passes.
     """
     rank, world = distributed.rank(), distributed.world_size()
     codes = torch.zeros(world, dtype=torch.float64, device=device)
@@ -101,12 +101,12 @@ def decide(
 def clip_coefficients(
     norms: Mapping[str, float], *, mode: ClipMode, limit: float | None, modules: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """What to multiply each parameter's gradient by, at most 1.
+    """The factor for the gradient of each parameter, at most 1.
 
     Args:
-        mode: "global" clips the norm of all gradients together, "per_tensor" each parameter's (official code of Caron
+        mode: "global" clips the norm over all gradients, "per_tensor" that of each parameter (official code of Caron
             et al. 2021), "per_module" that of each module (Oquab et al. 2023).
-        limit: the largest norm allowed; None: no clipping.
+        limit: maximum norm; None: no clipping.
         modules: the module of each name, for mode "per_module".
     """
     if limit is None:

@@ -1,8 +1,8 @@
-"""Where this rank's share of each parameter lives, and its optimizer state by parameter name.
+"""The part of each parameter that this rank updates, and its optimizer state by parameter name.
 
-A fragment is a range [start, stop) of a flattened parameter. Alone and under DDP it is the whole parameter; under ZeRO
-a rank owns pieces, packed in flat tensors. Named this way, state saved by one layout is read by any other, at any world
-size.
+A fragment is a range [start, stop) of a flattened parameter. In one process and under DDP it is the complete parameter;
+under ZeRO a rank owns partitions, packed in flat tensors. State that is saved by these names can be loaded by any
+engine at any world size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-COUNTERS = frozenset({"step"})  # state of a parameter that is one number
+COUNTERS = frozenset({"step"})  # optimizer state that is one number per parameter
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Fragment:
     Attributes:
         owner: the tensor the optimizer updates: the parameter itself, or a flat fp32 partition.
         group: index of its param group.
-        numel: elements of the whole parameter.
+        numel: elements of the complete parameter.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Fragment:
     offset: int
 
     def of(self, flat_like_owner: Tensor) -> Tensor:
-        """This fragment's elements in a tensor shaped like `owner`: a view."""
+        """A view of the elements of this fragment in a tensor of the shape of `owner`."""
         return flat_like_owner.view(-1).narrow(0, self.offset, self.stop - self.start)
 
 
@@ -54,7 +54,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, fragments: Sequence[Fragment
 
 
 def state_ranges(fragments: Sequence[Fragment]) -> dict[str, str]:
-    """Metadata of the file of `state_tensors`: where each fragment starts, and of how many elements."""
+    """Metadata of the file of `state_tensors`: start of each fragment, and number of elements of its parameter."""
     return {"starts": json.dumps({f.name: [f.start, f.numel] for f in fragments})}
 
 
@@ -62,7 +62,7 @@ class SavedState:
     """Optimizer state of all ranks of a checkpoint, read by ranges.
 
     Args:
-        files: every rank's file; any number of ranks.
+        files: the files of all ranks; any number of ranks.
     """
 
     def __init__(self, files: Sequence[Path]):
@@ -81,10 +81,10 @@ class SavedState:
         return sorted({full.partition("/")[0] for full in self._pieces if full.partition("/")[2] == name})
 
     def read(self, key: str, fragment: Fragment) -> Tensor:
-        """The elements of `fragment`, gathered from the files that hold them.
+        """The elements of `fragment`, gathered from the files that contain them.
 
         Raises:
-            ValueError: the files leave a hole.
+            ValueError: elements are missing in the files.
         """
         wanted = torch.empty(fragment.stop - fragment.start)
         filled = 0
@@ -95,7 +95,7 @@ class SavedState:
                 wanted[low - fragment.start : high - fragment.start] = source
                 filled += high - low
         if filled != len(wanted):
-            raise ValueError(f"optimizer state {key}/{fragment.name}: {filled} of {len(wanted)} elements are there")
+            raise ValueError(f"optimizer state {key}/{fragment.name}: only {filled} of {len(wanted)} elements found")
         return wanted
 
     def counter(self, key: str, name: str) -> Tensor:
@@ -104,13 +104,13 @@ class SavedState:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, fragments: Sequence[Fragment], saved: SavedState) -> None:
-    """Fill the optimizer's state from `saved`. Nothing saved for a parameter (no step yet): no state."""
+    """Fill the optimizer's state from `saved`. A parameter without saved state (no step yet) gets none."""
     optimizer.state.clear()
     for fragment in fragments:
         for key in saved.keys_of(fragment.name):
             state = optimizer.state[fragment.owner]
             if key in COUNTERS:
-                # Fused optimizers keep the counter beside the parameter.
+                # Fused optimizers keep the counter on the device of the parameter.
                 state[key] = saved.counter(key, fragment.name).reshape(()).to(fragment.owner.device)
                 continue
             if key not in state:

@@ -1,4 +1,4 @@
-"""Continued pretraining: fresh heads train on a frozen backbone before both train together."""
+"""Continued pretraining: new heads train on a frozen backbone before both are trained together."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class HeadWarmup:
 
 
 def freeze_backbone(groups: Sequence[ParamGroup], warmup: HeadWarmup) -> list[ParamGroup]:
-    """`groups` with the parameters outside the heads in groups of their own, frozen during the warm-up.
+    """`groups` with the parameters outside the heads in separate groups, frozen during the warm-up.
 
     Raises:
-        ValueError: no parameter is a head's, so nothing would train.
+        ValueError: no parameter belongs to a head, so nothing would be trained.
     """
     if warmup.steps == 0:
         return list(groups)
@@ -37,5 +37,5 @@ def freeze_backbone(groups: Sequence[ParamGroup], warmup: HeadWarmup) -> list[Pa
                     kept["frozen_steps"] = max(group["frozen_steps"], warmup.steps)
                 result.append(kept)
     if not any(name.startswith(warmup.prefixes) for group in groups for name in group["names"]):
-        raise ValueError("init.head_warmup_steps: no parameter is a head's, so nothing would train; set it to 0")
+        raise ValueError("init.head_warmup_steps: no head has parameters, so nothing would be trained; set it to 0")
     return result

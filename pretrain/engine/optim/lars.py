@@ -1,7 +1,7 @@
 """LARS (You et al. 2017) as MAE's linear probe and MoCo v3 use it: a trust ratio per tensor, then SGD with momentum.
 
-The ratio is put into the gradients; torch's SGD does the rest. So the state is SGD's, and where a rank holds only
-pieces of a tensor (ZeRO) the norms are summed over ranks first.
+The ratio is multiplied into the gradients, then torch's SGD updates, so the optimizer state is that of SGD. Where a
+rank holds only a partition of a tensor (ZeRO), the norms are first summed over ranks.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def adapt(
 ) -> None:
     """In place, for each tensor with two or more dimensions: g + wd * p, times coefficient * |p| / |g + wd * p|.
 
-    The factor is 1 where a norm is 0. Biases and other vectors keep their gradient: neither decay nor ratio.
+    The factor is 1 where a norm is 0. Biases and other vectors are unchanged: no decay and no ratio.
 
     Args:
-        weight_decays: by group. names: of all trained parameters, the same order on each rank.
+        weight_decays: by group. names: of all trained parameters, in the same order on each rank.
         vectors: names of parameters with at most one dimension.
-        partitioned: fragments are pieces, and the norms are sums over ranks, made on `device`.
+        partitioned: fragments are partitions; their norms are summed over ranks, on `device`.
     """
     chosen = [(fragment, gradient) for fragment, gradient in gradients if fragment.name not in vectors]
     index = {name: at for at, name in enumerate(names)}

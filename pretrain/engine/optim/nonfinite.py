@@ -1,4 +1,4 @@
-"""When steps without a finite loss or gradient are too many."""
+"""Counts non-finite steps (loss or gradient not finite) and ends the run when there are too many."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pretrain.engine.protocol import StepResult
 
 
 class NonFiniteError(RuntimeError):
-    """Training cannot continue: too many steps had no finite loss or gradient."""
+    """Training cannot continue: too many non-finite steps."""
 
 
 class NonFiniteSteps:
-    """Counts them. Called by `fit` after each one, it raises NonFiniteError when `most` lie within `window` steps.
+    """Called by `fit` after each non-finite step; raises NonFiniteError after `most` of them within `window` steps.
 
     Args:
-        steps: known from before, as a resumed run has them from its checkpoint.
+        steps: earlier non-finite steps, which a resumed run reads from its checkpoint.
     """
 
     def __init__(self, *, most: int = 3, window: int = 3, steps: Iterable[int] = ()):
@@ -28,11 +28,11 @@ class NonFiniteSteps:
 
     @property
     def recent(self) -> list[int]:
-        """Those within the window that ends at the last one."""
+        """The non-finite steps within the window that ends at the latest one."""
         return [step for step in self.steps if step > self.steps[-1] - self.window]
 
     def after(self, step: int) -> bool:
-        """Was there one after `step`?"""
+        """Was there a non-finite step after `step`?"""
         return any(broken > step for broken in self.steps)
 
     def __call__(self, step: int, result: StepResult) -> None:
@@ -46,5 +46,5 @@ class NonFiniteSteps:
             return f"step {step}: the gradient norm was not finite {often}; lower the learning rate"
         return (
             f"step {step}: the loss was not finite {often}, last on ranks {list(result.bad_ranks)} "
-            f"at sample positions {list(result.bad_positions)[:16]}; look at these samples, or lower the learning rate"
+            f"at sample positions {list(result.bad_positions)[:16]}; check these samples, or lower the learning rate"
         )

@@ -1,4 +1,4 @@
-"""The loss scale of fp16: as high as the gradients allow (Micikevicius et al. 2018, section 3.2)."""
+"""Dynamic loss scale of fp16 (Micikevicius et al. 2018, section 3.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _GROWTH_INTERVAL = 2000
 
 
 class LossScaler:
-    """Doubles after 2,000 good steps, halves on an overflow; `enabled=False` holds it at 1 (fp32, bf16)."""
+    """Doubles after 2,000 finite steps, halves on an overflow; `enabled=False` keeps it at 1 (fp32, bf16)."""
 
     def __init__(self, *, enabled: bool, scale: float = 65536.0):
         self.enabled = enabled
@@ -33,6 +33,6 @@ class LossScaler:
         return {"enabled": self.enabled, "scale": self.scale, "good_steps": self.good_steps}
 
     def restore(self, state: dict[str, float]) -> None:
-        """A state saved in fp32 or bf16 has no scale worth keeping."""
+        """Restore the scale; ignored if the state was saved in fp32 or bf16, whose scale is 1."""
         if self.enabled and state.get("enabled", state["scale"] > 1.0):
             self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

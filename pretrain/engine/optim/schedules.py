@@ -1,4 +1,4 @@
-"""The learning rate and weight decay of every step as pure functions of it."""
+"""Learning rate and weight decay as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pretrain.engine.plan import Plan
 
 
 class Schedules:
-    """Those of an optimizer's configuration, with the durations that `plan` resolved to steps."""
+    """The schedules of an optimizer configuration, with durations in steps from `plan`."""
 
     def __init__(self, optim: OptimConfig, plan: Plan):
         self.optim, self.plan = optim, plan

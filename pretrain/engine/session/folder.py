@@ -1,4 +1,4 @@
-"""The run's folder: what it says about the run, and whether it may be resumed with a configuration."""
+"""The run's folder: the records in it, and the check that a configuration may resume its run."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def check_same_run(
     free: Collection[str],
     way_out: str = "choose another run_dir, or undo the change",
 ) -> None:
-    """Compare with the configuration and the data that `folder` was started with, if it was.
+    """Compare with the configuration and the data of the run in `folder`, if there is one.
 
     Args:
         fingerprints: of the data sets, by their key in the configuration.
-        free: keys, or sections, that may change when a run resumes: locations and speed, not what is trained on what.
+        free: keys or sections that may change when a run resumes, as they affect paths and speed but not the result.
 
     Raises:
-        ConfigError: a key that decides the result is different; every such key with both values.
+        ConfigError: keys that affect the result differ; each is listed with both values.
     """
     if not (folder / "config.yaml").exists():
         return
-    # Through the schema: a key that is new since then had its default.
+    # Loading through the schema gives keys that are newer than the run their defaults.
     before = _flat(load_config(type(config), folder / "config.yaml").model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     problems = [
@@ -48,7 +48,7 @@ def check_same_run(
     ]
     started_on = _fingerprints(read_data(folder), fingerprints)
     problems += [
-        f"{key}: other data (fingerprint {fingerprint[:12]}, the run has {started_on[key][:12]})"
+        f"{key}: the data differ (fingerprint {fingerprint[:12]}, that of the run is {started_on[key][:12]})"
         for key, fingerprint in fingerprints.items()
         if started_on[key] != fingerprint
     ]
@@ -57,12 +57,12 @@ def check_same_run(
 
 
 def check_not_started(folder: Path, *, rewound_to_start: bool = False) -> None:
-    """Refuse step 0 in the folder of a run that had checkpoints: their loss must not look like a new run. All ranks.
+    """Refuse to start at step 0 in the folder of a run whose checkpoints were lost. Collective.
 
-    A run has had one if it ended (DONE, PREEMPTED), or if its log goes beyond the first step that it saves.
+    The run had checkpoints if it ended (DONE, PREEMPTED), or if its log goes beyond the first step that is saved.
 
     Args:
-        rewound_to_start: the run itself removed the checkpoints of the steps in its log.
+        rewound_to_start: the run itself removed its checkpoints in a rewind to step 0.
 
     Raises:
         CheckpointError: the checkpoints are missing.
@@ -78,20 +78,20 @@ def check_not_started(folder: Path, *, rewound_to_start: bool = False) -> None:
 def _trace_of_checkpoints(folder: Path, *, in_log: bool) -> str | None:
     for marker in ("DONE", "PREEMPTED"):
         if (folder / marker).exists():
-            return f"{folder / marker} is there"
+            return f"{folder / marker} exists"
     last = max((row["step"] for row in read_rows(folder / "metrics.jsonl")), default=0)
     if in_log and last and (folder / "config.yaml").exists():
         period = read_values(folder / "config.yaml").get("checkpoint", {}).get("every_steps") or last
         if last > period:
-            return f"{folder / 'metrics.jsonl'} reaches step {last:.0f} and the run saved every {period}"
+            return f"{folder / 'metrics.jsonl'} reaches step {last:.0f} and the run saved every {period} steps"
     return None
 
 
 def write_records(folder: Path, config: Config, data: Mapping[str, Any], *, world_size: int, device: str) -> None:
-    """config.yaml and data.json of the run, and one line in environment.jsonl for each start. Rank 0 calls this.
+    """config.yaml and data.json of the run, and one line in environment.jsonl per start. Call on rank 0 only.
 
     Args:
-        data: the "fingerprint" of the data and its "num_samples"; or such a pair of each data set, by its key.
+        data: "fingerprint" and "num_samples" of the data; or a mapping with both for each data set, by its key.
     """
     write_json(folder / "data.json", data)
     write_text(folder / "config.yaml", dump(config))
@@ -122,11 +122,11 @@ def last_start(folder: Path) -> dict[str, Any]:
     for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
         with suppress(json.JSONDecodeError):
             return json.loads(line)
-    raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it says how the run was started"])
+    raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it records how the run was started"])
 
 
 def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
-    """Of data.json, by key."""
+    """Fingerprints in data.json, by key."""
     if "fingerprint" in data:
         return {key: data["fingerprint"] for key in wanted}
     return {key: data.get(key, {}).get("fingerprint", "") for key in wanted}

@@ -21,7 +21,7 @@ class Lease:
     """Held by rank 0 for the whole run.
 
     Raises:
-        RunInUseError: naming who holds it.
+        RunInUseError: the message names the process that holds the lock.
     """
 
     def __init__(self, run_dir: Path):
@@ -42,11 +42,11 @@ class Lease:
             raise RunInUseError(message) from None
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.ftruncate(self._fd, 0)
-        with suppress(OSError):  # for people; on a full disk the run itself has more to say
+        with suppress(OSError):  # only informative; on a full disk the run itself reports the error
             os.pwrite(self._fd, json.dumps(owner).encode(), 0)
 
     def release(self) -> None:
-        """The file stays: removing it would let two processes lock two files of one name."""
+        """Unlock. The file is kept: removing it would let two processes lock two files of the same name."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

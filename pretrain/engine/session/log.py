@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress line, metrics.jsonl, TensorBoard. Only rank 0 has one."""
+"""The log of a run: progress line, log.txt, metrics.jsonl, TensorBoard. On rank 0 only."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
 class RunLog:
     """Writes the scalars and pictures of a run below `run_dir`.
 
-    After a resume the rows and events past the resumed step are dropped, so each step appears once.
+    After a resume the rows and events after the resumed step are dropped, so each step appears once.
 
     Args:
         run_dir: metrics.jsonl, log.txt, pictures/ and tensorboard/ go here.
         start_step: the step the run (re)starts from.
-        total_steps: for the progress line and the time left.
+        total_steps: for the progress line and the remaining time.
     """
 
     def __init__(self, run_dir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
@@ -65,16 +65,16 @@ class RunLog:
             self._show(step, values)
 
     def rows(self) -> list[dict[str, float]]:
-        """Everything recorded, also by earlier starts of the run: a row per step, in their order."""
+        """All recorded values, including earlier starts of the run: one row per step, in order."""
         return read_rows(self._run_dir / METRICS)
 
     def row(self, step: int) -> dict[str, float]:
-        """Everything recorded at `step`, also by an earlier start of the run."""
+        """All values recorded at `step`, including by an earlier start of the run."""
         found = next((row for row in self.rows() if row["step"] == step), {})
         return {name: value for name, value in found.items() if name != "step"}
 
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
-        """uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
+        """Write uint8 [3, H, W] images to TensorBoard, and the newest of each name as a PNG in pictures/."""
         folder = self._run_dir / "pictures"
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
@@ -84,13 +84,13 @@ class RunLog:
             Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
 
     def say(self, message: str, *, style: str | None = None) -> None:
-        """One line for the person and for log.txt."""
+        """Print one line to the console and to log.txt."""
         self.console.print(message, style=style, markup=False, soft_wrap=True)
         self._text.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}\n")
         self._text.flush()
 
     def alarm(self, step: int, name: str, verdict: str) -> None:
-        """What is wrong, in words: to the person, to doctor.jsonl, and as scalar and text to TensorBoard."""
+        """Write an alarm to the console, log.txt, doctor.jsonl, and as scalar and text to TensorBoard."""
         self.say(f"step {step}: ALARM {name}: {verdict}", style="bold red")
         with (self._run_dir / ALARMS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "rule": name, "verdict": verdict}) + "\n")
@@ -119,7 +119,7 @@ class RunLog:
         self._live.update(Text(line), refresh=True)
 
     def _seconds_left(self, step: int) -> float | None:
-        """By the pace since the first line; None on that one, where there is none yet."""
+        """Estimated from the speed since the first line; None for the first line."""
         if self._first_shown is None:
             self._first_shown = (step, time.monotonic())
         first_step, first_time = self._first_shown
@@ -131,7 +131,7 @@ class RunLog:
 def open_log(
     run_dir: Path, config: LogConfig, *, rank: int, start_step: int, total_steps: int, stack: ExitStack
 ) -> RunLog | None:
-    """The log of a run on rank 0, closed with `stack`; None on the others."""
+    """The log of a run on rank 0, closed with `stack`; None on other ranks."""
     if rank:
         return None
     log = RunLog(run_dir, start_step=start_step, total_steps=total_steps, tensorboard=config.tensorboard)
@@ -155,7 +155,7 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, s
 
 
 def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be done again, and a last line cut short by a kill."""
+    """Drop the rows of steps that will be repeated, and an incomplete last line."""
     if not path.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""How fast a run goes, between one line of its log and the next."""
+"""The speed of a run between two log lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Pace:
-    """Rates since it was last asked.
+    """Rates since the previous call of `rates`.
 
     Args:
         global_batch: images per step. start_step: where the run (re)starts.
@@ -21,7 +21,7 @@ class Pace:
         self._since = (start_step, time.perf_counter(), 0.0)
 
     def rates(self, step: int, waited: float) -> dict[str, float]:
-        """Images per second, and the share of the time that was spent waiting for data.
+        """Images per second, and the fraction of time spent waiting for data.
 
         Args:
             waited: seconds spent waiting since the start.
@@ -35,9 +35,9 @@ class Pace:
 
 
 class ForwardClock:
-    """Seconds of the forward passes of a step: what a rank's own speed shows in, since backward waits for the others.
+    """Seconds of the forward passes of a step. They show the speed of this rank alone; backward waits for the others.
 
-    On a GPU by events, which are read a step later: nothing waits for them.
+    On a GPU measured by CUDA events, which are read one step later to avoid a synchronization.
     """
 
     def __init__(self, device: torch.device):
@@ -47,7 +47,7 @@ class ForwardClock:
 
     @contextmanager
     def of(self, micro: int) -> Generator[None, None, None]:
-        """Around the forward pass of a micro-batch, counted from 0 in each step."""
+        """Context for the forward pass of a micro-batch; `micro` counts from 0 in each step."""
         if not self._on_gpu:
             begun = time.perf_counter()
             yield
@@ -63,5 +63,5 @@ class ForwardClock:
 
     @property
     def seconds(self) -> float:
-        """Of the step that is being taken; on a GPU of the one before."""
+        """Of the current step; on a GPU, of the previous step."""
         return self._seconds

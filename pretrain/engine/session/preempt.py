@@ -1,4 +1,4 @@
-"""Requests to stop or save: signals and files set flags, which reach all ranks with the next step."""
+"""Requests to stop or save: signals and files set flags, which all ranks receive with the next step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Watch:
-    """Listens for SIGTERM, SIGUSR1 and SIGINT on each rank, and on rank 0 for files `stop` and `save` in the folder.
+    """Handles SIGTERM, SIGUSR1 and SIGINT on each rank; rank 0 also checks for files `stop` and `save` in the folder.
 
-    Handlers only set a flag: the save happens at the next step's edge, on all ranks. A second SIGINT interrupts.
-    Outside the main thread, where Python allows no handlers, it watches the files only.
+    Handlers only set a flag; all ranks save at the end of a step. A second SIGINT interrupts at once.
+    Outside the main thread, where Python allows no handlers, only the files are checked.
     """
 
     def __init__(self, run_dir: Path, *, rank: int):
@@ -37,7 +37,7 @@ class Watch:
         wanted = STOP if self._signal is not None else 0
         if self._rank == 0 and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _POLL_SECONDS
-            # A file is one request: taken away, it does not stop the next run too.
+            # One file is one request: it is removed, so that it does not also stop the next run.
             for name, bit in (("stop", STOP), ("save", SAVE)):
                 path = self._run_dir / name
                 if path.exists():
@@ -47,7 +47,7 @@ class Watch:
 
     @property
     def reason(self) -> str:
-        """For the log of this rank."""
+        """Reason of the stop, for the log of this rank."""
         return signal.Signals(self._signal).name if self._signal is not None else "the file stop, or another rank"
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Watch:
 
 
 def mark(run_dir: Path, name: str, text: str = "") -> None:
-    """Leave the marker `name` (PREEMPTED or DONE) for the script that started us: exit codes get lost in launchers."""
+    """Write the marker file `name` (PREEMPTED or DONE) for the job script: launchers do not pass on exit codes."""
     if name not in ("PREEMPTED", "DONE"):
         raise ValueError(f"marker {name!r}: expected PREEMPTED or DONE")
     write_text(run_dir / name, text + "\n")

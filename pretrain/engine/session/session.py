@@ -1,4 +1,4 @@
-"""Around a run: the processes meet, the folder is held, and a foreseen error becomes a message and an exit status."""
+"""Frame of a run: process group, lock of the run folder, and expected errors as message and exit status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class RunError(Exception):
-    """A run that ended by a foreseen error: the message says what to do, `status` is the exit status of its process."""
+    """A run ended by an expected error: the message contains the remedy, `status` is the exit status of the process."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -50,11 +50,11 @@ def session(
     *,
     failures: tuple[type[Exception], ...] = (),
 ) -> int:
-    """What `body` returns, computed by all processes of the run together, while rank 0 holds the folder.
+    """Run `body` on all processes of the run while rank 0 holds the lock of the folder; return its result.
 
     Raises:
         RunError: wrong input (status 2), no complete checkpoint (3), or the run cannot continue (1): one of
-            `failures`, losses that are not finite, a full disk, replicas that differ.
+            `failures`, non-finite losses, a full disk, replicas that differ.
     """
     if engine.deterministic and engine.device != "cpu" and torch.cuda.is_available():
         _repeat_bitwise()
@@ -89,16 +89,16 @@ def session(
 
 
 def _repeat_bitwise() -> None:
-    """Have CUDA use kernels whose sums have a fixed order; what has none warns. CPU kernels in use repeat anyway."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    """Make CUDA use deterministic kernels; operations without one warn. The CPU kernels in use are deterministic."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialized
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory it did not write.
+    # Fovea reads no uninitialized memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
 
 
 def _hold_lease(folder: Path, stack: ExitStack) -> None:
-    """Rank 0 locks the folder for all; every rank raises when another run has it."""
+    """Rank 0 locks the folder for all ranks; every rank raises RunInUseError if another run holds the lock."""
     problem = None
     if distributed.rank() == 0:
         try:

@@ -123,7 +123,7 @@ def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(tmp_path, engine, 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         if limit < 5000:
-            with pytest.raises(CheckpointError, match=r"File too large.*earlier checkpoints are untouched"):
+            with pytest.raises(CheckpointError, match=r"File too large.*earlier checkpoints are unchanged"):
                 saved.save(engine, 4, {})
         else:
             saved.save(engine, 4, {})

@@ -209,7 +209,7 @@ def test_a_checkpoint_renamed_to_another_step_is_named(tmp_path):
     commit.begin(tmp_path, 4, "a")
     commit.seal(tmp_path / ".tmp-step-00000004-a", commit.step_folder(tmp_path, 4), step=4, files=[], about={})
     commit.step_folder(tmp_path, 4).rename(commit.step_folder(tmp_path, 7))
-    with pytest.raises(DamagedError, match="holds step 4, which does not match its name; rename it back"):
+    with pytest.raises(DamagedError, match="contains step 4, which does not match its name; rename it back"):
         commit.verify(commit.step_folder(tmp_path, 7))
     commit.step_folder(tmp_path, 7).rename(tmp_path / "copied elsewhere")
     assert commit.verify(tmp_path / "copied elsewhere").step == 4

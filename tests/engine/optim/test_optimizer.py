@@ -122,7 +122,7 @@ def test_every_parameter_must_be_in_one_group_under_its_name():
         return [{"name": "all", "names": list(names), "params": [named.get(n, model.bias) for n in names]}]
 
     assert trainable_groups(model, groups("weight", "bias"))
-    with pytest.raises(ValueError, match=r"no group has bias \(1 parameters\)"):
+    with pytest.raises(ValueError, match=r"no group contains bias \(1 parameters\)"):
         trainable_groups(model, groups("weight"))
     with pytest.raises(ValueError, match="'bias' is in two groups"):
         trainable_groups(model, groups("weight", "bias") + groups("bias"))
@@ -139,7 +139,7 @@ def test_clipping_per_module_needs_groups_that_name_theirs():
     groups = model.param_groups()
     del groups[1]["clip_group"]
     model.param_groups = lambda: groups  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="clip_mode 'per_module': param groups bias name no module"):
+    with pytest.raises(ValueError, match="clip_mode 'per_module': param groups bias have no clip_group"):
         build(ALONE, model, "ddp", "per_module")
 
 

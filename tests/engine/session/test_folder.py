@@ -39,7 +39,7 @@ def test_a_free_section_frees_its_keys_and_no_key_that_begins_like_it(tmp_path: 
 
 def test_other_data_are_refused_and_so_is_a_record_that_is_cut_short(tmp_path: Path):
     folder = started(tmp_path)
-    with pytest.raises(ConfigError, match="data: other data"):
+    with pytest.raises(ConfigError, match="data: the data differ"):
         check_same_run(folder, Settings(), {"data": "b" * 64}, free=())
     (folder / "data.json").write_text('{"finger')
     with pytest.raises(ConfigError, match=r"data\.json: "):
