@@ -1,4 +1,4 @@
-"""What every objective is: a module that turns a batch into losses, and knows nothing of engines or optimizers."""
+"""Base class of the objectives: a module that maps a batch to losses, independent of engines and optimizers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ConfigT = TypeVar("ConfigT", bound=ObjectiveSection, covariant=True)
 
 @dataclass(frozen=True)
 class Horizon:
-    """Length of the run in optimizer steps: what schedules by step and tables by epoch are computed from."""
+    """Length of the run in optimizer steps, from which schedules per step and tables per epoch are computed."""
 
     total_steps: int
     steps_per_epoch: int
@@ -34,19 +34,19 @@ class Horizon:
 
 
 class Objective(nn.Module, Generic[ConfigT]):
-    """Base of the objectives. A subclass sets `config` and overrides what differs.
+    """A subclass sets `config` and overrides the methods that differ.
 
     Attributes:
-        config: its section of the configuration.
-        backbone_prefixes: where the state dict holds a copy of the backbone; the first copy is `backbone`, which a
-            release stores apart from the heads.
-        head_prefixes: names of the state dict that a backbone alone leaves at their initial values.
-        kept_prefixes: names that loading a backbone leaves as they are, and that are no head: they are a record of
-            what this objective was built from.
-        renewed_prefixes: names that `begin` sets, so that no release has them and an earlier run need not.
+        config: the objective's section of the configuration.
+        backbone_prefixes: prefixes of the copies of the backbone in the state dict; the first copy is `backbone`,
+            which a release stores apart from the heads.
+        head_prefixes: prefixes of the tensors that keep their initial values when only a backbone is loaded.
+        kept_prefixes: prefixes of tensors that are not heads and that loading a backbone does not change: a record of
+            the files this objective was built from.
+        renewed_prefixes: prefixes of tensors that `begin` sets: no release contains them, earlier runs may lack them.
 
-    A forward pass changes the running statistics of batch norms; a skipped step restores them. So a subclass that
-    overrides `after_step` or `discard_pending` calls that of its base.
+    A forward pass changes the running statistics of batch norms; a skipped step restores them. Therefore a subclass
+    that overrides `after_step` or `discard_pending` calls the method of its base class.
     """
 
     config: ConfigT
@@ -68,18 +68,18 @@ class Objective(nn.Module, Generic[ConfigT]):
         raise NotImplementedError
 
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
-        """Each average of weights with the module it follows: what the distance between the two is measured on."""
+        """Each EMA of weights with the module it follows; the distance between the two is measured."""
         return []
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars of one micro-batch: "loss" to differentiate; the rest is detached, for the log.
+        """Scalars of one micro-batch: "loss" is differentiable; the others are detached and logged.
 
-        `step` counts completed optimizer steps. Must not read `.grad`: under ZeRO it is not there.
+        `step` counts completed optimizer steps. Must not read `.grad`: ZeRO does not provide it.
         """
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """Once per optimizer step, on every rank, with `step` already counting it: averages, queues."""
+        """Update averages and queues, once per optimizer step on every rank; `step` includes that step."""
         if self._statistics is not None:
             self._statistics.keep()
 
@@ -93,15 +93,15 @@ class Objective(nn.Module, Generic[ConfigT]):
         return param_groups.split(self)
 
     def place_backbone(self, backbone: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of this objective's state dict that the state of a backbone determines, and what it keeps."""
+        """The part of this objective's state dict that a backbone's state dict determines, and its kept tensors."""
         placed = {prefix + name: tensor for prefix in self.backbone_prefixes for name, tensor in backbone.items()}
         return placed | {n: tensor for n, tensor in self.state_dict().items() if n.startswith(self.kept_prefixes)}
 
     def load_weights(self, weights: Weights) -> MatchReport:
-        """Start from a release or an official checkpoint: the backbone, and the heads if they are this objective's.
+        """Start from a release or an official checkpoint: the backbone, and the heads if they belong to this objective.
 
         Raises:
-            ValueError: they do not fit; every name is listed.
+            ValueError: the weights do not fit; every name is listed.
         """
         state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes + self.renewed_prefixes
         left_out = weights.left_out
@@ -112,10 +112,10 @@ class Objective(nn.Module, Generic[ConfigT]):
         return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=left_out)
 
     def begin(self) -> None:
-        """Once, before the first step of a new run, with the weights it starts from in place; not when it resumes.
+        """Prepare a new run, once, after its initial weights are loaded and before its first step; not at resume.
 
         Raises:
-            ValueError: what the configuration names for the start cannot be used.
+            ValueError: a file or release that the configuration names cannot be used.
         """
 
     def heads_state(self) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class Objective(nn.Module, Generic[ConfigT]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """Pictures for a person, uint8 [3, H, W] by name; `mean` and `std` per channel undo the normalization."""
+        """Images for inspection, uint8 [3, H, W] by name; `mean` and `std` per channel undo the normalization."""
         raise NotImplementedError
 
 
@@ -139,10 +139,10 @@ def images_of(batch: Batch, name: str) -> Tensor:
 
 
 def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
-    """`total / count` of this rank, weighted so that the mean over ranks is the sum of totals by the sum of counts.
+    """`total / count` of this rank, weighted so that the mean over ranks is sum of totals / sum of counts.
 
-    Where ranks count differently, for instance masked patches, the mean of their means depends on how a batch is
-    divided; this one does not. Zero when nothing was counted anywhere.
+    Where counts differ between ranks, for instance of masked patches, the mean of their means depends on how a batch
+    is divided; this one does not. Zero when all counts are 0.
     """
     counts = torch.as_tensor(count, dtype=torch.float32, device=total.device).detach().clone()
     everywhere = distributed.all_reduce_sum(counts).clamp(min=1.0)
@@ -161,9 +161,9 @@ def feature_std(features: Tensor) -> Tensor:
 
 
 def _apart(placed: dict[str, Tensor], weights: Weights) -> dict[str, Tensor]:
-    """What the backbone determines, but for copies of it (a student, a teacher) that the heads hold themselves.
+    """The tensors of the backbone, except copies of it (a student, a teacher) that the heads contain.
 
-    Else a tensor missing there would be taken from here without a word.
+    Otherwise a tensor missing in the heads would silently be taken from the backbone.
     """
     longest = max(weights.backbone, key=len)
     copies = {name.removesuffix(longest) for name in placed if name.endswith(longest)}

@@ -1,4 +1,4 @@
-"""BEiT: hide blocks of patches, predict the visual tokens that a tokenizer gives them.
+"""BEiT: mask blocks of patches, predict their visual tokens, which a tokenizer provides.
 
 Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers", section 2.
 """
@@ -20,15 +20,15 @@ from pretrain.objectives.configs.beit import BEiTConfig
 
 
 class BEiT(Objective[BEiTConfig]):
-    """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the tokenizer, "tokenizer_image" [b, 1, C, h, w],
-    and "mask" bool [b, N], True where a patch is hidden; with drop path its uniform random numbers "drop_path"
+    """Batch: "image" [b, 1, C, H, W], the same crop in [0, 1] for the tokenizer, "tokenizer_image" [b, 1, C, h, w],
+    and "mask" bool [b, N], True where a patch is masked; with drop path its uniform random numbers "drop_path"
     [b, depth, 2].
 
-    Only hidden patches pass the head: the others have no loss. Checkpoints keep the tokenizer's fingerprint, not its
-    weights.
+    The head is applied to masked patches only: the others have no loss. Checkpoints store the tokenizer's fingerprint,
+    not its weights.
 
     Args:
-        tokenizer: an opened one; default: that of `config.tokenizer`.
+        tokenizer: an open tokenizer; default: that of `config.tokenizer`.
 
     Raises:
         ConfigError: the tokenizer cannot be read, or does not fit the backbone's grid.
@@ -71,20 +71,20 @@ class BEiT(Objective[BEiTConfig]):
         return {"loss": loss, "accuracy": accuracy.detach(), "feature_std": feature_std(features)}
 
     def predict(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Normalized tokens [b, P + N, D] -> fp32 logits of the patches that `mask` [b, N] hides, [hidden, K]."""
+        """Normalized tokens [b, P + N, D] -> fp32 logits [m, K] of the m patches that `mask` [b, N] selects."""
         return self.lm_head(tokens[:, self.encoder.num_prefix_tokens :][mask]).float()
 
     def param_groups(self) -> list[ParamGroup]:
-        """Everything of two dimensions or more decays, relative positions and the mask token too; class token and
-        absolute positions do not."""
+        """Weight decay applies to every parameter of two or more dimensions, with relative positions and mask token,
+        but not to class token and absolute positions."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     @torch.no_grad()
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, what is visible, and, with a tokenizer that can show its tokens,
-        the picture of its tokens with the hidden ones as predicted."""
+        """One row per image (8 at most): the input, its visible patches, and, if the tokenizer can decode, the
+        image decoded from its tokens, those of masked patches as predicted."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8]
         tokens = self.encoder(images, mask=mask, mask_token=self.mask_token)
         ids = self.tokenizer.tokens(images_of(batch, "tokenizer_image")[:8])

@@ -1,5 +1,5 @@
-"""BEiT v2: predict semantic tokens of hidden patches, twice: from the last patches, and from early patches that only
-the last class token can complete, so that it gathers what the image shows.
+"""BEiT v2: predict semantic tokens of masked patches, twice: from the last block's patches, and from an early block's
+patches with the last class token, which therefore must aggregate the content of the image.
 
 Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers", sections 2.2 and 2.3.
 """
@@ -27,9 +27,9 @@ from pretrain.objectives.configs.beit2 import BEiT2Config
 
 
 class BEiT2(Objective[BEiT2Config]):
-    """Batch: as BEiT's; with drop path its uniform random numbers "drop_path" [b, depth + head_layers, 2].
+    """Batch: that of BEiT; with drop path its uniform random numbers "drop_path" [b, depth + head_layers, 2].
 
-    State in addition to BEiT's: `cls_pt_layers`, the blocks that read the last class token and the early patches;
+    State in addition to BEiT's: `cls_pt_layers`, the blocks on the last class token and the early patches;
     without a shared head also `cls_pt_norm` and `cls_pt_lm_head`.
 
     Raises:
@@ -85,8 +85,8 @@ class BEiT2(Objective[BEiT2Config]):
         }
 
     def encode(self, images: Tensor, mask: Tensor, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [b, C, H, W] -> raw tokens [b, P + N, D]: of the last block, and of the blocks on its class token and
-        the early patches."""
+        """Images [b, C, H, W] -> raw tokens [b, P + N, D]: of the last block, and of the additional blocks on its class
+        token and the early patches."""
         depth, early = self.encoder.depth, self.config.early_layers
         drops = (None, None) if drop is None else (drop[:, :depth], drop[:, depth:])
         indices = sorted({early - 1, depth - 1})
@@ -99,8 +99,8 @@ class BEiT2(Objective[BEiT2Config]):
         return last, completed
 
     def predict(self, tokens: Tensor, completed: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The two outputs of `encode` -> fp32 logits of the hidden patches, each [hidden, K]."""
-        # The norm is by token: only the hidden ones are read.
+        """The two outputs of `encode` -> fp32 logits of the m masked patches, each [m, K]."""
+        # LayerNorm treats each token alone, so it is computed for the masked ones only.
         rows = [x[:, self.encoder.num_prefix_tokens :][mask] for x in (tokens, completed)]
         if self.config.shared_lm_head:
             first, second = (self.lm_head(self.encoder.norm(x)) for x in rows)
@@ -117,8 +117,8 @@ class BEiT2(Objective[BEiT2Config]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, what is visible; and the maps of the tokens, a colour for each:
-        the tokenizer's, and with the hidden ones as predicted."""
+        """One row per image (8 at most): the input, its visible patches, and two maps of token ids in colours: the
+        tokenizer's, and the same with masked patches as predicted."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8]
         given = self.tokenizer.tokens(images_of(batch, "tokenizer_image")[:8])
         predicted = given.clone()
@@ -144,7 +144,7 @@ class BEiT2(Objective[BEiT2Config]):
 
 
 def _condenser(backbone: ViT, config: BEiT2Config, index: int) -> Block:
-    """A block like those of the encoder after `early_layers + index` others; its drop path continues from there."""
+    """A block like the encoder's with index `early_layers + index`, whose drop path rate it uses."""
     block = Block(
         backbone.embed_dim,
         backbone.num_heads,
@@ -154,7 +154,7 @@ def _condenser(backbone: ViT, config: BEiT2Config, index: int) -> Block:
         ffn=backbone.ffn,
         norm_eps=backbone.norm_eps,
     )
-    place = config.early_layers + index  # its linear layers start as torch's, unlike the encoder's: as officially
+    place = config.early_layers + index  # linear layers initialized by torch's default, as officially
     for layer in (block.attn.proj, cast(Any, block.mlp).fc2):
         layer.weight.data.div_(math.sqrt(2.0 * (place + 1)))
     rate = cast(Any, backbone.blocks[-1]).drop_rate

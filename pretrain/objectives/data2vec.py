@@ -1,4 +1,4 @@
-"""data2vec for images: predict, at masked patches, the features of an average of the network for the full image.
+"""data2vec for images: predict, at masked patches, the EMA teacher's features of the full image.
 
 Baevski et al. 2022, "data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language",
 section 3, and section 4.1 for images.
@@ -27,7 +27,7 @@ class Data2Vec(Objective[Data2VecConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask" bool [b, N], True where the student sees the mask token; with drop path
     its uniform random numbers "drop_path" [b, depth, 2].
 
-    The loss is the mean over the masked patches of all ranks, whose numbers differ a little from image to image.
+    The loss is the mean over the masked patches of all ranks; their number varies slightly between images.
     """
 
     backbone_prefixes = ("encoder.", "teacher.average.")
@@ -46,7 +46,7 @@ class Data2Vec(Objective[Data2VecConfig]):
 
     @property
     def backbone(self) -> Backbone:
-        """The student's: what the authors fine-tune."""
+        """The student's backbone, which the authors fine-tune."""
         return self.encoder
 
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
@@ -65,20 +65,20 @@ class Data2Vec(Objective[Data2VecConfig]):
         }
 
     def predict(self, images: Tensor, mask: Tensor, *, drop: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The student's patches [b, N, D], and the prediction for the masked ones [m, D], image after image."""
+        """The student's patches [b, N, D], and the predictions for the masked ones [m, D], image by image."""
         tokens = self.encoder(images, drop=drop, mask=mask, mask_token=self.mask_token)
         patches = tokens[:, self.encoder.num_prefix_tokens :]
         return patches, self.head(patches[mask])
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """The average's features of every patch of the unmasked images, fp32 [b, N, D]."""
+        """The teacher's features of every patch of the unmasked images, fp32 [b, N, D]."""
         config = self.config
         layers = last_layers(self.teacher.average, images, config.num_target_layers, config.target_features)
         return normalize(average_layers(layers, config.target_norm), config.final_norm)
 
     def momentum(self, step: int) -> float:
-        """Momentum of the average after the update that follows `step` completed steps."""
+        """EMA momentum of the update after `step` completed steps."""
         config, ramp = self.config, self.config.ema_anneal_epochs * self.horizon.steps_per_epoch
         if step >= ramp:
             return config.ema_end
@@ -89,14 +89,14 @@ class Data2Vec(Objective[Data2VecConfig]):
         self.teacher.update(self.encoder, self.momentum(step - 1))
 
     def param_groups(self) -> list[ParamGroup]:
-        """Class token and absolute positions do not decay."""
+        """No weight decay for class token and absolute positions."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     @torch.no_grad()
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """A row per image (8 at most): the input, what is not masked of it, all targets, the predicted ones."""
+        """One row per image (8 at most): the input, its visible patches, all targets, the predictions."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8]
         target = self.targets(images)
         predicted = torch.full_like(target, float("nan"))

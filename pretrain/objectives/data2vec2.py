@@ -24,10 +24,10 @@ from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 
 
 class Data2Vec2(Objective[Data2Vec2Config]):
-    """Batch: "image" [b, 1, C, H, W], "mask" bool [b, m, N] with as many True in each, "decoder_noise" [b, m, N] in
+    """Batch: "image" [b, 1, C, H, W], "mask" bool [b, m, N] with equal numbers of True, "decoder_noise" [b, m, N] in
     [0, 1); with drop path its uniform random numbers "drop_path" [b, m, depth, 2].
 
-    The losses are means over views and tokens, all of the same number, so they do not depend on how a batch is divided.
+    The losses are means over views and tokens, equal in number for every image, so independent of the batch's division.
     """
 
     backbone_prefixes = ("encoder.", "teacher.average.")
@@ -52,7 +52,7 @@ class Data2Vec2(Objective[Data2Vec2Config]):
 
     @property
     def backbone(self) -> Backbone:
-        """The student's: what the authors fine-tune."""
+        """The student's backbone, which the authors fine-tune."""
         return self.encoder
 
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
@@ -79,14 +79,14 @@ class Data2Vec2(Objective[Data2Vec2Config]):
         }
 
     def split(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of visible and hidden patches, int64 [b * m, k] and [b * m, N - k], each in image order."""
+        """Positions of visible and masked patches, int64 [b * m, k] and [b * m, N - k], each in image order."""
         order = mask.flatten(0, 1).to(torch.uint8).argsort(dim=1, stable=True)
         return order.tensor_split([self.config.num_visible(mask.shape[2])], dim=1)  # pyright: ignore[reportReturnType]
 
     def predict(
         self, images: Tensor, keep: Tensor, hidden: Tensor, noise: Tensor, *, drop: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encoded tokens of every view [b * m, P + k, D] and the predictions of what it does not see [b * m, N - k, D].
+        """Encoded tokens of every view [b * m, P + k, D] and the predictions for its masked patches [b * m, N - k, D].
 
         Args:
             noise: uniform random numbers [b, m, N]. drop: the same, [b * m, depth, 2].
@@ -98,13 +98,13 @@ class Data2Vec2(Objective[Data2Vec2Config]):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """The average's features of every patch of the full images, fp32 [b, N, D]."""
+        """The teacher's features of every patch of the full images, fp32 [b, N, D]."""
         config = self.config
         layers = last_layers(self.teacher.average, images, config.average_top_k_layers, config.target_features)
         return normalize(average_layers(layers, config.target_norm), config.final_norm)
 
     def distance(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Sum over channels of the squared (or smooth L1) error, scaled, mean over the rest; both [..., D]."""
+        """Scaled sum over channels of the squared (or smooth L1) error, mean over all else; both [..., D]."""
         scale = self.config.loss_scale or pred.shape[-1] ** -0.5
         if self.config.loss_beta:
             error = F.smooth_l1_loss(pred.float(), target, beta=self.config.loss_beta, reduction="none")
@@ -113,7 +113,7 @@ class Data2Vec2(Objective[Data2Vec2Config]):
         return error.sum(dim=-1).mean() * scale
 
     def momentum(self, step: int) -> float:
-        """Momentum of the average after the update that completes `step` steps."""
+        """EMA momentum of the update that completes `step` steps."""
         config = self.config
         if step >= config.ema_anneal_steps:
             return config.ema_end
@@ -127,7 +127,7 @@ class Data2Vec2(Objective[Data2Vec2Config]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """A row per image (8 at most): the input, what its first view shows, all targets, the predicted ones."""
+        """One row per image (8 at most): the input, its first masked view, all targets, the predictions."""
         images, mask = images_of(batch, "image")[:8], batch["mask"][:8, :1]
         keep, hidden = self.split(mask)
         _, pred = self.predict(images, keep, hidden, batch["decoder_noise"][:8, :1])

@@ -1,4 +1,4 @@
-"""Self-distillation without labels: a student matches, from any crop, what its own average predicts from large ones.
+"""Self-distillation without labels: from any crop, a student predicts the output of its EMA teacher for large crops.
 
 Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", section 3.
 """
@@ -49,8 +49,8 @@ class DINOBranch(Branch):
 
 
 class DINO(SelfDistillation[DINOConfig, DINOBranch]):
-    """State: `student`, `teacher` and `center` (a buffer). The centre of a step's logits is summed over its
-    micro-batches and ranks in `after_step`; until then it is pending, and a skipped step leaves no trace.
+    """State: `student`, `teacher` and `center` (a buffer). The centre is updated in `after_step` from the
+    logits of all micro-batches and ranks of the step; a skipped step does not change it.
     """
 
     head_prefixes = ("student.head.", "teacher.average.head.", "center")

@@ -1,4 +1,4 @@
-"""Self-distillation of images and hidden patches, with features kept apart; and Gram anchoring on top of it.
+"""Self-distillation of images and masked patches, with KoLeo regularization; optionally Gram anchoring.
 
 Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 4; Siméoni et al. 2025,
 "DINOv3", section 4, for the Gram teacher.
@@ -34,7 +34,7 @@ from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
 class DINOv2Branch(Branch):
-    """Backbone and heads. Without a head of their own, patches use `dino_head`."""
+    """Backbone and heads. Without `ibot_head`, patches use `dino_head`."""
 
     def __init__(self, backbone: Backbone, dino_head: DINOHead, ibot_head: DINOHead | None):
         super().__init__(backbone)
@@ -50,8 +50,8 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
     """Batch: that of `MultiCrop`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
     the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
 
-    State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over what the teacher's
-    heads saw, so over hidden patches alone; Sinkhorn-Knopp does not change them), and `gram_teacher`.
+    State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over the inputs
+    of the teacher's heads, so over masked patches only; Sinkhorn-Knopp does not change them), and `gram_teacher`.
     """
 
     head_prefixes = (
@@ -108,7 +108,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         of_cls = self._cls_loss(features, teacher_features, temp, images)
         of_patches = self._patch_loss(patches[mask], teacher_patches[mask], mask, temp)
         both = features[: 2 * images]
-        # The official sums are divided by 2 + max(2 n, 1) for n local crops: by the number of pairs, but for n = 0.
+        # The official code divides by 2 + max(2 n, 1) for n local crops: the number of pairs, except for n = 0.
         pairs = 2 + 2 * config.local_crops_number
         loss_cls = of_cls.loss * (pairs / max(pairs, 3))
         loss = config.dino_weight * loss_cls + config.ibot_weight * of_patches.loss
@@ -136,7 +136,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         }
 
     def _cls_loss(self, features: Tensor, teacher_features: Tensor, temp: float, images: int) -> PrototypeLoss:
-        """Every crop of the student against the teacher's other global crops; features are crop after crop."""
+        """Every crop of the student against the teacher's other global crops; features are ordered by crop."""
         student, teacher = self.student.dino_head, self.teacher.average.dino_head
         with torch.no_grad():
             targets = teacher.bottleneck(teacher_features)
@@ -153,7 +153,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         return result
 
     def _patch_loss(self, hidden: Tensor, teacher_hidden: Tensor, mask: Tensor, temp: float) -> PatchLoss:
-        """The hidden patches [m, D] of mask [2b, N]; a crop that hides nothing counts as 0."""
+        """Loss of the masked patches [m, D] of mask [2b, N]; a crop without masked patches counts as 0."""
         student, teacher = self.student.patch_head, self.teacher.average.patch_head
         with torch.no_grad():
             targets = teacher.bottleneck(teacher_hidden)
@@ -180,7 +180,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             pending.add(total, rows=rows)
 
     def teacher_temp(self, step: int) -> float:
-        """Temperature of the teacher's softmax, both of class token and patches: it rises with every step."""
+        """Temperature of the teacher's softmax for class token and patches; its warm-up is per step."""
         return teacher_temp(
             step,
             warmup_temp=self.config.warmup_teacher_temp,
@@ -209,7 +209,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         self._pending_patches.discard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """Decay by layer; last layers frozen at first; backbone with mask token, and each head, clipped by itself."""
+        """Layer-wise lr decay; last layers frozen at first; clipped per module: backbone with mask token, each head."""
         config = self.config
         frozen = config.freeze_last_layer_epochs * self._epoch_steps
         groups = param_groups.split(self)

@@ -1,4 +1,4 @@
-"""The discrete VAE: images through a choice among codes at every patch, and back.
+"""The discrete VAE: encode each patch of an image as one of K codes, and decode the image from the codes.
 
 Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", section 2.1, as BEiT's code trains it.
 """
@@ -18,7 +18,7 @@ from pretrain.objectives.configs.dvae import DVAEConfig
 
 
 class DVAE(Objective[DVAEConfig]):
-    """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniform random numbers for the codes."""
+    """Batch: "image" [b, 1, C, H, W] and "gumbel_noise" [b, num_tokens, h, w], uniform random numbers."""
 
     head_prefixes = ("codes.",)
 
@@ -52,23 +52,23 @@ class DVAE(Objective[DVAEConfig]):
         }
 
     def choose(self, logits: Tensor, noise: Tensor, step: int) -> Tensor:
-        """The relaxed choice among the codes: logits and random numbers [b, K, h, w] -> weights [b, K, h, w]."""
+        """Gumbel-softmax over the codes: logits and uniform random numbers [b, K, h, w] -> weights [b, K, h, w]."""
         straight_through = self.config.straight_through
         return gumbel_softmax(logits, noise, temperature=self.temperature(step), straight_through=straight_through)
 
     def temperature(self, step: int) -> float:
-        """Of the relaxed choice after `step` completed steps."""
+        """Temperature of the Gumbel-softmax after `step` completed steps."""
         return cosine(step, self.config.temperature, self.config.temperature_end, self.horizon.total_steps)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Normalized images [b, C, H, W] through their most likely codes."""
+        """Reconstruct normalized images [b, C, H, W] from their most likely codes."""
         return self.codes.decode(self.codes.to_logits(self.encoder.map(images)).argmax(1))
 
     @torch.no_grad()
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, and what its most likely codes give back."""
+        """One row per image (8 at most): the input, and its reconstruction from its most likely codes."""
         images = images_of(batch, "image")[:8]
         sheet = token_pictures.pairs_sheet(images, self.reconstruct(images), mean=mean, std=std)
         return {"input | reconstruction": sheet}

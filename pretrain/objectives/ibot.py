@@ -1,4 +1,4 @@
-"""Self-distillation of images and of their hidden patches: the teacher is an online tokenizer.
+"""Self-distillation of images and of their masked patches: the teacher is an online tokenizer.
 
 Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section 3.
 """
@@ -39,10 +39,10 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
     """Batch: that of `MultiCrop`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
 
     State: `student`, `mask_token`, `teacher`, and the buffers `center` and `patch_center`, which a skipped step does
-    not move. The patches' centre is that of all of them, hidden or not, so the teacher's MLP sees all; prototypes only
-    the hidden ones, in student and teacher.
+    not change. The patches' centre is a mean over all patches, masked or not, so the teacher's MLP reads all of them;
+    logits per patch are computed for masked patches only.
 
-    As in the official code a teacher with a shared head starts with the patch prototypes of a student without.
+    As in the official code, a teacher with a shared head starts from the patch prototypes if the student has its own.
     """
 
     head_prefixes = ("student.head.", "teacher.average.head.", "center", "patch_center", "mask_token")
@@ -102,7 +102,7 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
             teacher_bottlenecks[mask.flatten()],
             teacher.head.patch_layer,
             self.patch_center[0],
-            mask_weights(mask) / len(mask),  # a crop that hides nothing counts as 0
+            mask_weights(mask) / len(mask),  # a crop without masked patches counts as 0
             student_temp=config.student_temp,
             teacher_temp=self.teacher_patch_temp(step),
         )
@@ -133,7 +133,7 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         )
 
     def teacher_patch_temp(self, step: int) -> float:
-        """The same for patches, counted from the epoch in which they begin to be hidden."""
+        """The same for patches; its warm-up starts at the first epoch with masked patches."""
         return teacher_temp(
             max(0, self.horizon.epoch(step) - self.config.pred_start_epoch),
             warmup_temp=self.config.warmup_teacher_patch_temp,
@@ -152,7 +152,7 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         self._pending_patches.discard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """The last layers of both are frozen at first, as in the official code, which selects them by name."""
+        """Both last layers are frozen in the first epochs, as in the official code, which selects them by name."""
         frozen = self.config.freeze_last_layer_epochs * self.horizon.steps_per_epoch
         return param_groups.take(
             param_groups.split(self), "student.head.last_layer", into="last_layer", frozen_steps=frozen

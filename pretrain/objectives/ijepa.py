@@ -1,4 +1,4 @@
-"""I-JEPA: from one block of an image, predict an average encoder's features of other blocks, in its own features.
+"""I-JEPA: from a context block of an image, predict the EMA encoder's features of target blocks.
 
 Assran et al. 2023, "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", section 3.
 """
@@ -25,9 +25,9 @@ class IJEPA(Objective[IJEPAConfig]):
     """Batch: "image" [b, 1, C, H, W], the patches of the contexts "mask_context" int64 [b, c, k] and of the target
     blocks "mask_targets" int64 [b, t, m]; with drop path its uniform random numbers "drop_path" [b, depth, 2].
 
-    The loss is the mean over the target tokens of this call. All images of a global batch have blocks of one length, so
-    every rank and micro-batch counts the same number per image and the mean does not depend on the division. The
-    official loader cuts blocks rank by rank; its DDP averages the means of the ranks, and so does this.
+    The loss is the mean over the target tokens of this call. All images of a global batch have blocks of the same
+    length, so the mean does not depend on how the batch is divided. The official loader cuts blocks to a common length
+    per rank; its DDP averages the means of the ranks, as is done here.
     """
 
     backbone_prefixes = ("teacher.average.", "encoder.")
@@ -49,7 +49,7 @@ class IJEPA(Objective[IJEPAConfig]):
 
     @property
     def backbone(self) -> Backbone:
-        """The target encoder: what the authors evaluate."""
+        """The target encoder, which the authors evaluate."""
         return self.teacher.average
 
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
@@ -69,7 +69,7 @@ class IJEPA(Objective[IJEPAConfig]):
     def predict(
         self, images: Tensor, keep: Tensor, blocks: Tensor, *, drop: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Context tokens [b * c, k, D] and the prediction of every block from every context [b, t, c, m, D]."""
+        """Context tokens [b * c, k, D] and the predictions of every block from every context [b, t, c, m, D]."""
         contexts = keep.shape[1]
         if contexts > 1:
             images = images.repeat_interleave(contexts, dim=0)
@@ -79,13 +79,13 @@ class IJEPA(Objective[IJEPAConfig]):
         return context, self.predictor(context, keep, blocks)
 
     def targets(self, images: Tensor, blocks: Tensor) -> Tensor:
-        """The average's features of the target patches, normalized token by token, fp32 [b, t, m, D]."""
+        """The target encoder's features of the target patches, each token normalized, fp32 [b, t, m, D]."""
         tokens = layer_norm(self.teacher(images)[:, self.encoder.num_prefix_tokens :])
         rows = torch.arange(len(blocks), device=blocks.device)[:, None, None]
         return tokens[rows, blocks]
 
     def momentum(self, step: int) -> float:
-        """Momentum of the average after the update that follows `step` completed steps."""
+        """EMA momentum of the update after `step` completed steps."""
         start, end = self.config.ema_start, self.config.ema_end
         return start + (end - start) * min(step / (self.horizon.total_steps * self.config.ema_length), 1.0)
 
@@ -97,13 +97,13 @@ class IJEPA(Objective[IJEPAConfig]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """A row per image (8 at most): the input, the first context, all target features, the predicted ones."""
+        """One row per image (8 at most): the input, the first context, all target features, the predictions."""
         images = images_of(batch, "image")[:8]
         keep, blocks = batch["mask_context"][:8], batch["mask_targets"][:8]
         _, pred = self.predict(images, keep, blocks)
         whole = layer_norm(self.teacher(images)[:, self.encoder.num_prefix_tokens :])
         predicted = torch.full_like(whole, float("nan"))
-        for i in range(blocks.shape[1]):  # where blocks overlap the last one is seen
+        for i in range(blocks.shape[1]):  # where blocks overlap, the last one is shown
             predicted.scatter_(1, blocks[:, i, :, None].expand(-1, -1, whole.shape[2]), pred[:, i, 0].float())
         hidden = torch.ones(whole.shape[:2], dtype=torch.bool, device=keep.device).scatter(1, keep[:, 0], False)
         rgb = drawing.to_rgb(images, mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""Masked autoencoder: hide most patches, encode the rest, predict the pixels of the hidden ones.
+"""Masked autoencoder: mask most patches, encode the others, predict the pixels of the masked ones.
 
 He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners", section 3 and appendix A.1.
 """
@@ -56,11 +56,11 @@ class MAE(Objective[MAEConfig]):
         }
 
     def split(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of visible and hidden patches from the noise [b, N]: int64 [b, k] and [b, N - k]."""
+        """Indices of visible and masked patches from the noise [b, N]: int64 [b, k] and [b, N - k]."""
         return split_by_noise(noise, self.config.num_keep(noise.shape[1]))
 
     def predict(self, images: Tensor, keep: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The full picture: (latent [b, 1 + R + k, D], prediction of every patch [b, N, p * p * C])."""
+        """Reconstruct all patches: (latent [b, 1 + R + k, D], prediction of every patch [b, N, p * p * C])."""
         latent = self.encoder(images, keep=keep)
         return latent, self.decoder.predict(self._without_registers(latent), keep, masked)
 
@@ -68,7 +68,7 @@ class MAE(Objective[MAEConfig]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, what the encoder sees, the reconstruction around what it saw."""
+        """One row per image (8 at most): the input, its visible patches, these with the reconstruction."""
         images, noise = images_of(batch, "image")[:8], batch["mask_noise"][:8]
         keep, masked = self.split(noise)
         _, pred = self.predict(images, keep, masked)
@@ -84,6 +84,6 @@ class MAE(Objective[MAEConfig]):
         return {"input | masked | reconstruction": drawing.sheet(torch.stack(shown, dim=1))}
 
     def _without_registers(self, latent: Tensor) -> Tensor:
-        """Class token and patches: registers are the encoder's scratch space, the decoder does not read them."""
+        """Class token and patches, without registers: the decoder does not read them."""
         prefix = self.encoder.num_prefix_tokens
         return latent if prefix == 1 else torch.cat([latent[:, :1], latent[:, prefix:]], dim=1)

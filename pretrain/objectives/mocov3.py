@@ -1,4 +1,4 @@
-"""Momentum contrast without a queue: a query finds the key of the same image among those of the full batch.
+"""Momentum contrast without a queue: a query is matched with the key of the same image among those of the full batch.
 
 Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers", section 3 and algorithm 1.
 """
@@ -25,7 +25,7 @@ from pretrain.objectives.configs.mocov3 import MoCoV3Config
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: what the base encoder and the momentum encoder both are."""
+    """Backbone and projector, of the base encoder or of the momentum encoder."""
 
     def __init__(self, backbone: Backbone, projector: nn.Module):
         super().__init__()
@@ -44,10 +44,9 @@ class MoCoV3(Objective[MoCoV3Config]):
     State: `base` and `predictor` (parameters), `momentum_encoder` (buffers), running statistics of the batch norms,
     which training does not read.
 
-    The official code moves the momentum encoder inside the forward pass, before the keys. Here a forward pass changes
-    no weights: `begin` and `after_step` move it to where the next step's keys need it, with the next step's momentum.
-    Negatives are the other images of a
-    micro-batch, over all ranks; batch norm sees one view of it at a time.
+    The official code updates the momentum encoder in the forward pass, before it computes the keys. Here a forward pass
+    changes no weights: `begin` and `after_step` make the update of the next step, with that step's momentum.
+    Negatives are the other images of a micro-batch, over all ranks; batch norm sees one view of it at a time.
     """
 
     backbone_prefixes = ("base.backbone.", "momentum_encoder.average.backbone.")
@@ -102,16 +101,16 @@ class MoCoV3(Objective[MoCoV3Config]):
         return views[:, 0], views[:, 1]
 
     def momentum(self, step: int) -> float:
-        """Of the move that comes before the keys of the step after `step` completed ones."""
+        """Momentum of the update before the keys of the step after `step` completed ones."""
         start = self.config.momentum
         return cosine(step, start, 1.0, self.horizon.total_steps) if self.config.momentum_cosine else start
 
     def move_momentum_encoder(self, step: int) -> None:
-        """Bring the momentum encoder to where the keys of the step after `step` completed ones need it."""
+        """Update the momentum encoder for the keys of the step after `step` completed ones."""
         self.momentum_encoder.update(self.base, self.momentum(step))
 
     def begin(self) -> None:
-        """Where the momentum encoder equals the base encoder, as in a run from nothing, this changes nothing."""
+        """Changes nothing where the momentum encoder equals the base encoder, as in a run from random weights."""
         self.move_momentum_encoder(0)
 
     def after_step(self, step: int) -> None:
@@ -119,18 +118,18 @@ class MoCoV3(Objective[MoCoV3Config]):
         self.move_momentum_encoder(step)
 
     def param_groups(self) -> list[ParamGroup]:
-        """Everything decays, as in the official code; LARS leaves vectors out by itself."""
+        """Weight decay for every parameter, as in the official code; LARS itself excludes vectors."""
         return param_groups.split(self, decay_all=True)
 
     @torch.no_grad()
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """Both views of the first images, and how alike the queries of one and the keys of the other are."""
+        """Both views of the first images, and the similarities of the queries of one to the keys of the other."""
         first, second = (views[:8] for views in self.views(batch))
         rgb = torch.stack([drawing.to_rgb(views, mean=mean, std=std) for views in (first, second)], dim=1)
         was_training = self.training
-        self.eval()  # looking must not move the running statistics
+        self.eval()  # drawing must not change the running statistics
         queries, keys = self._query(first, None)[1], self.momentum_encoder(second)[1]
         self.train(was_training)
         alike = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T

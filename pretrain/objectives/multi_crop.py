@@ -1,4 +1,4 @@
-"""What objectives with crops of two sizes share, with a teacher or without."""
+"""Base class of objectives with crops of two sizes, with or without a teacher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MultiCrop(Objective[CropsT]):
     """
 
     def crops(self, batch: Batch) -> list[Tensor]:
-        """One tensor per resolution, crop after crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
+        """One tensor per resolution, ordered by crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
         expected = {"global": 2, "local": self.config.local_crops_number}
         for name, count in expected.items():
             found = batch[name].shape[1] if name in batch else 0
@@ -30,7 +30,7 @@ class MultiCrop(Objective[CropsT]):
         return [crop_after_crop(batch[name]) for name, count in expected.items() if count]
 
     def drop_path(self, batch: Batch) -> Tensor | None:
-        """Uniform random numbers of the drop path, crop after crop: [crops * b, depth, 2]."""
+        """Uniform random numbers of the drop path, ordered by crop: [crops * b, depth, 2]."""
         return crop_after_crop(batch["drop_path"]) if "drop_path" in batch else None
 
     @torch.no_grad()

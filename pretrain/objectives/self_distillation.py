@@ -1,4 +1,4 @@
-"""What DINO, iBOT and DINOv2 share: a student that sees all crops, and its average as teacher of the global ones."""
+"""Base class of DINO, iBOT and DINOv2: a student of all crops, and its EMA teacher, which sees the global ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretrain.objectives.multi_crop import MultiCrop
 
 
 class Branch(nn.Module):
-    """The backbone and the heads that a subclass adds: student and teacher are one each."""
+    """A backbone and the heads that a subclass adds: the class of student and teacher."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -71,14 +71,14 @@ class SelfDistillation(MultiCrop[SettingsT], Generic[SettingsT, BranchT]):
 
     @property
     def backbone(self) -> Backbone:
-        """The teacher's backbone: its average is the better encoder of the two."""
+        """The teacher's backbone: the better encoder of the two."""
         return self.teacher.average.backbone
 
     def averages(self) -> list[tuple[EMA[Any], nn.Module]]:
         return [(self.teacher, self.student)]
 
     def momentum(self, step: int) -> float:
-        """Momentum of the average after the update that follows `step` completed steps."""
+        """EMA momentum of the update after `step` completed steps."""
         first, last = self.config.momentum_teacher, self.config.final_momentum_teacher
         return cosine(step, first, last, self.horizon.total_steps)
 
@@ -90,7 +90,7 @@ class SelfDistillation(MultiCrop[SettingsT], Generic[SettingsT, BranchT]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """The crops of the first images, and where the teacher's class token attends, head by head."""
+        """The crops of the first images, and the attention of the teacher's class token, per head."""
         shown = super().pictures(batch, step, mean=mean, std=std)
         images, backbone = batch["global"][:4, 0], self.backbone
         attention = backbone.last_attention(images) if backbone.class_token else None

@@ -1,4 +1,4 @@
-"""Masked image modelling at its simplest: mask tokens go in, and a linear layer predicts the masked pixels.
+"""Masked image modelling at its simplest: the encoder reads mask tokens, and a linear layer predicts the masked pixels.
 
 Xie et al. 2021, "SimMIM: A Simple Framework for Masked Image Modeling", section 3.
 """
@@ -24,7 +24,7 @@ class SimMIM(Objective[SimMIMConfig]):
     """Batch: "image" [b, 1, C, H, W] and "mask_noise" [b, cells], whose smallest numbers mark the visible cells; with
     drop path its uniform random numbers "drop_path" [b, depth, 2].
 
-    The encoder sees every token, masked ones as `mask_token`. Only tokens that hold masked pixels are decoded.
+    The encoder sees every token, masked ones as `mask_token`. Only tokens with masked pixels are decoded.
     """
 
     head_prefixes = ("decoder.", "mask_token")
@@ -34,7 +34,7 @@ class SimMIM(Objective[SimMIMConfig]):
         self.config = config
         self.encoder = backbone
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
-        bound = 0.02 if "own_blocks" in backbone.provides else 2.0  # as officially
+        bound = 0.02 if "own_blocks" in backbone.provides else 2.0  # as in the official code
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound)
         self.decoder = nn.Linear(backbone.embed_dim, backbone.in_chans * backbone.patch_size**2)
 
@@ -59,10 +59,10 @@ class SimMIM(Objective[SimMIMConfig]):
         }
 
     def cells(self, images: Tensor, noise: Tensor) -> MaskedCells:
-        """What of the images is masked, from the noise [b, cells].
+        """The masked cells of the images, from the noise [b, cells].
 
         Raises:
-            ValueError: the noise is not one number per cell of such images.
+            ValueError: the noise does not have one number per cell.
         """
         total = self.config.num_cells((images.shape[2], images.shape[3]))
         if noise.shape[1] != total:
@@ -77,14 +77,14 @@ class SimMIM(Objective[SimMIMConfig]):
         return tokens[:, self.encoder.num_prefix_tokens :]
 
     def reconstruct(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The prediction of every pixel, [b, N, D] -> [b, C, H, W]."""
+        """Predictions of every pixel, [b, N, D] -> [b, C, H, W]."""
         patch = self.encoder.patch_size
         pixels = self.decoder(tokens).float().reshape(len(tokens), *grid, -1, patch, patch)
         return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, grid[0] * patch, grid[1] * patch)
 
     def param_groups(self) -> list[ParamGroup]:
-        """In addition to biases and 1-D parameters, class token and positions do not decay, nor the mask token of a
-        hierarchical backbone; that of a ViT does (official code)."""
+        """No weight decay for biases, 1-D parameters, class token and positions, nor for the mask token of a
+        hierarchical backbone; that of a ViT decays (official code)."""
         names = param_groups.tokens_and_positions(self)
         if "own_blocks" not in self.encoder.provides:
             names.add("mask_token")
@@ -94,7 +94,7 @@ class SimMIM(Objective[SimMIMConfig]):
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, what was masked, the reconstruction around what was visible."""
+        """One row per image (8 at most): the input, its visible pixels, these with the reconstruction."""
         images, noise = images_of(batch, "image")[:8], batch["mask_noise"][:8]
         drop = batch["drop_path"][:8] if "drop_path" in batch else None
         cells, patch = self.cells(images, noise), self.encoder.patch_size

@@ -1,4 +1,4 @@
-"""VQ-KD: code images so that the features of a teacher can be read from the codes.
+"""VQ-KD: quantize patches into codes from which the features of a teacher can be predicted.
 
 Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers", section 2.1.
 """
@@ -21,14 +21,14 @@ from pretrain.objectives.configs.vqkd import VQKDConfig
 
 
 class VQKD(Objective[VQKDConfig]):
-    """Batch: "image" [b, 1, C, H, W], the same picture in [0, 1] for the teacher, "teacher_image" [b, 1, C, h, w]; for
-    a start by k-means "kmeans_noise" [b, N]; with drop path its uniform random numbers "drop_path" [b, depth, 2].
+    """Batch: "image" [b, 1, C, H, W], the same crop in [0, 1] for the teacher, "teacher_image" [b, 1, C, h, w]; with
+    k-means initialization "kmeans_noise" [b, N]; with drop path its uniform random numbers "drop_path" [b, depth, 2].
 
     State: `encoder`, a projection to codes `encode_task_layer`, the codebook `quantize` (buffers), a transformer on the
-    map of codes `decoder`, a projection to the teacher's features `decode_task_layer`. Codes move in `after_step`.
+    map of codes `decoder`, a projection to the teacher's features `decode_task_layer`. `after_step` updates codes.
 
     Args:
-        teacher: an opened one; default: that of `config.teacher`.
+        teacher: an open teacher; default: that of `config.teacher`.
 
     Raises:
         ConfigError: the teacher cannot be read, or its features do not fit the backbone's grid.
@@ -92,12 +92,12 @@ class VQKD(Objective[VQKDConfig]):
         }
 
     def encode(self, images: Tensor, batch: Batch) -> tuple[Tensor, Quantized]:
-        """Normalized images [b, C, H, W] -> what is quantized [b, N, code_dim], and what became of it."""
+        """Normalized images [b, C, H, W] -> projected features [b, N, code_dim], and the same quantized."""
         features = code_features(self.encoder, self.encode_task_layer, images, drop=batch.get("drop_path"))
         return features, self.quantize(features, batch.get("kmeans_noise"))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [b, N, code_dim] -> the teacher's features as predicted [b, N, D]."""
+        """Codes [b, N, code_dim] -> predictions of the teacher's features [b, N, D]."""
         grid_map = codes.transpose(1, 2).reshape(len(codes), -1, *self.encoder.grid_size)
         return self.decode_task_layer(self.decoder(grid_map)[:, self.decoder.num_prefix_tokens :])
 
@@ -110,14 +110,14 @@ class VQKD(Objective[VQKDConfig]):
         self.quantize.discard()
 
     def param_groups(self) -> list[ParamGroup]:
-        """Class tokens and positions do not decay."""
+        """No weight decay for class tokens and positions."""
         return param_groups.split(self, no_decay_names=param_groups.tokens_and_positions(self))
 
     @torch.no_grad()
     def pictures(
         self, batch: Batch, step: int, *, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> dict[str, Tensor]:
-        """One row per image (8 at most): the input, and the map of its codes, a colour for each."""
+        """One row per image (8 at most): the input, and the map of its codes, one colour per code."""
         given = {name: value[:8] for name, value in batch.items() if name in ("image", "kmeans_noise")}
         images = images_of(given, "image")
         ids = self.encode(images, given)[1].ids.reshape(-1, *self.encoder.grid_size)

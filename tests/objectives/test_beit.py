@@ -98,7 +98,7 @@ def test_the_size_of_the_picture_follows_from_the_release():
     ("changes", "shape", "problem"),
     [
         ({"num_masking_patches": 12}, Shape(), "num_masking_patches: 12 of 12 patches leaves none visible"),
-        ({"min_mask_patches_per_block": 4}, Shape(), "min_mask_patches_per_block: 4 is more than may be hidden (2)"),
+        ({"min_mask_patches_per_block": 4}, Shape(), "min_mask_patches_per_block: 4 is more than may be masked (2)"),
         ({"crop_scale": (1.0, 0.5)}, Shape(), "objective.crop_scale: 1.0 is larger than 0.5"),
         ({"color_jitter": (0.4, 0.4, 0.4, 0)}, Shape(in_chans=1), "objective.color_jitter: needs RGB"),
         ({"tokenizer_size": 24}, Shape(), "objective.tokenizer_size: 24 x 24 px give 6 x 6 tokens of 4 px, but"),

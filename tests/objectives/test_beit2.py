@@ -108,4 +108,4 @@ def test_masks_have_the_exact_count_and_the_tokenizer_sees_the_models_size():
 
 def test_early_layers_beyond_the_depth_are_named():
     found = BEiT2Config(tokenizer="vqkd.pth", early_layers=13).problems(BASE)
-    assert found == ["objective.early_layers: 13, but the model has 12 blocks; the paper takes three quarters of them"]
+    assert found == ["objective.early_layers: 13, but the model has 12 blocks; the paper uses three quarters of them"]

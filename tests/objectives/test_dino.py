@@ -158,7 +158,7 @@ def test_colour_changes_of_other_than_rgb_are_named_and_can_be_set_off():
     ("config", "shape", "problem"),
     [
         ({"local_crops_scale": (0.4, 0.05)}, Shape(), "objective.local_crops_scale: 0.4 is larger than 0.05"),
-        ({}, Shape(drop_path_rate=0.2), "student takes objective.drop_path_rate"),
+        ({}, Shape(drop_path_rate=0.2), "student uses objective.drop_path_rate"),
     ],
 )
 def test_impossible_settings_are_named_before_training(config: dict, shape: Shape, problem: str):

@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Rows of the fixed table that the noise of hidden patches is taken from: enough that two seldom meet.
+# Rows of the fixed table of noise for masked patches: enough that two patches rarely have the same row.
 NOISE_ROWS = 4096
 
 
 class ConvDecoder(nn.Module):
-    """Visible patches -> predictions of the hidden ones, which start as faint noise.
+    """Visible patches -> predictions of the masked ones, whose input is weak noise.
 
-    A layer is convolution, LayerNorm over the channels without weights, GELU; its input is added if the widths agree.
+    A layer is convolution, LayerNorm over channels without weights, GELU; its input is added if the widths are equal.
 
     Args:
-        noise_std: of the noise; 0 starts hidden patches from zeros.
+        noise_std: of the noise; with 0 the input at masked patches is zero.
 
     Raises:
         ValueError: `groups` does not divide the widths, or the kernel is even.
@@ -49,7 +49,7 @@ class ConvDecoder(nn.Module):
             nn.Conv2d(width, embed_dim, kernel, padding=kernel // 2, groups=groups) for width in widths
         )
         self.proj = nn.Linear(embed_dim, in_dim)
-        # The same in every process and run, so that the noise depends on the batch alone.
+        # The same in every process and run, so that the noise depends only on the batch.
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("noise", torch.randn(NOISE_ROWS, in_dim, generator=generator), persistent=False)
 
@@ -58,8 +58,8 @@ class ConvDecoder(nn.Module):
 
         Args:
             visible: encoded patches [b, k, in_dim] at the positions `keep`, int64 [b, k].
-            hidden: positions int64 [b, m], with `keep` every patch once.
-            uniforms: [b, N] in [0, 1), choosing the noise of each patch.
+            hidden: positions of masked patches int64 [b, m]; with `keep`, every patch once.
+            uniforms: uniform random numbers [b, N] in [0, 1) that choose the noise of each patch.
         """
         rows = (uniforms.gather(1, hidden) * NOISE_ROWS).long().clamp(max=NOISE_ROWS - 1)
         tokens = torch.cat([visible, (self.noise[rows] * self.noise_std).to(visible.dtype)], dim=1)

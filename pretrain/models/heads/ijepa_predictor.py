@@ -11,9 +11,9 @@ from pretrain.models.layers.initialize import initialize_linears
 
 
 class JEPAPredictor(nn.Module):
-    """A narrow transformer that reads a context and, block by block, predicts the features at the target positions.
+    """A narrow transformer that reads a context and predicts the features of each target block.
 
-    Target blocks do not see each other: each is a sequence of its own, [context, mask tokens with positions].
+    Target blocks do not attend to each other: each is a separate sequence, [context, mask tokens with positions].
     """
 
     def __init__(

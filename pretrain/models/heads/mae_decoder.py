@@ -1,7 +1,7 @@
-"""MAE's decoder (He et al. 2021, section 3): from the latent of the visible patches to the pixels of the hidden ones.
+"""MAE's decoder (He et al. 2021, section 3): from the latent of the visible patches to the pixels of the masked ones.
 
-The tokens run as [class, visible, hidden] and are never put back in image order: attention does not see an order, each
-token carries its position. So the last block and the head can be computed for the hidden tokens alone.
+The token order is [class, visible, masked], not that of the image: attention does not depend on order, and each token
+has its position embedding. So the last block and the head can be computed for the masked tokens only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pretrain.models.layers.initialize import initialize_linears
 
 
 class MAEDecoder(nn.Module):
-    """Latent tokens of the visible patches -> pixels [b, k, out_dim] of the chosen patches."""
+    """Latent tokens of the visible patches -> pixels [b, m, out_dim] of the masked patches."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class MAEDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, latent: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
-        """Pixels [b, m, out_dim] of the hidden patches.
+        """Pixels [b, m, out_dim] of the masked patches.
 
         Args:
             latent: class token and visible patches [b, 1 + k, in_dim], in the order of `keep`.

@@ -35,20 +35,20 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def sum_of_logits(self, x: Tensor) -> Tensor:
-        """Sum over rows of the logits of x [n, D], fp32 [K]: those of the sum, so the logits are never there."""
+        """Sum over rows of the logits of x [n, D], fp32 [K], computed as the logits of the sum."""
         with torch.autocast(x.device.type, enabled=False):
             return self.weight() @ x.float().sum(dim=0)
 
 
 class DINOHead(nn.Module):
-    """MLP to a bottleneck of length 1, then prototypes: features [b, in_dim] -> logits [b, out_dim].
+    """MLP to an L2-normalized bottleneck, then prototypes: features [b, in_dim] -> logits [b, out_dim].
 
     Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", section 3.2, appendix C.
 
     Args:
-        nlayers: linear layers of the MLP; one has no hidden layer.
+        nlayers: linear layers of the MLP; with 1 there is no hidden layer.
         use_bn: BatchNorm after each hidden layer.
-        norm_last_layer: keep the prototypes at length 1.
+        norm_last_layer: fix the prototypes at length 1.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DINOHead(nn.Module):
                 layers.append(nn.BatchNorm1d(hidden_dim))
             layers.append(nn.GELU())
         last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim)
-        # The names of the official weights: mlp.0, mlp.2, ... or, of a single layer, mlp alone.
+        # Names as in the official weights: mlp.0, mlp.2, ...; mlp for a single layer.
         self.mlp = nn.Sequential(*layers, last) if layers else last
         self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer)
         initialize_linears(self.mlp, "trunc_normal")
@@ -86,7 +86,7 @@ class DINOHead(nn.Module):
 
 
 class IBOTHead(DINOHead):
-    """A head for class tokens and patches: one MLP, and prototypes of their own for patches unless `shared`.
+    """A head for class tokens and patches: one MLP, and separate prototypes for patches unless `shared`.
 
     Zhou et al. 2022, "iBOT: Image BERT Pre-Training with Online Tokenizer", section 3.2.
 
@@ -95,7 +95,7 @@ class IBOTHead(DINOHead):
         shared: patches use the prototypes of the class token.
 
     Raises:
-        ValueError: shared, with different numbers of prototypes.
+        ValueError: `shared`, with different numbers of prototypes.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, patch_out_dim: int, shared: bool, **others: Any):
@@ -109,7 +109,7 @@ class IBOTHead(DINOHead):
             self.last_layer2 = Prototypes(bottleneck_dim, patch_out_dim, unit_length=unit_length)
 
     def for_teacher(self, *, shared: bool) -> IBOTHead:
-        """A copy with or without shared prototypes. To share them, the copy takes its patch prototypes for both."""
+        """A copy with or without shared prototypes; if the copy alone shares them, they are the patch prototypes."""
         head = copy.deepcopy(self)
         if shared and not self.shared:
             head.last_layer = head.last_layer2
@@ -134,7 +134,7 @@ def mlp_head(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int, las
         last_norm: the last layer is followed by a batch norm without scale and shift.
 
     Raises:
-        ValueError: no layer.
+        ValueError: num_layers is below 1.
     """
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")

@@ -1,4 +1,4 @@
-"""The centre of a teacher's logits (Caron et al. 2021, eq. 4): an average over batches of their mean over rows."""
+"""The centre of a teacher's logits (Caron et al. 2021, eq. 4): an EMA over batches of their mean over rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pretrain.core import distributed
 
 
 class PendingMean:
-    """Sums of rows over the micro-batches of a step, then over ranks; discarded when the step is skipped."""
+    """Sum of rows over the micro-batches of a step and over ranks; discarded if the step is skipped."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
 
     def add(self, total: Tensor, *, rows: int) -> None:
-        """Count `rows` rows whose sum is `total` [K]."""
+        """Add `rows` rows with sum `total` [K]."""
         counted = torch.cat([total, total.new_tensor([rows])])
         self._total = counted if self._total is None else self._total + counted
 
@@ -23,9 +23,9 @@ class PendingMean:
         self._total = None
 
     def move(self, center: Tensor, momentum: float) -> None:
-        """center [1, K] = momentum * center + (1 - momentum) * mean, in place, on all ranks together.
+        """center [1, K] = momentum * center + (1 - momentum) * mean, in place, over the rows of all ranks.
 
-        It does not change where nothing was added, or where the count of rows is 0 on all ranks.
+        Unchanged if nothing was added, or if the number of rows is 0 on all ranks.
         """
         if self._total is None:
             return
@@ -36,5 +36,5 @@ class PendingMean:
 
 
 def center_norm(center: Tensor) -> Tensor:
-    """Its length, a scalar for the log."""
+    """Norm of the centre, a scalar for the log."""
     return center.norm()

@@ -13,8 +13,8 @@ from torch import Tensor
 from pretrain.core import distributed
 
 EPS = 1e-8
-# Unit vectors in fp32 are known to about 1e-7. Closer ones have no direction that leads apart: without this floor a
-# duplicate image would send back a gradient of 1e8 in whichever direction rounding has.
+# The precision of unit vectors in fp32 is about 1e-7. The direction between closer ones is rounding error: without this
+# lower bound, a duplicate image would cause a gradient of 1e8 in that direction.
 COINCIDENT = 1e-6
 
 Scope = Literal["rank", "all"]
@@ -23,14 +23,14 @@ Scope = Literal["rank", "all"]
 def koleo_loss(features: Tensor, *, scope: Scope = "rank") -> Tensor:
     """-mean(log(distance of each L2-normalized row of [b, D] to the nearest other row)), in fp32.
 
-    Coincident rows count with the log of the floor, and give no gradient.
+    Coincident rows count as the lower bound of the distance, without gradient.
 
     Args:
-        scope: "rank" looks for neighbours among the rows of this process, as the official code does; "all" among those
-            of every process, so that value and mean gradient over ranks do not depend on their number.
+        scope: "rank" finds neighbours among the rows of this process, as the official code does; "all" among those of
+            all processes, so that value and mean gradient over ranks do not depend on the number of ranks.
 
     Raises:
-        ValueError: there is no other row.
+        ValueError: there is only one row.
     """
     with torch.autocast(features.device.type, enabled=False):
         own = F.normalize(features.float(), dim=-1)
@@ -42,18 +42,18 @@ def koleo_loss(features: Tensor, *, scope: Scope = "rank") -> Tensor:
 
 
 def nearest(rows: Tensor) -> Tensor:
-    """Index of the nearest other row of each, int64 [n], for normalized rows [n, D]."""
+    """Index of the nearest other row of each of the normalized rows [n, D], int64 [n]."""
     return (rows @ rows.T).fill_diagonal_(-2.0).argmax(dim=1)
 
 
 def _spread(rows: Tensor) -> Tensor:
     if len(rows) < 2:
         raise ValueError(
-            "KoLeo needs at least 2 images at a time to have a nearest neighbour, got 1; "
+            "KoLeo needs at least 2 images at a time to find nearest neighbours, got 1; "
             "use a larger batch, fewer accumulation steps, koleo_scope: all, or koleo_weight: 0"
         )
     with torch.no_grad():
         neighbours = nearest(rows)
-    # eps within the norm as F.pairwise_distance has it
+    # eps inside the norm, as in F.pairwise_distance
     distance = torch.linalg.vector_norm(rows - rows[neighbours] + EPS, dim=1).clamp(min=COINCIDENT)
     return -(distance + EPS).log().mean()

@@ -1,4 +1,4 @@
-"""Normalization of a teacher's tokens, a student's targets (Baevski et al. 2022, section 3.3; Assran et al. 2023).
+"""Normalization of a teacher's tokens, the student's targets (Baevski et al. 2022, section 3.3; Assran et al. 2023).
 
 Every function computes in fp32, without learned weights and with the eps 1e-5 of the official code.
 """
@@ -18,10 +18,10 @@ Features = Literal["block", "ffn"]
 
 
 def last_layers(backbone: Backbone, images: Tensor, count: int, features: Features) -> list[Tensor]:
-    """The patch tokens [b, N, D] of each of the last `count` blocks, in their order, before any norm.
+    """The patch tokens [b, N, D] of each of the last `count` blocks, in order, before any norm.
 
     Args:
-        features: "block": what a block gives; "ffn": what its feed-forward branch adds.
+        features: "block": output of the block; "ffn": output of its feed-forward branch, before the residual sum.
 
     Raises:
         ValueError: the backbone has fewer blocks.
@@ -34,7 +34,7 @@ def last_layers(backbone: Backbone, images: Tensor, count: int, features: Featur
     else:
         layers: list[Tensor] = []
         blocks: Any = backbone.trunk.blocks
-        # What is added leaves by ls2; in BEiT's and EVA's blocks of timm, which scale it by hand, by drop_path2.
+        # The output of the branch is that of ls2; of drop_path2 in timm's BEiT and EVA blocks, which multiply by gamma.
         ends = [blocks[i].ls2 if hasattr(blocks[i], "ls2") else blocks[i].drop_path2 for i in indices]
         hooks = [end.register_forward_hook(lambda _module, _given, branch: layers.append(branch)) for end in ends]
         try:
@@ -46,17 +46,17 @@ def last_layers(backbone: Backbone, images: Tensor, count: int, features: Featur
 
 
 def layer_norm(tokens: Tensor) -> Tensor:
-    """Each token [..., D] to mean 0 and variance 1 over its channels."""
+    """Normalize each token [..., D] to mean 0 and variance 1 over its channels."""
     return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def instance_norm(tokens: Tensor) -> Tensor:
-    """Each channel of an image [b, N, D] to mean 0 and variance 1 over its tokens."""
+    """Normalize each channel of an image [b, N, D] to mean 0 and variance 1 over its tokens."""
     return F.instance_norm(tokens.float().transpose(1, 2)).transpose(1, 2)
 
 
 def normalize(tokens: Tensor, norm: TargetNorm) -> Tensor:
-    """Tokens [b, N, D] by the norm of that name."""
+    """Normalize tokens [b, N, D] by the norm of that name."""
     if norm == "none":
         return tokens.float()
     return layer_norm(tokens) if norm == "layer" else instance_norm(tokens)

@@ -1,4 +1,4 @@
-"""Masks in square cells of pixels that are larger or smaller than a token (Xie et al. 2021, section 3.2)."""
+"""Masks of square cells of pixels, larger or smaller than a token (Xie et al. 2021, section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MaskedCells:
-    """Which cells of each image are masked, as the encoder and the loss need it.
+    """The masked cells of each image, converted for the encoder and the loss.
 
     Attributes:
-        masked: int64 [b, k], row-major numbers of the masked cells, each once.
-        size: (height, width) of the images. cell: side of a cell. patch: side of what one token covers at the
-            encoder's output. All in pixels; one side of cell and patch divides the other.
+        masked: int64 [b, k], row-major indices of the masked cells, each once.
+        size: (height, width) of the images. cell: side of a cell. patch: side of one token at the encoder's
+            output. All in pixels; one side of cell and patch divides the other.
     """
 
     masked: Tensor
@@ -25,20 +25,20 @@ class MaskedCells:
 
     @property
     def num_masked_pixels(self) -> int:
-        """Of all images of the batch."""
+        """Number of masked pixels in all images of the batch."""
         return self.masked.numel() * self.cell**2
 
     def for_encoder(self) -> Tensor:
-        """bool [b, n]: of tokens, or of cells where these are smaller."""
+        """bool [b, n]: mask of tokens, or of cells if these are smaller."""
         grid = self._cells()
         return (_enlarged(grid, self.cell // self.patch) if self.cell > self.patch else grid).flatten(1)
 
     def pixels(self) -> Tensor:
-        """bool [b, H, W]."""
+        """Mask of pixels, bool [b, H, W]."""
         return _enlarged(self._cells(), self.cell)
 
     def tokens_to_decode(self) -> Tensor | None:
-        """int64 [b, t]: the tokens that hold masked pixels, all of whose pixels are; None: every token is needed."""
+        """int64 [b, t]: indices of masked tokens, if no token can be masked in part; else None: all tokens."""
         if self.cell < self.patch:
             return None
         per_cell, columns = self.cell // self.patch, self.size[1] // self.cell
@@ -48,7 +48,7 @@ class MaskedCells:
         return (down * (columns * per_cell) + right).flatten(1)
 
     def pixels_of_tokens(self) -> Tensor | None:
-        """Where a token holds both: bool [b, N, patch * patch], True for masked pixels; else None."""
+        """bool [b, N, patch * patch], True for masked pixels, if tokens can be masked in part; else None."""
         if self.cell >= self.patch:
             return None
         rows, columns = (side // self.patch for side in self.size)
@@ -56,7 +56,7 @@ class MaskedCells:
         return split.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
 
     def _cells(self) -> Tensor:
-        """bool [b, rows, columns]."""
+        """Mask of cells, bool [b, rows, columns]."""
         rows, columns = self.size[0] // self.cell, self.size[1] // self.cell
         empty = torch.zeros(len(self.masked), rows * columns, dtype=torch.bool, device=self.masked.device)
         return empty.scatter(1, self.masked, True).unflatten(1, (rows, columns))

@@ -1,7 +1,7 @@
-"""Cross-entropy of student and teacher at single patches, storing no logits (Zhou et al. 2022, "iBOT", eq. 2).
+"""Cross-entropy of student and teacher per patch, storing no logits (Zhou et al. 2022, "iBOT", eq. 2).
 
-Rows are masked patches of a batch, each with a weight, since an image counts alike however many of its patches are
-hidden. The logits of 5,000 rows x 65536 prototypes take 1.3 GB, and autograd would keep several such tensors; here they
+Rows are masked patches of a batch, with weights such that images count equally, however many of their patches are
+masked. The logits of 5,000 rows x 65536 prototypes take 1.3 GB, and autograd would keep several such tensors; here they
 are streamed (`pretrain.models.losses.prototype_stream`).
 """
 
@@ -24,13 +24,13 @@ from pretrain.models.losses.prototype_stream import (
 
 
 class PatchLoss(NamedTuple):
-    """`loss` is differentiable; the rest is not.
+    """`loss` is differentiable; the others are not.
 
     Attributes:
         loss: weighted sum over rows of the cross-entropy.
         teacher_sum: [K] sum over rows of the teacher's raw logits, for the centre.
-        teacher_entropy: weighted sum over rows of the entropy of the teacher's assignment, in nats: what the loss
-            cannot fall below.
+        teacher_entropy: weighted sum over rows of the entropy of the teacher's assignment, in nats: the
+            lower bound of the loss.
     """
 
     loss: Tensor
@@ -49,12 +49,12 @@ def patch_loss(
     student_temp: float,
     teacher_temp: float,
 ) -> PatchLoss:
-    """Each student row against the teacher's row of the same patch. No rows at all give a loss of 0.
+    """Cross-entropy of each student row with the teacher's row of the same patch; 0 without rows.
 
-    Products are computed in the type of autocast, all else in fp32. Backward can run once.
+    Products are computed in the dtype of autocast, all else in fp32. Backward can run only once.
 
     Args:
-        student, teacher: bottlenecks [n, D]. center: [K], subtracted from the teacher's logits. weights: [n].
+        student, teacher: bottleneck features [n, D]. center: [K], subtracted from the teacher's logits. weights: [n].
     """
     dtype, weights = product_dtype(student), weights.float()[:, None]
 
@@ -85,5 +85,5 @@ def patch_loss(
 
 
 def mask_weights(mask: Tensor) -> Tensor:
-    """One over the number of masked patches of a row's crop, for every True of mask [c, N] in row-major order."""
+    """1 / number of masked patches of the crop, for every True of mask [c, N] in row-major order."""
     return (1.0 / mask.sum(dim=1, keepdim=True).clamp(min=1)).expand(mask.shape)[mask]

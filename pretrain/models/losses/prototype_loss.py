@@ -26,13 +26,13 @@ from pretrain.models.losses.prototype_stream import (
 
 
 class PrototypeLoss(NamedTuple):
-    """`loss` is differentiable; the rest is not.
+    """`loss` is differentiable; the others are not.
 
     Attributes:
         loss: mean cross-entropy over pairs (teacher crop, other student crop) and images.
         teacher_sum: [K] sum over rows of the teacher's raw logits, for the centre.
-        teacher_entropy: mean entropy of a teacher assignment, in nats.
-        mean_entropy: entropy of the mean teacher assignment, in nats; log K when all prototypes are used alike.
+        teacher_entropy: mean entropy of the teacher's assignments, in nats.
+        mean_entropy: entropy of the mean teacher assignment, in nats; log K when all prototypes are used equally.
     """
 
     loss: Tensor
@@ -51,13 +51,13 @@ def prototype_loss(
     student_temp: float,
     teacher_temp: float,
 ) -> PrototypeLoss:
-    """Every student crop against every teacher crop but its own.
+    """Cross-entropy of every student crop with every teacher crop except the same one.
 
-    Products are computed in the type of autocast, all else in fp32. Backward can run once.
+    Products are computed in the dtype of autocast, all else in fp32. Backward can run only once.
 
     Args:
-        student: bottlenecks [V, b, D]; the first G crops are those the teacher saw.
-        teacher: bottlenecks [G, b, D]. center: [K], subtracted from the teacher's logits.
+        student: bottleneck features [V, b, D]; the first G crops are those of the teacher.
+        teacher: bottleneck features [G, b, D]. center: [K], subtracted from the teacher's logits.
     """
     dtype = product_dtype(student)
 
@@ -107,7 +107,7 @@ class _Pair:
             self.student.add_to_lse(self.student.first(chunk).mul_(self.sharpness))
 
     def accumulate(self, *, with_gradients: bool) -> Gradients | None:
-        """Second pass: <w, s> of each row, the entropies, and the gradients by bottlenecks, weight_v and weight_g."""
+        """Second pass: <w, s> of each row, the entropies, and the gradients of bottlenecks, weight_v and weight_g."""
         student, size = self.student, (self.student_crops, self.images)
         by_rows = torch.zeros_like(student.rows, dtype=torch.float32)
         by_v = torch.empty_like(student.v, dtype=torch.float32) if with_gradients else by_rows
@@ -134,7 +134,7 @@ class _Pair:
         return (normalizer.sum() - student.dot.sum() / self.images) / self.terms
 
     def _summed_targets(self, chunk: slice) -> list[Tensor]:
-        """For each student crop the summed probabilities [b, k] of the teachers it is compared with."""
+        """For each student crop, the sum of the probabilities [b, k] of the teachers compared with it."""
         probabilities = self.targets.probabilities(chunk)
         mean = probabilities.mean(dim=0)
         self.mean_entropy -= torch.xlogy(mean, mean).sum()
@@ -144,5 +144,5 @@ class _Pair:
         return seen + [total] * (self.student_crops - self.teacher_crops)
 
     def _partners(self, crop: int) -> int:
-        """How many teachers a student crop is compared with."""
+        """Number of teachers that a student crop is compared with."""
         return self.teacher_crops - (crop < self.teacher_crops)

@@ -1,8 +1,8 @@
-"""Logits of many prototypes, chunk by chunk: what losses over prototypes are made of, so that none stores its logits.
+"""Logits of many prototypes, chunk by chunk, so that losses over prototypes do not store their logits.
 
-The prototypes pass by twice: first for the normalizers, then for loss and gradients, which are ready before backward
-asks for them. Chunks are of prototypes, not of rows, so that each writes its own part of the weight gradient, and their
-normalization (Salimans & Kingma 2016) is applied to the chunk's logits: no normalized copy is made.
+There are two passes over the prototypes: first for the normalizers, then for loss and gradients, which are computed
+before backward. Chunks are of prototypes, not of rows, so that each writes its own part of the weight gradient; the
+normalization of weights (Salimans & Kingma 2016) is applied to the chunk's logits, without a normalized copy.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from torch import Tensor
 
 from pretrain.models.heads.projection import Prototypes
 
-KEPT_LOGITS = 2**23  # below this many the first pass keeps them (32 MB); above, the second computes them again
+KEPT_LOGITS = 2**23  # below this number the first pass keeps logits (32 MB), else the second recomputes them
 Gradients = tuple[Tensor, Tensor, Tensor]
 Compute = Callable[[bool], tuple[tuple[Tensor, ...], Gradients | None]]
 
 
 def chunk_size(rows: int, device: torch.device) -> int:
-    """Prototypes at a time: what the cache of a CPU holds, or what keeps a GPU's kernels large and its memory small."""
+    """Prototypes per chunk: limited by the cache of a CPU, or by kernel size and memory of a GPU."""
     return 2048 if device.type == "cpu" else max(1024, 2**25 // max(rows, 1))
 
 
 def chunks_of(prototypes: int, rows: int, device: torch.device) -> list[slice]:
-    """All prototypes in order, some at a time."""
+    """Ranges of all prototypes, in order."""
     size = chunk_size(rows, device)
     return [slice(start, start + size) for start in range(0, prototypes, size)]
 
 
 def product_dtype(rows: Tensor) -> torch.dtype:
-    """The type of the products rows x prototypes: that of autocast where it is on."""
+    """The dtype of the products rows x prototypes: that of autocast if enabled."""
     device = rows.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
 
 def differentiable_once(rows: Tensor, layer: Prototypes, compute: Compute) -> tuple[Tensor, ...]:
-    """The outputs of `compute`, the first of them differentiable by `rows`, weight_v and weight_g.
+    """The outputs of `compute`, the first of which is differentiable with respect to `rows`, weight_v and weight_g.
 
     Args:
-        compute: told whether gradients are wanted, it returns the outputs and the gradients of the first by the three,
-            in fp32. It runs outside of autocast.
+        compute: given whether gradients are needed, returns the outputs and the three gradients of the first output,
+            in fp32. It runs without autocast.
     """
     return _Once.apply(rows, layer.weight_v, layer.weight_g, compute)  # type: ignore[return-value]
 
@@ -59,7 +59,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         if ctx.gradients is None:
-            raise RuntimeError("the prototype loss gives its gradients away once; it cannot go backward a second time")
+            raise RuntimeError("the prototype loss frees its gradients in backward, which cannot run a second time")
         gradients, ctx.gradients = ctx.gradients, None
         return *(x.mul_(grads[0]).to(dtype) for x, dtype in zip(gradients, ctx.dtypes, strict=True)), None
 
@@ -69,7 +69,7 @@ class StreamedLogits:
 
     Attributes:
         scale: [K] gain / length of each prototype. lse: [n, 1] logsumexp of each row's (sharpened) logits, filled by
-            `add_to_lse`. dot: [n, 1] for the product of a row's logits with other numbers, filled by the user.
+            `add_to_lse`. dot: [n, 1] for the product of a row's logits with other numbers, filled by the caller.
     """
 
     def __init__(self, rows: Tensor, v: Tensor, g: Tensor, dtype: torch.dtype):
@@ -80,7 +80,7 @@ class StreamedLogits:
         self._kept: dict[int, Tensor] = {}
 
     def first(self, chunk: slice) -> Tensor:
-        """Raw logits of the chunk, fp32 [n, k]; also measures its prototypes."""
+        """Raw logits of the chunk, fp32 [n, k]; also fills `scale` for it."""
         logits = self.measure(chunk).compute(chunk)
         if len(self.rows) * len(self.g) <= KEPT_LOGITS:
             self._kept[chunk.start] = logits.clone()
@@ -98,15 +98,15 @@ class StreamedLogits:
         return self
 
     def compute(self, chunk: slice) -> Tensor:
-        """Raw logits of a measured chunk, fp32 [n, k]."""
+        """Raw logits of a chunk with known `scale`, fp32 [n, k]."""
         return (self.rows @ self.v[chunk].to(self.dtype).T).float().mul_(self.scale[chunk])
 
     def add_to_lse(self, sharpened: Tensor) -> None:
-        """Count a chunk's sharpened logits [n, k] in `lse`."""
+        """Add a chunk's sharpened logits [n, k] to `lse`."""
         self.lse = torch.logaddexp(self.lse, sharpened.logsumexp(dim=1, keepdim=True))
 
     def propagate(self, chunk: slice, difference: Tensor, by_rows: Tensor, by_v: Tensor, by_g: Tensor) -> None:
-        """From the gradient by the chunk's logits [n, k], which is overwritten, to those by rows, directions and gains.
+        """From the gradient of a chunk's logits [n, k], which is overwritten, to those of rows, weight_v and weight_g.
 
         Args:
             by_rows: [n, D], added to. by_v: [k, D] and by_g: [k] of the chunk, written.

@@ -1,11 +1,11 @@
-"""Sinkhorn-Knopp assignments of a teacher over many prototypes, storing no logits.
+"""Sinkhorn-Knopp assignments of a teacher to many prototypes, storing no logits.
 
 Caron et al. 2020, "SwAV", section 3.1; in DINOv2 three iterations (Oquab et al. 2023, section 4).
 
-The method scales exp(logits / temperature) until every prototype holds the same mass and every row the mass 1. In
-logarithms it adds one number to each prototype and one to each row; the last row step is a softmax. So its result is
-softmax((logits - center) / temperature), where the centre comes from this batch instead of from an average over past
-ones, and the losses over prototypes take it as they take the other.
+The method scales exp(logits / temperature) until every prototype has the same mass and every row the mass 1. In
+logarithms it adds one number to each prototype and one to each row; the last step on rows is a softmax. So its result
+is softmax((logits - center) / temperature), with a centre from this batch instead of an average over past ones, and the
+losses over prototypes accept either centre.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.core import distributed
 from pretrain.models.heads.projection import Prototypes
 from pretrain.models.losses.prototype_stream import KEPT_LOGITS, StreamedLogits, product_dtype
 
-# Not `chunk_size`: ranks hold different numbers of masked patches, and must meet in the same collectives.
+# Not `chunk_size`: ranks have different numbers of masked patches, but must run the same collectives.
 CHUNK = {"cpu": 2048, "cuda": 4096}
 
 
@@ -25,11 +25,11 @@ CHUNK = {"cpu": 2048, "cuda": 4096}
 def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations: int = 3) -> Tensor:
     """The centre [K], fp32, that turns softmax((logits - center) / temp) into the Sinkhorn-Knopp assignment.
 
-    All ranks together: their rows are one batch. A rank may have none.
+    The rows of all ranks are one batch. A rank may have none.
 
     Args:
-        rows: bottlenecks [n, D] of the teacher.
-        iterations: times that prototypes, then rows are scaled; the last scaling of the rows is the softmax.
+        rows: bottleneck features [n, D] of the teacher.
+        iterations: number of scalings of prototypes, then rows; the last scaling of the rows is the softmax.
 
     Raises:
         ValueError: iterations is below 1.
@@ -39,7 +39,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
     dtype = product_dtype(rows)
     with torch.autocast(rows.device.type, enabled=False):
         logits = _Repeated(StreamedLogits(rows, layer.weight_v, layer.weight_g, dtype), 1 / temp)
-        mass = torch.empty_like(logits.of.g)  # log of what a prototype holds of the rows, as they are scaled so far
+        mass = torch.empty_like(logits.of.g)  # log mass of each prototype over the rows as scaled so far
         by_row = logits.of.dot
         size = CHUNK[rows.device.type]
         for iteration in range(iterations):
@@ -55,7 +55,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
 
 
 class _Repeated:
-    """The sharpened logits of a chunk, computed again or kept."""
+    """The sharpened logits of a chunk, recomputed or kept."""
 
     def __init__(self, of: StreamedLogits, sharpness: float):
         self.of, self.sharpness = of, sharpness
@@ -63,7 +63,7 @@ class _Repeated:
         self._kept: dict[int, Tensor] = {}
 
     def of_chunk(self, chunk: slice) -> Tensor:
-        """fp32 [n, k]; not to be written to."""
+        """Logits fp32 [n, k]; read-only."""
         if chunk.start in self._kept:
             return self._kept[chunk.start]
         sharp = self.of.measure(chunk).compute(chunk).mul_(self.sharpness)
@@ -73,5 +73,5 @@ class _Repeated:
 
 
 def _over_ranks(lse: Tensor) -> Tensor:
-    """logsumexp [k] of every rank's rows together."""
+    """logsumexp [k] over the rows of all ranks."""
     return lse if distributed.is_alone() else distributed.all_gather(lse[None]).logsumexp(dim=0)

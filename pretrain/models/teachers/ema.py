@@ -1,4 +1,4 @@
-"""Exponential moving average of a module: the teacher of DINO and its kin (Tarvainen & Valpola 2017)."""
+"""Exponential moving average of a module: the teacher of DINO and related methods (Tarvainen & Valpola 2017)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True)
 
 
 class EMA(nn.Module, Generic[ModuleT]):
-    """A frozen copy of `source` that follows it; called like it, without gradients.
+    """A frozen copy of `source`, updated by EMA; called like it, without gradients.
 
     The average is kept in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is
     below bf16 resolution and rounds to 0. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
     but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged.
 
     Args:
-        source: what is copied.
-        follows: what `update` will be given, if that is another module: parameters that only the copy has stay.
+        source: module to copy.
+        follows: module that `update` will receive, if another; parameters that only the copy has stay unchanged.
 
     Attributes:
         average: the copy, a module of the class of `source` with buffers in place of parameters.

@@ -1,4 +1,4 @@
-"""A frozen network whose patch features are a target: of a release, or of an official checkpoint."""
+"""A frozen network whose patch features are targets: from a release or an official checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FeatureTeacher(Frozen):
     """Normalized patch tokens of the last block.
 
     Attributes:
-        embed_dim: their width. stride: pixels per token and side. in_chans: channels of the pictures.
+        embed_dim: their width. stride: side of a token in pixels. in_chans: channels of the images.
     """
 
     mean: Tensor
@@ -40,21 +40,21 @@ class FeatureTeacher(Frozen):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Pictures in [0, 1], [b, C, H, W] -> [b, N, D]."""
+        """Images in [0, 1], [b, C, H, W] -> [b, N, D]."""
         return self.network((images - self.mean) / self.std)[:, self.network.num_prefix_tokens :]
 
 
 def open_teacher(
     path: Path | str, *, num_heads: int | None, size: tuple[int, int], grid: tuple[int, int], in_chans: int
 ) -> tuple[FeatureTeacher, Fingerprint]:
-    """The teacher at `path`, and the record of which one it is.
+    """The teacher at `path`, and its fingerprint.
 
     Args:
-        path: release folder, or file of weights in the names of timm's or an official ViT.
-        num_heads: of a file, see `vit_arguments`. size: of the pictures it will get. grid: the features wanted.
+        path: release folder, or file of weights of a ViT, with timm's or official names.
+        num_heads: of a file, see `vit_arguments`. size: of its input images. grid: the required features.
 
     Raises:
-        ConfigError: it cannot be read, or its features do not fit the grid or the pictures.
+        ConfigError: it cannot be read, or its features do not fit the grid or the images.
     """
     path = Path(path)
     try:
@@ -73,7 +73,7 @@ def open_teacher(
     problems, stride = [], cast(int, teacher.stride)
     if any(side % stride for side in size) or (size[0] // stride, size[1] // stride) != grid:
         problems.append(
-            f"{path} has patches of {stride} px, so pictures of {size[0]} x {size[1]} px do not give the model's "
+            f"{path} has patches of {stride} px, so images of {size[0]} x {size[1]} px do not give the model's "
             f"{grid[0]} x {grid[1]} patches; set objective.teacher_size: [{grid[0] * stride}, {grid[1] * stride}]"
         )
     if teacher.in_chans != in_chans:

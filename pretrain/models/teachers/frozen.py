@@ -1,7 +1,7 @@
-"""Networks that an objective reads and never trains: tokenizers and teachers from a file.
+"""Networks that an objective uses but never trains: tokenizers and teachers from files.
 
-Their weights stay out of checkpoints, which would carry the same bytes every time. What a checkpoint keeps is their
-fingerprint, since resuming with another file would be another run.
+Checkpoints do not contain their weights, which never change, but their fingerprint: with another file, a resumed run
+would not be the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Frozen(nn.Module):
     """Holds networks whose tensors are fp32 buffers outside the state dict, always in evaluation mode."""
 
     def hold(self, network: nn.Module) -> None:
-        """Turn every parameter and buffer of `network` into a buffer that is not saved. Call it for each network."""
+        """Replace every parameter and buffer of `network` by a buffer that is not saved. Call it for each network."""
         for module in network.modules():
             tensors = {**module._parameters, **module._buffers}
             module._parameters.clear()
@@ -38,10 +38,10 @@ class Frozen(nn.Module):
 
 
 class Fingerprint(nn.Module):
-    """The sha256 of what was opened, as a buffer of 32 numbers; loading another one is refused.
+    """The sha256 of an opened file or release, as a buffer of 32 numbers; loading another value is refused.
 
     Args:
-        key: the configuration's key, for the message. path: what was opened.
+        key: the configuration's key, for the message. path: the file or release.
     """
 
     sha256: Tensor
@@ -59,7 +59,7 @@ class Fingerprint(nn.Module):
                 self.key,
                 [
                     f"{self.path} is not what these weights were trained with: sha256 {_hex(self.sha256)[:12]}, "
-                    f"then {_hex(saved)[:12]}; give the original file or release, or start a new run",
+                    f"expected {_hex(saved)[:12]}; give the original file or release, or start a new run",
                 ],
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -69,7 +69,7 @@ def digest_of(path: Path) -> bytes:
     """sha256 of a file, or of the weights and heads of a release folder.
 
     Raises:
-        ValueError: there is no such file, or the folder is no release.
+        ValueError: the file does not exist, or the folder is not a release.
     """
     files = [path] if path.is_file() else [path / "model.safetensors", path / "heads.safetensors"]
     result = hashlib.sha256()

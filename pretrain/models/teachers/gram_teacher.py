@@ -1,4 +1,4 @@
-"""Gram anchoring: keep the similarities between the patches of an image as an earlier network had them.
+"""Gram anchoring: regress the similarities between the patches of an image to those of an earlier network.
 
 Siméoni et al. 2025, "DINOv3", section 4. The network is an earlier state of the teacher, or a release.
 """
@@ -21,31 +21,31 @@ Grid = tuple[int, int]
 
 
 class GramTeacher(nn.Module):
-    """A copy of a backbone, as buffers, so that a checkpoint holds it; it changes by `become` and `open` only."""
+    """A copy of a backbone in buffers, which checkpoints contain; only `become` and `open` change it."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.network: EMA[Backbone] = EMA(backbone)
 
     def loss(self, patches: Tensor, images: Tensor, *, grid: Grid) -> Tensor:
-        """Gram loss of the student's patches and of what this network sees of the same crops.
+        """Gram loss between the student's patches and this network's patches of the same crops.
 
         Args:
             patches: [b, N, D] on `grid`.
-            images: [b, C, H, W], also of another size than the student's; their patches are resampled to `grid`.
+            images: [b, C, H, W], whose size may differ from the student's; their patches are resampled to `grid`.
         """
         tokens = self.network(images)[:, self.network.average.num_prefix_tokens :]
         return gram_loss(patches, to_grid(tokens, grid_of(images, self.network.average.patch_size), grid))
 
     def become(self, backbone: Backbone) -> None:
-        """Take the weights of a backbone of the same kind."""
+        """Copy the weights of a backbone of the same architecture."""
         self.network.average.load_state_dict(backbone.state_dict())
 
     def open(self, folder: Path | str) -> None:
-        """Take the backbone of a release.
+        """Copy the weights of the backbone of a release.
 
         Raises:
-            ValueError: it is no release, or of another backbone.
+            ValueError: it is not a release, or it has another backbone.
         """
         release = read_release(folder)
         try:
@@ -63,7 +63,7 @@ def gram_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the cosine similarities of all pairs of patches of an image, in fp32.
 
     Args:
-        student, teacher: patch features [b, N, D] and [b, N, D'] of the same N places; no gradient by the teacher's.
+        student, teacher: features [b, N, D] and [b, N, D'] of the same N positions; no gradient to the teacher's.
     """
     with torch.autocast(student.device.type, enabled=False):
         return F.mse_loss(similarities(student), similarities(teacher.detach()))
@@ -78,7 +78,7 @@ def similarities(features: Tensor) -> Tensor:
 def to_grid(features: Tensor, grid: Grid, wanted: Grid) -> Tensor:
     """Patch features [b, h * w, D] of a grid (h, w), bicubically resampled to another: [b, h' * w', D], fp32.
 
-    Without low-pass filter, as in section 4.3: features of a larger picture averaged this way are the smoother target.
+    Without low-pass filter, as in section 4.3: downsampled features of a larger image are a smoother target.
     """
     if grid == wanted:
         return features.float()

@@ -1,7 +1,7 @@
 """The encoder of DALL-E's discrete VAE (Ramesh et al. 2021, appendix A.1), with the names of its published weights.
 
-Seven by seven convolution, four groups of residual blocks with pooling between them, and a choice among 8192 tokens:
-8 px of the picture per token.
+A 7 x 7 convolution, four groups of residual blocks with pooling between them, and logits of 8192 tokens: one token per
+8 x 8 px.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class DalleEncoder(nn.Module):
-    """Pictures in [0, 1], [b, C, H, W] -> logits of the tokens [b, K, H / 8, W / 8]."""
+    """Images in [0, 1], [b, C, H, W] -> logits of the tokens [b, K, H / 8, W / 8]."""
 
     def __init__(self, *, width: int = 256, blocks_per_group: int = 2, in_chans: int = 3, num_tokens: int = 8192):
         super().__init__()
@@ -69,12 +69,12 @@ class DalleEncoder(nn.Module):
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor]) -> DalleEncoder:
-        """The encoder of the widths that a state of it shows."""
+        """An encoder with the widths of the state dict `state`."""
         width, in_chans = state["blocks.input.w"].shape[:2]
         per_group = sum(name.startswith("blocks.group_1.") and name.endswith("conv_1.w") for name in state)
         num_tokens = len(state["blocks.output.conv.w"])
         return cls(width=width, blocks_per_group=per_group, in_chans=in_chans, num_tokens=num_tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Pixels are kept off 0 and 1, where the logit-Laplace distribution it was trained with has no density.
+        # Pixels must not be 0 or 1, where the logit-Laplace distribution of its training has no density.
         return self.blocks((1 - 2 * PIXEL_MARGIN) * images + PIXEL_MARGIN)

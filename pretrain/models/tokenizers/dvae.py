@@ -1,5 +1,5 @@
-"""The discrete variational autoencoder that makes visual tokens (Ramesh et al. 2021, "DALL-E", section 2.1; here in the
-small form of BEiT's code): strided convolutions, a choice among codes at every place, and the way back.
+"""The discrete variational autoencoder for visual tokens (Ramesh et al. 2021, "DALL-E", section 2.1; here in the small
+form of BEiT's code): strided convolutions, one code per patch, and a decoder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pretrain.models.backbones.families import CONV_PROVIDES
 
 
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions and a 1 x 1, around an identity."""
+    """Two 3 x 3 convolutions and a 1 x 1, with a residual connection."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -29,18 +29,18 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, D, h, w] -> the same."""
+        """[b, D, h, w] -> [b, D, h, w]."""
         return self.net(x) + x
 
 
 class ConvEncoder(ImageEncoder):
-    """A backbone of convolutions, each layer halving the picture: what the dVAE reads images with.
+    """The dVAE's encoder: a backbone of convolutions, each of which halves the resolution.
 
     Called like a ViT without a class token: images -> tokens [b, N, D], in row-major order.
 
     Args:
-        img_size: (height, width) in pixels of the images it is made for; any multiple of `patch_size` works.
-        patch_size: pixels per token and side, a power of two: that many halvings.
+        img_size: (height, width) in pixels of the images it is built for; any multiple of `patch_size` works.
+        patch_size: side of a token in pixels, a power of two.
         embed_dim: channels of every layer.
 
     Raises:
@@ -64,7 +64,7 @@ class ConvEncoder(ImageEncoder):
         self.layers = nn.Sequential(*layers)
 
     def release_model(self) -> dict[str, Any]:
-        """What rebuilds it, see `release`."""
+        """Arguments that rebuild it, see `release`."""
         arguments = {name: getattr(self, name) for name in ("patch_size", "in_chans", "embed_dim")}
         return {"class": "conv_encoder", "img_size": list(self.img_size), **arguments}
 
@@ -98,7 +98,7 @@ class ConvDecoder(nn.Sequential):
 
 
 class Codes(nn.Module):
-    """From features to a choice among codes, and from choices to images: all of the dVAE but its encoder."""
+    """From features to logits of codes, and from codes to images: the dVAE without its encoder."""
 
     def __init__(self, encoder: ConvEncoder, num_tokens: int, codebook_dim: int):
         super().__init__()
@@ -123,22 +123,22 @@ def num_halvings(patch_size: int) -> int:
     """
     halvings = patch_size.bit_length() - 1
     if patch_size < 2 or 2**halvings != patch_size:
-        raise ValueError(f"patch_size {patch_size}: convolutions that halve need a power of two, 2 or more")
+        raise ValueError(f"patch_size {patch_size}: must be a power of two, 2 or more, for convolutions of stride 2")
     return halvings
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel numbers from uniforms in [0, 1), in their precision. A 0 counts as the smallest step."""
+    """Standard Gumbel noise from uniform random numbers in [0, 1), same dtype. 0 counts as the smallest step."""
     smallest = torch.finfo(uniform.dtype).eps / 4
     return -torch.log(-torch.log1p(-uniform.clamp(min=smallest)))
 
 
 def gumbel_softmax(logits: Tensor, uniform: Tensor, *, temperature: float, straight_through: bool) -> Tensor:
-    """A relaxed sample of categories along dimension 1 (Jang et al. 2016): fp32, of the shape of `logits`.
+    """Gumbel-softmax sample over dimension 1 (Jang et al. 2016): fp32, of the shape of `logits`.
 
     Args:
-        uniform: of the shape of `logits`.
-        straight_through: one category is chosen outright, the gradient is that of the relaxed sample.
+        uniform: uniform random numbers of the shape of `logits`.
+        straight_through: the sample is one-hot, the gradient is that of the soft sample.
     """
     soft = ((logits.float() + gumbel(uniform).float()) / temperature).softmax(dim=1)
     if not straight_through:
@@ -148,12 +148,12 @@ def gumbel_softmax(logits: Tensor, uniform: Tensor, *, temperature: float, strai
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(q || uniform) of the choices along dimension 1 of `logits` [b, K, ...]: the sum over all, not the mean."""
+    """KL(q || uniform) of the softmax over dimension 1 of `logits` [b, K, ...]: summed over all else, not the mean."""
     q = logits.float().softmax(dim=1) + 1e-10
     return (q * (q.log() + math.log(logits.shape[1]))).sum()
 
 
 def reconstruction_loss(images: Tensor, reconstruction: Tensor, *, smooth_l1: bool) -> Tensor:
-    """Mean over pixels, fp32."""
+    """Mean error over pixels, fp32."""
     loss = F.smooth_l1_loss if smooth_l1 else F.mse_loss
     return loss(reconstruction.float(), images.float())

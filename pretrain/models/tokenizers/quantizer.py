@@ -1,7 +1,7 @@
 """Vector quantization on the unit sphere with a codebook that follows the data (Peng et al. 2022, "BEiT v2", 2.1).
 
-A feature takes the nearest code; the gradient passes straight through. The codebook has no gradient: every code moves
-to the mean of the features that took it, by exponential average, and codes that nothing took stay where they are.
+A feature is assigned to the nearest code, with a straight-through gradient. The codebook has no gradient: every code is
+an EMA of the features assigned to it, and codes without features stay unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Quantized:
 
     codes    the nearest code of each feature, with the gradient of the feature [..., D]
     ids      int64 [...]
-    loss     mean squared distance of features and codes, which pulls the features
+    loss     mean squared distance of features to their codes (commitment loss)
     vectors  the features, length 1, without gradient [n, D]
     """
 
@@ -39,13 +39,13 @@ class Quantized:
 class Quantizer(nn.Module):
     """A codebook [K, D] in buffers: fp32 whatever the parameters are cast to.
 
-    The codes that a step sees are those from before it. What its features say of the codes is summed over micro-batches
-    by `remember` and applied by `update`, over all ranks.
+    A step uses the codes from before it. `remember` sums its assignments over micro-batches; `update` applies the sums
+    of all ranks.
 
     Args:
-        kmeans_init: the codebook starts as the k-means centres of the first batch that `forward` sees in training.
+        kmeans_init: the codebook is initialized by the k-means centres of the first batch of `forward` in training.
 
-    Buffers: codebook, cluster_size [K] (average number of features that took a code in a step), initted [1].
+    Buffers: codebook, cluster_size [K] (EMA of the number of features per code and step), initted [1].
     """
 
     codebook: Tensor
@@ -67,10 +67,10 @@ class Quantizer(nn.Module):
         """Quantize features [..., D] in fp32.
 
         Args:
-            noise: uniforms, one per feature, that order the features k-means starts from; only read for that.
+            noise: uniform random numbers, one per feature, which order the features for k-means initialization only.
 
         Raises:
-            ValueError: the codebook is to start from k-means and there is no noise.
+            ValueError: the codebook must be initialized by k-means, without noise.
         """
         with torch.autocast(features.device.type, enabled=False):
             z = F.normalize(features.float(), dim=-1)
@@ -82,7 +82,7 @@ class Quantizer(nn.Module):
             return Quantized(z + (codes - z).detach(), ids, loss, vectors)
 
     def remember(self, result: Quantized) -> None:
-        """Add a micro-batch to what `update` applies."""
+        """Add a micro-batch to the sums for `update`."""
         counts, sums = tally(result.vectors, result.ids.flatten(), len(self.codebook))
         if self._counts is not None and self._sums is not None:
             counts, sums = self._counts + counts, self._sums + sums
@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the codes by what was remembered on all ranks; nothing when nothing was."""
+        """Update the codes by the remembered sums of all ranks; unchanged without any."""
         if self._counts is None or self._sums is None:
             return
         if self._found is not None:
@@ -104,18 +104,18 @@ class Quantizer(nn.Module):
         self.codebook.copy_(F.normalize(self.codebook * self.decay + target * (1 - self.decay), dim=-1))
 
     def observe(self, counts: Tensor) -> None:
-        """Let `cluster_size` follow how often the codes were taken, [K] over all ranks; the codes stay."""
+        """Update `cluster_size` by the counts [K] of assignments over all ranks; codes stay unchanged."""
         self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
 
     def discard(self) -> None:
-        """Forget what was remembered, and a start that was found but not yet applied."""
+        """Discard the remembered sums, and an initialization that is not yet applied."""
         self._found = self._counts = self._sums = None
 
     @torch.no_grad()
     def usage(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(perplexity of the codes, share of codes in use) after int64 `ids` of this rank.
+        """(perplexity of the codes, fraction of codes in use) after int64 `ids` of this rank.
 
-        A code is in use when it was taken within the last 1 / (1 - decay) steps.
+        A code is in use if a feature was assigned to it in the last 1 / (1 - decay) steps.
         """
         taken = ids.flatten()
         counts = torch.zeros_like(self.cluster_size).index_add_(0, taken, self.cluster_size.new_ones(len(taken)))
@@ -127,7 +127,7 @@ class Quantizer(nn.Module):
             return self.codebook
         if self._found is None:
             if noise is None:
-                raise ValueError("the codebook starts from k-means: give the noise that orders its first features")
+                raise ValueError("the codebook is initialized by k-means: give the noise that orders the features")
             found, _ = kmeans(
                 distributed.all_gather(vectors), distributed.all_gather(noise.flatten()), len(self.codebook)
             )  # fmt: skip
@@ -140,12 +140,12 @@ class Quantizer(nn.Module):
 def nearest(vectors: Tensor, book: Tensor) -> Tensor:
     """Index of the code nearest to each of `vectors` [n, D]: int64 [n]."""
     square = book.square().sum(1)
-    # |z|^2 is the same for all codes of a row. In pieces: [n, K] is larger than all activations of the network.
+    # |z|^2 is the same for all codes of a row. In chunks: [n, K] is larger than all activations of the network.
     return torch.cat([(square - 2 * rows @ book.T).argmin(1) for rows in vectors.split(ROWS_AT_ONCE)])
 
 
 def tally(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """How many of `vectors` [n, D] took each code, [K], and their sums, [K, D]."""
+    """Number [K] and sums [K, D] of the `vectors` [n, D] assigned to each code."""
     counts = vectors.new_zeros(num_codes).index_add_(0, ids, vectors.new_ones(len(ids)))
     return counts, vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, ids, vectors)
 
@@ -153,10 +153,10 @@ def tally(vectors: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]
 def kmeans(
     vectors: Tensor, noise: Tensor, num_centres: int, iterations: int = KMEANS_ITERATIONS
 ) -> tuple[Tensor, Tensor]:
-    """Spherical k-means of `vectors` [n, D] of length 1: (centres [K, D] of length 1, vectors that each took [K]).
+    """Spherical k-means of `vectors` [n, D] of length 1: (centres [K, D] of length 1, numbers of vectors [K]).
 
-    Starts from the K vectors with the smallest `noise` [n], over again when there are fewer vectors than centres; a
-    centre that no vector takes keeps its place.
+    Initialized by the K vectors with the smallest `noise` [n], repeated if there are fewer vectors than centres; a
+    centre without vectors stays unchanged.
     """
     order = noise.argsort()
     centres = vectors[order[torch.arange(num_centres, device=vectors.device) % len(order)]]
@@ -170,22 +170,22 @@ def kmeans(
 
 
 def perplexity(weights: Tensor) -> Tensor:
-    """exp(entropy) of nonnegative weights [K]: how many codes share the load evenly; 1 when one has it all."""
+    """exp(entropy) of nonnegative weights [K]: the effective number of codes; 1 if one has all the weight."""
     shares = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return torch.special.entr(shares).sum().exp()
 
 
 def task_layer(in_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, Tanh, Linear: from the features of a transformer to codes, or to those of the teacher."""
+    """Linear, Tanh, Linear: from features of a transformer to codes, or to features of the teacher."""
     layer = nn.Sequential(nn.Linear(in_dim, in_dim), nn.Tanh(), nn.Linear(in_dim, out_dim))
     initialize_linears(layer, "trunc_normal")
     return layer
 
 
 def code_features(encoder: ImageEncoder, task: nn.Module, images: Tensor, *, drop: Tensor | None = None) -> Tensor:
-    """Normalized images [b, C, H, W] -> what is quantized: fp32 [b, N, code_dim]. The projection is not autocast.
+    """Normalized images [b, C, H, W] -> features to quantize, fp32 [b, N, code_dim]. No autocast of the projection.
 
-    `drop` are the uniforms of the drop path [b, depth, 2].
+    `drop`: uniform random numbers of the drop path [b, depth, 2].
     """
     tokens = encoder(images, drop=drop) if isinstance(encoder, Backbone) else encoder(images)
     with torch.autocast(images.device.type, enabled=False):

@@ -1,6 +1,6 @@
-"""What turns pictures into visual tokens: a release of `dvae` or `vqkd`, DALL-E's encoder, official VQ-KD weights.
+"""Tokenizers, from images to visual tokens: releases of `dvae` or `vqkd`, DALL-E's encoder, official VQ-KD weights.
 
-A tokenizer is frozen, computes in fp32, and takes pictures in [0, 1].
+A tokenizer is frozen, computes in fp32, and reads images in [0, 1].
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pretrain.models.tokenizers.quantizer import code_features, nearest, task_la
 
 Grid = tuple[int, int]
 KEY = "objective.tokenizer"
-RELEASED = ("dvae", "vqkd")  # the objectives that train one
+RELEASED = ("dvae", "vqkd")  # the objectives that train a tokenizer
 
 
 class Tokenizer(Frozen):
-    """Pictures to tokens.
+    """Images to tokens.
 
     Attributes:
-        num_tokens: size of the vocabulary. in_chans: channels of the pictures. stride: pixels per token and side.
-        fixed_grid: the only grid it can give, or None.
+        num_tokens: size of the vocabulary. in_chans: channels of the images. stride: side of a token in pixels.
+        fixed_grid: the only supported grid, or None.
     """
 
     encoder: Any
@@ -46,22 +46,22 @@ class Tokenizer(Frozen):
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """Pictures in [0, 1], [b, C, H, W] -> token of every place, int64 [b, N], row-major."""
+        """Images in [0, 1], [b, C, H, W] -> token of every patch, int64 [b, N], row-major."""
         with torch.autocast(images.device.type, enabled=False):
             return self.ids(images.float()).flatten(1)
 
     def ids(self, images: Tensor) -> Tensor:
-        """fp32 pictures -> int64 [b, h, w]."""
+        """fp32 images -> int64 [b, h, w]."""
         raise NotImplementedError
 
     def decode(self, ids: Tensor) -> Tensor | None:
-        """Tokens int64 [b, h, w] -> pictures in [0, 1]; None where the tokenizer has no way back."""
+        """Tokens int64 [b, h, w] -> images in [0, 1]; None if the tokenizer has no decoder."""
         del ids
         return None
 
 
 class Normalized(Tokenizer):
-    """A tokenizer whose network reads normalized pictures. `mean` and `std` are per channel of [0, 1] pixels."""
+    """A tokenizer whose network reads normalized images. `mean` and `std` are per channel of [0, 1] pixels."""
 
     mean: Tensor
     std: Tensor
@@ -75,7 +75,7 @@ class Normalized(Tokenizer):
         return (images - self.mean) / self.std
 
     def shares(self, normalized: Tensor) -> Tensor:
-        """Normalized images [b, C, H, W] -> the share of their places that have each token, fp32 [b, num_tokens]."""
+        """Normalized images [b, C, H, W] -> fraction of patches with each token, fp32 [b, num_tokens]."""
         ids = self.tokens(normalized * self.std + self.mean)
         return torch.zeros(len(ids), self.num_tokens, device=ids.device).scatter_add_(
             1, ids, torch.full(ids.shape, 1 / ids.shape[1], device=ids.device)
@@ -83,7 +83,7 @@ class Normalized(Tokenizer):
 
 
 class DVAETokenizer(Normalized):
-    """The most likely code at every place."""
+    """The most likely code of every patch."""
 
     def __init__(self, encoder: ConvEncoder, codes: Codes, mean: Any, std: Any):
         super().__init__(mean, std)
@@ -102,7 +102,7 @@ class DVAETokenizer(Normalized):
 
 
 class VQKDTokenizer(Normalized):
-    """The nearest code of the projected feature of every patch."""
+    """The code nearest to the projected feature of every patch."""
 
     def __init__(self, encoder: ImageEncoder, task: nn.Module, codebook: Tensor, mean: Any, std: Any):
         super().__init__(mean, std)
@@ -137,14 +137,14 @@ class DalleTokenizer(Tokenizer):
 
 
 def open_tokenizer(path: Path | str, *, size: Grid, grid: Grid, in_chans: int) -> tuple[Tokenizer, Fingerprint]:
-    """The tokenizer at `path`, and the record of which one it is.
+    """The tokenizer at `path`, and its fingerprint.
 
     Args:
         path: release folder of `dvae` or `vqkd`, file of DALL-E's encoder, file of official VQ-KD weights.
-        size: (height, width) in pixels of the pictures it will get. grid: the tokens wanted, (rows, columns).
+        size: (height, width) in pixels of its input images. grid: the required tokens, (rows, columns).
 
     Raises:
-        ConfigError: it is none of these, or its tokens do not fit the grid or the pictures.
+        ConfigError: it is none of these, or its tokens do not fit the grid or the images.
     """
     path = Path(path)
     try:
@@ -157,7 +157,7 @@ def open_tokenizer(path: Path | str, *, size: Grid, grid: Grid, in_chans: int) -
     if any(side % tokenizer.stride for side in size) or given != grid:
         right = tuple(side * tokenizer.stride for side in grid)
         problems.append(
-            f"{path} makes one token of {tokenizer.stride} x {tokenizer.stride} px, so pictures of {size[0]} x "
+            f"{path} has one token per {tokenizer.stride} x {tokenizer.stride} px, so images of {size[0]} x "
             f"{size[1]} px give {given[0]} x {given[1]} tokens, but the model has {grid[0]} x {grid[1]} patches; "
             f"set objective.tokenizer_size: [{right[0]}, {right[1]}]"
         )
@@ -175,7 +175,7 @@ def open_tokenizer(path: Path | str, *, size: Grid, grid: Grid, in_chans: int) -
 
 
 def from_release(release: Release, *, trained: bool = True) -> Normalized:
-    """A tokenizer that Fovea trained; or its like with initial weights, drawn from torch's random numbers.
+    """A tokenizer trained by Fovea; or the same architecture with random initial weights.
 
     Raises:
         ValueError: the release is of another objective, or incomplete.
@@ -204,10 +204,10 @@ def from_release(release: Release, *, trained: bool = True) -> Normalized:
 
 
 def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:
-    """A tokenizer of others, by the names of its weights.
+    """A published tokenizer, identified by the names of its weights.
 
     Raises:
-        ValueError: the names are those of no tokenizer we know, or they do not fit.
+        ValueError: the names are not those of a known tokenizer, or the weights do not fit.
     """
     if "blocks.input.w" in state and "blocks.output.conv.w" in state:
         return DalleTokenizer(state)
@@ -221,12 +221,12 @@ def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:
         half = [0.5] * vit.in_chans  # trained on pixels in [-1, 1]
         return VQKDTokenizer(vit, task, codebook, half, half)
     raise ValueError(
-        f"no tokenizer we know (DALL-E's encoder, VQ-KD); the first names are {', '.join(sorted(state)[:6])}"
+        f"not a known tokenizer (DALL-E's encoder, VQ-KD); the first names are {', '.join(sorted(state)[:6])}"
     )
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; of a training checkpoint those of its model."""
+    """The tensors of a file; of a training checkpoint, those of its model."""
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
     for part in ("model.", "state_dict."):
         if any(name.startswith(part) for name in state):

@@ -17,9 +17,9 @@ class BEiT2Config(VisualTokensSection):
     """Masked image modelling on semantic tokens, with an aggregating class token (Peng et al. 2022)."""
 
     name: Literal["beit2"] = "beit2"
-    early_layers: Positive = Field(9, description="blocks before the patches that the class token must complete")
-    head_layers: Positive = Field(2, description="blocks on the class token and those patches")
-    shared_lm_head: bool = Field(True, description="one norm and one head for both predictions")
+    early_layers: Positive = Field(9, description="block, counted from 1, whose patches the second prediction uses")
+    head_layers: Positive = Field(2, description="blocks on the last class token and the early patches")
+    shared_lm_head: bool = Field(True, description="the same norm and head for both predictions")
 
     needs: ClassVar[frozenset[str]] = frozenset({"patches", "class_token", "mask", "layers", "own_blocks"})
     tokenizer_interpolation: ClassVar[Literal["bicubic", "lanczos"]] = "bicubic"
@@ -27,7 +27,7 @@ class BEiT2Config(VisualTokensSection):
     file_stride: ClassVar[int | None] = None
 
     def noises(self, model: ModelShape) -> list[Noise]:
-        """The numbers of the drop path: of the encoder's blocks, then of those of the head."""
+        """Random numbers of the drop path: for the encoder's blocks, then for the head's."""
         return [Noise("drop_path", (model.num_blocks + self.head_layers, 2))] if model.drop_path_rate else []
 
     def problems(self, model: ModelShape) -> list[str]:
@@ -35,6 +35,6 @@ class BEiT2Config(VisualTokensSection):
         if self.early_layers > model.num_blocks:
             found.append(
                 f"objective.early_layers: {self.early_layers}, but the model has {model.num_blocks} blocks; the paper "
-                "takes three quarters of them"
+                "uses three quarters of them"
             )
         return found

@@ -1,4 +1,4 @@
-"""What can be wrong with settings that several objectives have: each a line for the user, or none. No torch here."""
+"""Checks of settings that several objectives share; each returns messages for the user. No torch here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pretrain.objectives.configs.shape import ModelShape
 
 
 def scale_problems(key: str, scale: tuple[float, float]) -> list[str]:
-    """A range the wrong way round."""
+    """A range whose low end exceeds its high end."""
     return [] if scale[0] <= scale[1] else [f"objective.{key}: {scale[0]} is larger than {scale[1]}; give (low, high)"]
 
 
 def jitter_problems(jitter: tuple[float, float, float, float], model: ModelShape) -> list[str]:
-    """Saturation or hue of images that have none."""
+    """Changes of saturation or hue for images that are not RGB."""
     if model.in_chans == 3 or not any(jitter[2:]):
         return []
     return [f"objective.color_jitter: needs RGB, but model.in_chans is {model.in_chans}; set its last two values to 0"]

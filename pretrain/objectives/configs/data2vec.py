@@ -16,21 +16,23 @@ from pretrain.objectives.configs.values import Probability, Scale, Strength
 
 
 class Data2VecConfig(ObjectiveSection):
-    """Masked prediction of an average's own averaged layers (Baevski et al. 2022)."""
+    """Masked prediction of the EMA teacher's averaged layers (Baevski et al. 2022)."""
 
     name: Literal["data2vec"] = "data2vec"
-    num_mask_patches: Positive = Field(120, description="hidden patches of an image; the paper: 120 of 196")
+    num_mask_patches: Positive = Field(120, description="masked patches of an image; the paper: 120 of 196")
     min_mask_patches_per_block: Positive = 16
     max_mask_patches_per_block: Positive = 196
-    exact_mask_count: bool = Field(False, description="true: exactly num_mask_patches; false: at most, as the authors")
-    num_target_layers: Positive = Field(6, description="last blocks of the average whose tokens are averaged")
+    exact_mask_count: bool = Field(
+        False, description="true: exactly num_mask_patches; false: at most that many, as officially"
+    )
+    num_target_layers: Positive = Field(6, description="last blocks of the teacher whose tokens are averaged")
     target_features: Literal["block", "ffn"] = "block"
-    target_norm: Literal["layer", "instance", "none"] = Field("layer", description="of each layer before the mean")
-    final_norm: Literal["layer", "instance", "none"] = Field("layer", description="of the mean")
-    loss_beta: float = Field(2.0, gt=0, description="where the smooth L1 loss turns from square to line")
-    ema_start: Probability = Field(0.999, description="momentum at the start of its ramp")
+    target_norm: Literal["layer", "instance", "none"] = Field("layer", description="normalization of each layer")
+    final_norm: Literal["layer", "instance", "none"] = Field("layer", description="normalization of their mean")
+    loss_beta: float = Field(2.0, gt=0, description="error where the smooth L1 loss becomes linear")
+    ema_start: Probability = Field(0.999, description="EMA momentum at the start of its ramp")
     ema_end: Probability = 0.9998
-    ema_anneal_epochs: float = Field(0, ge=0, description="length of the ramp; 0, as the authors ran: always ema_end")
+    ema_anneal_epochs: float = Field(0, ge=0, description="length of the ramp; 0, as officially run: always ema_end")
     crop_scale: Scale = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
     color_jitter: tuple[Strength, Strength, Strength] = Field(
@@ -42,7 +44,7 @@ class Data2VecConfig(ObjectiveSection):
     step_momenta: ClassVar[tuple[str, ...]] = ("ema_start", "ema_end")
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, its mask, and the numbers of the drop path."""
+        """One crop, its mask, and random numbers of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         specs: list[InputSpec] = [
             ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),

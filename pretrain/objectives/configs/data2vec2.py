@@ -20,32 +20,30 @@ class Data2Vec2Config(ObjectiveSection):
     """Several masked views for each pass of the teacher (Baevski et al. 2022b)."""
 
     name: Literal["data2vec2"] = "data2vec2"
-    clone_batch: Positive = Field(16, description="masks of an image for one pass of the teacher")
-    mask_ratio: float = Field(0.8, gt=0, lt=1, description="fraction of patches hidden from the encoder")
+    clone_batch: Positive = Field(16, description="masked views of an image per pass of the teacher")
+    mask_ratio: float = Field(0.8, gt=0, lt=1, description="fraction of patches that are masked")
     mask_length: Positive = Field(3, description="side of the square blocks that stay visible, in patches")
-    mask_prob_adjust: float = Field(0.07, ge=0, description="added to the visible share before it becomes blocks")
-    mask_noise_std: float = Field(
-        0.01, ge=0, description="of the noise in place of hidden patches in the decoder; 0: zeros"
-    )
+    mask_prob_adjust: float = Field(0.07, ge=0, description="added to the visible fraction to draw blocks")
+    mask_noise_std: float = Field(0.01, ge=0, description="of the decoder's input noise at masked patches; 0: zeros")
     decoder_dim: Positive = 768
     decoder_layers: Positive = 6
     decoder_kernel: Positive = 3
     decoder_groups: Positive = 16
-    average_top_k_layers: Positive = Field(10, description="last blocks of the average whose tokens are averaged")
-    target_features: Literal["block", "ffn"] = Field("ffn", description="ffn: what the feed-forward branch adds")
-    target_norm: Literal["layer", "instance", "none"] = Field("instance", description="of each layer before the mean")
-    final_norm: Literal["layer", "instance", "none"] = Field("layer", description="of the mean")
-    loss_beta: float = Field(0.0, ge=0, description="of a smooth L1 loss; 0: squares")
-    loss_scale: float | None = Field(None, gt=0, description="of the sum over channels; default: 1 / sqrt(channels)")
+    average_top_k_layers: Positive = Field(10, description="last blocks of the teacher whose tokens are averaged")
+    target_features: Literal["block", "ffn"] = Field("ffn", description="ffn: output of the feed-forward branch")
+    target_norm: Literal["layer", "instance", "none"] = Field("instance", description="normalization of each layer")
+    final_norm: Literal["layer", "instance", "none"] = Field("layer", description="normalization of their mean")
+    loss_beta: float = Field(0.0, ge=0, description="beta of a smooth L1 loss; 0: squared error")
+    loss_scale: float | None = Field(None, gt=0, description="factor of the loss; default: 1 / sqrt(channels)")
     cls_weight: float = Field(
         2.56,
         ge=0,
-        description="of the class token's loss, a mean over views; the authors' cls_loss of 0.01 multiplies a sum over "
-        "the 16 x 16 views of a GPU",
+        description="weight of the class token's loss, a mean over views; the official cls_loss of 0.01 multiplies a "
+        "sum over the 16 x 16 views of a GPU",
     )
-    ema_start: Probability = Field(0.9998, description="momentum at the start of its ramp")
+    ema_start: Probability = Field(0.9998, description="EMA momentum at the start of its ramp")
     ema_end: Probability = 0.99999
-    ema_anneal_steps: int = Field(100_000, ge=0, description="length of the ramp; 0: ema_end always")
+    ema_anneal_steps: int = Field(100_000, ge=0, description="length of the ramp; 0: always ema_end")
     crop_scale: Scale = Field((0.2, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
 
@@ -58,7 +56,7 @@ class Data2Vec2Config(ObjectiveSection):
         return int(total * (1 - self.mask_ratio))
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, its masks, one number per mask and patch that chooses noise, and the numbers of the drop path."""
+        """One crop, its masks, one random number per mask and patch for the decoder's noise, those of the drop path."""
         specs: list[InputSpec] = [
             ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip),
             self.mask(model),

@@ -14,12 +14,12 @@ class DINOConfig(SelfDistillationConfig):
     """Self-distillation without labels (Caron et al. 2021)."""
 
     name: Literal["dino"] = "dino"
-    out_dim: Positive = Field(65536, description="prototypes")
+    out_dim: Positive = Field(65536, description="number of prototypes")
     head_hidden_dim: Positive = 2048
     head_bottleneck_dim: Positive = 256
     head_nlayers: Positive = 3
     use_bn_in_head: bool = False
-    norm_last_layer: bool = Field(True, description="prototypes stay at length 1; false is better for small ViTs")
+    norm_last_layer: bool = Field(True, description="fix prototypes at length 1; false is better for small ViTs")
     teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp_epochs: int = Field(0, ge=0)

@@ -21,19 +21,19 @@ from pretrain.objectives.configs.values import Probability, Scale
 
 
 class GramConfig(Config):
-    """Keep the similarities between patches as an earlier network, the Gram teacher, has them."""
+    """Gram anchoring: similarities between patches are regressed to those of an earlier network, the Gram teacher."""
 
     weight: float = Field(2.0, ge=0)
-    start_step: int = Field(0, ge=0, description="completed steps after which the loss is active")
+    start_step: int = Field(0, ge=0, description="completed steps after which the Gram loss is used")
     release: str | None = Field(
-        None, description="whose backbone is the Gram teacher; default: the run's own teacher as it is at start_step"
+        None, description="release folder of the Gram teacher; default: the run's own teacher at start_step"
     )
     refresh_steps: int = Field(10000, ge=0, description="steps between refreshes from the run's teacher; 0: none")
     max_refreshes: int | None = Field(3, ge=0, description="refreshes after start_step; null: no limit")
     img_size: Positive | tuple[Positive, Positive] | None = Field(
         None,
-        description="pixels of the Gram teacher's own view of the global crops, without their colour changes; larger "
-        "than model.img_size is the high-resolution stage; default: it sees the global crops themselves",
+        description="pixels of the Gram teacher's view of the global crops, without their colour changes; larger than "
+        "model.img_size in the high-resolution stage; default: the global crops themselves",
     )
 
     def refreshes(self, step: int) -> bool:
@@ -47,51 +47,51 @@ class GramConfig(Config):
 
 
 class DINOv2Config(SelfDistillationConfig):
-    """DINO and iBOT together, with a batch whose features are kept apart (Oquab et al. 2023).
+    """DINO and iBOT together, with KoLeo regularization (Oquab et al. 2023).
 
-    Defaults are the official code's (ssl_default_config).
+    The defaults are those of the official code (ssl_default_config).
     """
 
     name: Literal["dinov2"] = "dinov2"
-    out_dim: Positive = Field(65536, description="prototypes of the class token")
+    out_dim: Positive = Field(65536, description="number of prototypes of the class token")
     head_hidden_dim: Positive = 2048
     head_bottleneck_dim: Positive = 256
     head_nlayers: Positive = 3
-    separate_patch_head: bool = Field(False, description="patches have a head of their own, sized by patch_*")
+    separate_patch_head: bool = Field(False, description="a separate head for patches, with sizes patch_*")
     patch_out_dim: Positive = 65536
     patch_hidden_dim: Positive = 2048
     patch_bottleneck_dim: Positive = 256
     patch_nlayers: Positive = 3
-    norm_last_layer: bool = Field(False, description="prototypes stay at length 1")
+    norm_last_layer: bool = Field(False, description="fix prototypes at length 1")
     centering: Literal["centering", "sinkhorn_knopp"] = Field(
-        "centering", description="of the teacher: by an average over past batches, or within the batch"
+        "centering", description="of the teacher's logits: by an average over past batches, or within the batch"
     )
     sinkhorn_iterations: Positive = 3
-    dino_weight: float = Field(1.0, ge=0, description="of the class token's loss")
-    ibot_weight: float = Field(1.0, ge=0, description="of the masked patches' loss")
-    koleo_weight: float = Field(0.1, ge=0, description="of KoLeo, which spreads the features of a batch")
+    dino_weight: float = Field(1.0, ge=0, description="weight of the class token's loss")
+    ibot_weight: float = Field(1.0, ge=0, description="weight of the masked patches' loss")
+    koleo_weight: float = Field(0.1, ge=0, description="weight of KoLeo, which spreads features apart")
     koleo_scope: Literal["rank", "all"] = Field(
-        "rank", description="where neighbours are searched: in the micro-batch of the rank, or in those of all ranks"
+        "rank", description="nearest neighbours are found in the micro-batch of the rank, or in those of all ranks"
     )
     gram: GramConfig | None = Field(None, description="Gram anchoring (DINOv3)")
     teacher_temp: float = Field(0.07, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
-    warmup_teacher_temp_epochs: int = Field(30, ge=0, description="it rises with every step of them")
+    warmup_teacher_temp_epochs: int = Field(30, ge=0, description="linear warm-up, updated at every step")
     epoch_steps: Positive | None = Field(
-        None, description="steps of an epoch in the *_epochs here; officially 1250; default: a pass over the data"
+        None, description="steps per epoch in the *_epochs settings; officially 1250; default: one pass over the data"
     )
     mask_ratio: tuple[Probability, Probability] = Field(
-        (0.1, 0.5), description="share of hidden patches in masked crops"
+        (0.1, 0.5), description="fraction of masked patches in masked crops"
     )
-    mask_prob: Probability = Field(0.5, description="share of the global crops that are masked")
-    mask_min_patches: Positive = Field(4, description="of a block")
+    mask_prob: Probability = Field(0.5, description="fraction of the global crops that are masked")
+    mask_min_patches: Positive = Field(4, description="minimum of a masked block")
     layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, per block from last to first")
     patch_embed_lr_mult: float = Field(0.2, gt=0)
-    momentum_teacher: float = Field(0.992, ge=0, le=1, description="of the first step")
+    momentum_teacher: float = Field(0.992, ge=0, le=1, description="EMA momentum of the first step")
     drop_path_rate: float = Field(0.3, ge=0, lt=1, description="of the student; the teacher has none")
-    drop_path_uniform: bool = Field(True, description="the same rate in all blocks; false: rising to it")
+    drop_path_uniform: bool = Field(True, description="the same rate in all blocks; false: rising linearly")
     drop_path_subset: bool = Field(
-        True, description="compute a branch for a fixed share of the micro-batch only; false: drop sample by sample"
+        True, description="compute a branch for a fixed fraction of the micro-batch only; false: drop per sample"
     )
     global_crops_scale: Scale = (0.32, 1.0)
     local_crops_scale: Scale = (0.05, 0.32)
@@ -99,12 +99,12 @@ class DINOv2Config(SelfDistillationConfig):
     needs: ClassVar[frozenset[str]] = frozenset({"image", "patches", "mask"})
     clips_modules: ClassVar[bool] = True
     batch_coupled: ClassVar[tuple[str, ...]] = (
-        "KoLeo looks for neighbours in one micro-batch, of each rank or (koleo_scope: all) of all",
+        "KoLeo finds nearest neighbours in the micro-batch of a rank or (koleo_scope: all) of all ranks",
         "Sinkhorn-Knopp balances the prototypes over one micro-batch of all ranks",
     )
 
     def mask(self, model: ModelShape) -> StratifiedBlockMask:
-        """Of the two global crops.
+        """Mask of the two global crops.
 
         Raises:
             ValueError: the grid cannot hold it.
@@ -128,7 +128,7 @@ class DINOv2Config(SelfDistillationConfig):
     def problems(self, model: ModelShape) -> list[str]:
         found = super().problems(model) + mask_problems("mask_ratio", lambda: self.mask(model))
         if self.drop_path_rate and self.drop_path_subset and "own_blocks" not in model.provides:
-            found.append("objective.drop_path_subset: true needs a size of our own ViT; set it to false")
+            found.append("objective.drop_path_subset: true needs a ViT of Fovea, not of timm; set it to false")
         if (self.layerwise_decay, self.patch_embed_lr_mult) != (1, 1) and "layers" not in model.provides:
             found.append(
                 f"objective.layerwise_decay: {self.layerwise_decay} and patch_embed_lr_mult {self.patch_embed_lr_mult} "
@@ -150,6 +150,6 @@ class DINOv2Config(SelfDistillationConfig):
             return []
         other = "" if self.koleo_scope == "all" or world_size == 1 else ", koleo_scope=all"
         return [
-            "objective.koleo_weight: KoLeo finds each image's neighbour among the images of one micro-batch, and there "
+            "objective.koleo_weight: KoLeo finds each image's neighbour in the same micro-batch, but its size "
             f"is 1; raise optim.global_batch_size, lower engine.accumulation_steps{other}, or set koleo_weight=0"
         ]

@@ -18,17 +18,17 @@ class DVAEConfig(ObjectiveSection):
     """Discrete variational autoencoder: the tokenizer of BEiT."""
 
     name: Literal["dvae"] = "dvae"
-    num_tokens: Positive = Field(512, description="codes to choose from; each patch draws one random number per code")
+    num_tokens: Positive = Field(512, description="number of codes; each patch draws one random number per code")
     codebook_dim: Positive = 512
-    temperature: float = Field(0.9, gt=0, description="of the relaxed choice, at the first step")
-    temperature_end: float = Field(0.9, gt=0, description="at the last; half a cosine leads there")
-    straight_through: bool = Field(False, description="decode one code outright, with the gradient of the mixture")
-    smooth_l1_loss: bool = Field(False, description="of pixels, instead of the squared error")
-    kl_div_loss_weight: float = Field(0.0, ge=0, description="of the divergence of the choices from the uniform one")
+    temperature: float = Field(0.9, gt=0, description="of the Gumbel-softmax at the first step")
+    temperature_end: float = Field(0.9, gt=0, description="at the last step, after a half-cosine schedule")
+    straight_through: bool = Field(False, description="decode one code, with the gradient of the soft sample")
+    smooth_l1_loss: bool = Field(False, description="smooth L1 instead of squared error of pixels")
+    kl_div_loss_weight: float = Field(0.0, ge=0, description="weight of KL(codes || uniform distribution)")
     kl_reduction: Literal["sum", "mean"] = Field(
         "sum",
-        description="sum: over a micro-batch and its patches, as the official code; mean: per patch, the same for "
-        "every division of the batch",
+        description="sum: over a micro-batch and its patches, as in the official code; mean: per patch, independent "
+        "of the division of the batch",
     )
     crop_scale: Scale = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
@@ -39,7 +39,7 @@ class DVAEConfig(ObjectiveSection):
     needs: ClassVar[frozenset[str]] = frozenset({"conv_map"})
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, and the numbers that choose among the codes at every place."""
+        """One crop, and the random numbers of the Gumbel-softmax at every patch."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         return [
             ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),

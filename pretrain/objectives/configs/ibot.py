@@ -18,17 +18,17 @@ Ratio = tuple[float, ...]
 
 
 class IBOTConfig(SelfDistillationConfig):
-    """Self-distillation of class token and masked patches (Zhou et al. 2022). Defaults are the official code's."""
+    """Self-distillation of class token and masked patches (Zhou et al. 2022). Defaults: the official code's."""
 
     name: Literal["ibot"] = "ibot"
-    out_dim: Positive = Field(8192, description="prototypes of the class token")
-    patch_out_dim: Positive = Field(8192, description="prototypes of the patches; equal to out_dim with a shared head")
-    shared_head: bool = Field(False, description="the student's patches use the prototypes of its class token")
-    shared_head_teacher: bool = Field(True, description="the same of the teacher")
+    out_dim: Positive = Field(8192, description="number of prototypes of the class token")
+    patch_out_dim: Positive = Field(8192, description="number of patch prototypes; equal to out_dim if shared")
+    shared_head: bool = Field(False, description="the student's patches use its class token's prototypes")
+    shared_head_teacher: bool = Field(True, description="the same for the teacher")
     head_hidden_dim: Positive = 2048
     head_bottleneck_dim: Positive = 256
     head_nlayers: Positive = 3
-    norm_last_layer: bool = Field(True, description="prototypes stay at length 1; false is better for small ViTs")
+    norm_last_layer: bool = Field(True, description="fix prototypes at length 1; false is better for small ViTs")
     teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
     teacher_patch_temp: float = Field(0.07, gt=0)
@@ -37,10 +37,10 @@ class IBOTConfig(SelfDistillationConfig):
     patch_center_momentum: float = Field(0.9, ge=0, lt=1)
     lambda1: float = Field(1.0, ge=0, description="weight of the class token's loss")
     lambda2: float = Field(1.0, ge=0, description="weight of the patches' loss")
-    pred_ratio: Ratio = Field((0.3,), description="shares of a crop's patches to hide, one of them drawn for each crop")
-    pred_ratio_var: Ratio = Field((0.0,), description="half width of the range around each share")
+    pred_ratio: Ratio = Field((0.3,), description="fractions of a crop's patches to mask, one drawn per crop")
+    pred_ratio_var: Ratio = Field((0.0,), description="half width of the range around each fraction")
     pred_shape: Literal["block", "rand"] = "block"
-    pred_start_epoch: int = Field(0, ge=0, description="nothing is hidden in the epochs before")
+    pred_start_epoch: int = Field(0, ge=0, description="first epoch with masks")
     global_crops_scale: Scale = (0.14, 1.0)
     local_crops_number: int = Field(0, ge=0)
 
@@ -49,7 +49,7 @@ class IBOTConfig(SelfDistillationConfig):
     batch_coupled: ClassVar[tuple[str, ...]] = ("the teacher's temperatures were tuned for a batch of 1,024",)
 
     def mask(self, model: ModelShape) -> RatioBlockMask:
-        """Of the two global crops.
+        """Mask of the two global crops.
 
         Raises:
             ValueError: the grid cannot hold it.
@@ -65,7 +65,7 @@ class IBOTConfig(SelfDistillationConfig):
         )
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """The crops of self-distillation, and which patches of the global ones the student does not see."""
+        """The crops of self-distillation, and the masks of the global ones."""
         return [*super().views(model), self.mask(model)]
 
     def problems(self, model: ModelShape) -> list[str]:
@@ -77,7 +77,7 @@ class IBOTConfig(SelfDistillationConfig):
             )
         if self.shared_head and not self.shared_head_teacher:
             found.append(
-                "objective.shared_head_teacher: false with shared_head true leaves the teacher's patch prototypes at "
-                "their first values for ever; set it to true"
+                "objective.shared_head_teacher: false with shared_head true never trains the teacher's patch "
+                "prototypes; set it to true"
             )
         return found

@@ -22,16 +22,16 @@ class IJEPAConfig(ObjectiveSection):
     predictor_embed_dim: Positive = 384
     predictor_depth: Positive = 12
     predictor_num_heads: Positive | None = Field(None, description="default: those of the encoder")
-    num_contexts: Positive = Field(1, description="context blocks of an image, each encoded by itself")
+    num_contexts: Positive = Field(1, description="context blocks of an image, each encoded separately")
     context_scale: Scale = Field((0.85, 1.0), description="area of a context block as a fraction of the grid")
-    num_targets: Positive = Field(4, description="target blocks of an image, each predicted by itself")
+    num_targets: Positive = Field(4, description="target blocks of an image, each predicted separately")
     target_scale: Scale = Field((0.15, 0.2), description="area of a target block as a fraction of the grid")
     target_aspect: tuple[float, float] = Field((0.75, 1.5), description="height / width of the target blocks")
-    min_keep: int = Field(10, ge=0, description="every block keeps more patches than this")
+    min_keep: int = Field(10, ge=0, description="blocks have more patches than this")
     allow_overlap: bool = Field(False, description="contexts may contain target patches")
-    ema_start: Probability = Field(0.996, description="momentum of the first step; a line leads it to ema_end")
+    ema_start: Probability = Field(0.996, description="EMA momentum of the first step; linear to ema_end")
     ema_end: Probability = 1.0
-    ema_length: float = Field(1.0, gt=0, description="length of that line in runs (ipe_scale of the official code)")
+    ema_length: float = Field(1.0, gt=0, description="length of that ramp in runs (official: ipe_scale)")
     crop_scale: Scale = Field((0.3, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.0
 
@@ -39,11 +39,11 @@ class IJEPAConfig(ObjectiveSection):
     needs: ClassVar[frozenset[str]] = frozenset({"patches", "keep"})
     step_momenta: ClassVar[tuple[str, ...]] = ("ema_start", "ema_end")
     batch_coupled: ClassVar[tuple[str, ...]] = (
-        "blocks are cut to the shortest of the global batch: a larger batch shows a smaller context",
+        "blocks are cut to the shortest of the global batch: contexts shrink as the batch grows",
     )
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, the patches of its contexts and targets, and the numbers of the drop path."""
+        """One crop, the patches of its contexts and targets, and random numbers of the drop path."""
         specs: list[InputSpec] = [
             ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear"),
             self.mask(model),

@@ -18,7 +18,7 @@ class MAEConfig(ObjectiveSection):
     """Masked autoencoder (He et al. 2021)."""
 
     name: Literal["mae"] = "mae"
-    mask_ratio: float = Field(0.75, gt=0, lt=1, description="fraction of patches hidden from the encoder")
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="fraction of patches that are masked")
     norm_pix_loss: bool = Field(True, description="normalize each target patch by its own mean and variance")
     decoder_embed_dim: Positive = 512
     decoder_depth: Positive = 8
@@ -33,7 +33,7 @@ class MAEConfig(ObjectiveSection):
         return int(total * (1 - self.mask_ratio))
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, one number per patch whose rank decides what is hidden, and the numbers of the drop path."""
+        """One crop, one random number per patch, by whose order patches are masked, and those of the drop path."""
         image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip)
         noises = [Noise("mask_noise", (num_patches(model),))]
         if model.drop_path_rate:
@@ -45,7 +45,7 @@ class MAEConfig(ObjectiveSection):
         if not 1 <= self.num_keep(total) < total:
             found.append(
                 f"objective.mask_ratio: {self.mask_ratio} of {total} patches leaves {self.num_keep(total)} visible; "
-                "at least one must be visible and one hidden"
+                "at least one must be visible and one masked"
             )
         width, heads = self.decoder_embed_dim, self.decoder_num_heads
         if width % 4 or width % heads:

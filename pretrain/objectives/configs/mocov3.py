@@ -18,27 +18,27 @@ from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sig
 
 
 class MoCoV3Config(ObjectiveSection):
-    """Contrast of two views against all others, with a momentum encoder (Chen et al. 2021)."""
+    """Contrastive learning with two views and a momentum encoder (Chen et al. 2021)."""
 
     name: Literal["mocov3"] = "mocov3"
     projection_dim: Positive = 256
-    hidden_dim: Positive = Field(4096, description="of projector and predictor")
+    hidden_dim: Positive = Field(4096, description="hidden width of projector and predictor")
     projector_layers: Positive = Field(3, description="2 for ResNet-50")
     predictor_layers: Positive = 2
     predictor_last_norm: bool = Field(True, description="batch norm after the predictor; false for ResNet-50")
     temperature: float = Field(0.2, gt=0, description="1.0 for ResNet-50")
-    momentum: float = Field(0.99, ge=0, le=1, description="of the momentum encoder in the first step")
-    momentum_cosine: bool = Field(True, description="the momentum follows a cosine to 1; false: it is constant")
-    sync_bn: bool = Field(True, description="batch norm over the batches of all ranks; false: of each rank")
-    freeze_patch_embed: bool = Field(True, description="the patch embedding of a ViT keeps its initial values")
-    crop_scale: Scale = Field((0.08, 1.0), description="area of the crops; (0.2, 1.0) for ResNet-50")
+    momentum: float = Field(0.99, ge=0, le=1, description="EMA momentum of the first step")
+    momentum_cosine: bool = Field(True, description="cosine schedule of momentum to 1; false: constant")
+    sync_bn: bool = Field(True, description="batch norm over all ranks; false: per rank")
+    freeze_patch_embed: bool = Field(True, description="freeze the patch embedding of a ViT")
+    crop_scale: Scale = Field((0.08, 1.0), description="area of the crops as a fraction; (0.2, 1.0) for ResNet-50")
     hflip: Probability = 0.5
     color_jitter: tuple[Strength, Strength, Strength, HueShift] = Field(
         (0.4, 0.4, 0.2, 0.1), description="brightness, contrast, saturation, hue; the last two need RGB"
     )
     color_jitter_prob: Probability = 0.8
     grayscale_prob: Probability = Field(0.2, description="needs RGB")
-    blur_prob: tuple[Probability, Probability] = Field((1.0, 0.1), description="of the first view and the second")
+    blur_prob: tuple[Probability, Probability] = Field((1.0, 0.1), description="of the first and second view")
     blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="pixels; less for images much below 224 px")
     solarize_prob: Probability = Field(0.2, description="of the second view")
 
@@ -46,12 +46,12 @@ class MoCoV3Config(ObjectiveSection):
     needs: ClassVar[frozenset[str]] = frozenset({"image"})
     step_momenta: ClassVar[tuple[str, ...]] = ("momentum",)
     batch_coupled: ClassVar[tuple[str, ...]] = (
-        "a query meets the keys of its own micro-batch on all ranks: accumulation does not replace negatives",
-        "batch norm of the heads sees one micro-batch",
+        "negatives are the keys of the same micro-batch on all ranks: accumulation adds none",
+        "batch norm of the heads uses the statistics of one micro-batch",
     )
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """Two views, the second solarized and seldom blurred, and with drop path its numbers."""
+        """Two views, the second solarized and rarely blurred, and with drop path its random numbers."""
         colour: dict[str, Any] = {
             "scale": self.crop_scale,
             "interpolation": "bilinear",
@@ -80,6 +80,6 @@ class MoCoV3Config(ObjectiveSection):
         if together >= 2:
             return []
         return [
-            f"objective.sync_bn: {str(self.sync_bn).lower()} leaves {together} image per batch norm and no negatives "
-            "beside it; raise optim.global_batch_size or lower engine.accumulation_steps to have at least 2"
+            f"objective.sync_bn: {str(self.sync_bn).lower()} leaves {together} image per batch norm, without "
+            "negatives; raise optim.global_batch_size or lower engine.accumulation_steps to have at least 2"
         ]

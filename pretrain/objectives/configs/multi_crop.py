@@ -28,7 +28,7 @@ class MultiCropConfig(ObjectiveSection):
     color_jitter_prob: Probability = 0.8
     grayscale_prob: Probability = Field(0.2, description="needs RGB")
     blur_prob: tuple[Probability, Probability, Probability] = Field(
-        (1.0, 0.1, 0.5), description="of the first global crop, the second, the local crops"
+        (1.0, 0.1, 0.5), description="of the first global crop, the second, and local crops"
     )
     blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="pixels; less for images much below 224 px")
     solarize_prob: Probability = Field(0.2, description="of the second global crop")
@@ -39,7 +39,7 @@ class MultiCropConfig(ObjectiveSection):
         return sides(self.local_crops_size)
 
     def crops_drop_path(self, model: ModelShape) -> float:
-        """Drop path rate of the network that sees all crops."""
+        """Drop path rate of the student, or of the only network."""
         return model.drop_path_rate
 
     def views(self, model: ModelShape) -> list[InputSpec]:
@@ -75,5 +75,5 @@ class MultiCropConfig(ObjectiveSection):
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of a size given as a side or as both."""
+    """(height, width) in pixels of a size given as one side or as both."""
     return size if isinstance(size, tuple) else (size, size)

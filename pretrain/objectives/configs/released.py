@@ -1,4 +1,4 @@
-"""What a configuration may read of a release that it names: the facts of fovea.json, without torch."""
+"""Reads fovea.json of a release that a configuration names, without torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Size = tuple[int, int]
 
 
 def facts(path: str) -> dict[str, Any] | None:
-    """fovea.json of the release folder `path`; None for a file, or where there is nothing yet.
+    """fovea.json of the release folder `path`; None for a file, or if `path` does not exist yet.
 
-    What cannot be read is reported when it is opened, before training starts.
+    Unreadable files are reported when they are opened, before training starts.
     """
     record = Path(path) / "fovea.json"
     try:
@@ -24,21 +24,21 @@ def facts(path: str) -> dict[str, Any] | None:
 
 
 def patch_size(found: dict[str, Any]) -> int | None:
-    """Pixels per token and side."""
+    """Side of a token in pixels."""
     value = found["model"].get("patch_size")
     return value if isinstance(value, int) and value > 0 else None
 
 
 def both_sides(size: int | Size) -> Size:
-    """A side or (height, width) as (height, width)."""
+    """One side or (height, width) as (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
 
 
 def grid_problems(key: str, path: str, found: dict[str, Any], grid: Size, in_chans: int, *, fixed: bool) -> list[str]:
-    """Why the tokens of a release cannot be those of a model with `grid` patches (rows, columns).
+    """Messages on why a release does not fit a model with `grid` patches (rows, columns).
 
     Args:
-        fixed: the release gives the grid it was trained on only.
+        fixed: the release supports only the grid of its training.
     """
     model: dict[str, Any] = found["model"]
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""The base of the configurations of the objectives. No torch here."""
+"""Base class of the configurations of objectives. No torch here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pretrain.objectives.configs.shape import ModelShape
 
 
 class ObjectiveSection(Config):
-    """Base of the objectives' configurations: facts about the method that are not settings.
+    """Class attributes are properties of the method, not settings:
 
-    has_teacher    it keeps an average of its weights
-    needs          what it needs of a backbone, in the words of `pretrain.models.backbones.families`
-    step_momenta   its settings that are a momentum per step: `fovea scale` adapts them to the batch
-    batch_coupled  what else depends on the batch, for which `fovea scale` has no rule; a sentence each
-    clips_modules  its parameter groups name their module, for optim.clip_mode per_module
+    has_teacher    the method keeps an EMA of its weights
+    needs          required properties of the backbone, named as in `pretrain.models.backbones.families`
+    step_momenta   settings that are a momentum per step: `fovea scale` adapts them to the batch
+    batch_coupled  other effects of the batch, for which `fovea scale` has no rule; one sentence each
+    clips_modules  parameter groups name their module, for optim.clip_mode per_module
     """
 
     has_teacher: ClassVar[bool] = False
@@ -39,10 +39,10 @@ class ObjectiveSection(Config):
         raise NotImplementedError
 
     def problems(self, model: ModelShape) -> list[str]:
-        """The settings that do not fit the model or each other, a line each, by key."""
+        """Messages on settings that do not fit the model or each other, one line each, starting with the key."""
         del model
         return []
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
-        """Settings that cannot work with `micro_batch` images on each of `world_size` ranks."""
+        """Messages on settings that fail with `micro_batch` images on each of `world_size` ranks."""
         return []

@@ -1,4 +1,4 @@
-"""Settings that DINO, iBOT and DINOv2 share: of the teacher, and of the crops. No torch here."""
+"""Settings of teacher and crops that DINO, iBOT and DINOv2 share. No torch here."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pretrain.objectives.configs.shape import ModelShape
 
 
 class DistillationTeacherConfig(ObjectiveSection):
-    """A student that learns from its own average (Caron et al. 2021)."""
+    """Settings of a student and its EMA teacher (Caron et al. 2021)."""
 
     student_temp: float = Field(0.1, gt=0)
     center_momentum: float = Field(0.9, ge=0, lt=1)
-    momentum_teacher: float = Field(0.996, ge=0, le=1, description="of the first step")
-    final_momentum_teacher: float = Field(1.0, ge=0, le=1, description="at the end of a cosine schedule")
+    momentum_teacher: float = Field(0.996, ge=0, le=1, description="EMA momentum of the first step")
+    final_momentum_teacher: float = Field(1.0, ge=0, le=1, description="momentum at the end of a cosine schedule")
     freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes are frozen")
     drop_path_rate: float = Field(0.1, ge=0, lt=1, description="of the student; the teacher has none")
-    pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as the released weights were trained")
+    pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as in the training of released weights")
 
     has_teacher: ClassVar[bool] = True
     step_momenta: ClassVar[tuple[str, ...]] = ("momentum_teacher", "center_momentum")
 
 
 class SelfDistillationConfig(MultiCropConfig, DistillationTeacherConfig):
-    """A student learns, from all crops, what its own average predicts from the global ones (Caron et al. 2021)."""
+    """From all crops, a student predicts its EMA teacher's output for the global ones (Caron et al. 2021)."""
 
     def crops_drop_path(self, model: ModelShape) -> float:
         del model
@@ -37,7 +37,7 @@ class SelfDistillationConfig(MultiCropConfig, DistillationTeacherConfig):
         found = super().problems(model)
         if model.drop_path_rate:
             found.append(
-                f"model.drop_path_rate: {model.drop_path_rate}, but the student takes objective.drop_path_rate; "
-                "set that one"
+                f"model.drop_path_rate: {model.drop_path_rate}, but the student uses objective.drop_path_rate; "
+                "set that instead"
             )
         return found

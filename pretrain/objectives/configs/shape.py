@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ModelShape(Protocol):
-    """What the views depend on."""
+    """The properties of a model on which its views depend."""
 
     @property
     def size(self) -> tuple[int, int]: ...

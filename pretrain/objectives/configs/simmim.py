@@ -19,7 +19,7 @@ class SimMIMConfig(ObjectiveSection):
     """Masked image modelling with mask tokens and a linear decoder (Xie et al. 2021)."""
 
     name: Literal["simmim"] = "simmim"
-    mask_cell: Positive = Field(32, description="side of the squares that are masked, in pixels")
+    mask_cell: Positive = Field(32, description="side of the masked squares, in pixels")
     mask_ratio: float = Field(0.6, gt=0, lt=1, description="fraction of cells masked, rounded up")
     crop_scale: Scale = Field((0.67, 1.0), description="area of the crop as a fraction of the image")
     hflip: Probability = 0.5
@@ -35,7 +35,7 @@ class SimMIMConfig(ObjectiveSection):
         return (size[0] // self.mask_cell) * (size[1] // self.mask_cell)
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, one number per cell whose rank decides what is masked, and the numbers of the drop path."""
+        """One crop, one random number per cell, by whose order cells are masked, and those of the drop path."""
         image = ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, interpolation="bilinear")
         noises = [Noise("mask_noise", (max(1, self.num_cells(model.size)),))]
         if model.drop_path_rate:

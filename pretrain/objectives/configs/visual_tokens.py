@@ -1,4 +1,4 @@
-"""What BEiT and BEiT v2 have in common: a tokenizer, its picture, block-wise masks. No torch here."""
+"""Settings that BEiT and BEiT v2 share: tokenizer, its input images, block-wise masks. No torch here."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TOKENIZERS = ("dvae", "vqkd")
 
 
 class VisualTokensSection(ObjectiveSection):
-    """Predict the visual tokens of hidden patches."""
+    """Predict the visual tokens of masked patches."""
 
     tokenizer: str = Field(
-        description="release folder of dvae or vqkd, file of DALL-E's encoder or of official VQ-KD weights"
+        description="release folder of dvae or vqkd; or file of DALL-E's encoder or of official VQ-KD weights"
     )
     tokenizer_size: Positive | tuple[Positive, Positive] | None = Field(
-        None, description="pixels of the picture the tokenizer sees; default: what gives one token per patch"
+        None, description="size of the tokenizer's input in pixels; default: the size with one token per patch"
     )
-    num_masking_patches: Positive = Field(75, description="patches to hide, of 14 x 14")
+    num_masking_patches: Positive = Field(75, description="patches to mask; the default is for a 14 x 14 grid")
     min_mask_patches_per_block: Positive = 16
     max_mask_patches_per_block: Positive | None = Field(None, description="default: num_masking_patches")
     crop_scale: Scale = Field((0.08, 1.0), description="area of the crop as a fraction of the image")
@@ -38,10 +38,10 @@ class VisualTokensSection(ObjectiveSection):
 
     tokenizer_interpolation: ClassVar[Literal["bicubic", "lanczos"]]
     exact_masks: ClassVar[bool]
-    file_stride: ClassVar[int | None]  # pixels per token of a tokenizer file; None: those of the model
+    file_stride: ClassVar[int | None]  # pixels per token of a tokenizer file; None: the model's patch size
 
     def picture_size(self, grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
-        """(height, width) in pixels of the tokenizer's picture, for a model of `grid` patches of `patch_size`."""
+        """(height, width) in pixels of the tokenizer's input, for a model of `grid` patches of `patch_size`."""
         if self.tokenizer_size is not None:
             return released.both_sides(self.tokenizer_size)
         found = released.facts(self.tokenizer)
@@ -49,11 +49,11 @@ class VisualTokensSection(ObjectiveSection):
         return grid[0] * stride, grid[1] * stride
 
     def noises(self, model: ModelShape) -> list[Noise]:
-        """The numbers of the drop path."""
+        """Random numbers of the drop path."""
         return [Noise("drop_path", (model.num_blocks, 2))] if model.drop_path_rate else []
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, the same for the tokenizer at its own size, the mask, the numbers of the drop path."""
+        """One crop, the same at the tokenizer's size, the mask, and random numbers of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         mask = BlockMask(
             "mask",
@@ -81,12 +81,12 @@ class VisualTokensSection(ObjectiveSection):
         if self.num_masking_patches >= total:
             found.append(
                 f"objective.num_masking_patches: {self.num_masking_patches} of {total} patches leaves none visible; "
-                f"about {round(total * 75 / 196)} is the share of the paper"
+                f"the fraction of the paper gives about {round(total * 75 / 196)}"
             )
         most = self.max_mask_patches_per_block or self.num_masking_patches
         if self.min_mask_patches_per_block > min(most, self.num_masking_patches):
             found.append(
-                f"objective.min_mask_patches_per_block: {self.min_mask_patches_per_block} is more than may be hidden "
+                f"objective.min_mask_patches_per_block: {self.min_mask_patches_per_block} is more than may be masked "
                 f"({min(most, self.num_masking_patches)}); lower it"
             )
         found += jitter_problems(self.color_jitter, model)

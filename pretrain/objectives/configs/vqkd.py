@@ -19,18 +19,18 @@ class VQKDConfig(ObjectiveSection):
     """Vector-quantized knowledge distillation: the tokenizer of BEiT v2."""
 
     name: Literal["vqkd"] = "vqkd"
-    teacher: str = Field(description="release folder, or file of weights of a ViT: whose patch features are the target")
+    teacher: str = Field(description="release folder, or file of ViT weights; its patch features are the targets")
     teacher_size: Positive | tuple[Positive, Positive] | None = Field(
-        None, description="pixels of the picture the teacher sees; default: what gives one feature per patch"
+        None, description="size of the teacher's input in pixels; default: the size with one feature per patch"
     )
     teacher_heads: Positive | None = Field(
-        None, description="attention heads of a teacher from a file; default: as many as have 64 channels"
+        None, description="attention heads of a teacher from a file; default: as published, else width / 64"
     )
     num_codes: Positive = 8192
     code_dim: Positive = 32
-    decay: float = Field(0.99, ge=0, lt=1, description="how slowly the codes follow the features")
-    beta: float = Field(1.0, ge=0, description="weight of the pull of features to their codes")
-    kmeans_init: bool = Field(True, description="codes start as the centres of the first batch")
+    decay: float = Field(0.99, ge=0, lt=1, description="EMA decay of the codes")
+    beta: float = Field(1.0, ge=0, description="weight of the commitment loss")
+    kmeans_init: bool = Field(True, description="initialize codes by k-means on the first batch")
     decoder_embed_dim: Positive = 768
     decoder_depth: Positive = 3
     decoder_num_heads: Positive = 12
@@ -45,7 +45,7 @@ class VQKDConfig(ObjectiveSection):
     step_momenta: ClassVar[tuple[str, ...]] = ("decay",)
 
     def picture_size(self, grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
-        """(height, width) in pixels of the teacher's picture, for a model of `grid` patches of `patch_size`."""
+        """(height, width) in pixels of the teacher's input, for a model of `grid` patches of `patch_size`."""
         if self.teacher_size is not None:
             return released.both_sides(self.teacher_size)
         found = released.facts(self.teacher)
@@ -53,7 +53,7 @@ class VQKDConfig(ObjectiveSection):
         return grid[0] * stride, grid[1] * stride
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """One crop, the same for the teacher at its own size, the numbers k-means starts by, those of the drop path."""
+        """One crop, the same at the teacher's size, and random numbers of k-means and of the drop path."""
         jitter = ColorJitter(*self.color_jitter) if any(self.color_jitter) else None
         specs: list[InputSpec] = [
             ViewSpec("image", model.size, scale=self.crop_scale, hflip=self.hflip, jitter=jitter),

@@ -106,7 +106,7 @@ def test_the_first_batch_gives_the_codes_and_no_later_one():
 
 
 def test_a_start_by_k_means_without_its_numbers_is_named():
-    with pytest.raises(ValueError, match="the codebook starts from k-means: give the noise"):
+    with pytest.raises(ValueError, match="the codebook is initialized by k-means: give the noise"):
         quantizer(kmeans_init=True)(features(1, 5, 4))
 
 

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_by_name(make, size: tuple, grid: tuple, ch
 
 def test_weights_of_something_else_are_refused_by_name(tmp_path: Path):
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
-    with pytest.raises(ConfigError, match=r"no tokenizer we know .* fc\.weight"):
+    with pytest.raises(ConfigError, match=r"not a known tokenizer .* fc\.weight"):
         open_tokenizer(tmp_path / "other.pth", size=(16, 16), grid=(2, 2), in_chans=3)
 
 
