@@ -1,7 +1,7 @@
-"""Typed configuration: YAML plus `key.sub=value` overrides into frozen, closed pydantic models.
+"""Typed configuration: YAML plus `key.sub=value` overrides, validated by frozen pydantic models.
 
-Every problem is reported at once, by the user's own key, with the nearest valid name. No torch here: a typo is
-reported before torch is imported.
+All problems are reported at once, by the key that the user wrote, with the nearest valid name. No torch here, so that
+a typo is reported before torch is imported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ConfigSource = str | Path | Mapping[str, Any] | Config  # a YAML file, or its co
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing a key given twice (YAML itself keeps the last one silently)."""
+    """YAML's safe loader, which refuses duplicate keys (YAML itself silently keeps the last one)."""
 
 
 def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -65,13 +65,13 @@ def load_config(model: type[ConfigType], given: ConfigSource, overrides: Sequenc
     """Read `given`, apply `key.sub=value` overrides in order, and validate as `model`.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or any key or value is wrong; all problems in one message.
+        ConfigError: the file is missing, is not YAML, or a key or value is wrong; one message lists all problems.
     """
     return validate(model, read_values(given, overrides), source=source_name(given))
 
 
 def source_name(given: ConfigSource) -> str:
-    """How errors name a configuration: by its path, or as "configuration"."""
+    """The name of a configuration in errors: its path, or "configuration"."""
     return str(given) if isinstance(given, str | Path) else "configuration"
 
 
@@ -97,7 +97,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day that does not exist, no UTF-8
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date, or not UTF-8
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
@@ -130,7 +130,7 @@ def write_values(path: Path | str, values: dict[str, Any], *, notes: Sequence[st
 
 
 def _controlling(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every key and string with a control character: it could end a line of a script or of a log."""
+    """(key, text) of every key and string with a control character, which could end a line of a script or of a log."""
     if isinstance(value, str) and has_control_characters(value):
         yield key, value
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The device that a command or a caller names."""
+"""Finds a device by its name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The process group: who am I, and the few collectives the rest needs. Alone, every function here is a no-op.
+"""The process group: rank, world size, and the collectives that Fovea uses. In a single process they are no-ops.
 
-The group is made by us, not by `env://`: after a restart the launcher's store still holds the addresses of dead
-processes, and a rank that reads one of them never connects. So rank 0 first agrees with the living ranks on a fresh
-name for this incarnation. (The launcher's restart counter cannot be that name: agents of several nodes count
+The group is not created through `env://`: after a restart the launcher's store still contains the addresses of dead
+processes, and a rank that reads one of them never connects. So rank 0 first agrees with the running ranks on a new
+name for this incarnation. (The launcher's restart counter is no such name: agents on different nodes count
 differently.)
 """
 
@@ -31,12 +31,12 @@ _acts_alone = False
 
 
 class RendezvousError(RuntimeError):
-    """The processes of a run do not find each other."""
+    """The processes of a run cannot connect to each other."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """The place of this process among all processes of the run."""
 
     rank: int
     world_size: int
@@ -45,7 +45,7 @@ class World:
 
     @property
     def device_name(self) -> str:
-        """For records: "cpu", or the GPU's."""
+        """Name for records: "cpu", or that of the GPU."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
 
@@ -57,8 +57,8 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
         timeout: a collective that takes longer is an error.
 
     Raises:
-        ValueError: the environment contradicts itself, or there is no such device.
-        RendezvousError: the other processes were not met in time.
+        ValueError: environment variables contradict each other, or the device does not exist.
+        RendezvousError: the other processes did not connect in time.
     """
     launch = read_launch(os.environ)
     local_rank = launch.local_rank if launch else 0
@@ -69,14 +69,14 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} has no GPU: this process sees {torch.cuda.device_count()}; "
+                f"local rank {local_rank} has no GPU (visible GPUs: {torch.cuda.device_count()}); "
                 "start one process per GPU, or set device=cpu"
             )
         torch.cuda.set_device(local_rank)
     where = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if launch is None:
         return World(0, 1, 0, where)
-    # Libraries below us (accelerate, deepspeed) read these, also where SLURM named them otherwise.
+    # accelerate and deepspeed read these; SLURM uses other names.
     os.environ.update(
         RANK=str(launch.rank),
         WORLD_SIZE=str(launch.world_size),
@@ -113,11 +113,11 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
 
 
 def _agree_on_incarnation(store: Store, rank: int, world_size: int) -> str:
-    """A name only the processes alive now know.
+    """A name that only the currently running processes know.
 
-    Every rank says hello with a nonce of its own; rank 0 answers each nonce with the name it drew; a rank accepts the
-    answer to its own nonce only, and says so. The hello of a process that has ended gets an answer that no process
-    accepts, until its successor overwrites it.
+    Every rank writes a random nonce (hello); rank 0 answers each nonce with the name it drew; a rank accepts only the
+    answer to its own nonce, and confirms it. The answer to the nonce of a dead process is never accepted; the process
+    that replaces it overwrites the nonce.
     """
     name, deadline, pause = secrets.token_hex(8), time.monotonic() + _RENDEZVOUS_SECONDS, 0.005
     if rank > 0:
@@ -156,7 +156,7 @@ def _wait(pause: float, deadline: float, what: str) -> float:
 
 @contextmanager
 def alone() -> Generator[None, None, None]:
-    """Inside, this process computes as if it were the only one: no function of this file waits for another rank."""
+    """Inside, this process computes as if it were the only one: no function of this module waits for other ranks."""
     global _acts_alone
     before, _acts_alone = _acts_alone, True
     try:

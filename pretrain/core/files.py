@@ -1,7 +1,7 @@
-"""Files and folders that are complete or do not exist, also after a kill or a power cut.
+"""Atomic writes: a file or folder is complete or does not exist, also after a kill or a power failure.
 
 Every function writes next to the target, fsyncs, renames, and fsyncs the folder that holds the name. Modes follow the
-umask. What fails leaves the old content, and at most a hidden temporary file or folder.
+umask. A failed write leaves the old content, and at most a hidden temporary file or folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def replacing_file(path: Path) -> Generator[BinaryIO, None, None]:
     """A file that replaces `path` when the block ends without an error.
 
     Raises:
-        OSError: naming `path`, also where the kernel names no file (a full disk).
+        OSError: names `path`, even if the kernel reports no file name (a full disk).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -69,7 +69,7 @@ def new_folder(folder: Path, token: str | None = None) -> Path:
     """An empty folder to write the content of `folder` into, for `publish_folder`.
 
     Args:
-        token: what distinguishes it from those of other writers; default: the process id.
+        token: distinguishes it from those of other writers; default: the process id.
     """
     new = folder.with_name(f".tmp-{folder.name}-{os.getpid() if token is None else token}")
     shutil.rmtree(new, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Where this process is in its run, reported to the watchdog of its node through shared memory. No torch here.
+"""Reports the progress of this process to the watchdog of its node through shared memory. No torch here.
 
-A beat is one write of a few numbers into a memfd that the watchdog maps: it sees them though this process may never
-run Python again. Stacks are passed in the same way, from a signal handler that needs no GIL. Without a watchdog (tests,
+A beat writes a few numbers into a memfd that the watchdog maps, which can read them even if this process never runs
+Python again. Stacks are passed in the same way, from a signal handler that needs no GIL. Without a watchdog (tests,
 data workers, tools), every function here does nothing.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 # In the order of a step: of two ranks at the same step, the one in the earlier phase is behind.
 PHASES = ("start", "data", "forward", "backward", "agree", "update", "after", "save", "probe", "end", "gone")
-KINDS = ("start", "step", "save", "probe")  # what has a limit of its own
+KINDS = ("start", "step", "save", "probe")  # phases with separate limits
 COLLECTIVES = ("", "all_reduce", "all_gather", "all_gather_object", "broadcast", "broadcast_object", "barrier")
 STACKS_SIGNAL = signal.SIGUSR2
 HEART, STACKS = "fovea-heartbeat", "fovea-stacks"
@@ -34,10 +34,10 @@ class Reading:
     """What one process last reported.
 
     Attributes:
-        beats: how many reports it has made. kind: whose limit applies, of KINDS.
-        step: the one being taken, from 1. micro: its micro-batch. collectives: how many were begun by
-            `pretrain.core.distributed`. inside: the one it has not returned from, or "".
-        slowest: seconds without a beat, by kind, the longest of the last 64 to 128 steps.
+        beats: number of reports. kind: the limit that applies, of KINDS.
+        step: the current step, from 1. micro: its micro-batch. collectives: number that `pretrain.core.distributed` has
+            started. inside: the collective that has not returned yet, or "".
+        slowest: longest time between two beats in the last 64 to 128 steps, in seconds, by kind.
     """
 
     beats: int
@@ -51,7 +51,7 @@ class Reading:
 
 
 class Heart:
-    """The writing side: one per process. fd: of the shared memory."""
+    """Writes the heartbeat of a process. fd: of the shared memory."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create(HEART)
@@ -70,7 +70,7 @@ class Heart:
             self._first_step = step
         elif phase in ("start", "end"):
             self._first_step = -1
-        # The first step compiles, opens files and fills caches: it is waited for as the start is.
+        # The first step compiles, opens files and fills caches, so it has the limit of the start.
         self._kind = 0 if kind == 1 and step == self._first_step else kind
         self.phase, self.step, self.micro = PHASES.index(phase), step, micro
         if abs(step - self._turned) >= _RECENT_STEPS:
@@ -95,12 +95,12 @@ class Heart:
 
 
 def host_name() -> str:
-    """This node by the name that SLURM and people know."""
+    """Name of this node in SLURM, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def begin() -> Heart:
-    """Beat from now on, for who maps `Heart.fd`."""
+    """Start the heartbeat of this process, readable by whoever maps `Heart.fd`."""
     global _heart
     end()
     _heart = Heart()
@@ -116,19 +116,19 @@ def end() -> None:
 
 
 def mark(phase: str, step: int | None = None, micro: int = 0) -> None:
-    """This process enters a phase of PHASES, the same on every rank. step: the one being taken, from 1."""
+    """This process enters a phase of PHASES, the same on every rank. step: the current step, from 1."""
     if _heart is not None:
         _heart.mark(phase, _heart.step if step is None else step, micro)
 
 
 def alive() -> None:
-    """Something was got done within the phase: a batch of an evaluation, say."""
+    """Report progress within a phase, for instance one batch of an evaluation."""
     if _heart is not None:
         _heart.beat()
 
 
 def enter(collective: str) -> None:
-    """This process begins one of COLLECTIVES."""
+    """This process starts one of COLLECTIVES."""
     if _heart is not None:
         _heart.collectives += 1
         _heart.inside = COLLECTIVES.index(collective)
@@ -136,14 +136,14 @@ def enter(collective: str) -> None:
 
 
 def leave() -> None:
-    """It came back from it."""
+    """The collective has returned."""
     if _heart is not None:
         _heart.inside = 0
         _heart.beat()
 
 
 def read(memory: mmap.mmap) -> Reading | None:
-    """What the owner of `memory` last reported; None in the middle of a beat."""
+    """The last report in `memory`; None while one is being written."""
     beats, phase, kind, step, micro, collectives, inside, _, *slowest, again = _LAYOUT.unpack_from(memory, 0)
     if beats != again:
         return None
@@ -151,7 +151,7 @@ def read(memory: mmap.mmap) -> Reading | None:
 
 
 def show_stacks_on_signal() -> None:
-    """From now on STACKS_SIGNAL writes the Python stacks of all threads into a memfd named STACKS, whatever they do."""
+    """Make STACKS_SIGNAL write the Python stacks of all threads, also blocked ones, to the memfd STACKS."""
     global _shows_stacks
     if _shows_stacks or not hasattr(os, "memfd_create"):
         return

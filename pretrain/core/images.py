@@ -1,4 +1,4 @@
-"""Per-channel statistics of ImageNet's training images, pixels in [0, 1]: the default of almost every model."""
+"""Per-channel statistics of ImageNet's training images, pixels in [0, 1]; the default of most models."""
 
 from __future__ import annotations
 

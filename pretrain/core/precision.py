@@ -1,4 +1,4 @@
-"""The precision of a configuration as torch's autocast."""
+"""The autocast context of a configured precision."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> AbstractContextManager[Any]:
-    """Around a forward pass: computes in `precision` where torch considers it safe; weights stay as they are.
+    """Context for a forward pass: computes in `precision` where torch considers it safe; weights are unchanged.
 
     Args:
-        cache: keep the cast copies of the weights until the context ends.
+        cache: keep converted copies of the weights until the context ends.
     """
     if precision == "fp32":
         return nullcontext()

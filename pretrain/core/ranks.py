@@ -1,4 +1,4 @@
-"""How this process was started, by its environment: torchrun, `deepspeed`, srun, plain variables, or alone."""
+"""Reads rank and world size from the environment of torchrun, `deepspeed`, srun or plain variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """What the environment says about how this process was started."""
+    """Rank, world size and rendezvous address from the environment."""
 
     rank: int
     world_size: int
@@ -20,7 +20,7 @@ class Launch:
 
 
 def read_launch(env: Mapping[str, str]) -> Launch | None:
-    """Understand torchrun, `deepspeed`, `srun` (a process per rank) and plain variables; None: this process is alone.
+    """Read the variables of torchrun, `deepspeed`, `srun` (one process per rank), or plain ones; None: one process.
 
     Raises:
         ValueError: variables are missing or contradict each other; the message names them.
@@ -34,7 +34,7 @@ def read_launch(env: Mapping[str, str]) -> Launch | None:
             return None
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not env.get(name):
-                raise ValueError(f"WORLD_SIZE={world_size} but {name} is not set: ranks cannot find each other")
+                raise ValueError(f"WORLD_SIZE={world_size} but {name} is not set: ranks cannot connect to each other")
         agent_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return Launch(rank, world_size, local_rank, env["MASTER_ADDR"], _integer(env, "MASTER_PORT"), agent_store)
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
@@ -42,14 +42,14 @@ def read_launch(env: Mapping[str, str]) -> Launch | None:
     if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
         raise ValueError(
             f"SLURM_NTASKS={env['SLURM_NTASKS']} but this process is the batch script itself (no SLURM_STEP_ID): "
-            "start it with srun, or ask for one task"
+            "start it with srun, or request one task"
         )
     return None
 
 
 def _read_slurm(env: Mapping[str, str]) -> Launch | None:
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
-    # The step's size wins: `srun -n 2` inside a job of 4 tasks is 2 ranks.
+    # The size of the step has priority: `srun -n 2` in a job of 4 tasks is 2 ranks.
     size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
     world_size = _integer(env, size_name)
     _check_ranks(("SLURM_PROCID", rank), (size_name, world_size), ("SLURM_LOCALID", local_rank))
@@ -75,15 +75,15 @@ def first_host(nodelist: str) -> str:
 
 
 def job_port(job_id: int) -> int:
-    """A port that two jobs on one node hardly share, below the range that systems hand out themselves."""
+    """A port that two jobs on one node are unlikely to share, below the ephemeral port range."""
     return 16384 + job_id % 16384
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:
     if name not in env:
-        raise ValueError(f"{name} is not set though other variables say this is one rank of several")
+        raise ValueError(f"{name} is not set, but other variables show that this is one of several ranks")
     if not re.fullmatch(r"\d+", env[name]):
-        raise ValueError(f"{name}={env[name]!r}: expected a whole number")
+        raise ValueError(f"{name}={env[name]!r}: expected an integer")
     return int(env[name])
 
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself before it trains: its configuration, its environment, its data."""
+"""Records of a run: package versions, source commit, rows of metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("fovea", "torch", "torchvision", "timm", "deepspeed", "accelerate", 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -40,7 +40,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, those of one step as one, in order of step; a last line cut short is left out."""
+    """The rows of a metrics.jsonl, merged by step, in order of step; an incomplete last line is skipped."""
     merged: dict[int, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n"):
@@ -50,6 +50,6 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Rows as columns of equal length; nan where a row has no such value."""
+    """Rows as columns of equal length; nan where a row lacks the value."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name, nan) for row in rows] for name in names}

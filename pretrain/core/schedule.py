@@ -17,17 +17,17 @@ WarmupForm = Literal["open", "closed"]
 
 
 def cosine(step: float, start: float, end: float, total_steps: float) -> float:
-    """Half a cosine from `start` at step 0 towards `end`, which it reaches at `total_steps` and then holds."""
+    """Half a cosine from `start` at step 0 to `end` at `total_steps`; constant after that."""
     if step >= total_steps:
         return end
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total_steps))
 
 
 def warmup(step: float, *, start: float, peak: float, warmup_steps: float, form: WarmupForm = "open") -> float:
-    """A line from `start` at step 0 to `peak`; below `warmup_steps` only.
+    """Linear from `start` at step 0 to `peak`; defined for steps below `warmup_steps`.
 
     Args:
-        form: "open" meets the peak at step W (MAE); "closed" at step W - 1, its last (DINO).
+        form: "open" reaches the peak at step W (MAE); "closed" at step W - 1, its last (DINO).
     """
     last = warmup_steps if form == "open" else warmup_steps - 1
     return start + (peak - start) * min(step / last, 1.0) if last > 0 else start
@@ -49,11 +49,11 @@ def warmup_cosine(
 
     Args:
         step: completed steps, so the first update uses step 0.
-        warmup_form: "open" warms up as step / W and meets the peak at step W (MAE); "closed" warms up as
+        warmup_form: "open" warms up as step / W and reaches the peak at step W (MAE); "closed" warms up as
             step / (W - 1), so the last warm-up step already is the peak and step W repeats it (DINO).
         frozen_steps: zero for this many steps; the warm-up follows (DINOv2).
-        whole: the cosine counts from step 0, under the warm-up, and the value falls a little where that ends (SimMIM,
-            timm); else it starts at the peak.
+        whole: the cosine counts from step 0, so that the value drops slightly at the end of the warm-up (SimMIM, timm);
+            else it starts at the peak.
     """
     if step < frozen_steps:
         return 0.0
@@ -67,7 +67,7 @@ def warmup_cosine(
 
 
 def poly(step: float, *, peak: float, final: float, power: float, start_step: float, total_steps: float) -> float:
-    """From `peak` at `start_step` as (1 - t)^power to `final` at `total_steps`, t the share of the way between them."""
+    """From `peak` at `start_step` as (1 - t)^power to `final` at `total_steps`, t in [0, 1] is linear between."""
     if step >= total_steps:
         return final
     return final + (peak - final) * (1.0 - (step - start_step) / (total_steps - start_step)) ** power

@@ -1,4 +1,4 @@
-"""What an engine needs of the model that it trains: objectives and tasks satisfy `Trainable`."""
+"""The interface of a model that an engine trains; objectives and tasks implement `Trainable`."""
 
 from __future__ import annotations
 

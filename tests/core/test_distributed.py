@@ -96,7 +96,7 @@ def test_alone(env):
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         (TORCHRUN | {"RANK": "4"}, "RANK=4 is not below WORLD_SIZE=4"),
         (TORCHRUN | {"LOCAL_RANK": "4"}, "LOCAL_RANK=4 is not below WORLD_SIZE=4"),
-        (TORCHRUN | {"RANK": "-1"}, "RANK='-1': expected a whole number"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK='-1': expected an integer"),
         (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0: expected at least 1"),
         (TORCHRUN | {"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         (TORCHRUN | {"MASTER_PORT": "auto"}, "MASTER_PORT='auto'"),
