@@ -21,9 +21,9 @@ from pretrain.engine.step import Autocast, StepEngine
 
 
 class AccelerateEngine(StepEngine):
-    """Replicated parameters and optimizer; gradients meet in the last micro-batch of a step.
+    """Replicated parameters and optimizer; gradients are all-reduced in the last micro-batch of a step.
 
-    Accelerate gets no precision of its own: see `Autocast`.
+    Accelerate applies no mixed precision; `Autocast` does.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class AccelerateEngine(StepEngine):
         super().__init__(
             trainable, optim=optim, config=config, plan=plan, world=world, seed=seed, head_warmup=head_warmup
         )
-        # Buffers are teachers and centres, which every rank computes alike; DDP need not send them each step.
+        # Buffers are teachers and centres, which are computed identically on every rank: no broadcast per step.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self._accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
         if self._accelerator.num_processes != world.world_size:
             raise ValueError(
-                f"accelerate sees {self._accelerator.num_processes} processes, there are {world.world_size}; "
+                f"accelerate found {self._accelerator.num_processes} processes, expected {world.world_size}; "
                 "unset ACCELERATE_* and MPI variables of another launcher"
             )
         module = Autocast(self.trainable, config.precision, world.device)
         with warnings.catch_warnings():
-            # torch renames the argument `broadcast_buffers`; accelerate knows the old name only.
+            # torch renamed the argument `broadcast_buffers`; accelerate uses only the old name.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._module = self._accelerator.prepare_model(module, device_placement=False)
         self.optimizer = build_optimizer(optim, self.groups)

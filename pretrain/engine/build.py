@@ -33,10 +33,10 @@ def build_engine(
 
     Args:
         seed: of the random numbers drawn on the device (drop path).
-        head_warmup: first steps that train the heads alone; default: none.
+        head_warmup: first steps, which train only the heads; default: none.
 
     Raises:
-        ValueError: a model that this engine cannot train.
+        ValueError: the engine cannot train this model.
     """
     module, name = ENGINES[config.name]
     engine = getattr(import_module(module), name)

@@ -24,11 +24,11 @@ class OptimConfig(Config):
     global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
     epochs: float | None = Field(None, gt=0, description="passes over the data, or total_steps")
     total_steps: Positive | None = Field(None, description="optimizer steps, or epochs")
-    lr: float | None = Field(None, gt=0, description="peak learning rate, not scaled by the batch")
-    blr: float | None = Field(None, gt=0, description="base learning rate: lr follows from it by blr_rule")
+    lr: float | None = Field(None, gt=0, description="peak learning rate, not scaled by the batch size")
+    blr: float | None = Field(None, gt=0, description="base learning rate; lr is computed from it by blr_rule")
     blr_rule: Literal["linear", "sqrt"] = Field("linear", description="lr = blr * (global_batch_size / blr_batch), or")
     blr_batch: Positive = Field(256, description="... blr * sqrt(global_batch_size / blr_batch) (DINOv2: 1024)")
-    min_lr: float = Field(0.0, ge=0, description="where the cosine or the polynomial ends")
+    min_lr: float = Field(0.0, ge=0, description="final learning rate of the cosine or polynomial schedule")
     schedule: Literal["cosine", "cosine_whole", "multistep", "poly", "constant"] = Field(
         "cosine", description="after the warm-up; cosine_whole: the cosine counts from step 0 (timm, SimMIM)"
     )
@@ -39,7 +39,7 @@ class OptimConfig(Config):
     warmup_steps: int | None = Field(None, ge=0)
     warmup_lr: float = Field(0.0, ge=0, description="learning rate at which the warm-up starts")
     warmup_form: Literal["open", "closed"] = Field("open", description="open: step/W (MAE); closed: step/(W-1) (DINO)")
-    first_step: Literal[0, 1] = Field(0, description="whose values the first update takes; 1: I-JEPA")
+    first_step: Literal[0, 1] = Field(0, description="step of the schedules at the first update; 1: I-JEPA")
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -71,12 +71,12 @@ class OptimConfig(Config):
         if (self.schedule == "multistep") != bool(milestones):
             found.append(
                 f"milestone_epochs: {list(milestones)} with schedule {self.schedule}; "
-                "multistep needs them, the other schedules take none"
+                "multistep requires them, other schedules do not accept them"
             )
         if list(milestones) != sorted(set(milestones)) or any(epoch <= 0 for epoch in milestones):
-            found.append(f"milestone_epochs: {list(milestones)} are not positive and ascending")
+            found.append(f"milestone_epochs: {list(milestones)} must be positive and ascending")
         if self.power is not None and self.schedule != "poly":
-            found.append(f"power: {self.power} with schedule {self.schedule}; it is of poly, remove it")
+            found.append(f"power: {self.power} with schedule {self.schedule}; only poly uses it, remove it")
         if self.min_lr and self.schedule not in ("cosine", "cosine_whole", "poly"):
             found.append(f"min_lr: {self.min_lr}, but schedule {self.schedule} does not end there; remove it")
         warms_up = bool(self.warmup_epochs or self.warmup_steps)
@@ -114,23 +114,25 @@ class WatchConfig(Config):
 
 
 class EngineConfig(Config):
-    """What runs the steps. It changes speed and memory; results stay equal but for rounding."""
+    """Settings of the training engine. They affect speed and memory; results are equal up to rounding."""
 
     name: Literal["accelerate", "deepspeed"] = "accelerate"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = Field("fp32", description="of forward and backward; weights are fp32")
-    accumulation_steps: Positive = Field(1, description="micro-batches of a step")
+    accumulation_steps: Positive = Field(1, description="number of micro-batches per step")
     compile: bool = Field(False, description="torch.compile")
-    deterministic: bool = Field(True, description="on a GPU: only kernels that repeat bitwise; false may be faster")
+    deterministic: bool = Field(True, description="use only deterministic GPU kernels; false may be faster")
     max_nonfinite_steps: Positive = Field(
         3, description="rewind after this many non-finite (skipped) steps within nonfinite_window"
     )
-    nonfinite_window: Positive = Field(100, description="number of last steps in which non-finite steps are counted")
+    nonfinite_window: Positive = Field(
+        100, description="number of most recent steps in which non-finite steps are counted"
+    )
     max_rewinds: int = Field(
         3, ge=0, description="rewinds of a run to its last healthy checkpoint; after them it stops"
     )
     capture_weights: bool = Field(True, description="store the weights in captures of non-finite steps (the first 8)")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="of the deepspeed engine")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage of the deepspeed engine")
     watch: WatchConfig = WatchConfig()  # pyright: ignore[reportCallIssue]
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed configuration, passed on unchanged")
 
@@ -154,7 +156,7 @@ class EngineConfig(Config):
 
 
 def deepspeed_problems(raw: Mapping[str, Any]) -> list[str]:
-    """Of raw DeepSpeed keys: those that are ours, and what the engine cannot follow."""
+    """Problems of raw DeepSpeed keys: keys that Fovea sets itself, and unsupported options."""
     zero = raw.get("zero_optimization")
     zero = {} if zero is None else zero
     if not isinstance(zero, Mapping):
@@ -187,7 +189,7 @@ class CheckpointConfig(Config):
 
 
 class LogConfig(Config):
-    """What is written while training."""
+    """What is logged during training."""
 
     every_steps: Positive = 10
     pictures_every_steps: int = Field(500, ge=0, description="0: none")

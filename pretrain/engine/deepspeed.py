@@ -1,8 +1,8 @@
-"""ZeRO 0 to 3 (Rajbhandari et al. 2020) through DeepSpeed; its clipping, precision, checkpoints and schedules stay off.
+"""ZeRO 0 to 3 (Rajbhandari et al. 2020) through DeepSpeed, without its clipping, precision, checkpoints, schedules.
 
-Clipping per tensor, skipping a step on all ranks, and world-size-free checkpoints need the gradient and optimizer
-pieces each rank owns. They are read from attributes of DeepSpeed's ZeRO optimizers (0.19.8), listed in `_INTERNALS` and
-checked at start.
+Clipping per tensor, skipping a step on all ranks, and checkpoints that load at any world size need the partitions of
+gradients and optimizer state that each rank owns. They are read from attributes of DeepSpeed's ZeRO optimizers
+(0.19.8), which are listed in `_INTERNALS` and checked at the start.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class DeepSpeedEngine(StepEngine):
                 for param in group["params"]:
                     yield Fragment(self._names[id(param)], index, param.numel(), 0, param.numel(), param, 0)
         elif self._stage < 3:
-            # A group is one flat tensor, cut in equal parts over ranks: a part's ends fall anywhere in a parameter.
+            # A group is one flat tensor, split equally over ranks; a split point may be inside a parameter.
             for index, params in enumerate(self._zero.round_robin_bit16_groups):
                 size, owner, at = self._zero.partition_size[index], self._zero.single_partition_of_fp32_groups[index], 0
                 for param in params:
@@ -111,7 +111,7 @@ class DeepSpeedEngine(StepEngine):
                         yield Fragment(name, index, param.numel(), low - at, high - at, owner, low - rank * size)
                     at += param.numel()
         else:
-            # Each parameter is cut in equal parts over ranks, the last one padded.
+            # Each parameter is split equally over ranks; the last part is padded.
             for index, params in enumerate(self._zero.fp16_groups):
                 owner, at = self._zero.fp32_partitioned_groups_flat[index], 0
                 for param in params:
@@ -136,7 +136,7 @@ class DeepSpeedEngine(StepEngine):
             return [(fragment, fragment.owner.grad) for fragment in self.fragments if fragment.owner.grad is not None]
         if self._offloads:
             if self.world.device.type == "cuda":
-                torch.cuda.synchronize()  # gradients travel to the host on streams of DeepSpeed's
+                torch.cuda.synchronize()  # DeepSpeed copies gradients to the host on its own streams
             return [(f, f.of(f.owner.grad)) for f in self.fragments if f.owner.grad is not None]
         if self._stage == 3:
             averaged = self._zero.averaged_gradients
@@ -147,7 +147,7 @@ class DeepSpeedEngine(StepEngine):
             ]
         pairs = []
         for index in range(len(self.groups)):
-            # The list ends with padding where the last rank's part is longer than what is left.
+            # The list ends with padding if the last rank's partition is larger than the remaining elements.
             fragments = [fragment for fragment in self.fragments if fragment.group == index]
             pieces = self._zero.averaged_gradients[index][: len(fragments)]
             pairs += zip(fragments, pieces, strict=True)
@@ -214,15 +214,15 @@ class DeepSpeedEngine(StepEngine):
 
 
 def deepspeed_config(config: EngineConfig, plan: Plan) -> dict[str, Any]:
-    """DeepSpeed's config: the user's raw keys, which `EngineConfig` has checked, and ours."""
+    """DeepSpeed's config: the user's raw keys, which `EngineConfig` has checked, and those set by Fovea."""
     raw = copy.deepcopy(config.deepspeed)
     zero: dict[str, Any] = raw.pop("zero_optimization", None) or {}
     if config.zero_stage in (1, 2) and not zero.get("offload_optimizer"):
-        zero.setdefault("compute_grad_norm", False)  # ours is taken before
+        zero.setdefault("compute_grad_norm", False)  # Fovea computes it before
     return {
         "steps_per_print": 2**31,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW on the CPU needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW on the CPU needs no C++ compiler
         **raw,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": config.accumulation_steps,
@@ -232,9 +232,9 @@ def deepspeed_config(config: EngineConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _start_deepspeed(world: World) -> Any:
-    """Import DeepSpeed for this device, inside our process group.
+    """Import DeepSpeed for this device, and initialize it with the existing process group.
 
-    The import probes for an accelerator and would take a GPU where the run is on the CPU.
+    The import searches for an accelerator and would use a GPU even if the run is on the CPU.
     """
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -242,7 +242,7 @@ def _start_deepspeed(world: World) -> Any:
         os.environ.setdefault(name, str(value))
     deepspeed = import_module("deepspeed")
     deepspeed.utils.logger.setLevel("WARNING")
-    # Compiled at first use, for minutes, with compilers a node may lack; gloo does without.
+    # Compiled at first use, which takes minutes and needs a compiler; gloo works without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if world.device.type == "cuda" else "gloo"

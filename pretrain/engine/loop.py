@@ -1,4 +1,4 @@
-"""The loop: takes steps until the end, a request to stop, or too many steps without a finite loss."""
+"""The training loop: runs until the last step, a request to stop, or too many non-finite steps."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def fit(
 
     Args:
         batches: this rank's micro-batches on its device, from the first one of step `engine.step_count`.
-        log: called every `log_every` steps, and at the first, the last, and each skipped one.
+        log: called every `log_every` steps, and at the first, the last, and each skipped step.
         save: called every `save_every` steps (0: never), at the end, and on a request to save or stop.
-        probe: called every `probe_every` steps (0: never) and then at the end.
+        probe: called every `probe_every` steps and at the end (0: never).
         requests: the requests of this rank (`preempt.Watch.poll`); all ranks receive them with the step's losses.
-        non_finite: called on every rank after each step that was skipped for a loss or gradient that is not finite
-            (the search for the fp16 loss scale is none). It may raise to end training, before anything is saved; left
-            out, `NonFiniteSteps` does so with NonFiniteError after three in a row.
-        examine: called on every rank after each step, before it may be saved. It may raise to end training.
-        replicas_every: steps between two comparisons of the ranks' weights, made before each save too (0: none at all);
-            where they differ, ReplicasDifferError ends training.
+        non_finite: called on every rank after each step that was skipped for a non-finite loss or gradient (but not for
+            an fp16 overflow). It may raise to end training before anything is saved; default: `NonFiniteSteps`, which
+            raises NonFiniteError after three in a row.
+        examine: called on every rank after each step, before a save. It may raise to end training.
+        replicas_every: steps between checks that all ranks have equal weights, also before each save (0: no checks); if
+            they differ, ReplicasDifferError ends training.
         say: on rank 0, reports which ranks the others wait for.
     """
     step, non_finite = engine.step_count, non_finite or NonFiniteSteps()

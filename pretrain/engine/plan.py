@@ -24,7 +24,7 @@ class Plan:
 def plan_steps(
     optim: OptimConfig, engine: EngineConfig, *, num_samples: int, world_size: int
 ) -> tuple[Plan, list[str]]:
-    """Turn epochs into steps and the global batch into micro-batches; and what about it cannot work.
+    """Convert epochs to steps and the global batch to micro-batches; return the plan and a list of problems.
 
     Where the batch does not divide, or one step asks for more samples than there are, there are problems and the plan
     means nothing.

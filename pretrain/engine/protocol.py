@@ -1,4 +1,4 @@
-"""What `fit` needs of an engine. No engine is imported here."""
+"""The engine interface that `fit` uses. No engine is imported here."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class StepResult:
     """One optimizer step, the same on every rank.
 
     Attributes:
-        losses: means over micro-batches and ranks of what forward returned.
+        losses: means of the returned losses over micro-batches and ranks.
         grad_norm: before clipping; nan when the step was skipped for a non-finite loss.
         norms: of each parameter's gradient, by name, before clipping.
         skipped: nothing was updated: weights, optimizer, teacher.
-        overflow: skipped because the fp16 loss scale was too high, as it is expected to be from time to time.
-        bad_ranks: ranks that saw a non-finite loss.
+        overflow: skipped because the fp16 loss scale was too high, which is expected occasionally.
+        bad_ranks: ranks with a non-finite loss.
         bad_positions: sample positions of those micro-batches.
         bad_parts: (rank, micro-batch of the step) of those micro-batches.
-        first_bad: of a skipped step, the first loss that was not finite, or the first parameter with such a gradient.
+        first_bad: of a skipped step, the first non-finite loss, or the first parameter with a non-finite gradient.
         requests: requests of any rank (bits of `preempt.STOP`, `preempt.SAVE`).
-        data_wait: share of the step's time spent waiting for batches, 0 to 1, of the slowest rank.
+        data_wait: fraction of the step time that the slowest rank waited for batches, 0 to 1.
         seconds: duration of the step, of the slowest rank.
         waits: seconds each rank waited for batches. works: seconds each rank's forward passes took (on a GPU: those of
             the step before, which are known without waiting for it).

@@ -1,4 +1,4 @@
-"""One optimizer step, the same in every engine; an engine computes gradients, exposes them, and updates."""
+"""One optimizer step, the same in every engine; an engine implements forward, backward, gradients and update."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"
 
 
 class Autocast(nn.Module):
-    """The model as engines see it: fp32 parameters, computing in the precision of the settings.
+    """Wraps the model for an engine: fp32 parameters, computation in the configured precision.
 
-    The cast is ours in both engines, so that they compute the same; gradients are then averaged in fp32.
+    Both engines use this autocast, so that they compute the same; gradients are averaged in fp32.
     """
 
     def __init__(self, trainable: nn.Module, precision: Precision, device: torch.device, *, cache: bool = True):
@@ -59,18 +59,18 @@ class Autocast(nn.Module):
 
 
 class StepEngine(ABC):
-    """Shared by the engines.
+    """Base class of the engines.
 
     Args:
         trainable: an nn.Module that is a `Trainable`; its parameters and buffers are taken from rank 0.
-        optim: optimizer and schedules. config: precision, accumulation. plan: their durations in steps.
+        optim: optimizer and schedules. config: precision, accumulation. plan: durations in steps.
         seed: of the random numbers drawn on the device (drop path).
     """
 
     optimizer: torch.optim.Optimizer
     fragments: list[Fragment]
     owns_fragments: bool  # this rank's fragments are saved and counted
-    partitioned = False  # a rank holds pieces of the parameters (ZeRO), not all of each
+    partitioned = False  # fragments are partitions (ZeRO), not complete parameters
     replicated = True  # each rank holds all of the model's parameters (not under ZeRO-3)
 
     def __init__(
@@ -108,11 +108,11 @@ class StepEngine(ABC):
 
     @abstractmethod
     def _backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`; over the micro-batches of a step they add up, and are then averaged over ranks."""
+        """Backpropagate `loss`; gradients are summed over the micro-batches of a step, then averaged over ranks."""
 
     @abstractmethod
     def _gradients(self) -> list[tuple[Fragment, Tensor]]:
-        """This rank's averaged gradients, to be changed in place."""
+        """The averaged gradients of this rank, which the caller may change in place."""
 
     @abstractmethod
     def _update(self) -> None:
@@ -120,21 +120,21 @@ class StepEngine(ABC):
 
     @abstractmethod
     def _discard(self) -> None:
-        """Drop the gradients."""
+        """Discard the gradients."""
 
     def _micro_step(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a micro-batch; gradients need to meet over ranks only in the last."""
+        """Context of forward and backward of a micro-batch; gradients need an all-reduce only in the last one."""
         del last
         return nullcontext()
 
     def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
         """One optimizer step from the next `accumulation_steps` micro-batches.
 
-        Every rank decides alike, before anything is updated: a loss that is not finite on any rank, or a gradient norm
-        that is not, skips the step on all.
+        Before anything is updated, all ranks take the same decision: a non-finite loss on any rank, or a non-finite
+        gradient norm, skips the step on all ranks.
 
         Args:
-            micro_batches: on the device. step: completed steps so far. requests: bits for the other ranks to know.
+            micro_batches: on the device. step: completed steps so far. requests: bits to share with the other ranks.
 
         Raises:
             ValueError: the batches ran out.
@@ -199,7 +199,7 @@ class StepEngine(ABC):
         )
 
     def _accumulate(self, micro_batches: Iterator[Batch], step: int) -> tuple[dict[str, Tensor], list[Part], float]:
-        """Forward and backward of each micro-batch: mean losses, what became of each, seconds waited for data."""
+        """Forward and backward of all micro-batches: mean losses, a `Part` of each, seconds waited for data."""
         total: dict[str, Tensor] = {}
         parts: list[Part] = []
         wait = 0.0
@@ -243,7 +243,7 @@ class StepEngine(ABC):
     # Checkpoints
 
     def save(self, folder: Path) -> list[FileRecord]:
-        """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments where they live."""
+        """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments on their ranks."""
         records = self.save_model(folder)
         if self.world.rank == 0:
             state = {"step_count": self.step_count, "scaler": self.scaler.state()}
@@ -260,10 +260,10 @@ class StepEngine(ABC):
         return [write_tensors(folder / MODEL_FILE, model)] if self.world.rank == 0 else []
 
     def load(self, folder: Path) -> None:
-        """Continue from `folder`, whatever engine and world size wrote it.
+        """Resume from `folder`, written by any engine at any world size.
 
         Raises:
-            CheckpointError: it is of another model; the message lists names and shapes that differ.
+            CheckpointError: the model differs; the message lists names and shapes that differ.
         """
         expected = {name: tuple(tensor.shape) for name, tensor in self._model_shapes().items()}
         with safe_open(str(folder / MODEL_FILE), framework="pt") as file:
@@ -286,7 +286,7 @@ class StepEngine(ABC):
             check_replicas(self.trainable, step, self.world.device)
 
     def close(self) -> None:
-        """Nothing outside holds the model and the optimizer, unless an engine says otherwise."""
+        """Engines override this if other objects hold references to the model and the optimizer."""
         return
 
     def _model_shapes(self) -> dict[str, Tensor]:
@@ -335,6 +335,6 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def keyed_seed(*key: int) -> int:
-    """63 bits that depend on every number of `key`: random numbers need no saved state."""
+    """63 bits that depend on all numbers in `key`, so that random numbers need no saved state."""
     text = ",".join(map(str, key)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

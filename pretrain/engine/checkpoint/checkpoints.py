@@ -188,7 +188,7 @@ class Checkpoints:
 
         _, problem = self._on_rank_0(make_room)
         if problem:
-            raise CheckpointError(f"wrote {newest}, but could not delete old checkpoints in {self.root}: {problem}")
+            raise CheckpointError(f"wrote {newest}, but the cleanup of {self.root} failed: {problem}")
 
     def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
         result, problem = None, None
