@@ -11,12 +11,12 @@ from pretrain.doctor.rules import RULES
 
 
 class DoctorConfig(Config):
-    """Measures whether the run learns, and says in words when it does not (docs/doctor.md)."""
+    """Measures whether the run learns, and logs an alarm with the reason when it does not (docs/doctor.md)."""
 
-    every_steps: Positive = Field(25, description="between measurements of features, weights, averages and gradients")
-    images: Positive | None = Field(None, description="measured on; default: a quarter of a global batch, 32 to 256")
+    every_steps: Positive = Field(25, description="steps between measurements (features, weights, averages, gradients)")
+    images: Positive | None = Field(None, description="number of images measured; default: global batch / 4, 32 to 256")
     reaction: Literal["warn", "stop", "rewind"] = Field(
-        "warn", description="to an alarm: log it; end the run without saving; rewind to the last healthy checkpoint"
+        "warn", description="on an alarm: log it; end the run without saving; rewind to the last healthy checkpoint"
     )
     off: list[str] = Field(default_factory=list, description="rules that are not applied, by name")
 

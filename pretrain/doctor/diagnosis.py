@@ -1,4 +1,4 @@
-"""From rows of numbers to verdicts: the same for a running job and for one read from its log. No torch here."""
+"""Applies the rules to rows of metrics, of a running job or read from its log, and gives diagnoses. No torch here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pretrain.doctor.history import Facts, History
 from pretrain.doctor.rules import RULES
 
 CALM_ROWS = 5  # a sign is over after this many rows without it
-CAUSE_STEPS = 100  # for this many steps after a cause, what follows from it is not reported
+CAUSE_STEPS = 100  # for this many steps after a cause, signs that follow from it are not reported
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong at `step`: the rule's name, and a sentence with the numbers and the way out."""
+    """What is wrong at `step`: name of the rule, and a sentence with numbers and remedy."""
 
     step: int
     rule: str
@@ -22,7 +22,7 @@ class Diagnosis:
 
 
 class Doctor:
-    """Checks every rule at every row; a verdict is reported when its sign begins, not again while it lasts.
+    """Checks every rule at every row; a sign is reported when it begins, not again while it lasts.
 
     Args:
         off: rules that are not checked.
@@ -41,7 +41,7 @@ class Doctor:
         self._last_cause: int | None = None
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Diagnosis]:
-        """Add the row of `step` and report the signs that begin with it. Values that are not finite are left out."""
+        """Add the row of `step` and report the signs that begin with it. Non-finite values are skipped."""
         finite = {name: value for name, value in values.items() if -float("inf") < value < float("inf")}
         self.history.add(step, finite)
         found = []

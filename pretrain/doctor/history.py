@@ -1,4 +1,4 @@
-"""What the doctor remembers of a run: its first rows and its last, by step. No torch here."""
+"""The rows of a run that the doctor keeps: the first and the last ones, by step. No torch here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FIRST, LAST = 10, 512
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is, as far as verdicts depend on it.
+    """Properties of a run that diagnoses depend on.
 
     Attributes:
         total_steps, warmup_steps, peak_lr: of the optimizer.
-        prototypes: K of the class token's head, where the teacher assigns images to prototypes.
-        centred: the teacher's logits have an average over past batches subtracted.
-        rows: assignments or features that the statistics of one micro-batch are over.
+        prototypes: K of the class token's head, if the teacher assigns images to prototypes.
+        centred: an average over past batches is subtracted from the teacher's logits.
+        rows: number of assignments or features per micro-batch, over which statistics are computed.
         embed_dim: width of the features.
     """
 
@@ -33,10 +33,10 @@ class Facts:
 
 
 class History:
-    """Rows of values by name, in order of step; a row need not have every value.
+    """Rows of values by name, in order of step; a row may lack values.
 
     Attributes:
-        first: the first values of each name. most, least: the extremes of all of them.
+        first: the first values of each name. most, least: maximum and minimum of all values.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor measures of a network besides its losses: ranks, spreads, entropies, distances, gradients by block.
+"""Measurements of a network for the doctor: feature rank and spread, attention entropy, distances, gradient norms.
 
 RankMe is of Garrido et al. 2023, "RankMe: Assessing the downstream performance of pretrained self-supervised
 representations by their rank", eq. 1.
@@ -36,7 +36,7 @@ def rank_me(features: Tensor) -> float:
 def spreads(features: Tensor) -> dict[str, float]:
     """Of L2-normalized features [n, D]: smallest, median and largest standard deviation of a dimension, times sqrt(D).
 
-    Features in random directions have 1 in each; features that are all alike have 0.
+    Features in random directions have 1 in each dimension; identical features have 0.
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1)
     each = rows.std(0, correction=0) * math.sqrt(rows.shape[1])
@@ -44,9 +44,9 @@ def spreads(features: Tensor) -> dict[str, float]:
 
 
 def attention_entropy(attention: Tensor, *, class_token: bool) -> float:
-    """Mean entropy of attention rows [b, heads, T, T], divided by log T: 0 sees one token, 1 sees all alike.
+    """Mean entropy of attention rows [b, heads, T, T], divided by log T. 0: attention to one token, 1: uniform.
 
-    The class token's row where there is one, else every row.
+    Of the row of the class token if there is one, else of all rows.
     """
     rows = attention[:, :, 0] if class_token else attention.flatten(1, 2)
     rows = rows.double()
@@ -65,10 +65,10 @@ def block_norms(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 class Samples:
-    """Values at fixed places of weight matrices, to see how far they move: at most 16 tensors, 1024 values of each.
+    """Values at fixed positions of weight matrices, to measure their change: up to 16 tensors, 1024 values each.
 
     Args:
-        tensors: by name; vectors and scalars are left out, as they often start from 0.
+        tensors: by name; vectors and scalars are skipped, as they often start at 0.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -78,7 +78,7 @@ class Samples:
         self._last = self._read()
 
     def change(self) -> list[float]:
-        """|now - last time| / |last time| of each matrix that was not 0 then; last time becomes now."""
+        """|now - previous| / |previous| of each matrix that was not 0 before; stores the current values as previous."""
         if not self._parts:
             return []
         before, now = self._last, self._read()
@@ -92,7 +92,7 @@ class Samples:
 
 
 def average_distance(averages: Sequence[tuple[Any, nn.Module]]) -> float | None:
-    """|average - source| / |source| over all parameters that an average follows; None where there is none."""
+    """|average - source| / |source| over all parameters that have an average; None if there is none."""
     mine: list[Tensor] = []
     theirs: list[Tensor] = []
     for ema, source in averages:

@@ -1,6 +1,6 @@
-"""Why a run is not learning: each rule is a sign, a reason why it is one, and a way out. No torch here.
+"""Rules that detect why a run does not learn: each has a sign, the reason, and a remedy. No torch here.
 
-Thresholds were set from what a number means, and revised where healthy or planted runs showed them wrong;
+Thresholds follow from the meaning of each number, and were corrected on healthy runs and runs with planted faults;
 docs/doctor.md lists the reasons and the runs.
 """
 
@@ -16,14 +16,14 @@ from pretrain.doctor.signs import GRADIENT
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to fail.
+    """One failure mode.
 
     Attributes:
-        title: what is wrong, in few words.
-        sign: when it is reported. reason: why that sign means this. way_out: what to change.
+        title: short description of the failure.
+        sign: condition of the report. reason: why the sign shows this failure. way_out: remedy.
         reads: checked only in steps that have one of these values; a name that ends in "/" means all names below it.
-        check: the numbers of the sign, in words, or None where it is not given.
-        is_cause: the other signs follow from this one and are not reported along with it.
+        check: describes the sign with its numbers; None if the sign is absent.
+        is_cause: other signs follow from this one and are not reported together with it.
     """
 
     title: str
@@ -45,7 +45,7 @@ RULES: dict[str, Rule] = {
     "learning_rate_too_high": Rule(
         "learning rate too high",
         "between two measurements the median weight matrix changed by 15 % of its norm per step or more",
-        "a network whose weights are replaced every seven steps cannot keep what it learnt; healthy runs change by "
+        "a network whose weights are replaced every seven steps cannot keep what it learned; healthy runs change by "
         "1e-3, small ones in warm-up by about 1e-2",
         "lower optim.lr (a tenth), or lengthen its warm-up",
         ("doctor/weight_change",),
@@ -73,16 +73,16 @@ RULES: dict[str, Rule] = {
     ),
     "weights_still": Rule(
         "the weights do not move",
-        "in two measurements no sampled matrix changed by 1e-6 of its norm per step, at 1 % of the peak rate or more",
+        "in two measurements no sampled matrix changed by 1e-6 of its norm per step, at 1 % of the peak lr or more",
         "fp32 resolves 6e-8: at 1e-6 a step, ten thousand steps change the weights by 1 %",
         "raise optim.lr; look for a frozen backbone, a detached loss or a loss scale of 0",
         ("doctor/weight_change_max",),
         signs.weights_still,
     ),
     "loss_flat": Rule(
-        "the loss stays where it began",
+        "the loss stays at its initial value",
         "500 steps after the warm-up the median of 50 rows is within 0.5 % of the first ten, while the rate is above 0",
-        "noise between batches is larger than that; a loss that learns anything leaves its first value sooner",
+        "noise between batches is larger than that; the loss of a model that learns changes sooner",
         "look at the pictures of the batches and at the gradient norms; raise optim.lr",
         ("loss",),
         signs.loss_flat,
@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {
         signs.uniform,
     ),
     "teacher_uninformative": Rule(
-        "teacher assigns every image alike",
+        "teacher assigns all images the same way",
         "for 20 steps the entropy of the mean assignment exceeds the mean entropy by less than 0.01 nats, after it "
         "exceeded it by more, while assignments are not uniform",
         "the difference is the information between image and prototype; without it the student learns a constant",
@@ -161,7 +161,7 @@ RULES: dict[str, Rule] = {
     ),
     "few_dimensions": Rule(
         "features lose their dimensions",
-        "in two measurements RankMe is below 1.2, or below a quarter of its largest, after it was 2",
+        "in two measurements RankMe is below 1.2, or below a quarter of its maximum, after it was 2",
         "RankMe is the number of directions that features spread over (Garrido et al. 2023); downstream accuracy "
         "falls with it",
         "lower optim.lr or optim.weight_decay; for a teacher, centre it, or raise the weight of a spread term (KoLeo)",
@@ -196,13 +196,13 @@ RULES: dict[str, Rule] = {
     "attention_uniform": Rule(
         "attention of the last block became uniform",
         "in two measurements the entropy of attention is above 0.999 of log T, after it was below 0.9",
-        "an untrained network attends alike to all tokens; this one had learnt not to and has lost it",
+        "an untrained network attends uniformly to all tokens; this one had learned not to and has lost it",
         "lower optim.lr, or return to an earlier checkpoint",
         ("doctor/attention_entropy",),
         signs.attention_uniform,
     ),
     "attention_one_token": Rule(
-        "attention of the last block sees one token",
+        "attention of the last block is on one token",
         "in two measurements the entropy of attention is below 0.02 of log T",
         "saturated softmaxes have no gradient (entropy collapse, Zhai et al. 2023)",
         "lower optim.lr or lengthen its warm-up",
@@ -213,7 +213,7 @@ RULES: dict[str, Rule] = {
         "blocks get no gradient",
         "in two measurements a block's gradient norm is below 1e-7 of the largest block's",
         "fp32 resolves 6e-8: such a block does not learn with the others",
-        "check that the loss depends on these blocks; lower optim.lr if it was healthy before",
+        "check that the loss depends on these blocks; lower optim.lr if the gradients were healthy before",
         (GRADIENT,),
         signs.dead_blocks,
     ),

@@ -1,7 +1,7 @@
-"""Signs that the doctor's rules look for: each a function of a run's history that gives the numbers in words, or None.
+"""Signs of the doctor's rules: functions of a run's history that return a text with the numbers, or None.
 
-A sign must hold in every row of a stretch of steps, so that one odd batch does not count. The meaning of each number is
-given with its rule in `rules.py`. No torch here.
+A sign must be present in every row of an interval of steps, so that one unusual batch does not count. The
+meaning of each number is given with its rule in `rules.py`. No torch here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from itertools import takewhile
 
 from pretrain.doctor.history import FIRST, Facts, History
 
-GRADIENT = "doctor/grad/"  # then the block
-ONE_HOT = 0.05  # nats of an assignment's entropy, below which it is one
-SPREAD = 0.02  # of features, below which all images look the same
+GRADIENT = "doctor/grad/"  # prefix; the name of the block follows
+ONE_HOT = 0.05  # nats: an assignment with lower entropy counts as one-hot
+SPREAD = 0.02  # spread of features below which all images have the same features
 
 
 def held(history: History, name: str, sign: Callable[[float], bool], *, steps: int, rows: int = 2) -> int | None:
-    """First step of the unbroken stretch of rows whose `name` shows the sign, if it spans `steps` steps up to now."""
+    """First step of the latest consecutive rows in which `name` shows the sign, if they span at least `steps` steps."""
     last = first = None
     count = 0
     for step, value in history.back(name):
@@ -31,10 +31,10 @@ def held(history: History, name: str, sign: Callable[[float], bool], *, steps: i
 
 
 def sank(history: History, facts: Facts, name: str, *, below: float, was: float, steps: int) -> bool:
-    """Has `name` been below `below` for `steps` steps, after it was `was` or more, or without ever having risen?
+    """Has `name` been below `below` for `steps` steps, after it was at least `was`, or without ever rising?
 
-    Some healthy networks are born low: with factors of 1e-5 on their branches (LayerScale) all images look the same to
-    them. So what never rose is given 200 steps after the warm-up.
+    Some healthy networks start low: with LayerScale factors of 1e-5, the features of all images are almost equal. So a
+    value that never rose counts only from 200 steps after the warm-up on.
     """
     if held(history, name, lambda value: value < below, steps=steps) is None:
         return False
@@ -45,7 +45,7 @@ def weights_leap(h: History, f: Facts) -> str | None:
     change = h.now["doctor/weight_change"]
     if change < 0.15:
         return None
-    return f"each step moves the weights by {change:.0%} of their own length (healthy: below 5%)"
+    return f"each step changes the weights by {change:.0%} of their norm (healthy: below 5%)"
 
 
 def loss_diverged(h: History, f: Facts) -> str | None:
@@ -67,7 +67,7 @@ def weights_still(h: History, f: Facts) -> str | None:
         h, "doctor/weight_change_max", lambda change: change < 1e-6, steps=1
     ):
         return None
-    return f"the fastest weight matrix moves by {h.now['doctor/weight_change_max']:.1e} of its length a step"
+    return f"the fastest weight matrix changes by {h.now['doctor/weight_change_max']:.1e} of its norm per step"
 
 
 def loss_flat(h: History, f: Facts) -> str | None:
@@ -77,11 +77,11 @@ def loss_flat(h: History, f: Facts) -> str | None:
     start = sum(known) / len(known)
     if abs(now - start) > 0.005 * abs(start) or not h.middle("lr", 1) > 0:
         return None
-    return f"it is {now:.4g} after {h.step} steps and was {start:.4g} in the first {FIRST} rows"
+    return f"it is {now:.4g} after {h.step} steps, and {start:.4g} in the first {FIRST} rows"
 
 
 def _assigns(f: Facts) -> bool:
-    """Does the teacher assign to prototypes, and are there rows enough for a mean assignment to say something?"""
+    """Does the teacher assign to prototypes, with enough rows for a meaningful mean assignment?"""
     return f.prototypes is not None and f.prototypes > 2 and f.rows >= 16
 
 
@@ -92,7 +92,7 @@ def one_prototype(h: History, f: Facts) -> str | None:
     if held(h, "teacher_kl_uniform", lambda kl: log_k - kl < math.log(2), steps=5) is None:
         return None
     if h.most.get("teacher_entropy", log_k) < ONE_HOT:
-        return None  # it never was anything but one-hot: the temperature
+        return None  # one-hot from the start: caused by the temperature, reported by one_hot
     share = math.exp(log_k - h.middle("teacher_kl_uniform", 1))
     return f"the mean assignment of a batch covers {share:.1f} of {f.prototypes}"
 
@@ -108,7 +108,7 @@ def uniform(h: History, f: Facts) -> str | None:
     if held(h, "teacher_entropy", lambda entropy: log_k - entropy < 0.01, steps=20) is None:
         return None
     if h.least.get("feature_std", 1.0) * math.sqrt(f.embed_dim) < SPREAD and h.step <= f.warmup_steps + 200:
-        return None  # images looked the same to the network, and to its average they may still: not the temperature
+        return None  # features were equal at the start and may still be in the teacher: not caused by the temperature
     return f"loss = ln {f.prototypes} = {log_k:.4f}, entropy of an assignment {h.middle('teacher_entropy', 1):.4f}"
 
 
@@ -128,7 +128,7 @@ def uninformative(h: History, f: Facts) -> str | None:
         return None
     information = max(0.0, told[stretch[0]] - entropies[stretch[0]])
     return (
-        f"an assignment tells {information:.4f} nats about its image, its entropy is {entropies[stretch[0]]:.2f} of "
+        f"an assignment contains {information:.4f} nats about its image, its entropy is {entropies[stretch[0]]:.2f} of "
         f"at most {log_k:.2f}"
     )
 
@@ -137,7 +137,7 @@ def one_hot(h: History, f: Facts) -> str | None:
     if held(h, "teacher_entropy", lambda entropy: entropy < ONE_HOT, steps=10) is None:
         return None
     if h.most["teacher_entropy"] >= ONE_HOT and _is_one_prototype(h, f):
-        return None  # it became so by collapse, which is said
+        return None  # caused by collapse, which is reported
     return f"entropy of an assignment {max(0.0, h.middle('teacher_entropy', 1)):.3f} nats"
 
 
@@ -146,28 +146,28 @@ def center_still(h: History, f: Facts) -> str | None:
         return None
     now = h.now["center_norm"]
     since = held(h, "center_norm", lambda norm: norm == now, steps=20, rows=5)
-    return None if since is None else f"its length is {now:.4g} since step {since}"
+    return None if since is None else f"its norm has been {now:.4g} since step {since}"
 
 
 def teacher_still(h: History, f: Facts) -> str | None:
     since = held(h, "doctor/average_change_max", lambda change: change == 0, steps=1)
     if h.step > 0.9 * f.total_steps or not _moving(h) or since is None:
         return None
-    return f"no sampled weight of it changed since step {since}, those of the student did"
+    return f"none of its sampled weights changed since step {since}, those of the student did"
 
 
 def teacher_identical(h: History, f: Facts) -> str | None:
     if not _moving(h) or h.now["doctor/average_distance"] > 1e-6:
         return None
-    return f"they are {h.now['doctor/average_distance']:.1e} of their length apart"
+    return f"their distance is {h.now['doctor/average_distance']:.1e} of their norm"
 
 
 def _moving(h: History) -> bool:
-    return h.middle("doctor/weight_change", 1) > 1e-5  # not always measured in the same step
+    return h.middle("doctor/weight_change", 1) > 1e-5  # may be measured in different steps
 
 
 def _spread(h: History, f: Facts) -> float:
-    """Of features over images: 1 in random directions, 0 when they are all alike."""
+    """Spread of features over images: 1 for random directions, 0 for identical features."""
     return h.middle("feature_std", 1) * math.sqrt(f.embed_dim)
 
 
@@ -176,14 +176,14 @@ def features_constant(h: History, f: Facts) -> str | None:
     if f.rows < 8 or not sank(h, f, "feature_std", below=SPREAD / scale, was=2 * SPREAD / scale, steps=10):
         return None
     spread = _spread(h, f)
-    return f"spread {spread:.4f} where random directions have 1: two images have cosine {1 - spread * spread:.5f}"
+    return f"spread {spread:.4f} (random directions: 1): two images have cosine {1 - spread * spread:.5f}"
 
 
 def few_dimensions(h: History, f: Facts) -> str | None:
     best = h.most["doctor/rankme"]
     if not sank(h, f, "doctor/rankme", below=max(1.2, 0.25 * best), was=2.0, steps=1):
         return None
-    return f"RankMe {h.now['doctor/rankme']:.1f}, at best {best:.1f}"
+    return f"RankMe {h.now['doctor/rankme']:.1f}, maximum {best:.1f}"
 
 
 def targets_constant(h: History, f: Facts) -> str | None:
@@ -208,13 +208,13 @@ def attention_uniform(h: History, f: Facts) -> str | None:
     best = h.least["doctor/attention_entropy"]
     if best > 0.9 or held(h, "doctor/attention_entropy", lambda entropy: entropy > 0.999, steps=1) is None:
         return None
-    return f"entropy {h.now['doctor/attention_entropy']:.4f} of its largest, and was {best:.2f}"
+    return f"entropy {h.now['doctor/attention_entropy']:.4f} of its maximum, and was {best:.2f}"
 
 
 def attention_one(h: History, f: Facts) -> str | None:
     if held(h, "doctor/attention_entropy", lambda entropy: entropy < 0.02, steps=1) is None:
         return None
-    return f"entropy {h.now['doctor/attention_entropy']:.4f} of its largest"
+    return f"entropy {h.now['doctor/attention_entropy']:.4f} of its maximum"
 
 
 def dead_blocks(h: History, f: Facts) -> str | None:
