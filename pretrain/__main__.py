@@ -19,10 +19,10 @@ from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 def check(
     given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
 ) -> tuple[PretrainConfig, Dataset, Plan]:
-    """Everything that can be found wrong without torch, a process group or a GPU.
+    """Check everything that needs no torch, process group or GPU.
 
     Raises:
-        ConfigError, ValueError: the configuration or the data set cannot run; the message names every problem.
+        ConfigError, ValueError: the configuration or the data set is invalid; the message lists all problems.
     """
     config, source = load_config(PretrainConfig, given, overrides), source_name(given)
     dataset = _open(source, "data.shards", config.data.shards, config.data.index)
@@ -86,7 +86,7 @@ def _report_missing(config: PretrainConfig) -> int:
 
 
 def describe(config: PretrainConfig, steps: Plan) -> str:
-    """What will run, in one line per fact."""
+    """A description of the run, one property per line."""
     model, widths = config.model, config.model.widths()
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""The configuration of a pretraining run, and what it means for a given data set and number of processes.
+"""The configuration of a pretraining run, and its plan for a given data set and number of processes.
 
 No torch here: a mistake is reported before torch is imported and before any process group or GPU is touched.
 """
@@ -40,7 +40,7 @@ class DataConfig(Config):
 
 
 class InitConfig(Config):
-    """What the weights start from. Exactly one; a run that has checkpoints resumes from them instead."""
+    """Initial weights: exactly one source. A run that has checkpoints resumes from them instead."""
 
     release: str | None = Field(None, description="folder written by `fovea release`")
     official: str | None = Field(
@@ -67,7 +67,7 @@ class InitConfig(Config):
 
     @property
     def source(self) -> tuple[str, str]:
-        """Which of the sources, and where it is."""
+        """Key and path of the source."""
         return next((key, value) for key in INIT_SOURCES if (value := getattr(self, key)) is not None)
 
 
@@ -96,13 +96,13 @@ class PretrainConfig(Config):
         return self
 
     def _view_problems(self) -> list[str]:
-        """A backbone that cannot do what the objective asks of it, or not on crops of these sizes."""
+        """Problems of a backbone that does not support the objective, or the sizes of its crops."""
         model, patch = self.model, self.model.patch_size
         if lacking := model.lacking(self.objective.name, self.objective.needs):
             return [lacking]
         found = []
         for view in self.objective.views(model):
-            # A view that is the same as another one is seen by another model, with patches of its own.
+            # A view with `same_as` is the input of another model, with its own patch size.
             if not isinstance(view, ViewSpec) or view.same_as is not None:
                 continue
             if any(side % patch for side in view.size):
@@ -169,7 +169,7 @@ class PretrainConfig(Config):
 
 
 def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
-    """Turn epochs into steps and the global batch into micro-batches.
+    """Convert epochs to steps and the global batch to micro-batches.
 
     Raises:
         ConfigError: the batch does not divide, or one step asks for more samples than there are.

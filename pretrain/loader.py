@@ -1,4 +1,4 @@
-"""The batches of a run, on the device: loaded from the step it is at, bad samples recorded, waiting time measured."""
+"""The batches of a run on the device, from its current step; records bad samples and measures the waiting time."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PretrainLoader:
     """Iterates over this rank's micro-batches from `start_step` on.
 
     Attributes:
-        latest: the micro-batch given out last.
-        waited: seconds spent waiting for the loader, in all.
+        latest: the latest micro-batch.
+        waited: total seconds spent waiting for the loader.
         bad: counts of unusable samples on this rank.
     """
 
@@ -56,7 +56,7 @@ class PretrainLoader:
             replace(
                 spec,
                 start_position=start_step * spec.global_batch,
-                # Without a GPU, colour changes cost the same in a worker, and the step does not wait for them.
+                # Without a GPU, colour augmentation costs the same in a worker, and the step does not wait for it.
                 augment_on="device" if on_gpu or not config.data.num_workers else "worker",
             ),
             num_steps=steps.total_steps - start_step,
@@ -77,12 +77,12 @@ class PretrainLoader:
             yield self.latest
 
     def again(self, step: int, micro: int) -> dict[str, Tensor]:
-        """Micro-batch `micro` of this rank in the step after `step` completed ones, read anew."""
+        """Micro-batch `micro` of this rank in the step after `step` completed ones, read again."""
         host_batch = self._micro_batches[step * self._micro_batches.spec.accumulation + micro]
         return augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
 
     def close(self) -> None:
-        """End the reading processes."""
+        """Stop the worker processes."""
         self._loader.close()
 
     def names(self, positions: Sequence[int]) -> list[str]:
@@ -96,7 +96,7 @@ class PretrainLoader:
 def loader_spec(
     config: PretrainConfig, *, rank: int, world_size: int, skipped_positions: Mapping[int, int] | None = None
 ) -> LoaderSpec:
-    """What the micro-batches of one rank hold, from the run's first step on."""
+    """Specification of the micro-batches of one rank, from the first step of the run."""
     return LoaderSpec(
         views=config.objective.views(config.model),
         in_chans=config.model.in_chans,

@@ -14,11 +14,11 @@ from pretrain.engine.session.folder import last_start, read_data
 
 
 def from_run(run_dir: Path, out: Path) -> str:
-    """Write the release of the newest complete checkpoint of `run_dir` into `out`; what was written, in a line.
+    """Write the release of the newest complete checkpoint of `run_dir` into `out`; return a one-line report.
 
     Raises:
-        ConfigError: `run_dir` is no run. CheckpointError: no checkpoint, or none that is complete.
-        ValueError: `out` holds something else.
+        ConfigError: `run_dir` is not a run folder. CheckpointError: no complete checkpoint.
+        ValueError: `out` contains other files.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])

@@ -1,4 +1,4 @@
-"""A run, from its configuration to its release: what is built, in which order, and then `fit`."""
+"""A run, from its configuration to its release: builds the parts, then calls `fit`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ START_ANOTHER = "choose another run_dir (init.checkpoint starts from this run's 
 
 
 def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
-    """Train until done or requested to stop, from the newest checkpoint if there is one; the process's exit status.
+    """Train until done or requested to stop, from the newest checkpoint if there is one; return the exit status.
 
     Raises:
         RunError: the run cannot continue.
@@ -59,13 +59,13 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
             while True:
                 with suppress(RewindError), ExitStack() as parts:
                     return PretrainRun(config, dataset, steps, world, parts, watch=watch).train()
-                gc.collect()  # the weights of the run that ended; the next one starts as after a kill
+                gc.collect()  # frees the weights before the rewound run starts, which begins as after a kill
 
     return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError))
 
 
 class PretrainRun:
-    """The parts of one run on one rank. watch: opens the watch, which outlives them."""
+    """The parts of one run on one rank. watch: opens the signal handlers, which stay open during rewinds."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class PretrainRun:
         self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
 
     def train(self) -> int:
-        """Fit, then release; the exit status."""
+        """Train, then write the release; return the exit status."""
         config, steps = self.config, self.steps
         if self.start_step >= steps.total_steps and (self.folder / "DONE").exists():
             self.say(f"all {steps.total_steps} steps are done; the release is {self.folder / 'release'}")
@@ -179,7 +179,7 @@ class PretrainRun:
                 say=self.say,
             )
         except RewindError:
-            self.engine.close()  # the next start needs the memory
+            self.engine.close()  # frees memory for the rewound run
             raise
         if reached < steps.total_steps:
             self.say(
@@ -285,7 +285,7 @@ class PretrainRun:
             self.log.say(f"saved {folder}")
 
     def _lacks_probe(self) -> bool:
-        """At the start, and where the run ended between a checkpoint and its probe."""
+        """True at step 0, and if the run ended between a checkpoint and its probe."""
         if self.config.probe is None or self.start_step == 0:
             return self.config.probe is not None
         due = every(self.start_step, self.config.probe.every_steps, self.steps.total_steps)

@@ -1,4 +1,4 @@
-"""The objective of a configuration, and what its weights start from."""
+"""The objective of a configuration and its initial weights."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def build_backbone(model: ModelConfig) -> ImageEncoder:
 
 
 def start_weights(objective: Objective, config: PretrainConfig) -> list[str]:
-    """What a new run begins with: the weights that `config.init` names, if any; lines that say what fitted.
+    """Load the weights of `config.init`, if any, into a new run; return log lines that list what was loaded.
 
     Raises:
-        ConfigError: the source is missing, damaged or of another model; every name that does not fit is listed.
+        ConfigError: the source is missing, damaged or of another model; all names that do not match are listed.
     """
     greeting = [] if config.init is None else _load(objective, config.init)
     try:
@@ -74,5 +74,5 @@ def _load(objective: Objective, init: InitConfig) -> list[str]:
 
 
 def _chosen(weights: Weights, init: InitConfig) -> Weights:
-    """The part of a source that `init` asks for."""
+    """The part of a source that `init` requests."""
     return replace(weights, heads={}) if init.fresh_heads else weights

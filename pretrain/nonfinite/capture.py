@@ -1,7 +1,7 @@
-"""A non-finite step, written down so that it can be computed again: RUN/captures/step-N/
+"""Captures a non-finite step so that it can be recomputed: RUN/captures/step-N/
 
-capture.json says what was not finite, in which micro-batches, which samples they held, and which of them are to blame;
-model.safetensors holds the parameters and buffers of that moment. `fovea replay` reads both.
+capture.json records which values were not finite, the micro-batches, their samples, and the culprits among these;
+model.safetensors contains the parameters and buffers at that step. `fovea replay` reads both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.core.files import new_folder, publish_folder, write_json
 
 FILE = "capture.json"
 FORMAT = 1
-MOST_WEIGHTS = 8  # captures of a run that hold weights: a sample that breaks every epoch must not fill the disk
+MOST_WEIGHTS = 8  # captures with weights per run: a sample that fails in every epoch must not fill the disk
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
     """One micro-batch of the step.
 
     Attributes:
-        samples: "shard/key" of each position. culprits: positions that break it by themselves.
+        samples: "shard/key" of each position. culprits: positions that alone make it non-finite.
     """
 
     rank: int
@@ -38,16 +38,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Capture:
-    """A step whose loss or gradient was not finite.
+    """A step with a non-finite loss or gradient.
 
     Attributes:
         step: completed steps before it; the log counts it as step + 1.
-        first_bad: the first loss that was not finite, or the first parameter with such a gradient.
+        first_bad: the first non-finite loss, or the first parameter with a non-finite gradient.
         losses: means over ranks and micro-batches; None where not finite.
         config_sha256, fingerprint: of the run's config.yaml and data.
         checkpoint: the newest one at or before the step, {"folder", "step"}; None before the first.
-        weights: the file that holds the model at that moment, and its size; None when it was not to be written.
-        passed_over: candidates not taken by position, as the run had it then.
+        weights: file with the model at that step, and its size; None if it was not written.
+        passed_over: number of skipped candidates by position at that step.
     """
 
     step: int
@@ -70,18 +70,18 @@ class Capture:
 
     @property
     def suspects(self) -> list[Part]:
-        """Micro-batches that may be broken: those with a loss that is not finite; all of them when none is."""
+        """Micro-batches that may be the cause: those with a non-finite loss; all of them if there is none."""
         return [part for part in self.parts if not part.loss_finite] or list(self.parts)
 
     @property
     def culprits(self) -> tuple[int, ...]:
-        """Positions to pass over: those found, else all of the suspects."""
+        """Positions to skip: the culprits found, else all positions of the suspects."""
         found = sorted(position for part in self.parts for position in part.culprits)
         return tuple(found or sorted(position for part in self.suspects for position in part.positions))
 
 
 def folder_of(run_dir: Path, step: int, rewinds: int) -> Path:
-    """Where the capture of a step is put; a step that is taken again after a rewind has another one."""
+    """Folder of the capture of a step; a step that is repeated after a rewind has another folder."""
     return run_dir / "captures" / (f"step-{step + 1:08d}" + (f"-rewind-{rewinds}" if rewinds else ""))
 
 
@@ -102,7 +102,7 @@ def seal(temporary: Path, folder: Path, capture: Capture) -> None:
 
 
 def read(folder: Path) -> Capture:
-    """Raises ValueError when `folder` holds no capture that this version reads."""
+    """Read a capture. Raises ValueError if `folder` contains none that this version supports."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Which samples of a micro-batch make its loss or gradient non-finite: found by computing parts of it alone."""
+"""Finds the samples of a micro-batch that make its loss or gradient non-finite, by computing parts of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Outcome:
     """Forward and backward of one micro-batch.
 
     Attributes:
-        losses: by name. bad_gradients: parameters whose gradient is not finite, in the order of the model.
+        losses: by name. bad_gradients: parameters with a non-finite gradient, in the order of the model.
     """
 
     losses: dict[str, float]
@@ -34,7 +34,7 @@ class Outcome:
 
     @property
     def broken(self) -> bool:
-        """By the engine's rule: the loss, or a gradient."""
+        """A non-finite loss or gradient, as the engine defines it."""
         return not math.isfinite(self.losses["loss"]) or bool(self.bad_gradients)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Outcome:
 def evaluate(
     objective: Objective, batch: Mapping[str, Tensor], step: int, *, seed: int, precision: Precision, scale: float = 1.0
 ) -> Outcome:
-    """Compute `batch` in this process alone and leave everything as it was: gradients, buffers, what is pending.
+    """Compute `batch` in this process alone, without a change of gradients, buffers or pending updates.
 
     Args:
         seed: of the random numbers drawn on the device. scale: the loss scale of fp16.

@@ -1,4 +1,4 @@
-"""The micro-batches of a captured step, computed again by one process."""
+"""Recomputes the micro-batches of a captured step in one process."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Recompute:
         self.objective = objective.to(self.device).train()
 
     def run(self) -> int:
-        """Print what is found. 0: not finite again; 1: finite this time."""
+        """Print the findings. Returns 0: non-finite again; 1: finite this time."""
         broken = [name for name, value in self.objective.state_dict().items() if not bool(value.isfinite().all())]
         if broken:
-            print(f"the weights themselves are not finite: {', '.join(broken[:8])} ({len(broken)} in all)")
+            print(f"the weights themselves are not finite: {', '.join(broken[:8])} ({len(broken)} in total)")
         found = [self._part(part) for part in self.captured.suspects]
         if any(found):
             print("reproduced")
             return 0
-        alone = " by one process alone" if self.captured.world_size > 1 else ""
-        print(f"not reproduced: every suspected micro-batch is finite when computed{alone}")
+        alone = " in a single process" if self.captured.world_size > 1 else ""
+        print(f"not reproduced: every suspected micro-batch is finite when recomputed{alone}")
         return 1
 
     def _part(self, part: Part) -> bool:
-        """Compute one micro-batch as the run did; when it breaks, say how."""
+        """Recompute one micro-batch as in the run; if it is non-finite, print the cause."""
 
         batch, precision = self._batch(part), self.captured.precision
         outcome = self._evaluate(part, batch, precision)
@@ -70,7 +70,7 @@ class Recompute:
         others: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if self.device.type == "cuda" else ("fp32", "bf16")
         for other in others:
             result = self._evaluate(part, batch, other)
-            print(f"  in {other}    {result}" + ("" if result.broken else ": it disappears"))
+            print(f"  in {other}    {result}" + ("" if result.broken else ": not reproduced"))
         return True
 
     def _batch(self, part: Part) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class Recompute:
         return keyed_seed(self.captured.seed, self.captured.step, part.micro_batch, part.rank)
 
     def _first_module(self, part: Part, batch: Mapping[str, Tensor]) -> str:
-        """The first module, in order of completion, with an output that is not finite."""
+        """The first module, in order of completion, with a non-finite output."""
         bad_entries = [name for name, value in batch.items() if not _is_finite(value)]
         if bad_entries:
             return f"none: the batch itself is not finite in {', '.join(bad_entries)}"
@@ -117,7 +117,7 @@ class Recompute:
 
 
 def _is_finite(value: Any) -> bool:
-    """Of every floating-point tensor in a nest of tuples, lists and mappings."""
+    """Are all floating-point tensors in nested tuples, lists and mappings finite?"""
     if isinstance(value, torch.Tensor):
         return not value.is_floating_point() or bool(value.detach().isfinite().all())
     if isinstance(value, Mapping):

@@ -37,7 +37,7 @@ class Recovery:
     """Called by `fit` on every rank after each non-finite step.
 
     Args:
-        known: what `about` gave for the checkpoint the run resumed from.
+        known: the value of `about` in the checkpoint from which the run resumed.
         say: prints and logs on rank 0.
     """
 
@@ -79,7 +79,7 @@ class Recovery:
         """Capture the step that is now the `step`-th completed one.
 
         Raises:
-            RewindError, NonFiniteError: there were too many; see `go_back`.
+            RewindError, NonFiniteError: too many non-finite steps; see `go_back`.
         """
         captured = self._capture(step - 1, result)
         self._culprits[step] = list(captured.culprits)
@@ -138,7 +138,7 @@ class Recovery:
             capture.seal(temporary, folder, captured)
             found = [position for part in parts for position in part.culprits]
             named = f"; to blame: {', '.join(self._loader.names(found))}" if found else ""
-            self._say(f"captured{named}; compute it again with: fovea replay {folder}")
+            self._say(f"captured{named}; recompute it with: fovea replay {folder}")
         return captured
 
     def _parts(self, step: int, result: StepResult) -> list[Part]:
@@ -166,10 +166,10 @@ class Recovery:
         return parts
 
     def _search(self, step: int, result: StepResult) -> dict[tuple[int, int], list[int]]:
-        """Positions that break this rank's micro-batches, as far as they do so without the other ranks."""
+        """Positions that make micro-batches of this rank non-finite, if they do so without the other ranks."""
         settings, rank = self._config.engine, self._world.rank
         if settings.is_zero3:
-            return {}  # no rank has the weights
+            return {}  # no rank has all the weights
         micros = [micro for at, micro in result.bad_parts if at == rank]
         if not result.bad_parts:
             micros = list(range(self._engine.accumulation_steps))

@@ -1,4 +1,4 @@
-"""`fovea replay CAPTURE`: compute a non-finite step again, and say which samples, module and precision break it."""
+"""`fovea replay CAPTURE`: recompute a non-finite step and print the samples, module and precision that cause it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretrain.nonfinite.capture import Capture
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: not finite again. 1: finite this time. 2: wrong input."""
+    """Exit status 0: non-finite again. 1: finite this time. 2: wrong input."""
     parser = argparse.ArgumentParser(prog="fovea replay", description=__doc__)
     parser.add_argument("capture", type=Path, help="a folder RUN/captures/step-N")
     parser.add_argument(
@@ -33,10 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
-    """Print what is found; the exit status.
+    """Print the findings; return the exit status.
 
     Raises:
-        ValueError: no capture, other data, or no weights to compute with.
+        ValueError: no capture, different data, or no weights.
     """
     captured = capture.read(folder)
     run_dir = folder.resolve().parent.parent
@@ -44,7 +44,7 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
     dataset = Dataset.open(config.data.shards, config.data.index)
     if dataset.fingerprint != captured.fingerprint:
         raise ValueError(
-            f"data.shards: other data than the run's (fingerprint {dataset.fingerprint[:12]}, captured "
+            f"data.shards: the data differ from those of the run (fingerprint {dataset.fingerprint[:12]}, captured "
             f"{captured.fingerprint[:12]}); give the folder with data.shards=..."
         )
     print(f"step {captured.step + 1} of {run_dir}: {captured.first_bad} was not finite")
@@ -63,7 +63,7 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
 
 
 def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
-    """The model of the step, or of a checkpoint before it."""
+    """The weights of the step, or of a checkpoint before it."""
     from safetensors.torch import load_file
 
     if captured.weights is not None:

@@ -1,4 +1,4 @@
-"""The doctor of a run: what it measures while training, on which images, and what it says."""
+"""The doctor during training: its measurements, its images and its alarms."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _ATTENTION_IMAGES = 4
 
 
 class AlarmError(RuntimeError):
-    """The doctor gave an alarm, and the configuration says to stop: the verdicts, a line each."""
+    """An alarm with `doctor.reaction: stop`; the message has one line per diagnosis."""
 
 
 class OnlineDoctor:
-    """Called after every step on every rank with its result; rank 0's numbers count, so that all ranks decide alike.
+    """Called on every rank after every step; uses the numbers of rank 0, so that all ranks take the same decision.
 
     Attributes:
-        measured: by name, of the step just seen; empty between measurements.
+        measured: measurements of the latest step, by name; empty in steps without.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OnlineDoctor:
         self._reset(start_step)
 
     def __call__(self, step: int, result: StepResult) -> list[Diagnosis]:
-        """The verdicts that begin with the step `result` is of; `step` counts completed steps, this one too."""
+        """New diagnoses at the step of `result`; `step` counts completed steps including this one."""
         self.measured = {}
         if result.skipped:
             return []
@@ -92,7 +92,7 @@ class OnlineDoctor:
         return begin, list(range(begin * batch, step * batch))
 
     def _reset(self, step: int) -> None:
-        """Start to watch the weights as they are."""
+        """Start measuring changes from the current weights."""
         if not self._is_whole:
             return
         trained = {name: tensor for name, tensor in self.objective.named_parameters() if tensor.requires_grad}
@@ -153,8 +153,8 @@ class OnlineDoctor:
 
 
 def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Tensor | None:
-    """This rank's share [n, C, H, W] of the images that are measured on: the first of the data's order, so that they
-    are the same after a resume; None where the objective takes no view of the model's size."""
+    """This rank's share [n, C, H, W] of the measured images: the first ones in the order of the data, so that they are
+    the same after a resume; None if no view of the objective has the image size of the model."""
     assert config.doctor is not None
     views = [view for view in config.objective.views(config.model) if isinstance(view, ViewSpec)]
     view = next((view for view in views if view.size == config.model.size and view.normalize), None)

@@ -1,4 +1,4 @@
-"""`fovea doctor RUN`: read the numbers of a run again, and say what was wrong and from which step on."""
+"""`fovea doctor RUN`: apply the doctor to the metrics of a run, and print what was wrong and from which step on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEALTHY, ALARMED, WRONG = 0, 1, 2
 
 
 def facts_of(config: PretrainConfig, steps: Plan) -> Facts:
-    """What the verdicts need to know of a run."""
+    """Properties of a run that diagnoses depend on."""
     settings = config.objective.model_dump()
     return Facts(
         total_steps=steps.total_steps,
@@ -33,12 +33,12 @@ def facts_of(config: PretrainConfig, steps: Plan) -> Facts:
 
 
 def examine(run_dir: Path) -> tuple[list[Diagnosis], int]:
-    """Verdicts on the rows of metrics.jsonl, and how many rows there were.
+    """Diagnoses of the rows of metrics.jsonl, and the number of rows.
 
-    The log has every `log.every_steps`-th step: a sign that takes less than two such rows is not seen here.
+    The log has only every `log.every_steps`-th step, so a sign that spans fewer than two such rows is not detected.
 
     Raises:
-        ConfigError: `run_dir` is no run.
+        ConfigError: `run_dir` is not a run folder.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
@@ -56,17 +56,19 @@ def examine(run_dir: Path) -> tuple[list[Diagnosis], int]:
 
 
 def _not_finite(run_dir: Path) -> list[Diagnosis]:
-    """One verdict on all captured steps: their losses are in no row."""
+    """One diagnosis for all captured steps, since their losses are in no row."""
     captures = sorted((run_dir / "captures").glob("step-*"))
     if not captures:
         return []
     step = int(captures[0].name.split("-")[1])
-    text = f"{len(captures)} captured steps had no finite loss or gradient; what broke it: fovea replay {captures[0]}"
+    text = (
+        f"{len(captures)} captured steps had no finite loss or gradient; to find the cause: fovea replay {captures[0]}"
+    )
     return [Diagnosis(step, "not_finite", text)]
 
 
 def rules_table() -> str:
-    """Every rule as a row of Markdown: what docs/doctor.md shows."""
+    """All rules as a Markdown table, for docs/doctor.md."""
     lines = ["| rule | condition | reason | remedy |", "|---|---|---|---|"]
     lines += [
         f"| `{name}`{' (cause)' if rule.is_cause else ''} | {rule.sign} | {rule.reason} | {rule.way_out} |"
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fovea doctor", description=__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="a run folder")
     parser.add_argument("--rules", action="store_true", help="print the rules and their reasons, and stop")
-    parser.add_argument("--json", action="store_true", help="a JSON object per verdict")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per diagnosis")
     chosen = parser.parse_args(arguments)
     if chosen.rules:
         print(rules_table())

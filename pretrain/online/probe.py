@@ -14,7 +14,7 @@ from pretrain.probes.protocol import ProbeRequest, probe
 
 
 class OnlineProbe:
-    """kNN, and if asked linear, accuracy of a backbone on the shards of `config.probe`; each rank encodes a share.
+    """kNN and optionally linear accuracy of a backbone on the shards of `config.probe`; each rank encodes a share.
 
     Raises:
         ValueError: the shards are missing, not indexed or carry no labels.
@@ -41,7 +41,7 @@ class OnlineProbe:
         )
 
     def __call__(self, backbone: ImageEncoder, *, with_pixels: bool = False) -> dict[str, float]:
-        """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline without any network."""
+        """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline of raw pixels."""
         was_training = backbone.training
         backbone.eval()
 
