@@ -54,7 +54,7 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
 
     def body(world: World) -> int:
         with ExitStack() as whole:
-            # Opened by the first start and kept: a signal that arrives during a rewind is not lost.
+            # Opened once and kept, so that a signal during a rewind is not lost.
             watch = cache(lambda: whole.enter_context(closing(preempt.Watch(Path(config.run_dir), rank=world.rank))))
             while True:
                 with suppress(RewindError), ExitStack() as parts:
@@ -233,7 +233,7 @@ class PretrainRun:
         )
 
     def _examine(self, step: int, result: StepResult) -> None:
-        """Apply the doctor's rules; react to an alarm as `doctor.reaction` says.
+        """Apply the doctor's rules; react to an alarm according to `doctor.reaction`.
 
         Raises:
             AlarmError: the run stops. RewindError: it rewinds.

@@ -146,7 +146,7 @@ def test_mistakes_are_reported_at_once_without_a_traceback(tmp_path: Path):
     ("override", "message"),
     [
         ("optim.global_batch_size=961", "but the data set has only 960; give 960 or fewer"),
-        ("optim.epochs=3", "optim.epochs=null or optim.total_steps=null takes it out"),
+        ("optim.epochs=3", "set optim.epochs=null or optim.total_steps=null"),
         ("optim.total_steps=null", "optim: give one of epochs and total_steps, got neither"),
         ("learning_rate=1", "learning_rate: unknown key"),
         ("engine.accumulation_steps=3", "nearest: 15"),

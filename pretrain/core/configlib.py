@@ -51,7 +51,7 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, 
             continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
-            continue  # an unfilled {{placeholder}}, say: refused below
+            continue  # for instance an unfilled {{placeholder}}: refused below
         if key in seen:
             raise ConfigError(str(node.start_mark.name), [f"{key}: given twice (line {key_node.start_mark.line + 1})"])
         seen.add(key)
@@ -167,7 +167,7 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
 
 
 def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list[str]:
-    """One pydantic error as `key.sub: what is wrong (way out)`; a validator may report several, one a line."""
+    """One pydantic error as `key.sub: problem (remedy)`; a validator may report several, one per line."""
     location, kind = tuple(detail["loc"]), detail["type"]
     # A tagged union adds its tag to the path: (objective, mae, mask_ratio). The user never typed it.
     location = tuple(part for part in location if part not in _tags(model) or part in _keys_at(values, location))
@@ -225,7 +225,7 @@ def _tags(model: type[Config]) -> set[str]:
 
 
 def _nearest_keys(model: type[Config], location: tuple[Any, ...]) -> list[str]:
-    """What an unknown key was meant to be: one like it beside it, the same one in other sections, one a bit like it."""
+    """Candidates for an unknown key: a similar one in its section, the same one in others, else a less similar one."""
     name, beside = str(location[-1]), _valid_names(model, location)
     if near := difflib.get_close_matches(name, beside, n=1, cutoff=0.75):
         return near
@@ -243,7 +243,7 @@ def _paths(model: type[Config]) -> Iterator[str]:
 
 
 def _valid_names(model: type[Config], location: tuple[Any, ...]) -> list[str]:
-    """The field names valid beside the last part of `location`."""
+    """The valid field names of the section that contains the last part of `location`."""
     sections: list[type[Config]] = [model]
     for part in location[:-1]:
         below = [s for section in sections if part in section.model_fields

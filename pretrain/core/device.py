@@ -6,7 +6,7 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """The device `name` ("cpu", "cuda", "cuda:1", ...); "auto": CUDA where there is a GPU, else the CPU.
+    """The device `name` ("cpu", "cuda", "cuda:1", ...); "auto": CUDA if available, else the CPU.
 
     Raises:
         ValueError: there is no such device.

@@ -53,7 +53,7 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
     """Join the other processes of this run (if any) and choose the device.
 
     Args:
-        device: "cpu", "cuda", or "auto" (cuda where there is one).
+        device: "cpu", "cuda", or "auto" (cuda if available).
         timeout: a collective that takes longer is an error.
 
     Raises:

@@ -58,7 +58,7 @@ class OptimConfig(Config):
         for a, b in (("epochs", "total_steps"), ("lr", "blr"), ("warmup_epochs", "warmup_steps")):
             missing = [getattr(self, key) is None for key in (a, b)]
             if not any(missing):
-                problems.append(f"give one of {a} and {b}, not both; optim.{a}=null or optim.{b}=null takes it out")
+                problems.append(f"give one of {a} and {b}, not both; set optim.{a}=null or optim.{b}=null")
             if all(missing) and a != "warmup_epochs":
                 problems.append(f"give one of {a} and {b}, got neither")
         problems += self._schedule_problems()

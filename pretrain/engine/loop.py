@@ -30,7 +30,7 @@ def fit(
     replicas_every: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> int:
-    """Train until `total_steps` optimizer steps are done, or until any rank asks to stop; return the step reached.
+    """Train until `total_steps` optimizer steps are done, or until any rank requests a stop; return the step reached.
 
     Args:
         batches: this rank's micro-batches on its device, from the first one of step `engine.step_count`.

@@ -255,7 +255,7 @@ class StepEngine(ABC):
         return records
 
     def save_model(self, folder: Path) -> list[FileRecord]:
-        """Rank 0 writes the model's parameters and buffers into `folder`; every rank takes part."""
+        """Rank 0 writes the model's parameters and buffers into `folder`; collective."""
         model = self._model_state()
         return [write_tensors(folder / MODEL_FILE, model)] if self.world.rank == 0 else []
 
@@ -318,7 +318,7 @@ def _first_bad(decision: ClipDecision) -> str:
 
 
 def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError listing what differs between this model and the one in `folder`."""
+    """Raise CheckpointError with the differences between this model and the one in `folder`."""
     differences = [
         f"{name}: {_shape(found.get(name))} in the checkpoint, {_shape(expected.get(name))} in this model"
         for name in sorted(expected.keys() | found.keys())

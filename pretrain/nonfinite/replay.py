@@ -76,7 +76,7 @@ def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
     age = captured.step - captured.checkpoint["step"]
     if not (source / "model.safetensors").exists():
         raise ValueError(f"{folder}: holds no weights, and {source} no longer exists; set engine.capture_weights")
-    note = f"weights of {source}" + (f", {age} steps older: it may not break again" if age else "")
+    note = f"weights of {source}" + (f", {age} steps older: the failure may not recur" if age else "")
     return load_file(source / "model.safetensors"), note
 
 

@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_after_the_commit_is_said_on_every_rank_and_the_new_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(commit, "point_latest", full)
-    with pytest.raises(CheckpointError, match=r"wrote .*step-00000004, but could not .*No space left"):
+    with pytest.raises(CheckpointError, match=r"wrote .*step-00000004, but the cleanup .*No space left"):
         saved.save(engine, 4, {})
     assert [commit.verify(path).step for path in checkpoints(tmp_path)] == [4], "room was made first"
 
