@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,7 +49,7 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, 
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
-        key = loader.construct_object(key_node, deep=True)
+        key: Any = cast(Any, loader).construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             continue  # for instance an unfilled {{placeholder}}: refused below
         if key in seen:
@@ -94,7 +94,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
         raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date, or not UTF-8
@@ -103,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
     if not isinstance(values, dict):
         raise ConfigError(str(path), [f"expected a mapping of sections, got {type(values).__name__}"])
-    return values
+    return cast(dict[str, Any], values)
 
 
 def validate(model: type[ConfigType], values: dict[str, Any], *, source: str) -> ConfigType:
@@ -134,13 +134,13 @@ def _controlling(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, str) and has_control_characters(value):
         yield key, value
     elif isinstance(value, dict):
-        for name, inner in value.items():
+        for name, inner in cast(dict[Any, Any], value).items():
             if isinstance(name, str) and has_control_characters(name):
                 yield f"{key or 'config'}: key", name
             else:
                 yield from _controlling(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
-        for item in value:
+        for item in cast(list[Any], value):
             yield from _controlling(item, key)
 
 
@@ -156,12 +156,12 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
         return f"{override}: value is not valid YAML: {' '.join(str(error).split())}"
     node = values
     for part in parts[:-1]:
-        child = node.setdefault(part, {})
+        child: Any = node.setdefault(part, {})
         if child is None:
             child = node[part] = {}
         if not isinstance(child, dict):
             return f"{override}: {part} is a value, not a section"
-        node = child
+        node = cast(dict[str, Any], child)
     node[parts[-1]] = value
     return None
 
@@ -199,8 +199,9 @@ def _keys_at(values: Any, location: tuple[Any, ...]) -> set[Any]:
     keys: set[Any] = set()
     for part in location:
         if isinstance(values, dict):
-            keys |= set(values)
-            values = values.get(part, values)
+            section = cast(dict[Any, Any], values)
+            keys |= set(section)
+            values = section.get(part, section)
     return keys
 
 

@@ -227,7 +227,8 @@ def all_gather(tensor: Tensor) -> Tensor:
         return tensor
     gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
     heartbeat.enter("all_gather")
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    # Its successor, all_gather_single, came with torch 2.13.
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())  # pyright: ignore[reportDeprecated]
     heartbeat.leave()
     return gathered
 

@@ -144,6 +144,9 @@ def leave() -> None:
 
 def read(memory: mmap.mmap) -> Reading | None:
     """The last report in `memory`; None while one is being written."""
+    phase: int
+    kind: int
+    inside: int
     beats, phase, kind, step, micro, collectives, inside, _, *slowest, again = _LAYOUT.unpack_from(memory, 0)
     if beats != again:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,7 +54,7 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> OptimConfig:
-        problems = []
+        problems: list[str] = []
         for a, b in (("epochs", "total_steps"), ("lr", "blr"), ("warmup_epochs", "warmup_steps")):
             missing = [getattr(self, key) is None for key in (a, b)]
             if not any(missing):
@@ -67,7 +67,8 @@ class OptimConfig(Config):
         return self
 
     def _schedule_problems(self) -> list[str]:
-        found, milestones = [], self.milestone_epochs
+        found: list[str] = []
+        milestones = self.milestone_epochs
         if (self.schedule == "multistep") != bool(milestones):
             found.append(
                 f"milestone_epochs: {list(milestones)} with schedule {self.schedule}; "
@@ -157,23 +158,30 @@ class EngineConfig(Config):
 
 def deepspeed_problems(raw: Mapping[str, Any]) -> list[str]:
     """Problems of raw DeepSpeed keys: keys that Fovea sets itself, and unsupported options."""
-    zero = raw.get("zero_optimization")
-    zero = {} if zero is None else zero
-    if not isinstance(zero, Mapping):
-        return [f"zero_optimization: is a section, got the value {zero!r}"]
-    found = []
+    zero = _section(raw, "zero_optimization")
+    if zero is None:
+        return [f"zero_optimization: is a section, got the value {raw['zero_optimization']!r}"]
+    found: list[str] = []
     if owned := sorted(OWNED_DEEPSPEED_KEYS & set(raw)) + ["zero_optimization.stage"] * ("stage" in zero):
         found.append(f"{', '.join(owned)}: set by optim and engine of this file; remove from engine.deepspeed")
     if "offload_param" in zero:
         found.append("zero_optimization.offload_param: not supported; offload the optimizer only")
-    offload = zero.get("offload_optimizer")
-    offload = {} if offload is None else offload
-    if not isinstance(offload, Mapping):
-        found.append(f"zero_optimization.offload_optimizer: is a section, got the value {offload!r} (device: cpu)")
+    offload = _section(zero, "offload_optimizer")
+    if offload is None:
+        given = zero["offload_optimizer"]
+        found.append(f"zero_optimization.offload_optimizer: is a section, got the value {given!r} (device: cpu)")
     elif offload.get("device", "none") not in ("none", "cpu") or offload.get("ratio", 1.0) != 1.0:
         found.append("zero_optimization.offload_optimizer: works with device cpu and ratio 1 only")
     unsupported = [key for key in ("round_robin_gradients", "zenflow") if zero.get(key)]
     return found + [f"zero_optimization.{key}: not supported; remove it" for key in unsupported]
+
+
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """The section `key` of `values`, empty where it is missing or null; None where the value is no section."""
+    given: Any = values.get(key)
+    if given is None:
+        return {}
+    return cast(Mapping[str, Any], given) if isinstance(given, Mapping) else None
 
 
 class CheckpointConfig(Config):

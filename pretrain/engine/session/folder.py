@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pretrain.core import distributed
 from pretrain.core.configlib import Config, ConfigError, dump, load_config, read_values
@@ -137,5 +137,7 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix: values}
     return {
-        key: value for name, part in values.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+        key: value
+        for name, part in cast(dict[str, Any], values).items()
+        for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
     }
