@@ -6,9 +6,8 @@ import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
+from accelerate import Accelerator, DistributedDataParallelKwargs  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
 
 from pretrain.core.distributed import World
 from pretrain.core.trainable import Batch, Trainable
@@ -42,7 +41,9 @@ class AccelerateEngine(StepEngine):
         )
         # Buffers are teachers and centres, which are computed identically on every rank: no broadcast per step.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        self._accelerator: Any = Accelerator(
+            cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp]
+        )
         if self._accelerator.num_processes != world.world_size:
             raise ValueError(
                 f"accelerate found {self._accelerator.num_processes} processes, expected {world.world_size}; "
@@ -52,7 +53,7 @@ class AccelerateEngine(StepEngine):
         with warnings.catch_warnings():
             # torch renamed the argument `broadcast_buffers`; accelerate uses only the old name.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self._module = self._accelerator.prepare_model(module, device_placement=False)
+            self._module: nn.Module = self._accelerator.prepare_model(module, device_placement=False)
         self.optimizer = build_optimizer(optim, self.groups)
         self.fragments = [
             Fragment(name, index, param.numel(), 0, param.numel(), param, 0)

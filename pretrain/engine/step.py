@@ -10,11 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretrain.core import distributed, heartbeat
@@ -23,7 +21,7 @@ from pretrain.core.distributed import World
 from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.checkpoint.commit import CheckpointError, FileRecord, write_file
-from pretrain.engine.checkpoint.tensorfile import write_tensors
+from pretrain.engine.checkpoint.tensorfile import open_tensors, read_tensors, write_tensors
 from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim import lars
 from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
@@ -101,7 +99,7 @@ class StepEngine(ABC):
         for tensor in self.trainable.state_dict().values():
             distributed.broadcast(tensor)
         if config.compile:
-            self.trainable.compile()
+            cast(Any, self.trainable).compile()
 
     @abstractmethod
     def _forward(self, batch: Batch, step: int) -> dict[str, Tensor]: ...
@@ -210,7 +208,7 @@ class StepEngine(ABC):
             wait += time.perf_counter() - asked
             if batch is None:
                 raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
-            torch.manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
+            cast(Any, torch).manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
             heartbeat.mark("forward", step + 1, micro)
             with self._micro_step(last=micro == self.accumulation_steps - 1):
                 with self._clock.of(micro):
@@ -266,14 +264,14 @@ class StepEngine(ABC):
             CheckpointError: the model differs; the message lists names and shapes that differ.
         """
         expected = {name: tuple(tensor.shape) for name, tensor in self._model_shapes().items()}
-        with safe_open(str(folder / MODEL_FILE), framework="pt") as file:
+        with open_tensors(folder / MODEL_FILE) as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         check_same_model(folder, expected, found)
         saved = SavedState(sorted(folder.glob("optim-rank*.safetensors")))
         needed = {fragment.name: (fragment.numel,) for fragment in self.fragments}
         there = {name: (numel,) for name, numel in saved.numels.items() if name in needed}
         check_same_model(folder, needed, there)
-        self._set_model_state(load_file(str(folder / MODEL_FILE)))
+        self._set_model_state(read_tensors(folder / MODEL_FILE))
         with torch.no_grad():
             restore_state(self.optimizer, self.fragments, saved)
         state = json.loads((folder / ENGINE_FILE).read_bytes())
@@ -302,8 +300,8 @@ class StepEngine(ABC):
 
 def _gather_bad(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
     """(rank, micro-batch) of all losses that are not finite, and the sample positions of those micro-batches."""
-    mine = [
-        (micro, [] if position is None else position.tolist())
+    mine: list[tuple[int, list[int]]] = [
+        (micro, [] if position is None else cast(Any, position).tolist())
         for micro, (finite, position) in enumerate(parts)
         if not finite
     ]

@@ -6,7 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,6 +27,42 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+class TensorSlice(Protocol):
+    """A tensor of a file, not yet read; an index reads that part of it."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def __getitem__(self, part: slice) -> Tensor: ...
+
+
+class TensorFile(Protocol):
+    """The methods of `safetensors.safe_open` that are used here; the library gives them no types."""
+
+    def metadata(self) -> dict[str, str]: ...
+
+    def keys(self) -> list[str]: ...
+
+    def get_slice(self, name: str) -> TensorSlice: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """The safetensors file `path`, to be read in parts."""
+    return cast(TensorFile, safetensors.safe_open(str(path), framework="pt"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of the safetensors file `path`, on the CPU."""
+    return cast(Any, safetensors.torch).load_file(str(path))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FileRecord:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import (
     Tensor,
-    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage]
-    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_mul_,  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 )
 
 from pretrain.core import distributed
@@ -82,7 +83,8 @@ def decide(
         norms = torch.stack(_foreach_norm([gradient for _, gradient in gradients])).to(device, torch.float64)
         places = torch.tensor([index[fragment.name] for fragment, _ in gradients], device=device)
         squares.index_add_(0, places, (norms / scale).square())
-    total = distributed.all_reduce_sum(torch.cat([codes, times.to(device).view(-1), means, squares])).tolist()
+    reduced = distributed.all_reduce_sum(torch.cat([codes, times.to(device).view(-1), means, squares]))
+    total: list[float] = cast(Any, reduced).tolist()
     rank_codes = [int(code) for code in total[:world]]
     cut = 3 * world + len(means)
     agreed = 0

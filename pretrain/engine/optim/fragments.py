@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from pretrain.engine.checkpoint.tensorfile import open_tensors
 
 COUNTERS = frozenset({"step"})  # optimizer state that is one number per parameter
 
@@ -66,7 +67,7 @@ class SavedState:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._files = [safe_open(str(path), framework="pt") for path in files]
+        self._files = [open_tensors(path) for path in files]
         self._pieces: dict[str, list[tuple[int, int, int]]] = {}  # key/name -> (start, stop, file)
         self.numels: dict[str, int] = {}
         for index, file in enumerate(self._files):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import (
     Tensor,
-    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
+    _foreach_norm,  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 )
 
 from pretrain.core import distributed

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 from rich.console import Console
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from pretrain.engine.config import LogConfig
 
 METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
+
+
+class _Board(Protocol):
+    """The methods of TensorBoard's `SummaryWriter` that are used here; torch gives them no types."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_image(self, tag: str, img_tensor: Tensor, global_step: int) -> None: ...
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLog:
@@ -47,7 +59,7 @@ class RunLog:
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
         self._text = (run_dir / "log.txt").open("a", encoding="utf-8")
         self._live: Live | None = None
-        self._board = None
+        self._board: _Board | None = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -70,7 +82,7 @@ class RunLog:
 
     def row(self, step: int) -> dict[str, float]:
         """All values recorded at `step`, including by an earlier start of the run."""
-        found = next((row for row in self.rows() if row["step"] == step), {})
+        found = next((row for row in self.rows() if row["step"] == step), dict[str, float]())
         return {name: value for name, value in found.items() if name != "step"}
 
     def pictures(self, step: int, images: Mapping[str, Tensor]) -> None:
@@ -158,7 +170,7 @@ def _keep_rows_up_to(path: Path, step: int) -> None:
     """Drop the rows of steps that will be repeated, and an incomplete last line."""
     if not path.exists():
         return
-    kept = []
+    kept: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)

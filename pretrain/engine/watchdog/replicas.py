@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,10 @@ def check_replicas(module: nn.Module, step: int, device: torch.device) -> None:
     parameters = {name: value.detach() for name, value in module.named_parameters()}
     sums = sums_of_bits(parameters)
     whole = (sums * (torch.arange(len(sums)) * 2 + 1) * _FACTOR).sum().view(1)
-    everyone = distributed.all_gather(whole.to(device)).tolist()
+    everyone: list[int] = cast(Any, distributed.all_gather(whole.to(device))).tolist()
     if len(set(everyone)) == 1:
         return
-    rows = distributed.all_gather_object((heartbeat.host_name(), sums.tolist()))
+    rows = distributed.all_gather_object((heartbeat.host_name(), cast(Any, sums).tolist()))
     raise describe(step, list(parameters), rows)
 
 
