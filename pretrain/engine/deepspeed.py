@@ -145,7 +145,7 @@ class DeepSpeedEngine(StepEngine):
                 (fragment, part.view(-1)[: fragment.stop - fragment.start])
                 for fragment, part in zip(self.fragments, partitions, strict=True)
             ]
-        pairs = []
+        pairs: list[tuple[Fragment, Tensor]] = []
         for index in range(len(self.groups)):
             # The list ends with padding if the last rank's partition is larger than the remaining elements.
             fragments = [fragment for fragment in self.fragments if fragment.group == index]

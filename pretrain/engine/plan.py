@@ -29,7 +29,7 @@ def plan_steps(
     Where the batch does not divide, or one step asks for more samples than there are, there are problems and the plan
     means nothing.
     """
-    problems = []
+    problems: list[str] = []
     batch, share = optim.global_batch_size, world_size * engine.accumulation_steps
     if batch % share:
         near = max(1, round(batch / share)) * share

@@ -50,7 +50,7 @@ class StepResult:
     seconds: float = 0.0
     waits: tuple[float, ...] = ()
     works: tuple[float, ...] = ()
-    norms: Mapping[str, float] = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 class Engine(Protocol):

@@ -116,7 +116,7 @@ class Checkpoints:
             CheckpointError: all existing checkpoints are damaged; a restart from step 0 would hide that.
         """
         folders = distributed.broadcast_object(commit.checkpoints(self.root))
-        skipped = []
+        skipped: list[str] = []
         for folder in folders:
             try:
                 manifest = self.verify(folder)
@@ -211,7 +211,7 @@ class Checkpoints:
 def _share(files: Sequence[FileRecord]) -> list[FileRecord]:
     """The files that this rank verifies: balanced by bytes, largest first."""
     load = [0] * distributed.world_size()
-    mine = []
+    mine: list[FileRecord] = []
     for file in sorted(files, key=lambda file: (-file.size, file.name)):
         rank = load.index(min(load))
         load[rank] += file.size

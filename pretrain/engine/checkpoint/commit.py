@@ -186,7 +186,7 @@ def newest_complete(root: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    damaged = []
+    damaged: list[str] = []
     for folder in checkpoints(root):
         try:
             verify(folder)
@@ -218,7 +218,7 @@ def prune(root: Path, *, newest: int, keep_last: int, milestone_every: int, prot
     Call it only after `newest` is verified. A folder is renamed before it is deleted: a partly deleted one is never
     taken for a checkpoint.
     """
-    gone = []
+    gone: list[str] = []
     for path in [path for path in checkpoints(root) if step_of(path) <= newest][keep_last:]:
         step = step_of(path)
         if (milestone_every and step % milestone_every == 0) or step == protected:

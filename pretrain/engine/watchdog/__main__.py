@@ -64,7 +64,8 @@ class Watched:
     def __init__(self, rank: int, pid: int, start: int, fd: int):
         self.rank, self.pid, self.start = rank, pid, start
         self._memory = processes.memory_of(pid, fd)
-        self.reading = heartbeat.Reading(-1, "start", "start", 0, 0, 0, "", (0.0,) * len(heartbeat.KINDS))
+        slowest = (0.0,) * len(heartbeat.KINDS)
+        self.reading: heartbeat.Reading = heartbeat.Reading(-1, "start", "start", 0, 0, 0, "", slowest)
         self.quiet = 0.0
 
     def look(self, watched_seconds: float) -> None:

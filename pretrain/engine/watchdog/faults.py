@@ -35,7 +35,8 @@ def add_fault(run_dir: Path, kind: str, text: str, *, hosts: list[str], ranks: l
 
 def read_faults(run_dir: Path, *, job: str, restart: int) -> list[Fault]:
     """The faults of one attempt, oldest first; an incomplete line is skipped."""
-    path, found = run_dir / _FILE, []
+    path = run_dir / _FILE
+    found: list[Fault] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, TypeError):
             found.append(Fault(**json.loads(line)))

@@ -71,7 +71,7 @@ def dump_stacks(processes: Sequence[Process]) -> dict[int, str]:
     while (not all(found.values()) or found != before) and time.monotonic() < end:
         time.sleep(0.1)
         before, found = found, {pid: _read(path) for pid, path in asked.items()}
-    texts = {}
+    texts: dict[int, str] = {}
     for pid, _ in processes:
         parts = [found.get(pid) or "no stacks: the process has ended, or waits in the kernel\n"]
         for worker in families.get(pid, ())[1:]:
