@@ -148,7 +148,7 @@ def kill_all(process: Run | subprocess.Popen[str]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], process: Run | subprocess.Popen[str], *, timeout: float = LONG) -> None:
-    """Wait while the run goes on; an error when it ends before, or takes too long."""
+    """Wait while the run is alive; an error if it ends before, or takes too long."""
     end = time.monotonic() + timeout
     while not condition():
         if process.poll() is not None:

@@ -105,7 +105,7 @@ def tiny_mae() -> MAE:
 
 
 def tiny_dino() -> DINO:
-    """The last layer stands still for 5 steps."""
+    """The last layer is frozen for 5 steps."""
     torch.manual_seed(3)
     config = DINOConfig(
         out_dim=24,

@@ -28,7 +28,7 @@ class GivenSchedules(DINOv2):
 
 
 def run_objective(case: Case) -> None:
-    """Calls of the objective with an update of the teacher between them; the student stands still."""
+    """Calls of the objective with an update of the teacher between them; the student does not change."""
     objective = build(case)
     centers = {name: value for name, value in objective.state_dict().items() if "center" in name}
     objective.load_state_dict(centers | ours(case))  # Sinkhorn-Knopp has no centres of its own

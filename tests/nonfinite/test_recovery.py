@@ -1,4 +1,4 @@
-"""A picture that makes the network give nan: captured, computed again, passed over; as if it had never been there."""
+"""An image that makes the network return nan: captured, recomputed, skipped, as if it had never been in the data."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_run_that_rewinds_ends_as_one_that_passed_the_sample_over_from_the_sta
 
 
 def test_a_capture_is_computed_again_and_named_to_the_module(tmp_path: Path, shards: Path):
-    """Few such steps are skipped; the run goes on. A replay on the healthy network says that it cannot reproduce it."""
+    """A few such steps are skipped and the run continues. A replay on the healthy network reports no reproduction."""
     config = write_config(tmp_path, "mae")
     options = [*OPTIONS, f"data.shards={shards}", "engine.accumulation_steps=2", "engine.precision=bf16"]
     status, said = finish(config, *options, command=PLANTED)

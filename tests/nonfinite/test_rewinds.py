@@ -1,4 +1,4 @@
-"""The list of rewinds: completed after a kill, and samples passed over more than once."""
+"""The list of rewinds: completed after a kill, and positions skipped more than once."""
 
 from __future__ import annotations
 

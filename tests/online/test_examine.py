@@ -115,7 +115,7 @@ def alarms(run_dir: Path) -> list[dict]:
 
 @pytest.mark.processes
 def test_two_ranks_go_back_together_from_an_alarm_and_pass_over_the_images_of_that_step(tmp_path: Path):
-    """One picture makes the weights leap, in each of two epochs; passed over, the run ends well."""
+    """One picture makes the weights leap, in each of two epochs; skipped, the run ends well."""
     shards = write_shards(tmp_path / "shards")
     options = [f"data.shards={shards}", "data.num_workers=0", "optim.global_batch_size=8", "optim.total_steps=12"]
     options += ["checkpoint.every_steps=2", "doctor.reaction=rewind", "doctor.every_steps=1", *QUIET]

@@ -24,7 +24,7 @@ WATCH = {"start_seconds": 120, "step_seconds": 5, "save_seconds": 60, "probe_sec
 def hold_the_gil(feed: Iterator[Any], at: int) -> Iterator[Any]:
     for index, batch in enumerate(feed):
         if index == at:
-            # PyDLL calls C with the GIL held; a read, unlike a sleep, goes on after a signal.
+            # PyDLL calls C with the GIL held; a read, unlike a sleep, resumes after a signal.
             ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
         yield batch
 

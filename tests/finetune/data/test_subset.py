@@ -1,4 +1,4 @@
-"""Parts of a set: fractions of each class, so many of each, the first ones."""
+"""Parts of a set: a fraction of each class, N of each class, the first N."""
 
 from __future__ import annotations
 
