@@ -50,7 +50,7 @@ class Predictor:
         return [prediction for group in groups for prediction in self.predict_examples(group)]
 
     @torch.no_grad()
-    def predict_examples(self, examples: Sequence[Example]) -> list[Prediction]:
+    def predict_examples(self, examples: Sequence[Example]) -> Sequence[Prediction]:
         """A prediction per example, computed as one batch."""
         batch = self.task.collate([self._transform(example) for example in examples])
         return self.task.predict(move(batch, self.device))

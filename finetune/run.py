@@ -33,8 +33,9 @@ from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
-from pretrain.engine.session.folder import check_not_started, check_same_run, write_records
+from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
+from pretrain.engine.session.lost_checkpoints import check_not_started
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
 

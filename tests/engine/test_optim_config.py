@@ -46,9 +46,9 @@ def test_milestones_are_epochs_and_become_steps():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"schedule": "multistep"}, "multistep needs them"),
+        ({"schedule": "multistep"}, "multistep requires them"),
         ({"milestone_epochs": (3,)}, r"milestone_epochs: \[3.0\] with schedule cosine"),
-        ({"schedule": "multistep", "milestone_epochs": (5, 3)}, "not positive and ascending"),
+        ({"schedule": "multistep", "milestone_epochs": (5, 3)}, "must be positive and ascending"),
         ({"schedule": "constant", "min_lr": 0.1}, "min_lr: 0.1, but schedule constant does not end there"),
         ({"power": 0.9}, "power: 0.9 with schedule cosine"),
         ({"warmup_lr": 0.1}, "warmup_lr: 0.1 without a warm-up"),

@@ -62,5 +62,5 @@ def test_a_group_that_is_frozen_for_longer_stays_so():
 
 def test_an_objective_without_heads_is_refused():
     groups: Any = tiny_dino().param_groups()
-    with pytest.raises(ValueError, match="nothing would train"):
+    with pytest.raises(ValueError, match="nothing would be trained"):
         freeze_backbone(groups, HeadWarmup(("decoder.",), 3))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.core.configlib import Config, ConfigError
-from pretrain.engine.checkpoint.commit import CheckpointError
-from pretrain.engine.session.folder import check_not_started, check_same_run, write_records
+from pretrain.engine.session.folder import check_same_run, write_records
 
 
 class Log(Config):
@@ -44,16 +43,3 @@ def test_other_data_are_refused_and_so_is_a_record_that_is_cut_short(tmp_path: P
     (folder / "data.json").write_text('{"finger')
     with pytest.raises(ConfigError, match=r"data\.json: "):
         check_same_run(folder, Settings(), {"data": "a" * 64}, free=())
-
-
-@pytest.mark.parametrize("trace", ["DONE", "PREEMPTED", "metrics.jsonl"])
-def test_a_run_whose_checkpoints_are_gone_does_not_start_again_at_step_0(tmp_path: Path, trace: str):
-    check_not_started(tmp_path)
-    (tmp_path / "config.yaml").write_text("checkpoint: {every_steps: 4}")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n')
-    check_not_started(tmp_path)  # killed before its first checkpoint was complete
-    (tmp_path / trace).write_text('{"step": 5}\n')
-    with pytest.raises(CheckpointError, match=rf"no checkpoint in .*{trace}.* Restore the checkpoints, or choose"):
-        check_not_started(tmp_path)
-    if trace == "metrics.jsonl":
-        check_not_started(tmp_path, rewound_to_start=True)

@@ -113,7 +113,7 @@ def test_a_rank_that_is_waited_for_and_still_busy_is_no_hang(job: Job):
 def test_a_node_that_does_not_answer_is_named(job: Job):
     job.start("silent agree 8", "silent data 8", watched=1)
     assert job.ranks[0].wait(LONG) == EXIT_HUNG
-    assert "n2 does not answer" in job.report["hang"]
+    assert "n2 does not respond" in job.report["hang"]
 
 
 def test_a_node_that_answered_once_and_has_gone_since_holds_nothing_up(job: Job):
@@ -121,7 +121,7 @@ def test_a_node_that_answered_once_and_has_gone_since_holds_nothing_up(job: Job)
     (job.hangs / "node-1.json").write_text(json.dumps({"silent": False, "number": 1}))
     job.start("silent agree 8", "silent data 8", watched=1)
     assert job.ranks[0].wait(LONG) == EXIT_HUNG
-    assert "n2 does not answer" in job.report["hang"]
+    assert "n2 does not respond" in job.report["hang"]
 
 
 def test_a_stopped_process_shows_its_stacks_and_is_ended(job: Job):
