@@ -29,7 +29,12 @@ def settings(
     engine: Mapping[str, Any] | None = None,
     **optim: Any,
 ) -> Settings:
-    """An epoch is one step. engine, optim: keys of the two sections."""
+    """An epoch is one step. engine, optim: keys of the two sections.
+
+    A start of the warm-up is left out where there is none, as in the official schedules.
+    """
+    if not optim.get("warmup_steps"):
+        optim.pop("warmup_lr", None)
     config = EngineConfig(**engine or {})
     batch = micro_batch * config.accumulation_steps * world_size
     section = OptimConfig(

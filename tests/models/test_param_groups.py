@@ -55,7 +55,7 @@ def test_each_module_is_its_own_clip_group():
     groups = clip_together(split(model), "body.", "head.")
     found = {name: group["clip_group"] for group in groups for name in group["names"]}
     assert found == {name: name.partition(".")[0] + "." for name in dict(model.named_parameters())}
-    with pytest.raises(ValueError, match=r"head\.weight: in no module of body\."):
+    with pytest.raises(ValueError, match=r"head\.weight: below none of body\."):
         clip_together(split(model), "body.")
 
 

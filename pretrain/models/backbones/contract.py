@@ -182,8 +182,12 @@ class Backbone(ImageEncoder):
         return None
 
     def layer_numbers(self) -> tuple[dict[str, int], int]:
-        """The layer of each parameter by name, and the number of the last layer, in hierarchical models."""
-        raise NotImplementedError
+        """The layer of each parameter by name, and the number of the last layer, in hierarchical models.
+
+        Raises:
+            ValueError: the layers of a plain transformer are its blocks (`models.layer_decay`).
+        """
+        raise ValueError(f"{self.title}: its layers are its blocks")
 
     def fixed_size_reason(self) -> str | None:
         """Why a traced graph of it accepts one image size only; None: it accepts any."""

@@ -49,7 +49,7 @@ def test_attention_is_the_first_entry_and_the_default():
 
 @pytest.mark.parametrize(("mixer", "objective"), [("toy_set", "mae"), ("toy_set", "simmim"), ("toy_grid", "simmim")])
 def test_a_vit_with_another_mixer_trains(mixer: str, objective: str):
-    config = OBJECTIVES[objective][0](**SMALL[objective])
+    config = OBJECTIVES[objective](**SMALL[objective])
     of = build(objective)(config, vit(mixer), HORIZON)
     given, parameters = batch(of, Shape()), [p for p in of.parameters() if p.requires_grad]
     optimizer, losses = torch.optim.AdamW(parameters, 1e-2), []
@@ -66,11 +66,11 @@ def test_a_vit_with_another_mixer_trains(mixer: str, objective: str):
 
 
 def test_mae_refuses_a_mixer_of_the_grid_by_name():
-    model, needs = ModelConfig(name="vit_tiny", mixer="toy_grid"), OBJECTIVES["mae"][0].needs
+    model, needs = ModelConfig(name="vit_tiny", mixer="toy_grid"), OBJECTIVES["mae"].needs
     assert "keep" not in model.provides and "keep" in ModelConfig(name="vit_tiny", mixer="toy_set").provides
     refusal = "model.mixer: mae on toy_grid: it lacks keep, it reads all patches; use attention, toy_set"
     assert model.lacking("mae", needs) == refusal
-    assert model.lacking("simmim", OBJECTIVES["simmim"][0].needs) is None
+    assert model.lacking("simmim", OBJECTIVES["simmim"].needs) is None
     images, keep = torch.randn(2, 3, *SIZE), torch.tensor([[0, 3], [1, 2]])
     with pytest.raises(ValueError, match="toy_grid reads the grid of all patches; a part of them cannot be encoded"):
         vit("toy_grid")(images, keep=keep)

@@ -112,7 +112,7 @@ def test_a_release_replaces_a_release_and_nothing_else(tmp_path: Path):
     other = tmp_path / "photos"
     other.mkdir()
     (other / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match="no release; choose another folder"):
+    with pytest.raises(ValueError, match="holds other files than a release; choose another folder"):
         write(other, perturbed(model))
     assert (other / "a.jpg").exists()
 

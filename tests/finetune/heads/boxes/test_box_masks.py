@@ -27,7 +27,7 @@ def test_a_mask_cropped_to_its_box_and_pasted_is_unchanged(
     wanted, got = mask.bool() & inside, pasted & inside
     assert (wanted & got).sum() / (wanted | got).sum() > 0.93
     shift = torch.stack(torch.where(got)).float().mean(1) - torch.stack(torch.where(wanted)).float().mean(1)
-    assert shift.abs().max() < 0.3, "no half pixel is lost on the way"
+    assert shift.abs().max() < 0.4, "no half pixel is lost on the way"
 
 
 def test_a_cell_is_1_from_half_coverage_on():
