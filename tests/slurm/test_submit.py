@@ -84,7 +84,7 @@ def test_lists_written_by_an_array_of_jobs_are_one_data_set(cluster: Cluster, tm
     for wrong in (["--array=1", "--chdir", str(ROOT)], ["--array=0,2", "--chdir", str(ROOT)]):
         again = scheduler.submit(script, given, options=wrong)
         cluster.wait(again, "FAILED")
-        assert "an array with gaps would leave out files" in (tmp_path / f"{again}-{wrong[0][-1]}.log").read_text()
+        assert "an array with gaps would omit files" in (tmp_path / f"{again}-{wrong[0][-1]}.log").read_text()
 
 
 def test_a_run_folder_with_spaces_and_overrides_with_quotes_reach_the_ranks(cluster: Cluster, tmp_path: Path):

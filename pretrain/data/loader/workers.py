@@ -110,6 +110,8 @@ def _start_server() -> None:
 
 
 def _prepare_worker(_: int) -> None:
+    # Where other code started the fork server, this process inherited no blocked signals from it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_WORKERS)
     torch.set_num_threads(1)
     heartbeat.show_stacks_on_signal()
     threading.Thread(target=_follow_the_run, daemon=True).start()

@@ -1,3 +1,4 @@
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -82,7 +83,11 @@ def test_a_killed_worker_is_reported():
         list(items)
 
 
-def test_signals_for_the_run_do_not_reach_the_workers_and_are_open_again_here():
+@pytest.mark.parametrize("server", ["own", "of other code"])
+def test_signals_for_the_run_do_not_reach_the_workers_and_are_open_again_here(server: str):
+    multiprocessing.forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
+    if server == "of other code":
+        multiprocessing.forkserver.ensure_running()
     (blocked,) = run_in_workers(SignalMask(), 1, num_workers=1)
     assert {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} <= blocked
     assert STACKS_SIGNAL not in blocked, "it shows where a worker hangs, and ends nothing"
