@@ -19,7 +19,7 @@ from finetune.heads.pooled import lora
 from finetune.heads.pooled.attentive import AttentiveHead
 from finetune.heads.pooled.grid import GridHead
 from finetune.heads.pooled.linear import PooledHead
-from finetune.heads.pooled.mixing import UNIFORMS, Mixer, soft_cross_entropy
+from finetune.heads.pooled.mixing import UNIFORMS, ImageMixer, soft_cross_entropy
 from finetune.metrics.accuracy import Accuracy
 from finetune.metrics.grid_accuracy import GridAccuracy, GridClassified
 from finetune.metrics.metric import Metric
@@ -58,7 +58,7 @@ class Classification(Task):
         self.head = self._head(len(classes))
         self._free()
         augment = config.augment
-        self.mixer = Mixer(
+        self.mixer = ImageMixer(
             len(classes),
             mode=augment.mix_mode,
             **augment.model_dump(include={"mixup", "cutmix", "switch_prob", "smoothing"}),

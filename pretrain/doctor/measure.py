@@ -64,7 +64,7 @@ def block_norms(norms: Mapping[str, float]) -> dict[str, float]:
     return {block: math.sqrt(square) for block, square in squares.items()}
 
 
-class Samples:
+class WeightSamples:
     """Values at fixed positions of weight matrices, to measure their change: up to 16 tensors, 1024 values each.
 
     Args:

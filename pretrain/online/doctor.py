@@ -19,7 +19,7 @@ from pretrain.data.views import augment
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import FIRST, LAST
-from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
+from pretrain.doctor.measure import WeightSamples, attention_entropy, average_distance, block_norms, rank_me, spreads
 from pretrain.doctor.signs import GRADIENT
 from pretrain.engine.protocol import StepResult
 from pretrain.loader import loader_spec
@@ -100,7 +100,7 @@ class OnlineDoctor:
         for index, (ema, source) in enumerate(self.objective.averages()):
             names = {name for name, _ in source.named_parameters()}
             followed |= {f"{index}.{name}": value for name, value in ema.average.named_buffers() if name in names}
-        self._weights, self._followed, self._since = Samples(trained), Samples(followed), step
+        self._weights, self._followed, self._since = WeightSamples(trained), WeightSamples(followed), step
 
     def _of_weights(self, step: int) -> dict[str, float]:
         """How far sampled weights moved since the last time, per step and as a part of their length."""

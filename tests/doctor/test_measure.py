@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.doctor.measure import Samples, attention_entropy, average_distance, block_norms, rank_me, spreads
+from pretrain.doctor.measure import WeightSamples, attention_entropy, average_distance, block_norms, rank_me, spreads
 from pretrain.models.teachers.ema import EMA
 
 
@@ -64,7 +64,7 @@ def test_gradients_are_summed_by_block_wherever_the_blocks_are():
 
 def test_a_change_is_relative_to_the_weights_before_and_vectors_and_zeros_do_not_count():
     weight, zero = torch.ones(30, 40), torch.zeros(3, 3)
-    samples = Samples({"a": weight, "bias": torch.ones(5), "zero": zero})
+    samples = WeightSamples({"a": weight, "bias": torch.ones(5), "zero": zero})
     weight.mul_(1.5)
     zero.add_(1.0)
     assert samples.change() == pytest.approx([0.5])
@@ -74,7 +74,7 @@ def test_a_change_is_relative_to_the_weights_before_and_vectors_and_zeros_do_not
 
 def test_large_matrices_are_sampled_over_their_whole_length():
     weight = torch.ones(100, 1000)
-    samples = Samples({"w": weight})
+    samples = WeightSamples({"w": weight})
     weight[50:] = 2.0
     assert samples.change() == pytest.approx([math.sqrt(0.5)], rel=0.05)
 

@@ -19,7 +19,7 @@ UNIFORMS = 6  # per draw: whether to mix, which of the two, the share, row and c
 _TABLE = 4096
 
 
-class Mixer(nn.Module):
+class ImageMixer(nn.Module):
     """Labels to soft targets, and pairs of images to mixtures.
 
     Args:

@@ -29,7 +29,7 @@ class Conv(nn.Module):
         return F.conv2d(x, self.w, self.b, padding=(self.w.shape[-1] - 1) // 2)
 
 
-class Block(nn.Module):
+class DalleBlock(nn.Module):
     """Four convolutions at a quarter of the width, added with a gain of 1 / (number of blocks)^2."""
 
     def __init__(self, in_dim: int, out_dim: int, *, gain: float):
@@ -59,7 +59,7 @@ class DalleEncoder(nn.Module):
         for group in range(1, GROUPS + 1):
             wide, layers = width * 2 ** (group - 1), OrderedDict[str, nn.Module]()
             for i in range(1, blocks_per_group + 1):
-                layers[f"block_{i}"] = Block(dim, wide, gain=gain)
+                layers[f"block_{i}"] = DalleBlock(dim, wide, gain=gain)
                 dim = wide
             if group < GROUPS:
                 layers["pool"] = nn.MaxPool2d(2)

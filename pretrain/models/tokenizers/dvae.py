@@ -86,7 +86,7 @@ class ConvEncoder(ImageEncoder):
         return self(x).mean(1)
 
 
-class ConvDecoder(nn.Sequential):
+class DVAEDecoder(nn.Sequential):
     """Codes [b, D, h, w] -> images [b, C, h * patch_size, w * patch_size]."""
 
     def __init__(self, in_dim: int, patch_size: int, out_chans: int, dim: int):
@@ -104,7 +104,7 @@ class Codes(nn.Module):
         super().__init__()
         self.to_logits = nn.Conv2d(encoder.embed_dim, num_tokens, 1)
         self.codebook = nn.Embedding(num_tokens, codebook_dim)
-        self.decoder = ConvDecoder(codebook_dim, encoder.patch_size, encoder.in_chans, encoder.embed_dim)
+        self.decoder = DVAEDecoder(codebook_dim, encoder.patch_size, encoder.in_chans, encoder.embed_dim)
 
     def decode_mixture(self, weights: Tensor) -> Tensor:
         """Weights of the codes [b, K, h, w] -> images [b, C, H, W]."""
