@@ -14,10 +14,9 @@ from pretrain.core.configlib import Config, Positive
 from pretrain.data.views.masks import StratifiedBlockMask
 from pretrain.data.views.specs import InputSpec, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
-from pretrain.objectives.configs.multi_crop import sides
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
-from pretrain.objectives.configs.values import Probability, Scale
+from pretrain.objectives.configs.values import Probability, Scale, both_sides
 
 
 class GramConfig(Config):
@@ -122,7 +121,7 @@ class DINOv2Config(SelfDistillationConfig):
         """The crops of self-distillation, the masks of the global ones, and the Gram teacher's view of those."""
         found = [*super().views(model), self.mask(model)]
         if self.gram is not None and self.gram.img_size is not None:
-            found.append(ViewSpec("gram", sides(self.gram.img_size), same_as="global", colours=False))
+            found.append(ViewSpec("gram", both_sides(self.gram.img_size), same_as="global", colours=False))
         return found
 
     def problems(self, model: ModelShape) -> list[str]:
@@ -135,7 +134,7 @@ class DINOv2Config(SelfDistillationConfig):
                 "need a backbone with numbered blocks; set both to 1"
             )
         if self.gram is not None and self.gram.img_size is not None:
-            size, patch = sides(self.gram.img_size), model.patch_size
+            size, patch = both_sides(self.gram.img_size), model.patch_size
             if any(side % patch for side in size):
                 near = " x ".join(str(max(1, round(side / patch)) * patch) for side in size)
                 found.append(

@@ -11,7 +11,7 @@ from pretrain.data.views.specs import Blur, ColorJitter, InputSpec, Noise, ViewS
 from pretrain.objectives.configs.checks import rgb_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape
-from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sigma, Strength
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Sigma, Strength, both_sides
 
 
 class MultiCropConfig(ObjectiveSection):
@@ -36,7 +36,7 @@ class MultiCropConfig(ObjectiveSection):
     @property
     def local_size(self) -> tuple[int, int]:
         """Height and width of the local crops in pixels."""
-        return sides(self.local_crops_size)
+        return both_sides(self.local_crops_size)
 
     def crops_drop_path(self, model: ModelShape) -> float:
         """Drop path rate of the student, or of the only network."""
@@ -72,8 +72,3 @@ class MultiCropConfig(ObjectiveSection):
             *scale_problems("blur_sigma", self.blur_sigma),
             *rgb_problems(self.color_jitter, self.color_jitter_prob, self.grayscale_prob, model),
         ]
-
-
-def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of a size given as one side or as both."""
-    return size if isinstance(size, tuple) else (size, size)

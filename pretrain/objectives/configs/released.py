@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-Size = tuple[int, int]
+from pretrain.objectives.configs.values import Size
 
 
 def facts(path: str) -> dict[str, Any] | None:
@@ -27,11 +27,6 @@ def patch_size(found: dict[str, Any]) -> int | None:
     """Side of a token in pixels."""
     value = found["model"].get("patch_size")
     return value if isinstance(value, int) and value > 0 else None
-
-
-def both_sides(size: int | Size) -> Size:
-    """One side or (height, width) as (height, width)."""
-    return size if isinstance(size, tuple) else (size, size)
 
 
 def grid_problems(key: str, path: str, found: dict[str, Any], grid: Size, in_chans: int, *, fixed: bool) -> list[str]:

@@ -13,7 +13,7 @@ from pretrain.objectives.configs import released
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
-from pretrain.objectives.configs.values import HueShift, Probability, Scale, Strength
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Strength, both_sides
 
 TOKENIZERS = ("dvae", "vqkd")
 
@@ -43,7 +43,7 @@ class VisualTokensSection(ObjectiveSection):
     def picture_size(self, grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
         """(height, width) in pixels of the tokenizer's input, for a model of `grid` patches of `patch_size`."""
         if self.tokenizer_size is not None:
-            return released.both_sides(self.tokenizer_size)
+            return both_sides(self.tokenizer_size)
         found = released.facts(self.tokenizer)
         stride = (released.patch_size(found) if found else self.file_stride) or patch_size
         return grid[0] * stride, grid[1] * stride

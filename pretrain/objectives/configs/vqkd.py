@@ -12,7 +12,7 @@ from pretrain.objectives.configs import released
 from pretrain.objectives.configs.checks import jitter_problems, scale_problems
 from pretrain.objectives.configs.section import ObjectiveSection
 from pretrain.objectives.configs.shape import ModelShape, num_patches, patch_grid
-from pretrain.objectives.configs.values import HueShift, Probability, Scale, Strength
+from pretrain.objectives.configs.values import HueShift, Probability, Scale, Strength, both_sides
 
 
 class VQKDConfig(ObjectiveSection):
@@ -47,7 +47,7 @@ class VQKDConfig(ObjectiveSection):
     def picture_size(self, grid: tuple[int, int], patch_size: int) -> tuple[int, int]:
         """(height, width) in pixels of the teacher's input, for a model of `grid` patches of `patch_size`."""
         if self.teacher_size is not None:
-            return released.both_sides(self.teacher_size)
+            return both_sides(self.teacher_size)
         found = released.facts(self.teacher)
         stride = (released.patch_size(found) if found else None) or patch_size
         return grid[0] * stride, grid[1] * stride
