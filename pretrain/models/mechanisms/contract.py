@@ -1,0 +1,31 @@
+"""What gates a map or stands behind a stage: a module from maps to maps of the same shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+
+class MapMechanism(nn.Module):
+    """A gate or a stage: maps [b, C, H, W] -> [b, C, H, W].
+
+    One that reads a set (the order of the places means nothing to it) takes tokens too, as maps [b, C, n, 1].
+
+    What `forward` finds out for a state that is not a weight waits for `after_step`, so that a skipped step leaves no
+    trace and accumulation is exact. Most mechanisms have no such state and inherit both methods.
+    """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [b, C, H, W] -> maps [b, C, H, W]."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Apply what the micro-batches of this optimizer step left for the state. Every rank calls it."""
+
+    def discard_pending(self) -> None:
+        """Forget what they left: the step was skipped."""
