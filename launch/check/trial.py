@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.core.children import child_environment
 from pretrain.core.record import read_rows
 
 
@@ -47,7 +48,9 @@ def run_steps(
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in ("RANK", "WORLD_SIZE")}
     try:
         with (folder / "log").open("w+b") as log:
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=env | child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 rows = _wait(process, folder, steps)
             finally:

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from launch.hosts.hostfile import Host, HostsError, Ssh, look, read_hostfile
 from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
+from pretrain.core.children import child_environment
 from pretrain.core.configlib import ConfigError
 
 # Variables of this shell that are passed to the ranks; others by --environment.
@@ -99,6 +100,7 @@ class Ranks:
         ]
         # As torchrun does: ranks of one machine must not compete for its cores.
         env = {"OMP_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k.startswith(CARRIED)}
+        env |= child_environment()
         process = subprocess.Popen(
             self.ssh.command(host, "-m", "fovea", "launch", "onhost", "run"),
             stdin=subprocess.PIPE,

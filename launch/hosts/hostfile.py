@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.children import child_environment
+
 _CHECK_SECONDS = 120
 
 
@@ -37,7 +39,9 @@ class Ssh:
 
     def command(self, host: Host, *arguments: str) -> list[str]:
         """The local command that runs `python ARGUMENTS` on the host, in the same folder, with our standard input."""
-        script = [f"cd {shlex.quote(str(self.folder))}", *self.lines, f"exec {shlex.join([self.python, *arguments])}"]
+        python = shlex.join([self.python, *arguments])
+        export = [f"export {name}={shlex.quote(value)}" for name, value in child_environment().items()]
+        script = [f"cd {shlex.quote(str(self.folder))}", *export, *self.lines, f"exec {python}"]
         options = ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
         given = [part for option in (*self.options, *options) for part in ("-o", option)]
         port = ["-p", str(self.port)] if self.port else []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_PREEMPTED = 85
+EXIT_UNFINISHED = 1
 
 
 class StopRequest:
@@ -37,9 +38,9 @@ class StopRequest:
 def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_restarts: int) -> int:
     """Call `attempt` (it starts the ranks and waits for them) until the run is done; its exit status.
 
-    A run that ended on request (marker PREEMPTED, or a signal here) is not restarted: status 85 if it has saved. A run
-    whose process died is restarted from its newest checkpoint, at most `max_restarts` times and while it makes
-    progress; then the status is the attempt's.
+    Status 0 requires the run's own marker DONE. A run that ended on request (marker PREEMPTED, or a signal here) is
+    not restarted: status 85 if it has saved. A run whose process died is restarted from its newest checkpoint, at most
+    `max_restarts` times and while it makes progress; then the status is the attempt's.
     """
     for left_before in ("PREEMPTED", "stop"):
         (run_dir / left_before).unlink(missing_ok=True)
@@ -47,11 +48,14 @@ def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_re
     with _listening(StopRequest(run_dir)) as request:
         for left in range(max_restarts, -1, -1):
             status = attempt(request)
-            if status == 0:
+            if status == 0 and (run_dir / "DONE").exists():
                 return 0
             if (run_dir / "PREEMPTED").exists():
                 say(f"{run_dir} was stopped on request and saved; the same command resumes it")
                 return EXIT_PREEMPTED
+            if status == 0:
+                say(f"its processes ended with status 0, but {run_dir} has no marker DONE: the run did not finish")
+                return EXIT_UNFINISHED
             if request.asked:
                 say(f"{run_dir} ended before it saved; the same command resumes from its newest checkpoint")
                 return status

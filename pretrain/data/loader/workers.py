@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Generator
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker, util
+from multiprocessing import parent_process, util
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
@@ -19,8 +19,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from pretrain.core import heartbeat
+from pretrain.core.children import start_fork_server, without_main
 
 _KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+_PRELOADED = (__name__, "pretrain.data.loader.microbatch")
 
 Item = TypeVar("Item", covariant=True)
 
@@ -39,14 +41,15 @@ def run_in_workers(
     """
     if num_workers < 0 or prefetch_factor < 1:
         raise ValueError(f"num_workers must be >= 0 and prefetch_factor >= 1, got {num_workers} and {prefetch_factor}")
+    pickled = b""
     if num_workers:
         try:
-            pickle.dumps(items)
+            pickled = pickle.dumps(items)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"cannot be sent to worker processes: {error}; define it at the top of a module"
             ) from error
-        _start_server()
+        start_fork_server(preload=_PRELOADED, blocked=_KEPT_FROM_WORKERS)
     loader = DataLoader(
         items,  # pyright: ignore[reportArgumentType]
         batch_size=None,
@@ -59,11 +62,12 @@ def run_in_workers(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws a seed, which is not used, from the run's generator
     )
-    return _iterate(loader)
+    return _iterate(loader, pickled)
 
 
-def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
-    iterator = iter(loader)
+def _iterate(loader: DataLoader, pickled: bytes) -> Generator[Any, None, None]:
+    with without_main(pickled):
+        iterator = iter(loader)
     workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
     # For an unfinished iterator: at exit multiprocessing would send SIGTERM, which workers block, and wait forever.
     kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
@@ -93,20 +97,6 @@ def _kill(workers: list[BaseProcess]) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.kill()
-
-
-def _start_server() -> None:
-    """Start the fork server with torch loaded, and with the run's signals blocked in it and so in its workers.
-
-    They are blocked here only meanwhile: a signal that arrives is delivered afterwards, not lost.
-    """
-    get_context("forkserver").set_forkserver_preload([__name__, "pretrain.data.loader.microbatch"])
-    resource_tracker.ensure_running()  # it unblocks signals when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_FROM_WORKERS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(_: int) -> None:

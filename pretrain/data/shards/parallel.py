@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from pretrain.core.children import start_fork_server, without_main
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -27,10 +30,12 @@ def run_parallel(
             yield job, function(job)
         return
     # forkserver: forking a process that has threads (a progress bar) can deadlock
+    start_fork_server()
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
-        pending = {pool.submit(function, job): job for job in jobs}
+        with without_main(pickle.dumps(function)):
+            pending = {pool.submit(function, job): job for job in jobs}
         for future in as_completed(pending):
             yield pending.pop(future), future.result()
     except BrokenProcessPool as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.core import distributed, heartbeat
+from pretrain.core.children import child_environment
 from pretrain.core.distributed import World
 from pretrain.engine.config import WatchConfig
 from pretrain.engine.watchdog.__main__ import EXIT_HUNG, Orders
@@ -81,11 +82,10 @@ def _start(
         poll=min(1.0, shortest / 10),
         answer=min(180.0, 3 * shortest),
     )
-    root = str(Path(__file__).parents[3])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", "pretrain.engine.watchdog"]
     try:
-        process: Any = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        environment = os.environ | child_environment()
+        process: Any = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
         process.stdin.flush()
     except OSError as error:

@@ -72,6 +72,7 @@ def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[StopReques
     [
         ([(1, "step-4", ""), (0, "step-8", "DONE")], 0, "3 restarts left"),
         ([(1, "step-4", "PREEMPTED")], 85, "was stopped on request and saved"),
+        ([(0, "step-4", "")], 1, "has no marker DONE: the run did not finish"),
         ([(1, "step-4", ""), (9, "step-4", "")], 9, "again without a new checkpoint"),
         ([(1, f"step-{step}", "") for step in range(4)], 1, "0 restarts left"),
     ],
