@@ -2,8 +2,9 @@
 
 model.safetensors    the weights, those of the moving average if one was kept
 fovea.json           the task, its classes, the backbone, the normalization, numbers with their protocol, data, versions
-README.md            the model card, generated from fovea.json
 config.json          if timm has a model that computes the same: `timm.create_model("local-dir:FOLDER", ...)`
+MANIFEST.json        size and sha256 of these files, compared at every opening
+README.md            the model card, generated from fovea.json; not in the manifest, so it may be edited
 
 A run's folder can be opened too: its release, or its newest checkpoint while it has none.
 """
@@ -27,14 +28,15 @@ from finetune.tasks.configs import TaskConfig
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
 from pretrain.core.files import replacing_folder, write_json
+from pretrain.core.manifest import MANIFEST
 from pretrain.engine.checkpoint.commit import newest_complete, read_manifest
 from pretrain.engine.step import MODEL_FILE
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers.files import read_safetensors
-from pretrain.models.release.folder import backbone_of, plain_state
+from pretrain.models.release.folder import backbone_of, check_finite, plain_state
+from pretrain.models.release.manifest import RECORD, WEIGHTS, check_release, write_manifest
 
 FORMAT = 1
-WEIGHTS, RECORD = "model.safetensors", "fovea.json"
 TASK = "task.json"  # in a run's folder: what `described` gives, for its checkpoints
 _AVERAGE = "ema.average."
 
@@ -70,18 +72,22 @@ def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
 
     Raises:
         ValueError: the folder contains other files.
+        NotFiniteError: a weight is NaN or infinite; nothing was written.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
         raise ValueError(f"{folder}: contains files that are not a release; choose another folder")
     model = task.evaluated
     state, files = model.exported(model.state_dict())
+    check_finite(folder, state)
     facts = {**described(task, source=record.get("source", {})), **record, "timm": "config.json" in files}
+    facts["manifest"] = MANIFEST
     with replacing_folder(folder) as new:
         save_file(plain_state(state), new / WEIGHTS, metadata={"format": "pt"})
         for name, content in files.items():
             write_json(new / name, content)
         write_json(new / RECORD, facts)
         (new / "README.md").write_text(card(facts), encoding="utf-8", errors="replace")
+        write_manifest(new, [WEIGHTS, RECORD, *files])
     return folder
 
 
@@ -95,11 +101,13 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
     """The task in a release or a run's folder, in eval mode on the CPU, and its record.
 
     Raises:
-        ValueError: it is neither, has a newer format, or its weights do not fit its task.
+        ValueError: it is neither, is damaged (a file differs from the manifest), has a newer format, or its weights do
+            not fit its task, are NaN or infinite.
         CheckpointError: a run without a complete checkpoint.
     """
     path = Path(path)
     folder = path / "release" if (path / "release" / RECORD).is_file() else path
+    check_release(folder)
     if (folder / RECORD).is_file():
         record = _record(folder / RECORD)
         if "task" not in record:
@@ -139,6 +147,7 @@ def _untrained(folder: Path, record: Mapping[str, Any]) -> Task:
 
 
 def _with(task: Task, state: Mapping[str, Tensor], source: Path) -> Task:
+    check_finite(source, state)
     try:
         task.load_state_dict(state)
     except RuntimeError as error:

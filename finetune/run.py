@@ -38,6 +38,7 @@ from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
+from pretrain.models.release.manifest import NotFiniteError
 
 PATHS = ("images", "annotations", "masks", "depth", "classes")
 # What may change when a run resumes. The data may have moved, but its fingerprint must be the same.
@@ -62,7 +63,9 @@ def run(config: FinetuneConfig, train: Examples, val: Examples, steps: Plan) -> 
         with ExitStack() as stack:
             return FinetuneRun(config, train, val, steps, world, stack).train()
 
-    return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, EvaluationError))
+    return session(
+        config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, EvaluationError, NotFiniteError)
+    )
 
 
 def measure(config: FinetuneConfig, val: Examples) -> int:

@@ -1,16 +1,33 @@
-"""`fovea release RUN OUT`: the backbone of a run's newest checkpoint, as a folder that timm loads."""
+"""`fovea release RUN OUT`: the backbone of a run's newest checkpoint, as a folder that timm loads.
+
+    fovea release RUN OUT          write the release; one in OUT is replaced
+    fovea release verify FOLDER... compare releases of backbones and tasks, and exports, with their manifests
+    fovea release seal FOLDER...   write the manifest of the files as they are: after your change, or for version 0.1.0
+
+A run folder whose name is one of these words is given as ./verify or ./seal.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import read_rows
 from pretrain.engine.checkpoint.commit import CheckpointError, newest_complete, read_manifest
 from pretrain.engine.session.folder import last_start, read_data
+from pretrain.models.release.manifest import (
+    RECORD,
+    DamagedReleaseError,
+    NotFiniteError,
+    compare,
+    files_to_seal,
+    write_manifest,
+)
 
 
 def from_run(run_dir: Path, out: Path) -> str:
@@ -74,9 +91,71 @@ def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, fl
     return scores
 
 
+def verify(folder: Path) -> str:
+    """Compare a release or an export with its manifest, and check that its weights are finite; a one-line report.
+
+    Raises:
+        DamagedReleaseError, NotFiniteError: it cannot be used. ValueError: it is none, or has no manifest.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if not any((folder / name).is_file() for name in (MANIFEST, RECORD)):
+        raise ValueError(f"{folder}: neither a release nor an export: it has no {MANIFEST} and no {RECORD}")
+    files = compare(folder)
+    if files is None:
+        raise ValueError(f"{folder}: not compared: written without hashes; `fovea release seal {folder}` adds them")
+    _check_weights(folder, [file.name for file in files])
+    size = sum(file.size for file in files) / 1e6
+    return f"{folder}: {len(files)} files, {size:.1f} MB, as they were written"
+
+
+def seal(folder: Path) -> str:
+    """Write the manifest of a release as it is; a one-line report.
+
+    Raises:
+        NotFiniteError: its weights cannot be used. ValueError: it is no release.
+    """
+    files = files_to_seal(folder)
+    _check_weights(folder, files)
+    write_manifest(folder, files)
+    return f"{folder}: {MANIFEST} lists {', '.join(files)}"
+
+
+def _check_weights(folder: Path, files: Iterable[str]) -> None:
+    from pretrain.models.importers.files import read_safetensors
+    from pretrain.models.release.folder import check_finite
+
+    for name in files:
+        if name.endswith(".safetensors"):
+            check_finite(folder, read_safetensors(folder / name))
+
+
+WORDS: dict[str, Callable[[Path], str]] = {"verify": verify, "seal": seal}
+
+
+def _each(word: str, arguments: list[str]) -> int:
+    """One line per folder. Exit status 1: a folder is damaged; else 2: a folder is no release, or has no manifest."""
+    parser = argparse.ArgumentParser(prog=f"fovea release {word}", description=WORDS[word].__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a release, or an export")
+    status = 0
+    for folder in parser.parse_args(arguments).folders:
+        try:
+            print(WORDS[word](folder))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            damaged = isinstance(error, DamagedReleaseError | NotFiniteError)
+            status = 1 if damaged or status == 1 else 2
+    return status
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: written. 2: wrong folder. 3: no complete checkpoint."""
-    parser = argparse.ArgumentParser(prog="fovea release", description=__doc__)
+    """Exit status 0: written, or as written. 1: damaged. 2: wrong folder. 3: no complete checkpoint."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in WORDS:
+        return _each(arguments[0], arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="fovea release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("out", type=Path, help="the folder to write; a release in it is replaced")
     chosen = parser.parse_args(arguments)

@@ -31,6 +31,7 @@ from pretrain.engine.session.lost_checkpoints import check_not_started
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
 from pretrain.loader import PretrainLoader
+from pretrain.models.release.manifest import NotFiniteError
 from pretrain.nonfinite.recovery import Recovery, RewindError
 from pretrain.nonfinite.rewinds import SkippedPositions
 from pretrain.objectives.base import Horizon
@@ -62,7 +63,7 @@ def run(config: PretrainConfig, dataset: Dataset, steps: Plan) -> int:
                     return PretrainRun(config, dataset, steps, world, parts, watch=watch).train()
                 gc.collect()  # frees the weights before the rewound run starts, which begins as after a kill
 
-    return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError))
+    return session(config.run_dir, config.engine, body, failures=(TooManyBadSamplesError, AlarmError, NotFiniteError))
 
 
 class PretrainRun:

@@ -4,6 +4,7 @@
     model.onnx         with --onnx or --int8
     model.int8.onnx    with --int8; both ONNX models are evaluated on the validation set
     export.json        inputs, outputs, classes, preparation of images, and the result of every comparison
+    MANIFEST.json      size and sha256 of these files: `fovea release verify OUT`
 
 Every graph is compared with the task itself, on several batch sizes and, unless its size is fixed, image sizes.
 """
@@ -23,8 +24,10 @@ from finetune.data.examples import Examples
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, read_values, validate
 from pretrain.core.files import write_json
+from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import versions
 from pretrain.engine.checkpoint.commit import CheckpointError
+from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from finetune.tasks.base import Task
 
 Say = Callable[[str], None]
+# ONNX: the weights of a large graph are in a file of their own
+GRAPHS = ("model.pt2", "model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,12 +113,14 @@ def export(
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """Write the graphs and export.json to `out`; returns the content of export.json.
+    Graphs of an earlier export are removed first.
 
     Args:
         size: (height, width) at which the graph is traced, rounded up to multiples of the patch size; the only size
             if it is fixed. val: for int8, which is written only with it.
 
     Raises:
+        ValueError: `out` holds a release, or cannot be written.
         NotExportableError: the task cannot become a graph. NotEqualError: a graph computes something else.
     """
     import torch
@@ -125,8 +132,12 @@ def export(
     size = _in_patches(task.input_size if size is None else size, graph.patch)
     free = graph.fixed is None
     say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
+    if (out / RECORD).exists():
+        raise ValueError(f"{out}: holds a release; choose another folder for its export")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in (MANIFEST, EXPORT, *GRAPHS):  # of an earlier export: nothing of two exports is mixed
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{out}: not a folder to write to: {error}") from error
     facts = _facts(task, graph, size, record)
@@ -163,11 +174,12 @@ def export(
     checked("model.pt2", lambda path: torch.export.save(program, path), run_program)
     if onnx:
         checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), session)
-    write_json(out / "export.json", facts)
+    write_json(out / EXPORT, facts)
     if val is not None:
         quantize(out / "model.onnx", out / "model.int8.onnx")
         facts["int8"] = _measure(task, graph, out, val, None if free else size, batch_size, say)
-        write_json(out / "export.json", facts)
+        write_json(out / EXPORT, facts)
+    write_manifest(out, [name for name in (EXPORT, *GRAPHS) if (out / name).is_file()])
     return facts
 
 

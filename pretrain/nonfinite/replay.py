@@ -12,6 +12,7 @@ from typing import Any
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.data.shards.dataset import Dataset
+from pretrain.engine.checkpoint.commit import CheckpointError, verify
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture
 
@@ -77,6 +78,10 @@ def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
     if not (source / "model.safetensors").exists():
         raise ValueError(f"{folder}: holds no weights, and {source} no longer exists; set engine.capture_weights")
     note = f"weights of {source}" + (f", {age} steps older: the failure may not recur" if age else "")
+    try:
+        verify(source)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
     return load_file(source / "model.safetensors"), note
 
 

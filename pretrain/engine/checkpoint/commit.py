@@ -7,19 +7,26 @@ hashes; then one rename to `step-N/`. A folder is a checkpoint if and only if it
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pretrain.core.files import new_folder, publish_folder, write_text
+from pretrain.core.manifest import (
+    MANIFEST,
+    FileRecord,
+    ManifestError,
+    difference,
+    files_of,
+    read_body,
+    render,
+)
 
-MANIFEST = "MANIFEST.json"
 _FORMAT = 1
 _CHUNK = 1 << 24
 _NAME = re.compile(r"step-\d{8,}")
@@ -35,15 +42,6 @@ class DamagedError(CheckpointError):
     def __init__(self, folder: Path, reason: str):
         super().__init__(f"checkpoint {folder}: {reason}")
         self.folder, self.reason = folder, reason
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file that has been written and fsynced."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,7 @@ def seal(temp: Path, final: Path, *, step: int, files: Sequence[FileRecord], abo
     Args:
         files: records of all ranks. about: kept in the manifest, JSON.
     """
-    body = {"format": _FORMAT, "step": step, "files": [asdict(file) for file in files], "about": dict(about)}
-    # A round trip through JSON, so that the hash is of the values that will be read.
-    write_file(temp / MANIFEST, _render(json.loads(json.dumps(body))))
+    write_file(temp / MANIFEST, render(files, {"format": _FORMAT, "step": step, "about": dict(about)}))
     publish_folder(temp, final, files_synced=True)
 
 
@@ -128,19 +124,15 @@ def read_manifest(folder: Path) -> Manifest:
         DamagedError: it is missing or was changed, or the folder name is that of another step.
     """
     try:
-        raw = (folder / MANIFEST).read_bytes()
-        body = json.loads(raw)["body"]
-    except FileNotFoundError:
-        raise DamagedError(folder, f"no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(folder, f"{MANIFEST} is not readable ({error})") from None
-    if raw != _render(body):
-        raise DamagedError(folder, f"{MANIFEST} does not match its own hash")
+        body = read_body(folder)
+        files = files_of(body)
+    except ManifestError as error:
+        raise DamagedError(folder, str(error)) from None
     if body["format"] != _FORMAT:
         raise CheckpointError(f"checkpoint {folder}: format {body['format']}, this program reads {_FORMAT}")
     if _NAME.fullmatch(folder.name) and step_of(folder) != body["step"]:
         raise DamagedError(folder, f"it contains step {body['step']}, which does not match its name; rename it back")
-    return Manifest(body["step"], tuple(FileRecord(**file) for file in body["files"]), body["about"])
+    return Manifest(body["step"], files, body["about"])
 
 
 def verify_files(folder: Path, files: Sequence[FileRecord]) -> None:
@@ -150,17 +142,8 @@ def verify_files(folder: Path, files: Sequence[FileRecord]) -> None:
         DamagedError: the message names the first file that differs.
     """
     for record in files:
-        path = folder / record.name
-        try:
-            size = path.stat().st_size
-            if size != record.size:
-                raise DamagedError(folder, f"{record.name} has {size} bytes, the manifest records {record.size}")
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DamagedError(folder, f"{record.name}: {error.strerror or error}") from None
-        if digest != record.sha256:
-            raise DamagedError(folder, f"{record.name} has changed since it was written (sha256 differs)")
+        if found := difference(folder, record):
+            raise DamagedError(folder, found)
 
 
 def verify(folder: Path) -> Manifest:
@@ -246,8 +229,3 @@ def _remove(path: Path) -> None:
 def point_latest(root: Path, folder: Path) -> None:
     """Write the file `latest`, a hint for people and scripts; Fovea does not read it."""
     write_text(root / "latest", folder.name + "\n")
-
-
-def _render(body: Any) -> bytes:
-    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    return json.dumps({"body": body, "sha256": digest}, indent=1).encode()

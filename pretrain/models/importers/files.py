@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.models.importers.weights import State, some
+from pretrain.models.release.manifest import check_file
 
 
 class Inert:
@@ -51,7 +52,8 @@ def read_state(path: Path) -> State:
     teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is removed.
 
     Raises:
-        ValueError: the file is missing or unreadable, holds more than tensors and plain values, or no state dict.
+        ValueError: the file is missing, unreadable or not the one that a manifest of Fovea next to it records, holds
+            more than tensors and plain values, or no state dict.
     """
     content = _read(path)
     state: State = {}
@@ -108,6 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a folder; give the file in it that holds the weights")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    check_file(path)
     if path.suffix == ".safetensors":
         return dict(read_safetensors(path))
     try:

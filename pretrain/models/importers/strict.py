@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from pretrain.models.importers.forms import TABLE, in_the_form_of
-from pretrain.models.importers.weights import Grid, MatchReport
+from pretrain.models.importers.weights import Grid, MatchReport, not_finite
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos
 
@@ -32,6 +32,7 @@ def load_strict(
 
     Raises:
         ValueError: names are unexpected, or missing and not allowed to be, or shapes differ; all of them are listed.
+            Or a value is NaN or infinite.
     """
     own = module.state_dict()
     fitted, converted = in_the_form_of(module, own, dict(state))
@@ -58,6 +59,8 @@ def load_strict(
     if problems:
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError("the weights do not fit the model:\n  " + "\n  ".join(problems[:20]) + more)
+    if broken := not_finite(fitted):
+        raise ValueError(f"the weights cannot be used: {broken}")
     module.load_state_dict(fitted, strict=False)
     return MatchReport(sorted(own.keys() & fitted.keys()), missing, [], sorted(resized), left_out, converted)
 

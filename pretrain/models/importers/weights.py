@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -56,6 +57,14 @@ class MatchReport:
             "left out": self.left_out,
         }
         return "\n".join(f"{title:<10} {len(names):>5}  {some(names)}".rstrip() for title, names in rows.items())
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with NaN or an infinite value, in words; None: every value is finite."""
+    for name, tensor in state.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not (finite := torch.isfinite(tensor)).all():
+            return f"{name} has {int((~finite).sum())} of {tensor.numel()} values that are NaN or infinite"
+    return None
 
 
 def some(names: Sequence[str]) -> str:

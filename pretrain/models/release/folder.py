@@ -4,7 +4,8 @@ model.safetensors, config.json    what `timm.create_model("local-dir:FOLDER", pr
                                   Without config.json timm has no such class; the model card gives the reason.
 heads.safetensors                 the rest of the objective, for continued pretraining
 fovea.json                        objective, model, recipe, data, metrics, versions
-README.md                         the model card, generated from fovea.json
+MANIFEST.json                     size and sha256 of these files, compared at every opening
+README.md                         the model card, generated from fovea.json; not in the manifest, so it may be edited
 
 `release_model()` of a backbone describes how it is rebuilt: {"class": a name in BACKBONES, **arguments of that class}.
 """
@@ -23,16 +24,26 @@ from torch import Tensor
 
 from pretrain.core.files import replacing_folder
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.core.manifest import MANIFEST
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import State, Weights
 from pretrain.models.importers.files import read_safetensors
+from pretrain.models.importers.weights import not_finite
 from pretrain.models.release.card import card
+from pretrain.models.release.manifest import (
+    HEADS,
+    RECORD,
+    TIMM,
+    WEIGHTS,
+    NotFiniteError,
+    check_release,
+    write_manifest,
+)
 from pretrain.models.release.timm_form import TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.release.timm_form import config as timm_config
 
 FORMAT = 1
-WEIGHTS, HEADS, RECORD, TIMM = "model.safetensors", "heads.safetensors", "fovea.json", "config.json"
 # the "class" of a release_model -> (its module in pretrain.models, its class)
 BACKBONES = {
     "vit": ("backbones.vit", "ViT"),
@@ -89,6 +100,7 @@ def write_release(
 
     Raises:
         ValueError: the folder holds something else, or mean and std are not of the backbone's channels.
+        NotFiniteError: a weight is NaN or infinite; nothing was written.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
@@ -100,10 +112,11 @@ def write_release(
     model = backbone.release_model()
     _backbone_class(model)
     other = timm_model(backbone)
-    facts = {"format": FORMAT, "objective": objective, "heads": HEADS, "model": model, **record}
+    facts = {"format": FORMAT, "manifest": MANIFEST, "objective": objective, "heads": HEADS, "model": model, **record}
     facts |= {"mean": list(mean), "std": list(std), "timm": other if isinstance(other, str) else other.kind}
 
     state = backbone.state_dict()
+    check_finite(folder, state, extra_state)
     with replacing_folder(folder) as temporary:
         if isinstance(other, TimmModel):
             state = to_timm(state, other.kind)
@@ -113,6 +126,7 @@ def write_release(
         save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
         (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
         (temporary / "README.md").write_text(card(facts))
+        write_manifest(temporary, [path.name for path in temporary.iterdir() if path.name != "README.md"])
     return folder
 
 
@@ -120,9 +134,11 @@ def read_release(folder: Path | str) -> Release:
     """Open a release; the weights are in our names and layout.
 
     Raises:
-        ValueError: the folder is no release, is incomplete or damaged, or is of a newer format.
+        ValueError: the folder is no release, is incomplete, damaged (a file differs from the manifest) or of a newer
+            format, or a weight is NaN or infinite.
     """
     folder = Path(folder)
+    check_release(folder)
     lacking = [name for name in (RECORD, WEIGHTS, HEADS) if not (folder / name).is_file()]
     if lacking:
         raise ValueError(f"{folder}: not a release, it has no {', '.join(lacking)}; `fovea release RUN OUT` writes one")
@@ -130,10 +146,10 @@ def read_release(folder: Path | str) -> Release:
     model = {"class": "vit", **record["model"], "img_size": tuple(record["model"]["img_size"])}
     patch = families.timm_stride(model["name"], model) if model["class"] == "timm" else model.get("patch_size")
     grid = None if patch is None else (model["img_size"][0] // patch, model["img_size"][1] // patch)
-    backbone = read_safetensors(folder / WEIGHTS)
+    backbone, heads = read_safetensors(folder / WEIGHTS), read_safetensors(folder / HEADS)
+    check_finite(folder, backbone, heads)
     if (folder / TIMM).is_file():
         backbone = from_timm(backbone, record.get("timm", "vit"), model)
-    heads = read_safetensors(folder / HEADS)
     return Release(record["objective"], backbone, heads, grid=grid, model=model, record=record)
 
 
@@ -161,6 +177,17 @@ def _backbone_class(model: Mapping[str, Any]) -> type[ImageEncoder]:
         raise ValueError(f"a release of backbone {model.get('class')!r}; this version has {', '.join(BACKBONES)}")
     module, name = BACKBONES[model["class"]]
     return getattr(importlib.import_module(f"pretrain.models.{module}"), name)
+
+
+def check_finite(folder: Path, *states: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no prediction can come from.
+
+    Raises:
+        NotFiniteError: names the first tensor with NaN or an infinite value.
+    """
+    for state in states:
+        if broken := not_finite(state):
+            raise NotFiniteError(f"{folder}: not a usable release: {broken}; release an earlier checkpoint")
 
 
 def plain_state(state: Mapping[str, Tensor]) -> State:

@@ -14,6 +14,7 @@ from pretrain.models.importers import load_strict
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.models.teachers.ema import EMA
 from pretrain.models.tokenizers.dvae import ConvEncoder
+from pretrain.release import seal
 
 RECORD = {
     "recipe": {"objective": {"name": "mae"}},
@@ -133,6 +134,7 @@ def test_a_newer_format_is_refused(tmp_path: Path):
     out = write(tmp_path / "release", perturbed(model))
     record = json.loads((out / "fovea.json").read_text()) | {"format": 99}
     (out / "fovea.json").write_text(json.dumps(record))
+    seal(out)
     with pytest.raises(ValueError, match="release format 99; this version reads 1"):
         read_release(out)
 
@@ -202,6 +204,7 @@ def test_a_release_of_a_backbone_of_a_later_version_is_refused(tmp_path: Path):
     out = write(tmp_path / "release", perturbed(arguments()))
     facts = json.loads((out / "fovea.json").read_text())
     (out / "fovea.json").write_text(json.dumps(facts | {"model": facts["model"] | {"class": "mamba"}}))
+    seal(out)
     with pytest.raises(ValueError, match="a release of backbone 'mamba'; this version has vit, timm, conv_encoder"):
         read_release(out).build()
 
@@ -209,9 +212,17 @@ def test_a_release_of_a_backbone_of_a_later_version_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "keep", "problem"),
     [
-        ("model.safetensors", 0.5, r"model\.safetensors: not a readable safetensors file"),
-        ("heads.safetensors", 0.1, r"heads\.safetensors: not a readable safetensors file"),
-        ("fovea.json", 0.5, r"fovea\.json: damaged .*; copy the release again"),
+        (
+            "model.safetensors",
+            0.5,
+            r"damaged: model\.safetensors has \d+ bytes, the manifest records \d+; copy it",
+        ),
+        (
+            "heads.safetensors",
+            0.1,
+            r"damaged: heads\.safetensors has \d+ bytes, the manifest records \d+; copy it",
+        ),
+        ("fovea.json", 0.5, r"damaged: fovea\.json has \d+ bytes, the manifest records \d+; copy it again"),
     ],
 )
 def test_a_release_that_was_copied_in_part_is_named(tmp_path: Path, file: str, keep: float, problem: str):
@@ -225,9 +236,11 @@ def test_a_release_that_was_copied_in_part_is_named(tmp_path: Path, file: str, k
 def test_a_record_that_says_too_little_is_named(tmp_path: Path):
     out = write(tmp_path / "release", perturbed(arguments()))
     (out / "fovea.json").write_text('{"format": 1, "model": {"img_size": [32, 32]}}')
+    seal(out)
     with pytest.raises(ValueError, match=r"fovea\.json: has no objective, mean, std"):
         read_release(out)
     (out / "fovea.json").write_text("[]")
+    seal(out)
     with pytest.raises(ValueError, match="release format None; this version reads 1"):
         read_release(out)
 
