@@ -14,7 +14,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea launch hosts HOSTFILE [finetune] CONFIG [...]   the same on the machines of a hostfile, over ssh
   fovea launch slurm pretrain CONFIG [...]       as a SLURM job, requeued until it is done; status, logs, ...
   fovea launch check CONFIG [...]         find problems before a GPU is used; plan: time, memory on N nodes
-  fovea release RUN OUT                   the run's backbone as a folder that timm loads
+  fovea release RUN OUT                   the run's backbone as a folder that timm loads (also: verify, seal)
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy; an untrained network and raw pixels compared
   fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
