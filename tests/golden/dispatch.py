@@ -25,6 +25,7 @@ from tests.golden import (
     simmim,
 )
 from tests.golden.case import Case
+from tests.golden.mechanisms import branch, channel, channel_spatial, temporal
 
 # (repository, a part of source.code, runner): the first line that fits.
 RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
@@ -64,6 +65,29 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("microsoft/unilm (beit2/)", "norm_ema_quantizer.py:", beit2.run_quantizer),
 ]
 
+# Cases of mechanisms say their `kind`.
+KINDS: dict[str, Callable[[Case], None]] = {
+    "channel/se_bias": channel.run_se_bias,
+    "channel/se_nobias": channel.run_se_nobias,
+    "channel/eca": channel.run_eca,
+    "channel/fca": channel.run_fca,
+    "channel/xca": channel.run_xca,
+    "channel/xca_block": channel.run_xca_block,
+    "channel/danet_cam": channel.run_danet_cam,
+    "channel_spatial/cbam": channel_spatial.run_cbam,
+    "channel_spatial/bam": channel_spatial.run_bam,
+    "channel_spatial/coord": channel_spatial.run_coord,
+    "channel_spatial/simam": channel_spatial.run_simam,
+    "channel_spatial/gc": channel_spatial.run_gc,
+    "channel_spatial/lka": channel_spatial.run_lka,
+    "channel_spatial/lka_block": channel_spatial.run_lka_block,
+    "branch/condconv": branch.run_condconv,
+    "branch/dynamic_conv": branch.run_dynamic_conv,
+    "branch/selective_kernel": branch.run_selective_kernel,
+    "branch/split_attention": branch.run_split_attention,
+    "temporal/tam": temporal.run_tam,
+}
+
 
 class MissingObjectiveError(AssertionError):
     """The case is of a method that Fovea does not have."""
@@ -83,4 +107,8 @@ def run(path: Path) -> None:
             runner(case)
             case.finish()
             return
+    if runner := KINDS.get(case.facts.get("kind", "")):
+        runner(case)
+        case.finish()
+        return
     raise MissingObjectiveError(f"missing objective: {source['repo']} {', '.join(source['code'])} (case {case.name})")

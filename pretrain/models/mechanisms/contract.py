@@ -1,4 +1,4 @@
-"""What gates a map or stands behind a stage: a module from maps to maps of the same shape."""
+"""What gates a map, stands behind a stage, or replaces a convolution: modules from maps to maps."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ class MapMechanism(nn.Module):
 
     def discard_pending(self) -> None:
         """Forget what they left: the step was skipped."""
+
+
+class ConvMechanism(MapMechanism):
+    """Replaces a convolution: maps [b, C, H, W] -> [b, D, H', W'].
+
+    It is built with the arguments of `nn.Conv2d`: `Class(in_channels, out_channels, kernel_size, stride=...,
+    padding=..., dilation=..., groups=..., bias=..., **options of its own)`.
+    """
