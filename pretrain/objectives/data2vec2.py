@@ -68,10 +68,10 @@ class Data2Vec2(Objective[Data2Vec2Config]):
         target = target.gather(1, hidden[..., None].expand(-1, -1, target.shape[2]))
         losses = {"loss_patch": self.distance(pred, target)}
         if self.config.cls_weight:
-            losses["loss_cls"] = self.distance(tokens[:, 0], whole.mean(dim=1).repeat_interleave(views, dim=0))
-        loss = losses["loss_patch"] + self.config.cls_weight * losses.get("loss_cls", 0.0)
+            of_image = whole.mean(dim=1).repeat_interleave(views, dim=0)
+            losses["loss_cls"] = self.config.cls_weight * self.distance(tokens[:, 0], of_image)
         return {
-            "loss": loss,
+            "loss": losses["loss_patch"] + losses.get("loss_cls", 0.0),
             **{name: value.detach() for name, value in losses.items()},
             "feature_std": feature_std(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)),
             "target_std": target_std(target),

@@ -70,7 +70,8 @@ class DINO(SelfDistillation[DINOConfig, DINOBranch]):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        self.student = synchronized(DINOBranch(backbone, head))
+        student = DINOBranch(backbone, head)
+        self.student = synchronized(student) if config.sync_bn else student
         self.teacher = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
         self.register_buffer("center", torch.zeros(1, config.out_dim))

@@ -87,7 +87,8 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         backbone.initialize_class_token(std=1e-6)  # as the registers; DINO's starts at 0.02
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
-        self.student = synchronized(DINOv2Branch(backbone, dino_head, ibot_head))
+        student = DINOv2Branch(backbone, dino_head, ibot_head)
+        self.student = synchronized(student) if config.sync_bn else student
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         self.teacher = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
@@ -110,13 +111,18 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         both = features[: 2 * images]
         # The official code divides by 2 + max(2 n, 1) for n local crops: the number of pairs, except for n = 0.
         pairs = 2 + 2 * config.local_crops_number
-        loss_cls = of_cls.loss * (pairs / max(pairs, 3))
-        loss = config.dino_weight * loss_cls + config.ibot_weight * of_patches.loss
-        result = {"loss_cls": loss_cls.detach(), "loss_patch": of_patches.loss.detach()}
+        scale = pairs / max(pairs, 3)
+        loss = config.dino_weight * (of_cls.loss * scale) + config.ibot_weight * of_patches.loss
+        of_crops = of_cls.by_crop.detach() * scale
+        # The log has the values of the official loss dictionary: KoLeo with its weight, the others without; patches and
+        # KoLeo as the mean of the two global crops, of which the loss has the sum.
+        result = {"loss_cls_global": of_crops[:2].sum(), "loss_patch": of_patches.loss.detach() / 2}
+        if config.local_crops_number:
+            result["loss_cls_local"] = of_crops[2:].sum()
         if config.koleo_weight:
             koleo = torch.stack([koleo_loss(crop, scope=config.koleo_scope) for crop in both.chunk(2)]).sum()
             loss = loss + config.koleo_weight * koleo
-            result["loss_koleo"] = koleo.detach()
+            result["loss_koleo"] = config.koleo_weight * koleo.detach() / 2
         if self.gram_teacher is not None and config.gram is not None and step >= config.gram.start_step:
             seen = crop_after_crop(batch["gram"]) if "gram" in batch else crops[0]
             gram = self.gram_teacher.loss(patches, seen, grid=grid_of(crops[0], self.backbone.patch_size))

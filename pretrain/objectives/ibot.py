@@ -64,7 +64,8 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
-        self.student = synchronized(IBOTBranch(backbone, head))
+        student = IBOTBranch(backbone, head)
+        self.student = synchronized(student) if config.sync_bn else student
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         teacher = IBOTBranch(backbone, head.for_teacher(shared=config.shared_head_teacher))
         self.teacher = EMA(teacher, follows=self.student)
@@ -113,8 +114,8 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         seen_by_both = features[: len(teacher_features)].detach()
         return {
             "loss": config.lambda1 * result.loss + config.lambda2 * of_patches.loss,
-            "loss_cls": result.loss.detach(),
-            "loss_patch": of_patches.loss.detach(),
+            "loss_cls": config.lambda1 * result.loss.detach(),
+            "loss_patch": config.lambda2 * of_patches.loss.detach(),
             "teacher_entropy": result.teacher_entropy,
             "teacher_kl_uniform": math.log(config.out_dim) - result.mean_entropy,
             "patch_entropy": of_patches.teacher_entropy,

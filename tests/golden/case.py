@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+# Entries at the top of a config that say how inputs and state were drawn: the case holds both, no runner reads these.
+HOW_IT_WAS_DRAWN = re.compile(r"(.*_)?(seed|scale|std|small|noise|perturb\w*)|center(_\w+)?|save_\w*|draws?")
 
 
 def discover(folder: Path) -> list[Path]:
@@ -50,6 +55,11 @@ class Case:
         assert not unknown, f"{self.name}: config.{section} has options the runner does not know: {sorted(unknown)}"
         return values
 
+    def only(self, *known: str) -> None:
+        """Refuse options at the top of the config that this runner would otherwise leave out."""
+        unknown = {name for name in self.config if name not in known and not HOW_IT_WAS_DRAWN.fullmatch(name)}
+        assert not unknown, f"{self.name}: config has options the runner does not know: {sorted(unknown)}"
+
     def tolerance(self, key: str) -> tuple[float, float]:
         """(atol, rtol) of a tensor."""
         entry = self.facts["tolerance"][key]
@@ -76,6 +86,13 @@ class Case:
             worst = (got.detach().double() - expect).abs().max().item()
             self.mismatches.append(f"{key}: off by {worst:.3g}, allowed {limit.max().item():.3g}")
 
+    def check_statistics(self, module_state: Mapping[str, Tensor]) -> None:
+        """Compare the batch-norm statistics after a pass, `expect/.../NAME`, with those of `module_state`."""
+        for key in sorted(self.due):
+            name = key.rpartition("/")[2]
+            if key.startswith("expect/") and is_statistic(name) and name in module_state:
+                self.check(key, module_state[name])
+
     @property
     def largest_gradient(self) -> float:
         return max(float(value.abs().max()) for value in self.below("grad").values())
@@ -84,6 +101,11 @@ class Case:
         """Fail on any mismatch, and on any tensor that nobody compared."""
         problems = [*self.mismatches, *(f"{key}: never compared" for key in sorted(self.due))]
         assert not problems, f"{self.name}: {len(problems)} problem(s)\n  " + "\n  ".join(problems)
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of a state dict is a running statistic of a batch norm."""
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
 def key_third(name: str, tensor: Tensor) -> Tensor | None:

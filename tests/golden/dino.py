@@ -65,7 +65,7 @@ def run_vit(case: Case) -> None:
 def run_head(case: Case) -> None:
     known = ("in_dim", "out_dim", "use_bn", "norm_last_layer", "nlayers", "hidden_dim", "bottleneck_dim")
     ctor = case.take("ctor", *known)
-    head = DINOHead(**ctor).train()
+    head = DINOHead(**{**ctor, "nlayers": max(ctor.get("nlayers", 3), 1)}).train()
     head.load_state_dict(case.below("state"))
     x = case["input/x"].clone().requires_grad_()
     y = head(x)
@@ -74,11 +74,14 @@ def run_head(case: Case) -> None:
     case.check("expect/y", y)
     case.check("expect/dx", x.grad)
     case.check("expect/trainable_weight_g", torch.tensor([head.last_layer.weight_g.requires_grad]))
+    case.check_statistics(head.state_dict())
     parameters = dict(head.named_parameters())
     for name, expect in case.below("grad").items():
         gradient = parameters[name].grad
         assert gradient is not None, f"{name}: no gradient reached it"
         case.check(f"grad/{name}", gradient, zero=before_batch_norm(head, name, expect))
+    if "expect/y_eval" in case.due:
+        case.check("expect/y_eval", head.eval()(x))
 
 
 def before_batch_norm(head: DINOHead, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -92,7 +95,8 @@ def before_batch_norm(head: DINOHead, name: str, tensor: torch.Tensor) -> torch.
 
 def run_schedules(case: Case) -> None:
     for i, spec in enumerate(case.config["s"]):
-        unknown = set(spec) - {"base_value", "final_value", "epochs", "niter_per_ep", "warmup_epochs"}
+        known = {"base_value", "final_value", "epochs", "niter_per_ep", "warmup_epochs", "start_warmup_value"}
+        unknown = set(spec) - known
         assert not unknown, f"{case.name}: schedule options the runner does not know: {sorted(unknown)}"
         per_epoch = spec["niter_per_ep"]
         total = spec["epochs"] * per_epoch
@@ -104,6 +108,7 @@ def run_schedules(case: Case) -> None:
                 warmup_steps=spec.get("warmup_epochs", 0) * per_epoch,
                 total_steps=total,
                 warmup_form="closed",
+                start=spec.get("start_warmup_value", 0.0),
             )
             for step in range(total)
         ]

@@ -77,8 +77,8 @@ def test_the_losses_are_sums_of_squares_by_the_root_of_the_width():
         cls.append((tokens[view, 0] - whole[view // 2].mean(0)).square().sum() / 4)
     losses = of(sample, 0)
     torch.testing.assert_close(losses["loss_patch"], torch.stack(patch).mean())
-    torch.testing.assert_close(losses["loss_cls"], torch.stack(cls).mean())
-    torch.testing.assert_close(losses["loss"], losses["loss_patch"] + 3.0 * losses["loss_cls"])
+    torch.testing.assert_close(losses["loss_cls"], 3.0 * torch.stack(cls).mean())
+    torch.testing.assert_close(losses["loss"], losses["loss_patch"] + losses["loss_cls"])
 
 
 def test_a_smooth_l1_loss_and_another_scale_can_be_asked_for():

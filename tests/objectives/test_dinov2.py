@@ -55,16 +55,18 @@ def test_all_losses_are_those_of_the_definition_on_every_logit(centering: str, s
     t_features, t_patches = teacher.encode(crops[0])
     q_cls = targets(teacher.dino_head(t_features), of.center).chunk(2)
     q_patches = targets(teacher.patch_head(t_patches[mask]), of.patch_center)
-    pairs = [-(q_cls[q] * cls[v]).sum(-1).mean() for q in range(2) for v in range(4) if v != q]
     per_patch = torch.zeros(mask.shape).masked_scatter(mask, -(q_patches * seen).sum(-1))
     got = of(given, 0)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(got["loss_cls"], torch.stack(pairs).mean(), **close)
-    torch.testing.assert_close(got["loss_patch"], (per_patch.sum(1) / mask.sum(1).clamp(min=1)).mean(), **close)
+    pairs = {(q, v): -(q_cls[q] * cls[v]).sum(-1).mean() / 6 for q in range(2) for v in range(4) if v != q}
+    torch.testing.assert_close(got["loss_cls_global"], pairs[0, 1] + pairs[1, 0], **close)
+    torch.testing.assert_close(got["loss_cls_local"], sum(pairs[q, v] for q in range(2) for v in (2, 3)), **close)
+    per_crop = (per_patch.sum(1) / mask.sum(1).clamp(min=1)).mean()
+    torch.testing.assert_close(got["loss_patch"], per_crop / 2, **close)
     koleo = sum(koleo_loss(crop) for crop in features.chunk(2))
-    torch.testing.assert_close(got["loss_koleo"], koleo, **close)
-    total = 0.7 * got["loss_cls"] + 1.3 * got["loss_patch"] + 0.2 * got["loss_koleo"]
-    torch.testing.assert_close(got["loss"], total)
+    torch.testing.assert_close(got["loss_koleo"], 0.2 * koleo / 2, **close)
+    total = 0.7 * sum(pairs.values()) + 1.3 * per_crop + 0.2 * koleo
+    torch.testing.assert_close(got["loss"], total, **close)
 
 
 def test_without_local_crops_the_sum_over_two_pairs_is_divided_by_three():
@@ -76,7 +78,9 @@ def test_without_local_crops_the_sum_over_two_pairs_is_divided_by_three():
     given = batch(of)
     given["mask"] = torch.zeros_like(given["mask"])
     expected = alone({"global": given["global"]}, 0)["loss"] * 2 / 3
-    torch.testing.assert_close(of(given, 0)["loss_cls"], expected.detach())
+    losses = of(given, 0)
+    torch.testing.assert_close(losses["loss_cls_global"], expected.detach())
+    assert "loss_cls_local" not in losses
 
 
 def part_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -239,7 +243,7 @@ def test_in_the_high_resolution_stage_the_gram_teacher_sees_the_same_crops_large
     losses["loss"].backward()
     other = of(given | {"gram": torch.randn_like(given["gram"])}, 0)
     assert losses["loss_gram"] != other["loss_gram"]
-    assert torch.equal(losses["loss_cls"], other["loss_cls"])
+    assert torch.equal(losses["loss_cls_global"], other["loss_cls_global"])
 
 
 def test_the_gram_teacher_of_a_release_is_taken_when_the_run_begins_and_held(tmp_path: Path):

@@ -36,9 +36,9 @@ def test_both_losses_are_those_of_the_definition_on_every_logit():
     per_patch = -(q_patches * seen).sum(-1)
     per_crop = (per_patch * mask).sum(1) / mask.sum(1).clamp(min=1)
     got = of(given, 0)
-    torch.testing.assert_close(got["loss_cls"], torch.stack(pairs).mean(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got["loss_patch"], per_crop.mean(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got["loss"], 0.7 * got["loss_cls"] + 1.3 * got["loss_patch"])
+    torch.testing.assert_close(got["loss_cls"], 0.7 * torch.stack(pairs).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got["loss_patch"], 1.3 * per_crop.mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got["loss"], got["loss_cls"] + got["loss_patch"])
 
 
 def test_hidden_pixels_never_reach_the_student_and_always_the_teacher():

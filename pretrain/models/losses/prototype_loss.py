@@ -30,12 +30,14 @@ class PrototypeLoss(NamedTuple):
 
     Attributes:
         loss: mean cross-entropy over pairs (teacher crop, other student crop) and images.
+        by_crop: [V] the share of each student crop; their sum is `loss`.
         teacher_sum: [K] sum over rows of the teacher's raw logits, for the centre.
         teacher_entropy: mean entropy of the teacher's assignments, in nats.
         mean_entropy: entropy of the mean teacher assignment, in nats; log K when all prototypes are used equally.
     """
 
     loss: Tensor
+    by_crop: Tensor
     teacher_sum: Tensor
     teacher_entropy: Tensor
     mean_entropy: Tensor
@@ -73,7 +75,8 @@ def prototype_loss(
         )
         pair.normalize()
         gradients = pair.accumulate(with_gradients=with_gradients)
-        return (pair.loss(), pair.targets.sum, pair.targets.entropy().mean(), pair.mean_entropy), gradients
+        entropies = (pair.targets.entropy().mean(), pair.mean_entropy)
+        return (pair.loss(), pair.by_crop(), pair.targets.sum, *entropies), gradients
 
     return PrototypeLoss(*differentiable_once(student, student_layer, compute))
 
@@ -128,10 +131,16 @@ class _Pair:
         return (by_rows.unflatten(0, size), by_v, by_g[:, None]) if with_gradients else None
 
     def loss(self) -> Tensor:
-        student = self.student
+        return (self._normalizer().sum() - self.student.dot.sum() / self.images) / self.terms
+
+    def by_crop(self) -> Tensor:
+        """The share [V] of each student crop in the loss."""
+        return (self._normalizer() - self.student.dot.view(self.student_crops, -1).mean(dim=1)) / self.terms
+
+    def _normalizer(self) -> Tensor:
+        """[V] logsumexp, mean over images, once for each teacher that a student crop is compared with."""
         partners = self.mean_entropy.new_tensor([self._partners(crop) for crop in range(self.student_crops)])
-        normalizer = student.lse.view(self.student_crops, -1).mean(dim=1) * partners
-        return (normalizer.sum() - student.dot.sum() / self.images) / self.terms
+        return self.student.lse.view(self.student_crops, -1).mean(dim=1) * partners
 
     def _summed_targets(self, chunk: slice) -> list[Tensor]:
         """For each student crop, the sum of the probabilities [b, k] of the teachers compared with it."""

@@ -20,6 +20,7 @@ class DistillationTeacherConfig(ObjectiveSection):
     final_momentum_teacher: float = Field(1.0, ge=0, le=1, description="momentum at the end of a cosine schedule")
     freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes are frozen")
     drop_path_rate: float = Field(0.1, ge=0, lt=1, description="of the student; the teacher has none")
+    sync_bn: bool = Field(True, description="batch norms, if any, over all ranks; false: per rank")
     pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as in the training of released weights")
 
     has_teacher: ClassVar[bool] = True

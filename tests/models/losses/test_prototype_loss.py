@@ -65,6 +65,7 @@ def test_the_side_products_are_those_of_the_definition(monkeypatch: pytest.Monke
     student, layer, teacher, teacher_layer, center = draw(4, 3, 30, 0)
     result = prototype_loss(student, layer, teacher, teacher_layer, center, **TEMPS)
     _, targets = plain(student, layer, teacher, teacher_layer, center)
+    torch.testing.assert_close(result.by_crop.sum(), result.loss)
     torch.testing.assert_close(result.teacher_sum, teacher_layer(teacher).sum((0, 1)).detach())
     entropy = -torch.xlogy(targets, targets).sum(-1).mean()
     torch.testing.assert_close(result.teacher_entropy, entropy, atol=1e-5, rtol=1e-5)
