@@ -36,6 +36,7 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
     val = _open(config, "val", train)
     for name, examples in (("data.train", train), ("data.val", val)):
         examples.findings.check(config.data.strict, source=name)
+        examples.findings.check_lost(config.data.max_lost_fraction, source=name)
         if not len(examples):
             listed = examples.findings.lines(5)
             raise ConfigError(source, [f"{name}: no usable image is left", *listed])

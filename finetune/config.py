@@ -95,6 +95,9 @@ class FinetuneDataConfig(Config):
     strict: bool = Field(
         False, description="stop if annotations have problems; default: list, count and leave them out"
     )
+    max_lost_fraction: float = Field(
+        0.05, ge=0, le=1, description="stop before training if a larger share of a set's labels cannot be used"
+    )
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="stop if a larger share of the images is unreadable")
 
 

@@ -6,21 +6,24 @@ in the findings and left out; nothing is guessed.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from finetune.data.class_names import FILE, numbered, read_classes
+from finetune.data.class_names import FILE, numbered, of_numbers, read_classes
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.predictions import Classes
+from pretrain.data import image_list
+from pretrain.data.image_list import read_list
+from pretrain.data.labels import number_labels, splits_among
+from pretrain.data.names import find_files
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import SUFFIXES
+from pretrain.data.shards.listing import is_shard
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.decode import (
     IMAGE_EXTENSIONS,
@@ -45,12 +48,23 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     """
     kind = source.format if source.format != "auto" else _kind(source.images)
     given = read_classes(source.classes) if source.classes else None
-    if kind == "shards":
-        return _open_shards(source.images, given, classes)
     where = source.images if isinstance(source.images, str) else " ".join(source.images)
-    if kind == "csv":
-        return _open_csv(Path(where), given, classes)
-    return _open_folders(where, given, classes)
+    if kind == "shards":
+        found = _open_shards(source.images, given, classes)
+    elif kind == "csv":
+        found = _open_list(Path(where), given, classes)
+    else:
+        found = _open_folders(where, given, classes)
+    splits = splits_among(found.classes) if given is None else []
+    if splits:
+        way_out = (
+            f"give one of them, {where}/{splits[0]}" if kind in ("folder", "tar") else "write the images of one of them"
+        )
+        raise ValueError(
+            f"{where}: its classes {', '.join(splits)} are parts of a data set, not classes; {way_out} (if they are "
+            f"classes, name them in data.*.classes)"
+        )
+    return found
 
 
 class LabelledShards:
@@ -111,11 +125,11 @@ def _kind(images: str | list[str]) -> str:
     if not isinstance(images, str):
         return "shards"
     path = Path(images)
-    if path.suffix == ".csv":
+    if path.suffix.lower() in image_list.SUFFIXES:
         return "csv"
     if path.is_dir():
-        return "shards" if any(path.glob("*.tar")) else "folder"
-    if path.suffix == ".tar" and not path.with_name(path.name + ".idx").is_file():
+        return "shards" if any(map(is_shard, path.iterdir())) else "folder"
+    if is_shard(path) and not path.with_name(path.name + ".idx").is_file():
         return "tar"
     return "shards"
 
@@ -139,11 +153,13 @@ def _open_shards(images: str | list[str], given: Classes | None, classes: Classe
                 numbers.append(number)
     reader.close()
     known = _agreed(own, classes, where=str(beside)) or numbered(max(numbers, default=-1) + 1)
+    findings.labels = dataset.num_samples
     labels = _labels(np.array(numbers, np.int64), known)
     for place, number, label in zip(places, numbers, labels.tolist(), strict=True):
         if label < 0:
             name = dataset.names[place[0]]
-            findings.add(UNKNOWN, name, reader.key(*place), f"class {number} is not one of the {len(known)} classes")
+            text = f"class {number} is not one of the {len(known)} classes"
+            findings.add(UNKNOWN, name, reader.key(*place), text, lost=1)
     reader.close()
     keep = labels >= 0
     _need_some(keep.sum(), images, findings)
@@ -158,7 +174,7 @@ def _number(reader: Reader, shard: int, sample: int, findings: DataProblems) -> 
     try:
         read = reader.read(shard, sample, only=(LABEL_EXTENSION,))
     except BadSample as error:
-        findings.add(UNREADABLE, name, error.key, error.reason)
+        findings.add(UNREADABLE, name, error.key, error.reason, lost=1)
         return None
     text = read.get(LABEL_EXTENSION)
     try:
@@ -167,14 +183,15 @@ def _number(reader: Reader, shard: int, sample: int, findings: DataProblems) -> 
     except ValueError:
         pass
     wrong = f"no .{LABEL_EXTENSION} member" if text is None else f".{LABEL_EXTENSION} holds {text[:30]!r}, no number"
-    findings.add(NO_LABEL, name, read["__key__"], wrong)
+    findings.add(NO_LABEL, name, read["__key__"], wrong, lost=1)
     return None
 
 
 def _open_folders(where: str, given: Classes | None, classes: Classes | None) -> LabelledFiles:
-    files, findings = Files.open(where), DataProblems()
+    files = Files.open(where)
     found = [(PurePosixPath(name), name) for name in files.names]
     pictures = [(path, name) for path, name in found if path.suffix.lower() in SUFFIXES]
+    findings = DataProblems(labels=sum(len(path.parts) > 1 for path, _ in pictures))
     folders = {path.parts[0] for path, _ in found if len(path.parts) > 1}
     if Path(where).is_dir():
         folders |= {folder.name for folder in Path(where).iterdir() if folder.is_dir() and folder.name[0] != "."}
@@ -186,7 +203,8 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
         if len(path.parts) < 2:
             findings.add(NO_LABEL, where, name, "is not in a class folder")
         elif path.parts[0] not in places:
-            findings.add(UNKNOWN, where, name, f"folder {path.parts[0]} is not one of the {len(known)} classes")
+            text = f"folder {path.parts[0]} is not one of the {len(known)} classes"
+            findings.add(UNKNOWN, where, name, text, lost=1)
         else:
             names.append(name)
             labels.append(places[path.parts[0]])
@@ -198,47 +216,37 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
     return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
 
 
-def _open_csv(path: Path, given: Classes | None, classes: Classes | None) -> LabelledFiles:
-    """Columns `filename` (relative to the csv's folder) and `label`: a class's number, or else its name."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    lacking = [column for column in ("filename", "label") if not rows or column not in rows[0]]
-    if lacking:
-        raise ValueError(f"{path}: has no column {' and '.join(lacking)}; its first line must name filename and label")
-    texts = [(row["label"] or "").strip() for row in rows]
-    known = _agreed(given, classes, where=str(path)) or _of_texts(texts)
-    by_text = {name: place for place, name in enumerate(known)}
-    if not any(name.isdecimal() for name in known):  # else 7 could be the name or the number of a class
-        by_text |= {str(number): place for place, number in enumerate(known.category_ids)}
-    listed = [str(PurePosixPath((row["filename"] or "").strip())) for row in rows]
-    files, findings, names, labels = Files.listed(path.parent, listed), DataProblems(), [], []
-    there, seen = set(files.names), set()
-    for line, (name, text) in enumerate(zip(listed, texts, strict=True), start=2):
-        if name not in there:
-            findings.add("missing image", str(path), f"line {line}", f"{name} is not in {path.parent}")
-        elif name in seen:
-            findings.add("image listed twice", str(path), f"line {line}", f"{name} is on an earlier line too")
+def _open_list(path: Path, given: Classes | None, classes: Classes | None) -> LabelledFiles:
+    """See `read_list`: files (relative to the list's folder, or absolute), and numbers or names of classes."""
+    listed = read_list(path)
+    if not listed.labelled:
+        raise ValueError(f"{path}: has no column label or class_name; its first line must name the columns")
+    agreed = _agreed(given, classes, where=str(path))
+    mapping = None if agreed is None else dict(zip(agreed.category_ids, agreed, strict=True))
+    numbers, names = number_labels(path, listed.rows, mapping)
+    known = agreed or of_numbers({number: names.get(number, str(number)) for number in {*numbers, *names} - {None}})
+    places = {number: place for place, number in enumerate(known.category_ids)}
+    found = find_files(path.parent, [row.file for row in listed.rows])
+    findings, labels = DataProblems(labels=len(listed.rows)), dict[str, int]()
+    for row, number, name in zip(listed.rows, numbers, found, strict=True):
+        where, text = (str(path), f"line {row.line}"), row.label or row.class_name
+        if name is None:
+            findings.add("missing image", *where, f"{row.file} is not in {path.parent}", lost=1)
+        elif name in labels:
+            same = number is not None and labels[name] == places[number]
+            other = "" if same else ", with another label"
+            findings.add(
+                "image listed twice", *where, f"{row.file} is on an earlier line too{other}", lost=int(not same)
+            )
         elif not text:
-            findings.add(NO_LABEL, str(path), f"line {line}", f"{name} has no label")
-        elif text not in by_text:
-            findings.add(UNKNOWN, str(path), f"line {line}", f"{text} of {name} is not one of the {len(known)} classes")
+            findings.add(NO_LABEL, *where, f"{row.file} has no label", lost=1)
+        elif number is None:
+            findings.add(UNKNOWN, *where, f"{text} of {row.file} is not one of the {len(known)} classes", lost=1)
         else:
-            names.append(name)
-            labels.append(by_text[text])
-            seen.add(name)
-    _need_some(len(names), path, findings)
-    return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
-
-
-def _of_texts(texts: Sequence[str]) -> Classes:
-    """Classes of a csv without a file of class names: sorted names, or numbers if all are numbers (007 is a name)."""
-    distinct = {text for text in texts if text}
-    if all(text.isdecimal() and text == str(int(text)) for text in distinct):
-        numbers = sorted(int(text) for text in distinct)
-        return Classes([str(number) for number in numbers], numbers)
-    return Classes(sorted(distinct))
+            labels[name] = places[number]
+    _need_some(len(labels), path, findings)
+    files = Files.listed(path.parent, labels)
+    return LabelledFiles(files, list(labels), np.array(list(labels.values()), np.int64), known, findings)
 
 
 def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Classes | None:

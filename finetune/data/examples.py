@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -89,12 +90,20 @@ class DataProblem:
 
 @dataclass
 class DataProblems:
-    """Problems in annotations, found when a set is opened. The listed entries are not used in training."""
+    """Problems in annotations, found when a set is opened. The listed entries are not used in training.
+
+    labels: number of objects, or of labelled images, in the files. lost: those of them that are not used, by kind.
+    """
 
     found: list[DataProblem] = field(default_factory=list)
+    labels: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
 
-    def add(self, kind: str, file: str, id: str | int, text: str) -> None:
+    def add(self, kind: str, file: str, id: str | int, text: str, *, lost: int = 0) -> None:
+        """One problem, by which `lost` labels are not used."""
         self.found.append(DataProblem(kind, str(file), str(id), text))
+        if lost:
+            self.lost[kind] += lost
 
     def counts(self) -> Mapping[str, int]:
         """Number of problems of each kind, most frequent first."""
@@ -118,6 +127,28 @@ class DataProblems:
         """
         if strict and self.found:
             raise ConfigError(f"{source} (data.strict)", [str(finding) for finding in self.found])
+
+    def check_lost(self, limit: float, *, source: str) -> None:
+        """Refuse the data if a larger share than `limit` of its labels is lost.
+
+        Raises:
+            ConfigError: it is; the message has the counts by kind and the first problems.
+        """
+        lost = self.lost.total()
+        if lost <= limit * self.labels:
+            return
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in self.lost.most_common())
+        first = [str(finding) for finding in self.found if finding.kind in self.lost][:5]
+        share = math.ceil(1000 * lost / self.labels) / 1000 if lost < self.labels else 1
+        raise ConfigError(
+            source,
+            [
+                f"{lost} of {self.labels} labels cannot be used: {kinds}; the limit is "
+                f"data.max_lost_fraction={limit:g}. Correct the annotations, or train without these labels by "
+                f"data.max_lost_fraction={share:g}",
+                *first,
+            ],
+        )
 
     def __len__(self) -> int:
         return len(self.found)

@@ -20,7 +20,7 @@ import numpy as np
 from finetune.data.examples import BadExample
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import walk
-from pretrain.data.shards.listing import expand
+from pretrain.data.shards.listing import expand, is_shard
 from pretrain.data.shards.opener import local_path, open_shard
 from pretrain.data.shards.sidecar import read_sidecar, sidecar_path
 from pretrain.data.shards.tar import Walker
@@ -63,9 +63,9 @@ class Files:
         text = str(where) if isinstance(where, str | Path) else ", ".join(str(item) for item in where)
         if isinstance(where, str | Path):
             path = local_path(str(where))
-            if path.is_dir() and not any(path.glob("*.tar")):
+            if path.is_dir() and not any(map(is_shard, path.iterdir())):
                 return _open_folder(text, path)
-            if path.is_file() and path.suffix != ".tar":
+            if path.is_file() and not is_shard(path):
                 raise ValueError(f"{path}: expected a folder, a .tar or shards")
             if not path.exists() and "{" not in text and "*" not in text:
                 raise ValueError(f"{path}: no such file or folder")
@@ -73,9 +73,8 @@ class Files:
 
     @staticmethod
     def listed(folder: Path, names: Iterable[str]) -> Files:
-        """Those of `names` that are files below `folder`; its other files are not read."""
-        inside = {name for name in names if not PurePosixPath(name).is_absolute() and ".." not in name.split("/")}
-        found = sorted(name for name in inside if (folder / name).is_file())
+        """The files `names`, absolute or relative to `folder`; its other files are not read."""
+        found = sorted(set(names))
         sizes = np.array([(folder / name).stat().st_size for name in found], dtype=np.int64)
         nowhere = np.zeros(len(found), dtype=np.int64)
         table = _Table(tuple(found), nowhere, nowhere, sizes, nowhere)
@@ -113,8 +112,9 @@ class Files:
     def path(self, name: str) -> str:
         """The path of a file, for messages: "folder/name", or "shard.tar/name"."""
         row = self._index()[name]
-        container = self._folder or self._containers[self._table.of[row]]
-        return f"{container}/{name}"
+        if self._folder is not None:
+            return str(self._folder / name)  # the name may be absolute
+        return f"{self._containers[self._table.of[row]]}/{name}"
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.

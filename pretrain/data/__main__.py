@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0))
 
     add = commands.add_parser("write", help="image files (a folder, or a CSV that lists them) to shards")
-    add.add_argument("source", type=Path, help="folder of images, or .csv with a filename column [label, class_name]")
+    add.add_argument("source", type=Path, help="folder of images, or .csv with a column filename [label, class_name]")
     add.add_argument("out", type=Path, help="folder for the shards")
     add.add_argument("--name", default="train", help="shards are NAME-000000.tar ... (default: train)")
     add.add_argument(
@@ -144,6 +144,7 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
     labels = "no labels"
     if written.labelled:
         labels = f"{len(written.classes)} classes" if written.classes else "integer labels"
+        labels += f", {written.unlabelled} images without a label" if written.unlabelled else ""
     resumed = f", {written.resumed} of them written before" if written.resumed else ""
     print(
         f"{written.samples} images in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "

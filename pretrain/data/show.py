@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.decode import DecodeError, decode_image
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
-from pretrain.data.write.sources import read_classes
 
 _PIXELS = 50_000  # per image, enough for mean and std
 _CELL, _TEXT, _COLUMNS = 160, 30, 8

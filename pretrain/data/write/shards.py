@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.core.files import replacing_file, write_bytes
+from pretrain.data.labels import classes_json, read_classes
 from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.write.images import UnreadableImageError, prepare
-from pretrain.data.write.sources import ImageSource, Sources, classes_json, find_sources, read_classes
+from pretrain.data.write.sources import ImageSource, Sources, find_sources
 
 _STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
-_VERSION = 2  # of the plan: raised when the same files and arguments would give other shards
+_VERSION = 3  # of the plan: raised when the same files and arguments would give other shards
 _PROBED = 64
 _MAX_FILE = 1 << 30
 
@@ -64,7 +65,7 @@ class ShardReceipt:
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` did; `resumed` shards were complete before it began."""
+    """What `write` did; `resumed` shards were complete before it began; `unlabelled` files have no label."""
 
     shards: list[str]
     samples: int
@@ -74,6 +75,7 @@ class Written:
     skipped: list[tuple[str, str]]
     ignored: Counter[str]
     resumed: int
+    unlabelled: int
 
 
 def write(
@@ -140,6 +142,7 @@ def write(
         skipped=[entry for receipt in ordered for entry in receipt.skipped],
         ignored=sources.ignored,
         resumed=resumed,
+        unlabelled=sum(file.label is None for file in sources.files),
     )
 
 

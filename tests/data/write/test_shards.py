@@ -206,8 +206,8 @@ def test_a_csv_keeps_integer_labels_and_numbers_names(folder, tmp_path):
     ("text", "message"),
     [
         ("a,b\nx.jpg,1\n", "no column named filename"),
-        ("filename,label\nx.jpg,1\nx.jpg,2\n", "x.jpg is listed more than once"),
-        ("filename,label\nx.jpg,1\ny.jpg,\n", "line 3: y.jpg has no label"),
+        ("filename,label\nx.jpg,1\nx.jpg,2\n", "x.jpg is listed more than once, with other labels (lines 2, 3)"),
+        ("filename,label\nx.jpg,1\na, b.jpg,1\n", "line 3: 3 fields, but 2 columns; put quotes around"),
         ("filename,label\n,1\n", "line 2: no file name"),
         ("filename,label\nx.jpg,1\ny.jpg,cat\n", "some labels are integers"),
         ("filename,label,class_name\nx.jpg,1,a\ny.jpg,1,b\n", "label 1 is 'a' and 'b'"),
@@ -221,6 +221,30 @@ def test_a_bad_csv_is_refused_by_line(tmp_path, capsys, text, message):
     (tmp_path / "list.csv").write_text(text)
     assert run(tmp_path / "list.csv", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
+
+
+def test_rows_without_a_label_are_written_without_one_and_counted(folder, tmp_path, capsys):
+    rows = [{"file": f"images/cat/cat.{i}.jpg", "label": label} for i, label in enumerate(("1", "", "NaN", "1"))]
+    assert run(write_csv(tmp_path / "list.csv", rows), tmp_path / "out") == 0
+    assert "integer labels, 2 images without a label" in capsys.readouterr().out
+    found = {key: sample.get("cls") for key, sample in samples_of(tmp_path / "out").items()}
+    assert list(dict(sorted(found.items())).values()) == [b"1", None, None, b"1"]
+
+
+@pytest.mark.parametrize("inside", ["cat", ""])
+def test_folders_that_are_parts_of_a_data_set_are_no_classes(tmp_path, capsys, inside):
+    for split in ("train", "Val"):
+        make_folder(tmp_path / "in" / split, classes=(inside, "dog") if inside else (), count=2)
+        (tmp_path / "in" / split).mkdir(parents=True, exist_ok=True)
+        if not inside:
+            (tmp_path / "in" / split / "0.jpg").write_bytes(image_bytes(0))
+    assert run(tmp_path / "in", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/in: its folders Val, train are parts of a data set" in error and f"({tmp_path}/in/Val)" in error
+    assert run(tmp_path / "in", tmp_path / "out", "--labels", "none") == 0
+    if inside:
+        assert run(tmp_path / "in" / "train", tmp_path / "train") == 0
+        assert "2 classes" in capsys.readouterr().out
 
 
 def test_a_csv_that_is_not_utf_8_is_named(tmp_path, capsys):
@@ -246,14 +270,16 @@ def test_nothing_to_write_is_an_error(tmp_path, capsys):
 
 
 def test_names_with_equal_keys_get_different_keys(tmp_path):
-    names = ["a.b.jpg", "a b.jpg", "a_b.png", "a_b.jpg", "__meta__/x.jpg", "été/漢字.jpg", "x" * 120 + ".jpg"]
+    names = ["a.b.jpg", "a b.jpg", "a_b.png", "a_b.jpg", "__meta__/x.jpg", "été/漢字.jpg", "x" * 120 + ".jpg",
+             "v1.0/b (1).jpg", "v1.0/c\n.jpg"]  # fmt: skip
     for i, name in enumerate(names):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         data = image_bytes(i, image_format="PNG" if name.endswith("png") else "JPEG")
         (tmp_path / "in" / name).write_bytes(data)
     assert run(tmp_path / "in", tmp_path / "out", "--strict") == 0
     keys = sorted(samples_of(tmp_path / "out"))
-    assert keys == sorted(["a_b", "a_b~2", "a_b~3", "a_b~4", "_meta__/x", "été/漢字", "x" * 120])
+    kept = ["a b", "a_b", "été/漢字", "x" * 120, "v1.0/b (1)"]
+    assert keys == sorted([*kept, "a%2Eb%2Ejpg", "a_b%2Epng", "_meta__/x", "v1.0/c_"])
 
 
 def test_a_link_to_a_folder_above_does_not_loop(folder, tmp_path):

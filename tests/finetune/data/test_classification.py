@@ -83,13 +83,16 @@ def test_a_csv_names_files_and_classes_and_problems_are_listed_by_line(folders: 
 
 
 def test_a_csv_without_its_columns_is_refused(folders: Path):
-    (folders / "labels.csv").write_text("file,class\na.png,1\n")
-    with pytest.raises(ValueError, match="has no column filename and label"):
+    (folders / "labels.csv").write_text("where,label\na.png,1\n")
+    with pytest.raises(ValueError, match=r"no column named filename or .*its first line has: where, label"):
+        opened(folders / "labels.csv")
+    (folders / "labels.csv").write_text("file\na.png\n")
+    with pytest.raises(ValueError, match="has no column label or class_name"):
         opened(folders / "labels.csv")
 
 
 def test_labels_that_are_not_plain_numbers_are_names(folders: Path):
-    for texts, names in ((("01", "10"), ["01", "10"]), (("2", "10"), ["2", "10"]), (("²", "1"), ["1", "²"])):
+    for texts, names in ((("01", "10"), ["01", "10"]), (("2", "10"), ["2", "10"]), (("-1", "1"), ["-1", "1"])):
         (folders / "labels.csv").write_text(f"filename,label\ncat/a.png,{texts[0]}\ndog/c.png,{texts[1]}\n")
         examples = opened(folders / "labels.csv")
         assert list(examples.classes) == names and not examples.findings
@@ -102,18 +105,18 @@ def test_labels_that_are_not_plain_numbers_are_names(folders: Path):
 
 def test_a_quote_that_is_never_closed_swallows_no_lines(folders: Path):
     (folders / "labels.csv").write_text('filename,label\ncat/a.png,"6 inch\ndog/c.png,dog\n')
-    with pytest.raises(ValueError, match=r"labels\.csv: cannot be read: unexpected end of data"):
+    with pytest.raises(ValueError, match=r"labels\.csv, after line 1: unexpected end of data"):
         opened(folders / "labels.csv")
 
 
 def test_a_csv_reads_only_the_files_it_names(folders: Path, monkeypatch: pytest.MonkeyPatch):
     picture(folders.parent / "out.png", 3)
-    rows = ("cat/a.png,cat", "../out.png,cat", f"{folders.parent}/out.png,cat", "gone.png,cat", "cat,cat")
+    rows = ("cat/a.png,cat", "../out.png,cat", f"{folders}/cat/a.png,cat", "gone.png,cat", "cat,cat")
     (folders / "labels.csv").write_text("\n".join(("filename,label", *rows)))
     monkeypatch.setattr("finetune.data.files.walk", lambda folder: pytest.fail("it was walked"))
     examples = opened(folders / "labels.csv")
-    assert len(examples) == 1 and examples[0].image.shape == (6, 8, 3)
-    assert examples.findings.counts() == {"missing image": 4}
+    assert len(examples) == 2 and examples[1].image.shape == (6, 8, 3)
+    assert examples.findings.counts() == {"missing image": 2, "image listed twice": 1}
     (folders / "labels.csv").write_text("filename,label\ngone.png,cat\n")
     with pytest.raises(ValueError, match=r"no image with a label.*\n.*line 2: gone\.png is not in"):
         opened(folders / "labels.csv")
