@@ -25,7 +25,7 @@ from tests.golden import (
     simmim,
 )
 from tests.golden.case import Case
-from tests.golden.mechanisms import branch, channel, channel_spatial, temporal
+from tests.golden.mechanisms import branch, channel, channel_spatial, interpret, temporal
 
 # (repository, a part of source.code, runner): the first line that fits.
 RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
@@ -86,6 +86,8 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "branch/selective_kernel": branch.run_selective_kernel,
     "branch/split_attention": branch.run_split_attention,
     "temporal/tam": temporal.run_tam,
+    "interpret/rollout_chefer": interpret.run_rollout_chefer,
+    "interpret/deletion_insertion": interpret.run_deletion_insertion,
 }
 
 

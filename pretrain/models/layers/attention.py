@@ -85,7 +85,10 @@ class Attention(TimmAttention, Mixer):
             bias = bias(q)
         elif bias is not None and queries != EVERY_TOKEN:
             bias = bias[:, :, queries]
-        out = attend(q, k, v, bias, kernel=choose(k.device, k.dtype, k.shape[2]))
+        if self.fused_attn:
+            out = attend(q, k, v, bias, kernel=choose(k.device, k.dtype, k.shape[2]))
+        else:  # timm's name for products whose probabilities pass `attn_drop`, where a hook sees them
+            out = self.attn_drop(_probabilities(q, k, bias)).to(v.dtype) @ v
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def split_heads(
@@ -110,13 +113,18 @@ class Attention(TimmAttention, Mixer):
     def probabilities(self, x: Tensor, bias: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
         """The attention map [b, h, s, s] of tokens [b, s, D], in fp32."""
         q, k, _ = self.split_heads(x, rotation=rotation)
-        scores = q.float() @ k.float().transpose(-2, -1) * self.head_dim**-0.5
-        return (scores if bias is None else scores + bias.float()).softmax(dim=-1)
+        return _probabilities(q, k, bias)
 
     def _qkv_bias(self) -> Tensor | None:
         if not self.no_key:
             return self.qkv.bias
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) in fp32, [b, h, t, s]."""
+    scores = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
+    return (scores if bias is None else scores + bias.float()).softmax(dim=-1)
 
 
 class Block(TimmBlock):
