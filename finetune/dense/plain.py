@@ -18,7 +18,7 @@ from finetune.dense import blocks, decomposed, windows
 from finetune.dense.contract import BlockwiseBackbone, Grid
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers import rel_pos, rope
-from pretrain.models.layers.attention import EVERY_TOKEN, Bias
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class PlainDense(BlockwiseBackbone):
         norm: bool = True,
     ):
         super().__init__()
+        if window is not None and backbone.attention:
+            kinds = ", ".join(dict.fromkeys(entry.kind for entry in backbone.attention))
+            raise ValueError(f"window {window}: {kinds} of this backbone reads whole images; set task.window=null")
         self.backbone = backbone
         self.patch_size, self.window = backbone.patch_size, window
         self.indices = blocks.ascending("indices", (self.depth - 1,) if indices is None else indices, self.depth)
@@ -136,7 +139,8 @@ class PlainDense(BlockwiseBackbone):
         if kind.window is not None:
             x = windows.split(x, kind.grid, kind.window, num_prefix=kind.num_prefix)
             drop = None if drop is None else drop.repeat_interleave(windows.count(kind.grid, kind.window), 0)
-        given = (x, EVERY_TOKEN, drop, self._bias(block, kind, mask), kind.rotations)
+        layout = Layout(kind.window or kind.grid, kind.num_prefix)
+        given = (x, EVERY_TOKEN, drop, self._bias(block, kind, mask), kind.rotations, layout)
         if backbone.checkpointing and block.training and torch.is_grad_enabled():
             x = cast(Tensor, checkpoint(block, *given, use_reentrant=False))
         else:

@@ -21,6 +21,7 @@ from finetune.tasks.groups import task_groups
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.trainable import ParamGroup
 from pretrain.models.backbones.contract import Backbone
+from pretrain.models.mechanisms.placement import settle
 from pretrain.models.teachers.ema import EMA
 
 
@@ -88,12 +89,14 @@ class Task(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Once per optimizer step, on every rank; `step` includes it."""
+        settle(self, taken=True)
         if self.ema is not None:
             self.ema.update(self, self._optim.ema_decay)
             _copy_statistics(self, self.ema.average)
 
     def discard_pending(self) -> None:
         """Discard what the forward passes of a skipped step kept for `after_step`."""
+        settle(self, taken=False)
 
     def no_weight_decay(self) -> set[str]:
         """Names without weight decay besides biases and vectors: class token, registers, positions of the backbone."""

@@ -98,6 +98,7 @@ class Classification(Task):
 
     def discard_pending(self) -> None:
         self._statistics.restore()
+        super().discard_pending()
 
     @property
     def noises(self) -> dict[str, tuple[int, ...]]:

@@ -63,6 +63,7 @@ class PixelTask(Task):
     def discard_pending(self) -> None:
         if self._statistics is not None:
             self._statistics.restore()
+        super().discard_pending()
 
     def train(self, mode: bool = True) -> PixelTask:
         """A frozen backbone stays in eval mode: no stochastic depth, no new statistics."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from pretrain.core.configlib import Config, Positive
 from pretrain.models import mechanisms
 from pretrain.models.backbones import families
 from pretrain.models.backbones.sizes import SIZES
+from pretrain.models.mechanisms import places, settings
+from pretrain.models.mechanisms.settings import Placed
 
-_OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps", "mixer")
+_OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -38,7 +40,9 @@ class ModelConfig(Config):
     layer_scale: float | None = Field(None, gt=0, description="initial factors on the branches; null: none")
     ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as in DINOv2's giant, same number of weights")
     norm_eps: float = Field(1e-6, gt=0)
-    mixer: str = Field(mechanisms.ATTENTION, description=f"in every block: {', '.join(mechanisms.MECHANISMS)}")
+    attention: tuple[SerializeAsAny[Placed], ...] = Field(
+        (), description="mechanisms in and beside the blocks, {kind, places, start, ...}; see docs/attention.md"
+    )
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
     args: dict[str, Any] = Field({}, description="of a timm model: arguments of timm.create_model")
@@ -82,11 +86,10 @@ class ModelConfig(Config):
             raise ValueError(f"unknown size {name!r}; one of {known}, or timm/NAME for a model of timm's")
         return name
 
-    @field_validator("mixer")
+    @field_validator("attention", mode="before")
     @classmethod
-    def _known_mixer(cls, mixer: str) -> str:
-        mechanisms.find(mixer, "mixer")
-        return mixer
+    def _of_their_kinds(cls, given: Any) -> Any:
+        return settings.parse_all(given) if isinstance(given, list | tuple) else given
 
     @property
     def timm_name(self) -> str | None:
@@ -115,18 +118,22 @@ class ModelConfig(Config):
     def provides(self) -> families.Provides:
         """Its capabilities, see `pretrain.models.backbones.families`."""
         if self.timm_name is not None:
-            return families.timm_provides(self.timm_name, self.args)
+            return families.timm_provides(self.timm_name, self.args) - families.lost(self.attention)
         if self.name == families.CONV:
             return families.CONV_PROVIDES
-        return families.vit_provides(class_token=self.class_token, mixer=self.mixer)
+        return families.vit_provides(class_token=self.class_token, attention=self.attention)
 
     def lacking(self, objective: str, needs: families.Provides) -> str | None:
         """Why `objective`, which needs these capabilities, does not work on it; None: it does."""
-        if "keep" in needs - self.provides and mechanisms.MECHANISMS[self.mixer].reads == "grid":
-            sets = [name for name, entry in mechanisms.MECHANISMS.items() if entry.reads == "set"]
-            return (
-                f"model.mixer: {objective} on {self.mixer}: it lacks keep, it reads all patches; use {', '.join(sets)}"
-            )
+        for entry in self.attention:
+            if missing := needs & families.lost([entry]):
+                why = "it reads the grid of all patches" if missing == {"keep"} else "it moves what the patches show"
+                sets = ", ".join(name for name, other in mechanisms.MECHANISMS.items() if other.reads == "set")
+                lacks = ", ".join(sorted(missing))
+                return f"model.attention: {objective} needs {lacks}, but with {entry.kind} {why}; use one of {sets}"
+        reads_one_token = self.class_token and self.timm_name is None and "patches" not in needs
+        if reads_one_token and (untrained := places.untrained_last(self.attention, self.depth)):
+            return f"model.attention: {untrained}"
         found = families.lacking(needs, self.provides)
         return found and f"model.name: {objective} on {self.name}: {found}"
 
@@ -151,7 +158,7 @@ class ModelConfig(Config):
     def timm_arguments(self) -> dict[str, Any]:
         """The arguments of `pretrain.models.backbones.timm_backbone.TimmBackbone`."""
         plain = {"img_size": self.size, "in_chans": self.in_chans, "drop_path_rate": self.drop_path_rate}
-        return {"name": self.timm_name, **plain, **self.args}
+        return {"name": self.timm_name, "attention": self.attention, **plain, **self.args}
 
     def problems(self) -> list[str]:
         found = []
@@ -169,12 +176,12 @@ class ModelConfig(Config):
         found = []
         if self.args:
             found.append(f"model.args: are for timm models; give the settings of {self.name} in model")
-        relative = self.pos_embed == "rope" or self.rel_pos_bias != "none"
-        if relative and not mechanisms.find(self.mixer, "mixer").relative_positions:
-            found.append(
-                f"model.mixer: {self.mixer} adds no relative positions and rotates nothing; set model.pos_embed to a "
-                "table and model.rel_pos_bias=none"
-            )
+        if self.pos_embed == "rope" or self.rel_pos_bias != "none":
+            try:
+                settings.refuse_relative(self.attention)
+            except ValueError as error:
+                found.append(f"model.attention: {error}: model.pos_embed=learned, model.rel_pos_bias=none")
+        found += [f"model.attention: {problem}" for problem in self._attention_problems()]
         if self.embed_dim % self.num_heads:
             found.append(f"model.num_heads: {self.num_heads} does not divide embed_dim {self.embed_dim}")
         elif self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:
@@ -186,9 +193,20 @@ class ModelConfig(Config):
             found.append(f"model.embed_dim: sin-cos positions need a multiple of 4, got {self.embed_dim}")
         return found
 
+    def _attention_problems(self) -> list[str]:
+        found = list(places.problems(self.attention, self.depth))
+        if found or not self.attention or self.embed_dim % self.num_heads:
+            return found
+        from pretrain.models.mechanisms.placement import building_problem  # imports torch
+
+        tried = (building_problem(e, self.embed_dim, self.num_heads, self.grid_size) for e in self.attention)
+        return [problem for problem in tried if problem is not None]
+
     def _conv_problems(self) -> list[str]:
         patch = self.patch_size
-        found = self._foreign((*_OF_OUR_VIT, *_OF_A_TRANSFORMER, "drop_path_rate", "activation_checkpointing", "args"))
+        found = self._foreign(
+            (*_OF_OUR_VIT, *_OF_A_TRANSFORMER, "attention", "drop_path_rate", "activation_checkpointing", "args")
+        )
         if self.class_token:
             found.append(f"model.class_token: true, but {self.name} has none; leave it out")
         if patch < 2 or patch & (patch - 1):
@@ -198,7 +216,13 @@ class ModelConfig(Config):
         return found
 
     def _timm_problems(self) -> list[str]:
-        return self._foreign((*_OF_OUR_VIT, "num_heads", "mlp_ratio"), "set what timm calls it in model.args")
+        found = self._foreign((*_OF_OUR_VIT, "num_heads", "mlp_ratio"), "set what timm calls it in model.args")
+        if self.attention:
+            from pretrain.models.backbones.timm_backbone import building_problem
+
+            problem = building_problem(self.timm_arguments())
+            found += [] if problem is None else [f"model.attention: {problem}"]
+        return found
 
     def _foreign(self, keys: Iterable[str], way_out: str = "") -> list[str]:
         """Settings that this backbone does not have but that were changed."""

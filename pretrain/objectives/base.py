@@ -15,6 +15,7 @@ from pretrain.models import param_groups
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
+from pretrain.models.mechanisms.placement import added_names, settle
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.configs.section import ObjectiveSection
 
@@ -82,11 +83,13 @@ class Objective(nn.Module, Generic[ConfigT]):
         """Update averages and queues, once per optimizer step on every rank; `step` includes that step."""
         if self._statistics is not None:
             self._statistics.keep()
+        settle(self, taken=True)
 
     def discard_pending(self) -> None:
         """Discard what the forward passes of a skipped step kept for `after_step`."""
         if self._statistics is not None:
             self._statistics.restore()
+        settle(self, taken=False)
 
     def param_groups(self) -> list[ParamGroup]:
         """Every trainable parameter, in one group each."""
@@ -104,9 +107,11 @@ class Objective(nn.Module, Generic[ConfigT]):
             ValueError: the weights do not fit; every name is listed.
         """
         state, allow_missing = self.place_backbone(weights.backbone), self.head_prefixes + self.renewed_prefixes
+        allow_missing += added_names(self)
         left_out = weights.left_out
         if weights.heads and weights.kind == self.config.kind():
-            state, allow_missing = _apart(state, weights) | weights.heads, self.renewed_prefixes
+            state = _apart(state, weights) | weights.heads
+            allow_missing = self.renewed_prefixes + added_names(self)
         else:
             left_out += tuple(f"{name} ({weights.kind})" for name in weights.heads)
         return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=left_out)

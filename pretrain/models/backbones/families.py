@@ -13,11 +13,11 @@ conv_map      the feature map of the dVAE's convolutional encoder
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pretrain.models import mechanisms
+from pretrain.models.mechanisms.settings import Placed
 
 Provides = frozenset[str]
 # tokens: [b, P + N, D]. rows: [b, h, w, D]. conv: [b, D, h, w]. stages: the last of a list of [b, h, w, D]. Of the last
@@ -148,12 +148,18 @@ FAMILIES = (
 POOLED = _family("any other", r".*", "", "image", other_sizes=True, stride=1)
 
 
-def vit_provides(*, class_token: bool, mixer: str = mechanisms.ATTENTION) -> Provides:
-    """Of our own vision transformer: everything, but "keep" with a mixer that reads the grid of all patches."""
-    lost = set() if class_token else {"class_token"}
-    if mechanisms.find(mixer, "mixer").reads == "grid":
-        lost.add("keep")
-    return VIT_PROVIDES - lost
+def vit_provides(*, class_token: bool, attention: Sequence[Placed] = ()) -> Provides:
+    """Of our own vision transformer with these mechanisms: everything that they leave."""
+    return VIT_PROVIDES - (set() if class_token else {"class_token"}) - lost(attention)
+
+
+def lost(attention: Sequence[Placed]) -> Provides:
+    """What a backbone no longer provides with these mechanisms: "keep" where one reads the grid of all patches; masks
+    and patches where one moves what they show."""
+    found: set[str] = {"keep"} if any(entry.reads == "grid" for entry in attention) else set()
+    if not all(entry.entry.keeps_frame for entry in attention):
+        found |= {"keep", "mask", "patches"}
+    return frozenset(found)
 
 
 def lacking(needs: frozenset[str], provides: Provides) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import Backbone, Trunk
+from pretrain.models.mechanisms import placement, settings
+from pretrain.models.mechanisms.settings import Placed
 
 _CLASSIFIER = "a classifier"  # the name of no parameter
 SHARE = 0.5  # the drop rate that a model is built with, to learn each branch's share of it
@@ -33,6 +35,8 @@ class TimmBackbone(Backbone):
 
     Args:
         name: of timm's registry. arguments: of `timm.create_model`.
+        attention: entries of `mechanisms.settings`: mechanisms on the outputs of its modules, or in place of its
+            convolutions.
         img_size: (height, width) in pixels; families that take other sizes resample their positions.
 
     Attributes:
@@ -48,13 +52,20 @@ class TimmBackbone(Backbone):
     blocks_prefix = "model."
 
     def __init__(
-        self, name: str, img_size: tuple[int, int], in_chans: int = 3, drop_path_rate: float = 0.0, **arguments: Any
+        self,
+        name: str,
+        img_size: tuple[int, int],
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        attention: Sequence[Mapping[str, Any] | Placed] = (),
+        **arguments: Any,
     ):
         super().__init__()
         self.name, self.arguments = name, arguments
         self.img_size, self.in_chans = (img_size[0], img_size[1]), in_chans
         self.family = families.family_of(name)
-        self.provides = families.timm_provides(name, arguments)
+        self.attention = settings.parse_all(attention)
+        self.provides = families.timm_provides(name, arguments) - families.lost(self.attention)
         self.patch_size = families.timm_stride(name, arguments)
         self.class_token = "class_token" in self.provides
         self.grid_size = (img_size[0] // self.patch_size, img_size[1] // self.patch_size)
@@ -90,6 +101,9 @@ class TimmBackbone(Backbone):
             (module, module.drop_prob / SHARE) for module in self.model.modules() if isinstance(module, DropPath)
         ]
         self.set_drop_path(drop_path_rate)
+        if self.attention:
+            last = self.family.layout == "rows"
+            placement.into_network(self.model, self.attention, (in_chans, *self.img_size), channels_last=last)
 
     def forward(
         self,
@@ -205,9 +219,9 @@ class TimmBackbone(Backbone):
 
     def release_model(self) -> dict[str, Any]:
         """What rebuilds it, see `release`."""
-        return {"class": "timm", "name": self.name, "img_size": list(self.img_size), "in_chans": self.in_chans} | dict(
-            self.arguments
-        )
+        given = {"class": "timm", "name": self.name, "img_size": list(self.img_size), "in_chans": self.in_chans}
+        placed = {"attention": [entry.arguments() for entry in self.attention]} if self.attention else {}
+        return given | placed | self.arguments
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them, as far as timm does for this model."""
@@ -271,6 +285,16 @@ def facts(name: str, *, img_size: tuple[int, int], in_chans: int, **arguments: A
     with torch.device("meta"):
         built = TimmBackbone(name, img_size, in_chans, **arguments)
     return {key: getattr(built, key) for key in ("patch_size", "embed_dim", "depth", "class_token")}
+
+
+def building_problem(arguments: Mapping[str, Any]) -> str | None:
+    """Why a model cannot be built with these arguments of `TimmBackbone`; None: it can."""
+    try:
+        with torch.device("meta"):
+            TimmBackbone(**arguments)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _create(

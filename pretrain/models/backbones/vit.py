@@ -7,8 +7,9 @@ row in the position table; all of it with any of the positions (tables, relative
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,6 @@ from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.models import mechanisms
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import Backbone, Trunk
 from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
@@ -25,8 +25,10 @@ from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos, rope
 from pretrain.models.layers.attention import Attention, Block
 from pretrain.models.layers.ffn import FFN
-from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, QKVBias
+from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, NewMixer, QKVBias
 from pretrain.models.layers.patches import gather_pixels, grid_of
+from pretrain.models.mechanisms import placement, places, settings
+from pretrain.models.mechanisms.settings import Placed
 
 CLS_ONLY = slice(0, 1)
 
@@ -55,7 +57,8 @@ class ViT(Backbone):
         pos_resize: how the table is resampled, see `pos_embed.resize`.
         rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks or one for each.
         qkv_bias, layer_scale, ffn, norm_eps: see `Block`.
-        mixer: what mixes the tokens in every block, by its name in `mechanisms`.
+        attention: entries of `mechanisms.settings`: mechanisms in place of the attention, or on the output of it, of
+            the MLP or of the block.
 
     Attributes:
         all of these, and mask_dim (width of a mask token), grid_size (rows, columns), num_prefix_tokens (class token
@@ -90,12 +93,14 @@ class ViT(Backbone):
         layer_scale: float | None = None,
         ffn: FFN = "mlp",
         norm_eps: float = 1e-6,
-        mixer: str = mechanisms.ATTENTION,
+        attention: Sequence[Mapping[str, Any] | Placed] = (),
     ):
         super().__init__()
-        entry = mechanisms.find(mixer, "mixer")
-        if not entry.relative_positions and (rel_pos_bias != "none" or pos_embed == "rope"):
-            raise ValueError(f"{mixer} adds no relative positions and rotates nothing; use a position table")
+        self.attention = settings.parse_all(attention)
+        if wrong := next(places.problems(self.attention, depth), None):
+            raise ValueError(wrong)
+        if rel_pos_bias != "none" or pos_embed == "rope":
+            settings.refuse_relative(self.attention)
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}")
         if min(img_size) < patch_size:
@@ -112,8 +117,7 @@ class ViT(Backbone):
         self.qkv_bias: QKVBias = qkv_bias
         self.layer_scale, self.norm_eps = layer_scale, norm_eps
         self.ffn: FFN = ffn
-        self.mixer = mixer
-        self.provides = families.vit_provides(class_token=class_token, mixer=mixer)
+        self.provides = families.vit_provides(class_token=class_token, attention=self.attention)
         self.checkpointing = False
 
         self.patch_embed = PatchEmbed(None, patch_size, in_chans, embed_dim)
@@ -134,13 +138,14 @@ class ViT(Backbone):
                 ffn=ffn,
                 norm_eps=norm_eps,
                 rel_pos_grid=self.grid_size if rel_pos_bias == "per_block" else None,
-                mixer=mechanisms.mixer_class(mixer),
+                mixer=self._mixer(i),
             )
-            for _ in range(depth)
+            for i in range(depth)
         )
         self.set_drop_path(drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         initialize_vit(self)
+        placement.change_outputs(cast(Sequence[Block], self.blocks), self.attention, embed_dim)
         self._rotation(self.grid_size, None)  # refuses an unsuitable width at once
 
     def forward(
@@ -287,8 +292,8 @@ class ViT(Backbone):
         given = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token")
         given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
         arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
-        if self.mixer != mechanisms.ATTENTION:
-            arguments["mixer"] = self.mixer
+        if self.attention:
+            arguments["attention"] = [entry.arguments() for entry in self.attention]
         return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -304,6 +309,11 @@ class ViT(Backbone):
             block.drop_rate = rate if uniform else rate * i / max(self.depth - 1, 1)
             block.drop_subset = subset
 
+    def _mixer(self, index: int) -> NewMixer:
+        """What builds the first branch of block `index`."""
+        entry = places.mixer_of(self.attention, index, self.depth)
+        return partial(placement.new_mixer, entry, prefix=self.num_prefix_tokens > 0)
+
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(f"images must be [b, {self.in_chans}, H, W], got {list(x.shape)}")
@@ -313,7 +323,8 @@ class ViT(Backbone):
         grid, tokens, drops = self._grid_of(x), None, [None] * self.depth
         if keep is not None:
             if "keep" not in self.provides:
-                raise ValueError(f"{self.mixer} reads the grid of all patches; a part of them cannot be encoded alone")
+                grid_kinds = settings.reading_grid(self.attention)
+                raise ValueError(f"{grid_kinds} reads the grid of all patches; a part of them cannot be encoded alone")
             prefix = torch.arange(self.num_prefix_tokens, device=keep.device).expand(len(keep), -1)
             tokens = torch.cat([prefix, keep + self.num_prefix_tokens], dim=1)
         if drop is not None:

@@ -7,7 +7,7 @@ below 128 tokens and 1.15 to 1.4 times faster above; in bf16 its CPU backward is
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pretrain.models.layers import drop_path, rel_pos, rope
 from pretrain.models.layers.ffn import FFN, SwiGLU, swiglu_hidden
-from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, QKVBias
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, NewMixer, QKVBias
 
 Kernel = Literal["sdpa", "bmm"]
 
@@ -136,10 +136,12 @@ class Block(TimmBlock):
         layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
         ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`.
         qkv_bias, rel_pos_grid: see `Attention`.
-        mixer: the module that replaces the attention, under its name `attn`.
+        mixer: builds the module in place of the attention, under its name `attn`.
 
     Attributes:
         drop_rate: of the stochastic depth. drop_subset: spend it by subset, not by sample.
+        placed: mechanisms on the output of the attention ("attn"), of the MLP ("mlp") or of the block ("block");
+            then all tokens are computed, whatever `queries`.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Block(TimmBlock):
         ffn: FFN = "mlp",
         norm_eps: float = 1e-6,
         rel_pos_grid: tuple[int, int] | None = None,
-        mixer: type[Mixer] = Attention,
+        mixer: NewMixer = Attention,
     ):
         norm: Any = partial(nn.LayerNorm, eps=norm_eps)
         super().__init__(
@@ -163,6 +165,7 @@ class Block(TimmBlock):
         if ffn == "swiglu":
             self.mlp = SwiGLU(dim, swiglu_hidden(int(dim * mlp_ratio)))
         self.drop_rate, self.drop_subset = 0.0, False
+        self.placed: nn.ModuleDict | None = None
 
     def forward(  # type: ignore[override]
         self,
@@ -180,13 +183,28 @@ class Block(TimmBlock):
                 attention (first column), the MLP (second). Without it nothing is dropped.
             bias, rotation, layout: see `Mixer.forward`.
         """
+        if self.placed is not None and queries != EVERY_TOKEN:
+            return self(x, EVERY_TOKEN, drop, bias, rotation, layout)[:, queries]
         if self.drop_subset and self.training and self.drop_rate and drop is not None:
             return self._compute_subsets(x, queries, drop, bias, rotation, layout)
         attention, mlp = (None, None) if drop is None else drop.unbind(1)
-        x = x[:, queries] + self._survivors(
-            self.ls1(self.attn(self.norm1(x), queries, bias, rotation, layout)), attention
-        )
-        return x + self._survivors(self.ls2(self.mlp(self.norm2(x))), mlp)
+        x = x[:, queries] + self._survivors(self._attended(x, queries, bias, rotation, layout), attention)
+        return self._placed("block", x + self._survivors(self._fed(x, layout), mlp), layout)
+
+    def _attended(
+        self, x: Tensor, queries: slice, bias: Bias | None, rotation: Tensor | None, layout: Layout | None
+    ) -> Tensor:
+        return self.ls1(self._placed("attn", self.attn(self.norm1(x), queries, bias, rotation, layout), layout))
+
+    def _fed(self, x: Tensor, layout: Layout | None) -> Tensor:
+        return self.ls2(self._placed("mlp", self.mlp(self.norm2(x)), layout))
+
+    def _placed(self, place: str, x: Tensor, layout: Layout | None) -> Tensor:
+        if self.placed is None or place not in self.placed:
+            return x
+        for change in cast(Any, self.placed[place]).values():
+            x = change.tokens(x, layout)
+        return x
 
     def _survivors(self, branch: Tensor, uniform: Tensor | None) -> Tensor:
         if uniform is None or not self.training or self.drop_rate == 0:
@@ -206,7 +224,8 @@ class Block(TimmBlock):
         first, second = drop.topk(count, dim=0).indices.unbind(1)
         bias = bias[first] if isinstance(bias, Tensor) and len(bias) > 1 else bias
         rotation = rotation if rotation is None or rotation.shape[1] == 1 else rotation[:, first]
-        layout = None if layout is None else layout.of_samples(first)
-        attended = self.ls1(self.attn(self.norm1(x[first]), queries, bias, rotation, layout))
-        x = drop_path.add_to_subset(x[:, queries], attended, first)
-        return drop_path.add_to_subset(x, self.ls2(self.mlp(self.norm2(x[second]))), second)
+        part = None if layout is None else layout.of_samples(first)
+        x = drop_path.add_to_subset(x[:, queries], self._attended(x[first], queries, bias, rotation, part), first)
+        part = None if layout is None else layout.of_samples(second)
+        x = drop_path.add_to_subset(x, self._fed(x[second], part), second)
+        return self._placed("block", x, layout)

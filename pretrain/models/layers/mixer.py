@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ class Layout:
 class Mixer(nn.Module):
     """The first branch of a block, `attn` in the names of its parameters: it may read tokens of all positions.
 
-    A block builds it as `Mixer(dim, num_heads, qkv_bias=..., rel_pos_grid=...)`.
+    A block builds it by a `NewMixer`.
 
     Attributes:
         proj: the last layer. A layer of queries, keys and values, where there is one, is called `qkv`: papers
@@ -44,10 +44,6 @@ class Mixer(nn.Module):
     proj: nn.Linear
 
     if TYPE_CHECKING:
-
-        def __init__(
-            self, dim: int, num_heads: int, *, qkv_bias: QKVBias = True, rel_pos_grid: tuple[int, int] | None = None
-        ): ...
 
         def __call__(
             self,
@@ -78,3 +74,11 @@ class Mixer(nn.Module):
             ValueError: it reads no bias or rotation and is given one, or needs a layout and has none.
         """
         raise NotImplementedError
+
+
+class NewMixer(Protocol):
+    """Builds the mixer of a block, as `Attention` and `Mixer` themselves do."""
+
+    def __call__(
+        self, dim: int, num_heads: int, /, *, qkv_bias: QKVBias, rel_pos_grid: tuple[int, int] | None
+    ) -> Mixer: ...

@@ -16,6 +16,9 @@ class MapMechanism(nn.Module):
     trace and accumulation is exact. Most mechanisms have no such state and inherit both methods.
     """
 
+    own_start = True  # its initial weights are its paper's, not those of the network it stands in
+    starts_as_identity = False  # its initial weights give m(x) = x
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> Tensor: ...
@@ -29,6 +32,9 @@ class MapMechanism(nn.Module):
 
     def discard_pending(self) -> None:
         """Forget what they left: the step was skipped."""
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raises ValueError if it does not suit maps of this many rows and columns. Most suit any."""
 
 
 class ConvMechanism(MapMechanism):

@@ -20,7 +20,6 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import State
 from pretrain.models.layers.ffn import swiglu_hidden
-from pretrain.models.mechanisms import ATTENTION
 
 TIMM_EPS = 1e-6  # of timm's LayerNorm, which a config.json cannot change
 DINOV3_EPS = 1e-5  # of timm's entries for DINOv3
@@ -49,12 +48,13 @@ class TimmModel:
 
 def timm_model(backbone: ImageEncoder) -> TimmModel | str:
     """The model of timm's with the features of `backbone`, or why there is none."""
+    if not isinstance(backbone, ViT | TimmBackbone):
+        return f"timm has no class like {type(backbone).__name__}"
+    if backbone.attention:
+        kinds = ", ".join(dict.fromkeys(entry.kind for entry in backbone.attention))
+        return f"timm has no class like this backbone with {kinds} in it"
     if isinstance(backbone, TimmBackbone):
         return _of_timm(backbone)
-    if not isinstance(backbone, ViT):
-        return f"timm has no class like {type(backbone).__name__}"
-    if backbone.mixer != ATTENTION:
-        return f"timm's vision transformers have no {backbone.mixer} in place of the attention"
     if backbone.rel_pos_kind != "none":
         return _beit(backbone)
     return _eva(backbone) if backbone.pos_kind == "rope" else _vit(backbone)

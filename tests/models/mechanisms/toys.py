@@ -1,23 +1,30 @@
-"""Two mixers that no one needs, as other mechanisms would be added: a file, and a line of the table each."""
+"""Mechanisms that no one needs, as other ones would be added: a file, and a line of the table each."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer
 from pretrain.models.mechanisms import Mechanism
+from pretrain.models.mechanisms.contract import MapMechanism
 
 TOYS = {
-    "toy_set": Mechanism("channel", "mixer", "set", f"{__name__}:SetMixer"),
-    "toy_grid": Mechanism("spatial", "mixer", "grid", f"{__name__}:GridMixer"),
+    "toy_mixer": Mechanism("channel", ("mixer",), "set", f"{__name__}:SetMixer"),
+    "toy_set": Mechanism(
+        "channel", ("gate", "mixer"), "set", f"{__name__}:SetMap", {"reduction": (PositiveInt, 2), "bias": (bool, True)}
+    ),
+    "toy_grid": Mechanism("spatial", ("stage", "mixer"), "grid", f"{__name__}:GridMap"),
 }
 
 
 class SetMixer(Mixer):
     """Every token gets the mean of all."""
 
-    def __init__(self, dim: int, num_heads: int, **of_attention: object):
+    def __init__(self, dim: int, num_heads: int, **of_attention: Any):
         super().__init__()
         self.proj = nn.Linear(dim, dim)
 
@@ -29,30 +36,32 @@ class SetMixer(Mixer):
         rotation: Tensor | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
-        if bias is not None or rotation is not None:
-            raise ValueError("toy_set reads no relative positions")
         return self.proj(x[:, queries] + x.mean(1, keepdim=True))
 
 
-class GridMixer(Mixer):
-    """Every patch gets the mean of its neighbours; prefix tokens pass."""
+class SetMap(MapMechanism):
+    """Every channel is weighted by what the mean of the map says."""
 
-    def __init__(self, dim: int, num_heads: int, **of_attention: object):
+    def __init__(self, dim: int, reduction: int, bias: bool):
         super().__init__()
-        self.proj = nn.Linear(dim, dim)
+        if dim % reduction:
+            raise ValueError(f"reduction {reduction} does not divide {dim} channels")
+        self.fc = nn.Linear(dim, dim, bias=bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        queries: slice = EVERY_TOKEN,
-        bias: Bias | None = None,
-        rotation: Tensor | None = None,
-        layout: Layout | None = None,
-    ) -> Tensor:
-        if layout is None or layout.keep is not None:
-            raise ValueError("toy_grid reads the grid of all patches")
-        prefix = layout.num_prefix_tokens
-        neighbours = F.avg_pool2d(x[:, prefix:].transpose(1, 2).unflatten(2, layout.grid), 3, 1, 1)
-        x = x.clone()
-        x[:, prefix:] = neighbours.flatten(2).transpose(1, 2)
-        return self.proj(x[:, queries])
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3))).sigmoid()[..., None, None]
+
+
+class GridMap(MapMechanism):
+    """Every patch gets the mean of its neighbours, after a convolution."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(x), 3, 1, 1)
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        if min(grid) < 2:
+            raise ValueError(f"a grid of {grid[0]} x {grid[1]} has no neighbours")

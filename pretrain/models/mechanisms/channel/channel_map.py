@@ -20,6 +20,8 @@ class ChannelMap(MapMechanism):
             are kept. The authors' networks do not, and their softmax saturates.
     """
 
+    starts_as_identity = True
+
     def __init__(self, dim: int, *, per_place: bool = False):
         super().__init__()
         del dim

@@ -39,6 +39,7 @@ class GlobalContext(TimmGlobalContext, MapMechanism):
             fuse_scale=fusion != "add",
             rd_channels=hidden_dim or max(1, dim // reduction),
         )
+        self.starts_as_identity = fusion == "add"
         for mlp in (self.mlp_add, self.mlp_scale):
             if mlp is not None:  # timm's norm has another eps, and its last bias is not 0
                 mlp.norm.eps = 1e-5  # type: ignore[assignment]
