@@ -13,9 +13,10 @@ from typing import NamedTuple
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
-from pretrain.core.configlib import ConfigError, ConfigSource, load_config, source_name
+from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
+from pretrain.engine.session.folder import as_resumed
 
 
 class CheckedRun(NamedTuple):
@@ -31,7 +32,8 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
     Raises:
         ConfigError, ValueError: the configuration or the data cannot be used; the message lists every problem.
     """
-    config, source = load_config(FinetuneConfig, given, overrides), source_name(given)
+    source = source_name(given)
+    config = validate(FinetuneConfig, as_resumed(read_values(given, overrides)), source=source)
     train = _open(config, "train", None)
     val = _open(config, "val", train)
     for name, examples in (("data.train", train), ("data.val", val)):
@@ -49,7 +51,8 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
 def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples:
     source = getattr(config.data, name)
     try:
-        return open_examples(config.task, source, classes=None if other is None else other.classes)
+        classes = None if other is None else other.classes
+        return open_examples(config.task, source, classes=classes, orientation=config.data.orientation)
     except ConfigError:
         raise
     except ValueError as error:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.configs.values import Size, pair
 from pretrain.core.configlib import Config, Positive
+from pretrain.core.images import DataOrientation
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -90,6 +91,11 @@ class FinetuneDataConfig(Config):
 
     train: DataSource
     val: DataSource
+    orientation: DataOrientation = Field(
+        "auto",
+        description="pixels that annotations refer to: exif: the photo turned upright by its EXIF orientation; stored: "
+        "as it lies in the file; auto: whichever has the annotated width and height, exif where both have",
+    )
     num_workers: int = Field(4, ge=0, description="reading processes per rank; affects only the speed")
     prefetch: Positive = Field(4, description="batches that each worker prepares in advance")
     strict: bool = Field(

@@ -25,8 +25,10 @@ import numpy as np
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from pretrain.core.files import write_json
+from pretrain.core.images import Orientation
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.engine.checkpoint.commit import CheckpointError
 
 if TYPE_CHECKING:
@@ -71,7 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         failed = predict(
-            task, files, out, ids=ids, batch_size=chosen.batch_size, device=where, pictures=not chosen.no_pictures
+            task,
+            files,
+            out,
+            ids=ids,
+            batch_size=chosen.batch_size,
+            device=where,
+            pictures=not chosen.no_pictures,
+            orientation=recorded_orientation(record),
         )
     except OSError as error:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
@@ -135,8 +144,13 @@ def predict(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     pictures: bool = True,
+    orientation: Orientation = "exif",
 ) -> list[tuple[Path, str]]:
-    """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`."""
+    """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`.
+
+    Args:
+        orientation: exif: photos are turned upright, and predictions refer to the upright photo; stored: they are not.
+    """
     from finetune.predictor import Predictor
 
     predictor, failed = Predictor(task, {}, device=device), []
@@ -148,7 +162,7 @@ def predict(
         given = _chosen_ids(files, list(names), ids)
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
-    for examples in _batches(files, names, batch_size, given, failed):
+    for examples in _batches(files, names, batch_size, given, orientation, failed):
         for example, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
@@ -172,6 +186,7 @@ def _batches(
     names: dict[str, str],
     size: int,
     ids: Sequence[str | int | None],
+    orientation: Orientation,
     failed: list[tuple[Path, str]],
 ) -> Iterator[list[Example]]:
     waiting: list[Example] = []
@@ -181,7 +196,8 @@ def _batches(
             continue
         try:
             data = path.read_bytes()
-            image = decode_npy(data, 3) if path.suffix.lower() == ".npy" else decode_image(data, 3)
+            is_array = path.suffix.lower() == ".npy"
+            image = decode_npy(data, 3) if is_array else decode_image(data, 3, orientation)
         except (OSError, DecodeError) as error:
             failed.append((path, str(error)))
             continue

@@ -12,15 +12,21 @@ from finetune.data.batches import move
 from finetune.data.examples import Example
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.base import Task
+from pretrain.core.images import Orientation
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.pixels import ImageInput, to_images, to_pixels
 
 
 class Predictor:
-    """A task in eval mode on a device, with the record of its release (source, numbers, recipe)."""
+    """A task in eval mode on a device, with the record of its release (source, numbers, recipe).
+
+    Files of photos are read as those it was trained on: turned upright, or as stored.
+    """
 
     def __init__(self, task: Task, record: Mapping[str, Any], *, device: torch.device | str = "cpu"):
         self.task = task.to(device).eval()
         self.record, self.device = dict(record), torch.device(device)
+        self._orientation: Orientation = recorded_orientation(self.record)
         self._transform = task.eval_transform()
 
     def __repr__(self) -> str:
@@ -45,7 +51,8 @@ class Predictor:
         Raises:
             ValueError: an image cannot be read, or has other channels.
         """
-        examples = [Example(number, "", image, None) for number, image in enumerate(to_images(images, 3))]
+        pixels = to_images(images, 3, self._orientation)
+        examples = [Example(number, "", image, None) for number, image in enumerate(pixels)]
         groups = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         return [prediction for group in groups for prediction in self.predict_examples(group)]
 
@@ -57,4 +64,4 @@ class Predictor:
 
     def draw(self, image: ImageInput, prediction: Prediction) -> np.ndarray:
         """uint8 [h, w, 3]: the image next to its prediction."""
-        return self.task.picture(Example(0, "", to_pixels(image, 3), None), prediction)
+        return self.task.picture(Example(0, "", to_pixels(image, 3, self._orientation), None), prediction)

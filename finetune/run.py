@@ -14,6 +14,7 @@ import torch
 from finetune import results
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
+from finetune.data.orientation import of_photos
 from finetune.evaluate import Evaluation, EvaluationError, evaluate
 from finetune.loader import FinetuneLoader
 from finetune.release import TASK, described, open_task, write_release
@@ -26,6 +27,7 @@ from pretrain.core.distributed import World
 from pretrain.core.files import write_json, write_text
 from pretrain.core.record import git_commit, versions
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
@@ -80,6 +82,10 @@ def measure(config: FinetuneConfig, val: Examples) -> int:
         if tuple(task.classes) != tuple(val.classes):
             names = f"{len(val.classes)} classes, the run has {len(task.classes)}"
             raise ConfigError(config.run_dir, [f"data.val: other classes ({names}): {_difference(task, val)}"])
+        trained, given = recorded_orientation(record), of_photos(config.data.orientation)
+        if trained != given:
+            problem = f"data.orientation: the run was trained with {trained}, now {given}; undo the change"
+            raise ConfigError(config.run_dir, [problem])
         task.to(world.device)
         step = record.get("metrics", {}).get("step", 0)
         evaluation = _evaluate(config, task, val, world, say=None)
@@ -191,7 +197,8 @@ class FinetuneRun:
             for name, examples in sets.items()
         }
         write_records(self.folder, self.config, data, world_size=self.world.world_size, device=self.world.device_name)
-        write_json(self.folder / TASK, described(self.task, source=self._source))
+        orientation = of_photos(self.config.data.orientation)
+        write_json(self.folder / TASK, {**described(self.task, source=self._source), "orientation": orientation})
         rows = [{"set": name, **row} for name, examples in sets.items() for row in examples.findings.rows()]
         write_text(self.folder / "findings.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -272,6 +279,7 @@ class FinetuneRun:
             self.task,
             {
                 "source": self._source,
+                "orientation": of_photos(self.config.data.orientation),
                 "recipe": self.config.model_dump(mode="json"),
                 "data": json.loads((self.folder / "data.json").read_text(encoding="utf-8")),
                 "metrics": results.record(evaluation, step=total),

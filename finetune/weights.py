@@ -21,7 +21,8 @@ from finetune.heads.pooled.lora import merged_state
 from finetune.release import is_task, open_task
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit_arguments import vit_arguments
@@ -46,6 +47,7 @@ class _SourceContents:
     std: tuple[float, ...] = IMAGENET_STD
     lines: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
+    orientation: Orientation = "exif"
 
 
 def open_source(model: ModelSource, *, in_chans: int | None = 3, seed: int = 0) -> OpenedBackbone:
@@ -99,6 +101,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
         found.title + (", random weights" if model.random else ""),
         lines,
         {"kind": kind, "path": value, "random": model.random, **found.record},
+        found.orientation,
     )
 
 
@@ -116,6 +119,7 @@ def _of_release(model: ModelSource) -> _SourceContents:
         mean=tuple(release.record["mean"]),
         std=tuple(release.record["std"]),
         record={key: release.record[key] for key in kept if key in release.record},
+        orientation=recorded_orientation(release.record),
     )
 
 
@@ -133,8 +137,15 @@ def _of_task(path: str) -> _SourceContents:
         kept |= {f"{backbone.blocks_prefix}norm.{name}": tensor for name, tensor in norm.state_dict().items()}
     weights = Weights("task", kept, {}, grid=backbone.grid_size, left_out=left_out)
     kept = {key: record[key] for key in ("task", "data", "metrics", "commit") if key in record}
-    mean, std = tuple(record["mean"]), tuple(record["std"])
-    return _SourceContents(record["model"], weights, f"{record['task']['name']} release {path}", mean, std, record=kept)
+    return _SourceContents(
+        record["model"],
+        weights,
+        f"{record['task']['name']} release {path}",
+        mean=tuple(record["mean"]),
+        std=tuple(record["std"]),
+        record=kept,
+        orientation=recorded_orientation(record),
+    )
 
 
 def _of_official(model: ModelSource) -> _SourceContents:

@@ -46,5 +46,6 @@ def load(
         std=opened.std,
         title=opened.title,
         report=opened.report_lines,
+        orientation=opened.orientation,
         device=where,
     )

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, ConfigSource, load_config, source_name
+from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.ranks import read_launch
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.engine.session.folder import as_resumed
 
 
 def check(
@@ -24,7 +25,8 @@ def check(
     Raises:
         ConfigError, ValueError: the configuration or the data set is invalid; the message lists all problems.
     """
-    config, source = load_config(PretrainConfig, given, overrides), source_name(given)
+    source = source_name(given)
+    config = validate(PretrainConfig, as_resumed(read_values(given, overrides)), source=source)
     dataset = _open(source, "data.shards", config.data.shards, config.data.index)
     if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
         members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
@@ -29,6 +29,11 @@ class DataConfig(Config):
     index: str | None = Field(None, description="folder of the index; default: next to the shards")
     mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: ImageNet's")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    orientation: Orientation = Field(
+        "exif",
+        description="exif: photos are turned upright by their EXIF orientation; stored: it is ignored, as in most "
+        "official codes",
+    )
     block_shards: Positive = Field(
         8, description="number of shards that are shuffled together and read at the same time"
     )

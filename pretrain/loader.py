@@ -109,4 +109,5 @@ def loader_spec(
         rank=rank,
         world_size=world_size,
         skipped_positions=dict(skipped_positions or {}),
+        orientation=config.data.orientation,
     )

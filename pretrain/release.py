@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import read_rows
 from pretrain.engine.checkpoint.commit import CheckpointError, newest_complete, read_manifest
-from pretrain.engine.session.folder import last_start, read_data
+from pretrain.engine.session.folder import last_start, read_data, run_values
 from pretrain.models.release.manifest import (
     RECORD,
     DamagedReleaseError,
@@ -39,7 +39,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
-    config = load_config(PretrainConfig, run_dir / "config.yaml")
+    config = validate(PretrainConfig, run_values(run_dir), source=str(run_dir / "config.yaml"))
     data, start = read_data(run_dir), last_start(run_dir)
     checkpoint = newest_complete(run_dir / "checkpoints")
     from safetensors.torch import load_file
@@ -54,6 +54,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     step = read_manifest(checkpoint).step
     record = {
         "recipe": config.model_dump(mode="json"),
+        "orientation": config.data.orientation,
         "data": {"fingerprint": data["fingerprint"], "images": data["num_samples"]},
         "metrics": {"step": step, **_last_metrics(run_dir / "metrics.jsonl", step, config)},
         "commit": start["commit"],

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from finetune.predict import main as predict
+from pretrain.core.configlib import read_values
 from pretrain.models.release.folder import read_release
 from pretrain.release import from_run
 from tests.runs import ROOT, finish, losses
@@ -34,6 +35,7 @@ def test_a_pretraining_run_of_0_1_0_resumes_with_its_list_of_skipped_positions(t
     assert losses(run) == pytest.approx({int(step): loss for step, loss in EXPECTED["losses"].items()}, abs=1e-4)
     skipped = [json.loads(line)["position"] for line in (run / "bad_samples.rank0.jsonl").read_text().splitlines()]
     assert sorted(skipped) == [9, 36]
+    assert read_values(run / "config.yaml")["data"]["orientation"] == "stored"
 
 
 @pytest.mark.processes
@@ -43,6 +45,7 @@ def test_a_fine_tuning_run_of_0_1_0_resumes(tmp_path: Path):
     assert status == 0, said
     assert "resumed from" in said
     assert losses(run) == pytest.approx({int(step): x for step, x in EXPECTED["finetune_losses"].items()}, abs=1e-4)
+    assert read_values(run / "config.yaml")["data"]["orientation"] == "stored"
 
 
 def test_a_release_of_0_1_0_has_the_same_features():
@@ -55,6 +58,7 @@ def test_a_release_of_0_1_0_has_the_same_features():
 def test_a_checkpoint_of_0_1_0_can_be_released(tmp_path: Path):
     from_run(OLD / "run", tmp_path / "release")
     assert (tmp_path / "release" / "model.safetensors").exists()
+    assert read_release(tmp_path / "release").record["orientation"] == "stored"
 
 
 def test_a_task_release_of_0_1_0_predicts_the_same(tmp_path: Path):

@@ -16,7 +16,9 @@ import numpy as np
 from finetune.data.class_names import FILE, numbered, of_numbers, read_classes
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
+from finetune.data.orientation import of_photos
 from finetune.predictions import Classes
+from pretrain.core.images import DataOrientation, Orientation
 from pretrain.data import image_list
 from pretrain.data.image_list import read_list
 from pretrain.data.labels import number_labels, splits_among
@@ -37,15 +39,24 @@ from pretrain.data.views.decode import (
 UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown class", "class without images"
 
 
-def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> LabelledShards | LabelledFiles:
+def open_examples(
+    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+) -> LabelledShards | LabelledFiles:
     """The labelled images of a `finetune.config.DataSource`.
 
     Args:
         classes: of the training set, which the labels of this set must belong to; None: read from the source.
+        orientation: `data.orientation`; a class does not depend on it, so "auto" turns photos upright.
 
     Raises:
         ValueError: the source has none of the formats, has no labelled image, or its classes have other names.
     """
+    found = _open(source, classes)
+    found.orientation = of_photos(orientation)
+    return found
+
+
+def _open(source: Any, classes: Classes | None) -> LabelledShards | LabelledFiles:
     kind = source.format if source.format != "auto" else _kind(source.images)
     given = read_classes(source.classes) if source.classes else None
     where = source.images if isinstance(source.images, str) else " ".join(source.images)
@@ -73,6 +84,8 @@ class LabelledShards:
     labels: int64 [n], indices into `classes`.
     """
 
+    orientation: Orientation = "exif"
+
     def __init__(
         self, dataset: Dataset, places: np.ndarray, labels: np.ndarray, classes: Classes, findings: DataProblems
     ) -> None:
@@ -88,7 +101,7 @@ class LabelledShards:
         file = self.reader.dataset.names[shard]
         try:
             read = self.reader.read(shard, sample, only=IMAGE_EXTENSIONS)
-            image = decode_sample(read, 3)
+            image = decode_sample(read, 3, self.orientation)
         except BadSample as error:
             raise BadExample(f"{file}/{error.key}", error.reason) from error
         except DecodeError as error:
@@ -99,6 +112,8 @@ class LabelledShards:
 
 class LabelledFiles:
     """Image files and their labels, int64 [n], indices into `classes`."""
+
+    orientation: Orientation = "exif"
 
     def __init__(
         self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: DataProblems
@@ -114,7 +129,8 @@ class LabelledFiles:
         name = self.names[index]
         try:
             data = self.files.read(name)
-            image = decode_npy(data, 3) if name.lower().endswith(".npy") else decode_image(data, 3)
+            is_array = name.lower().endswith(".npy")
+            image = decode_npy(data, 3) if is_array else decode_image(data, 3, self.orientation)
         except DecodeError as error:
             raise BadExample(self.files.path(name), str(error)) from error
         return Example(name, self.files.path(name), image, int(self.labels[index]))

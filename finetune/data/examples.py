@@ -46,15 +46,6 @@ class BadExample(ValueError):  # noqa: N818
         return type(self), (self.name, self.reason)
 
 
-def check_size(name: str, image: np.ndarray, size: tuple[int, ...], what: str) -> None:
-    """Raise BadExample unless `what` (the image's map or annotations) has the (height, width) of `image`."""
-    height, width = image.shape[:2]
-    if size == (height, width):
-        return
-    turned = "; an EXIF orientation is not applied, save the image upright" if size == (width, height) else ""
-    raise BadExample(name, f"the image has {width} x {height} pixels, its {what} {size[1]} x {size[0]}{turned}")
-
-
 class Examples(Protocol):
     """A set of examples. It opens files at the first read, and is small when pickled, because every worker gets a copy.
 

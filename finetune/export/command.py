@@ -22,11 +22,14 @@ import yaml
 from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
-from pretrain.core.configlib import ConfigError, read_values, validate
+from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.files import write_json
+from pretrain.core.images import DataOrientation
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import versions
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.engine.checkpoint.commit import CheckpointError
+from pretrain.engine.session.folder import run_values
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
@@ -61,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         task, record = open_task(chosen.task)
         val = None
         if chosen.int8:
-            val = open_examples(task.config, val_source(Path(chosen.task), record, chosen.val), classes=task.classes)
+            source, orientation = val_source(Path(chosen.task), record, chosen.val)
+            val = open_examples(task.config, source, classes=task.classes, orientation=orientation)
         size = None if chosen.size is None else (chosen.size[0], chosen.size[1])
         export(task, Path(chosen.out), record=record, onnx=chosen.onnx or chosen.int8, size=size, val=val,
                batch_size=chosen.batch_size, say=print)  # fmt: skip
@@ -81,15 +85,15 @@ class NotEqualError(ValueError):
     """A graph does not compute what the task computes; its file was removed."""
 
 
-def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> DataSource:
-    """The validation set that the task was evaluated on, with `overrides` of its keys.
+def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> tuple[DataSource, DataOrientation]:
+    """The validation set that the task was evaluated on, with `overrides` of its keys, and how its photos were read.
 
     Raises:
         ValueError: neither the task's record nor the overrides name it, or a key is wrong.
     """
     recipe = record.get("recipe")
     if recipe is None and (folder / "config.yaml").is_file():
-        recipe = validate(FinetuneConfig, read_values(folder / "config.yaml"), source=str(folder)).model_dump()
+        recipe = validate(FinetuneConfig, run_values(folder), source=str(folder)).model_dump()
     values = dict((recipe or {}).get("data", {}).get("val", {}))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -98,7 +102,8 @@ def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -
         values[key] = yaml.safe_load(text)
     if "images" not in values:
         raise ConfigError("--val", ["the task's record names no validation set; give images=... and annotations"])
-    return validate(DataSource, values, source="--val")
+    orientation = (recipe or {}).get("data", {}).get("orientation") or recorded_orientation(record)
+    return validate(DataSource, values, source="--val"), orientation
 
 
 def export(
@@ -218,6 +223,7 @@ def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict
             "shape": ["batch", len(task.mean), *sides],
             "values": "float32 pixels in 0 to 1, RGB; the graph normalizes them",
             "traced_at": list(size),
+            "orientation": recorded_orientation(record),
             "preparation": task.preparation(),
         },
         "outputs": graph.names,

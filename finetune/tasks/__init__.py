@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetune.predictions import Classes
     from finetune.tasks.base import Task
     from finetune.tasks.configs import TaskSection
+    from pretrain.core.images import DataOrientation
 
 
 class TaskEntry(NamedTuple):
@@ -35,13 +36,16 @@ def task_class(name: str) -> type[Task]:
     return getattr(importlib.import_module(_entry(name).module), _entry(name).class_name)
 
 
-def open_examples(section: TaskSection, source: Any, *, classes: Classes | None = None) -> Examples:
+def open_examples(
+    section: TaskSection, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+) -> Examples:
     """The examples of a `finetune.config.DataSource` for a task, or the subset that it selects.
 
     Each data module has a function with this name and these arguments; the subset is selected here.
 
     Args:
         classes: of the training set, which the labels of another set must belong to; None: read from the source.
+        orientation: `data.orientation`.
 
     Raises:
         ValueError: the source cannot be read, or its classes differ.
@@ -49,8 +53,8 @@ def open_examples(section: TaskSection, source: Any, *, classes: Classes | None 
     from finetune.data.subset import subset
 
     name: str = section.name  # pyright: ignore[reportAttributeAccessIssue]
-    found = importlib.import_module(_entry(name).data).open_examples(section, source, classes=classes)
-    return subset(found, source)
+    reader = importlib.import_module(_entry(name).data).open_examples
+    return subset(reader(section, source, classes=classes, orientation=orientation), source)
 
 
 def _entry(name: str) -> TaskEntry:

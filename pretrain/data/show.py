@@ -16,6 +16,7 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.decode import DecodeError, decode_image
+from pretrain.data.views.orientation import UPRIGHT, read_orientation
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 
 _PIXELS = 50_000  # per image, enough for mean and std
@@ -33,6 +34,7 @@ class Statistics:
     examined: int = 0
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
+    turned: int = 0
     modes: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
@@ -55,6 +57,8 @@ class Statistics:
         for name, values in (("width", self.widths), ("height", self.heights)):
             if values:
                 rows.append((name, f"{min(values)} / {int(np.median(values))} / {max(values)}  (min / median / max)"))
+        if self.turned:
+            rows.append(("EXIF orientation", f"{self.turned} photos are turned upright (data.orientation)"))
         rows.append(("modes", ", ".join(f"{mode} {count}" for mode, count in self.modes.most_common())))
         for channels in sorted(self.channel_sums):
             mean, std = self.mean_std(channels)
@@ -89,6 +93,7 @@ def examine(
         except UnreadableImageError as error:
             statistics.unreadable.append((key, str(error)))
             continue
+        statistics.turned += any(read_orientation(sample.get(name, b"")) != UPRIGHT for name in IMAGE_EXTENSIONS)
         height, width, channels = pixels.shape
         statistics.modes[mode] += 1
         statistics.widths.append(width)
@@ -148,7 +153,7 @@ def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict
 
 
 def decode(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
-    """(PIL mode or "npy C", uint8 [H, W, C]); gray, palette and CMYK as RGB, 16 bits cut to their upper 8."""
+    """(PIL mode or "npy C", uint8 [H, W, C], upright); gray, palette and CMYK as RGB, 16 bits cut to their upper 8."""
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
     if extension is None:
         raise UnreadableImageError(f"no image among its members: {', '.join(k for k in sample if k[:2] != '__')}")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, validate
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
+from pretrain.engine.session.folder import run_values
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture
 
@@ -41,7 +42,7 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
     """
     captured = capture.read(folder)
     run_dir = folder.resolve().parent.parent
-    config = load_config(PretrainConfig, run_dir / "config.yaml", overrides)
+    config = validate(PretrainConfig, run_values(run_dir, overrides), source=str(run_dir / "config.yaml"))
     dataset = Dataset.open(config.data.shards, config.data.index)
     if dataset.fingerprint != captured.fingerprint:
         raise ValueError(

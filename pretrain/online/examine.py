@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.record import read_rows
 from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import Facts
 from pretrain.doctor.rules import RULES
-from pretrain.engine.session.folder import last_start, read_data
+from pretrain.engine.session.folder import last_start, read_data, run_values
 
 HEALTHY, ALARMED, WRONG = 0, 1, 2
 
@@ -42,7 +42,7 @@ def examine(run_dir: Path) -> tuple[list[Diagnosis], int]:
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
-    config = load_config(PretrainConfig, run_dir / "config.yaml")
+    config = validate(PretrainConfig, run_values(run_dir), source=str(run_dir / "config.yaml"))
     num_samples, world_size = read_data(run_dir)["num_samples"], last_start(run_dir)["world_size"]
     steps = plan(config, num_samples=num_samples, world_size=world_size)
     doctor = Doctor(facts_of(config, steps), off=config.doctor.off if config.doctor else ())

@@ -33,6 +33,7 @@ class OnlineProbe:
                 std=config.std,
                 batch_size=config.probe.batch_size,
                 resize=config.probe.resize,
+                orientation=config.data.orientation,
                 max_samples=config.probe.max_images,
                 rank=world.rank,
                 world_size=world.world_size,

@@ -125,6 +125,7 @@ def _images(subject: Subject, shards: list[str], chosen: argparse.Namespace) -> 
         std=subject.std,
         batch_size=chosen.batch_size,
         resize=chosen.resize,
+        orientation=subject.orientation,
         max_samples=chosen.max_images,
         num_workers=chosen.workers,
     )

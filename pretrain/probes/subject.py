@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
+from pretrain.data.views.orientation import recorded_orientation
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
@@ -41,7 +42,10 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels."""
+    """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels.
+
+    orientation: how the photos are read, for a release as those it was trained on.
+    """
 
     title: str
     network: Network
@@ -50,6 +54,7 @@ class Subject:
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    orientation: Orientation = "exif"
 
 
 def open_release(folder: Path) -> Subject:
@@ -75,6 +80,7 @@ def open_release(folder: Path) -> Subject:
         in_chans=backbone.in_chans,
         mean=tuple(release.record["mean"]),
         std=tuple(release.record["std"]),
+        orientation=recorded_orientation(release.record),
     )
 
 

@@ -11,6 +11,7 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
 from pretrain.data.show import decode, examine, save_sheet
 from pretrain.data.write.images import UnreadableImageError
+from tests.data.photos import ramps, stored
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 
 
@@ -69,6 +70,15 @@ def test_modes_labels_and_unreadable_samples_are_counted(tmp_path):
     assert rows["samples"] == "7 in 1 shards"
     assert rows["labels (2)"] == "1 dog: 2, 0 cat: 1"
     assert rows["unreadable"].startswith("2\nf: not a JPEG")
+
+
+def test_photos_that_are_turned_are_counted_and_measured_upright(tmp_path):
+    shown = ramps(16, 24)
+    members = [(f"{o}.png", stored(shown, o, "PNG")) for o in range(1, 9)]
+    statistics = examine(opened(tmp_path, members))
+    assert (set(statistics.heights), set(statistics.widths), statistics.turned) == ({16}, {24}, 7)
+    assert dict(statistics.rows())["EXIF orientation"] == "7 photos are turned upright (data.orientation)"
+    assert all((decode({"png": data})[1] == shown).all() for _, data in members)
 
 
 def test_sixteen_bits_are_cut_to_the_upper_eight():

@@ -11,9 +11,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from finetune.predict import find_images, main, read_ids
-from finetune.predictions import Classes
-from finetune.release import write_release
+from finetune.predictions import Classes, ClassMap
+from finetune.predictor import Predictor
+from finetune.release import open_task, write_release
 from finetune.tasks.base import Task
+from tests.data.photos import ramps, stored
 from tests.finetune.small_tasks import CLASSES, small_task
 
 PIXELS = {"crop": 32, "resize": 32}
@@ -73,6 +75,21 @@ def test_detections_load_with_the_tools_of_coco(photos: Path, tmp_path: Path):
         image = truth.imgs[row["image_id"]]
         x, y, width, height = row["bbox"]
         assert -1e-3 <= x <= x + width <= image["width"] + 1e-2 and -1e-3 <= y <= y + height <= image["height"] + 1e-2
+
+
+@pytest.mark.parametrize(("record", "shape"), [({"orientation": "exif"}, (24, 40)), ({}, (40, 24))])
+def test_photos_are_read_as_those_of_the_training(record: dict, shape: tuple[int, int], tmp_path: Path):
+    photo = tmp_path / "turned.png"
+    photo.write_bytes(stored(ramps(24, 40), 6))
+    task = small_task("segmentation", head={"name": "linear"}, **PIXELS)
+    release = write_release(tmp_path / "release", task, record)
+    assert main([str(release), str(photo), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    with Image.open(tmp_path / "out" / "maps" / "turned.png") as image:
+        assert np.asarray(image).shape == shape
+    predictor = Predictor(*open_task(release))
+    (prediction,) = predictor.predict(photo)
+    assert isinstance(prediction, ClassMap) and prediction.classes.shape == shape
+    assert predictor.draw(photo, prediction).shape[0] >= shape[0]
 
 
 def test_ids_are_those_of_the_annotation_file_and_other_images_are_skipped(

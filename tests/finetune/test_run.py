@@ -47,6 +47,7 @@ def test_the_release_is_the_average_and_opens_as_the_run_does(undisturbed: Path)
     state = load_file(undisturbed / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
     for name, tensor in task.state_dict().items():
         assert torch.allclose(tensor, state[f"ema.average.{name}"], atol=1e-6), name
+    assert record["orientation"] == "exif" == open_task(undisturbed)[1]["orientation"]
     assert record["source"]["kind"] == "release" and record["recipe"]["optim"]["ema_decay"] == 0.9
 
 

@@ -18,14 +18,17 @@ from finetune.data.coco import examples as coco
 from finetune.data.coco import rle
 from finetune.data.coco.coco_json import load
 from finetune.data.coco.instances import Instances
-from finetune.data.examples import BadExample, DataProblems, Example, check_size
+from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import VOID, decode_segment_ids
-from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_image, split_container
+from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_pair, report_pairs, split_container
 from finetune.predictions import Classes
+from pretrain.core.images import DataOrientation
 
 
-def open_instances(section: Any, source: Any, classes: Classes | None = None) -> PaintedInstances:
+def open_instances(
+    section: Any, source: Any, classes: Classes | None, orientation: DataOrientation
+) -> PaintedInstances:
     """The images of a COCO instance file with their masks as class maps.
 
     Args:
@@ -36,7 +39,7 @@ def open_instances(section: Any, source: Any, classes: Classes | None = None) ->
     if classes is not None and background is not None:
         objects = Classes(classes[1:], classes.category_ids[1:])
     as_detection: Any = SimpleNamespace(with_masks=True, empty_images="keep")
-    found = coco.open_examples(as_detection, source, classes=objects)
+    found = coco.open_examples(as_detection, source, classes=objects, orientation=orientation)
     return PaintedInstances(found, background)
 
 
@@ -75,7 +78,7 @@ def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -
     return target
 
 
-def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> PanopticMaps:
+def open_panoptic(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> PanopticMaps:
     """The images of a COCO panoptic file; its PNGs are in `source.masks`, by default the folder with its name.
 
     Raises:
@@ -86,7 +89,7 @@ def open_panoptic(section: Any, source: Any, classes: Classes | None = None) -> 
     path = Path(source.annotations)
     where = source.masks or str(path.with_suffix(""))
     (place, prefix), (images_place, images_prefix) = split_container(where), split_container(source.images)
-    return PanopticMaps(path, Files.open(images_place), images_prefix, Files.open(place), prefix)
+    return PanopticMaps(path, Files.open(images_place), images_prefix, Files.open(place), prefix, orientation)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,17 @@ class _ImageSegments:
 class PanopticMaps:
     """Images with the segments of their PNG as class maps; unlabelled pixels and crowds are void."""
 
-    def __init__(self, path: Path, images: Files, images_prefix: str, targets: Files, prefix: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        images: Files,
+        images_prefix: str,
+        targets: Files,
+        prefix: str,
+        orientation: DataOrientation = "auto",
+    ) -> None:
         data = load(path)
+        self.orientation: DataOrientation = orientation
         self.images, self.targets, self.findings = images, targets, DataProblems()
         try:
             pairs = sorted((int(row["id"]), str(row["name"])) for row in data["categories"])
@@ -130,7 +142,9 @@ class PanopticMaps:
         for number, name in names.items():
             if number not in annotated:
                 self.findings.add(NO_MAP, str(path), number, f"{name} has no annotation; left out")
-        of_files = fingerprint([row.pair for row in self.rows], images, targets)
+        pairs = [row.pair for row in self.rows]
+        report_pairs(self.findings, images, targets, pairs, orientation)
+        of_files = fingerprint(pairs, images, targets)
         self.fingerprint = hashlib.sha256(of_files.encode() + path.read_bytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -138,13 +152,8 @@ class PanopticMaps:
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        image = read_image(self.images, row.pair.image)
-        data, where = self.targets.read(row.pair.target), self.targets.path(row.pair.target)
-        try:
-            ids = decode_segment_ids(data)
-        except ValueError as error:
-            raise BadExample(where, str(error)) from error
-        check_size(where, image, ids.shape, "map")
+        image, ids = read_pair(row.pair, self.images, self.targets, decode_segment_ids, self.orientation)
+        where = self.targets.path(row.pair.target)
         present, places = np.unique(ids, return_inverse=True)
         unknown = [int(segment) for segment in present if segment and int(segment) not in row.segments]
         if unknown:

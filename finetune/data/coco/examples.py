@@ -13,19 +13,24 @@ import numpy as np
 from finetune.data.coco.coco_json import CocoEntry, CocoFile, read_coco
 from finetune.data.coco.instance_table import InstanceTable
 from finetune.data.coco.instances import no_instances
-from finetune.data.examples import BadExample, DataProblems, Example, check_size
+from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
+from finetune.data.orientation import decode_annotated, report_orientations
 from finetune.predictions import Classes
+from pretrain.core.images import DataOrientation
 from pretrain.data.shards.image_files import SUFFIXES
-from pretrain.data.views.decode import DecodeError, decode_image
+from pretrain.data.views.decode import DecodeError
 
 
-def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> CocoExamples:
+def open_examples(
+    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+) -> CocoExamples:
     """The images of a `finetune.config.DataSource` with their objects.
 
     Args:
         section: with `with_masks` and `empty_images`, see `DetectionConfig`.
         classes: of the training set, which the labels of another set must belong to; None: this is the training set.
+        orientation: `data.orientation`.
 
     Raises:
         ValueError: the annotations or images cannot be read or do not belong together, or no usable object is left.
@@ -42,7 +47,11 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
             if entry.id not in content.instances:
                 findings.add("image without objects", str(path), entry.id, f"{entry.file_name} is taken as background")
     chosen = [entry for entry in content.entries if entry.id in content.instances or not drop]
-    return CocoExamples(content, files, _named(chosen, files, path, findings), findings, masks=section.with_masks)
+    named = _named(chosen, files, path, findings)
+    found = CocoExamples(content, files, named, findings, masks=section.with_masks, orientation=orientation)
+    if orientation == "auto":
+        report_orientations(findings, files, found.names, lambda place: (named[place][0].height, named[place][0].width))
+    return found
 
 
 class CocoExamples:
@@ -64,6 +73,7 @@ class CocoExamples:
         findings: DataProblems,
         *,
         masks: bool,
+        orientation: DataOrientation = "auto",
     ) -> None:
         nothing = no_instances(masks=masks)
         objects = [content.instances.get(entry.id, nothing) for entry, _ in named]
@@ -71,6 +81,7 @@ class CocoExamples:
         if not self.has_objects.any():
             raise ValueError(f"{content.path}: no object that can be used{_why(findings)}")
         self.files, self.findings, self.classes = files, findings, content.classes
+        self.orientation: DataOrientation = orientation
         self.ids = [entry.id for entry, _ in named]
         self.names = [name for _, name in named]
         self.table = InstanceTable(objects, np.array([(entry.height, entry.width) for entry, _ in named]))
@@ -81,11 +92,11 @@ class CocoExamples:
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
+        size, path = tuple(self.table.sizes[index].tolist()), self.files.path(name)
         try:
-            image = decode_image(self.files.read(name), 3)
+            image = decode_annotated(self.files.read(name), size, self.orientation, name=path, what="annotations")
         except (DecodeError, OSError) as error:
-            raise BadExample(self.files.path(name), str(error)) from error
-        check_size(self.files.path(name), image, tuple(self.table.sizes[index].tolist()), "annotations")
+            raise BadExample(path, str(error)) from error
         return Example(self.ids[index], name, image, self.table[index])
 
     def _digest(self) -> str:

@@ -10,13 +10,16 @@ from finetune.data.files import Files
 from finetune.data.maps.label_maps import decode_depth
 from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
 from finetune.predictions import Classes
+from pretrain.core.images import DataOrientation
 
 
-def open_examples(section: Any, source: Any, *, classes: Classes | None = None) -> Pairs:
+def open_examples(
+    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+) -> Pairs:
     """The images of a `finetune.config.DataSource` with their depth, float32 [H, W] metres, 0 where unknown.
 
     Args:
-        section: a `DepthConfig`. classes: not used.
+        section: a `DepthConfig`. classes: not used. orientation: `data.orientation`.
 
     Raises:
         ValueError: the source cannot be read, or no image has a map.
@@ -30,4 +33,13 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None) 
     pairs = match(images, targets, stem_below(prefix), stem_below(maps_prefix, suffixes=frozenset({".png"})), findings)
     decode = partial(decode_depth, units_per_metre=section.units_per_metre)
     settings = f"{section.units_per_metre} units per metre"
-    return Pairs(images, targets, pairs, decode, classes=Classes(), findings=findings, settings=settings)
+    return Pairs(
+        images,
+        targets,
+        pairs,
+        decode,
+        classes=Classes(),
+        findings=findings,
+        settings=settings,
+        orientation=orientation,
+    )

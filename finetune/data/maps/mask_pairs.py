@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.examples import BadExample, DataProblems, Example, check_size
+from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
+from finetune.data.orientation import decode_annotated, report_orientations, upright_map
 from finetune.predictions import Classes
+from pretrain.core.images import DataOrientation
 from pretrain.data.shards.image_files import SUFFIXES
-from pretrain.data.views.decode import DecodeError, decode_image
+from pretrain.data.views.decode import DecodeError
+from pretrain.data.write.images import UnreadableImageError, open_image
 
 Key = Callable[[str], str | None]  # a file's name to the key that an image and its map share; None: the file is neither
 Decode = Callable[[bytes], np.ndarray]  # raises ValueError if it cannot be used
@@ -38,6 +41,7 @@ class Pairs:
         images, targets: the containers; they may be the same.
         decode: bytes of a map to [H, W].
         settings: other settings that the content depends on, for the fingerprint.
+        orientation: `data.orientation`.
     """
 
     def __init__(
@@ -50,9 +54,12 @@ class Pairs:
         classes: Classes,
         findings: DataProblems,
         settings: str = "",
+        orientation: DataOrientation = "auto",
     ) -> None:
         self.images, self.targets, self.pairs, self.decode = images, targets, tuple(pairs), decode
         self.classes, self.findings = classes, findings
+        self.orientation: DataOrientation = orientation
+        report_pairs(findings, images, targets, self.pairs, orientation)
         of_files = fingerprint(self.pairs, images, targets)
         self.fingerprint = hashlib.sha256(f"{of_files} {settings}".encode()).hexdigest()
 
@@ -61,13 +68,7 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index]
-        image = read_image(self.images, pair.image)
-        data = self.targets.read(pair.target)
-        try:
-            target = self.decode(data)
-        except ValueError as error:
-            raise BadExample(self.targets.path(pair.target), str(error)) from error
-        check_size(self.targets.path(pair.target), image, target.shape, "map")
+        image, target = read_pair(pair, self.images, self.targets, self.decode, self.orientation)
         return Example(pair.id, self.images.path(pair.image), image, target)
 
 
@@ -77,13 +78,36 @@ def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
     return hashlib.sha256(" ".join(sides).encode()).hexdigest()
 
 
-def read_image(files: Files, name: str) -> np.ndarray:
-    """uint8 [H, W, 3]; raises BadExample if it cannot be decoded."""
-    data = files.read(name)
+def read_pair(
+    pair: Pair, images: Files, targets: Files, decode: Decode, orientation: DataOrientation
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image, uint8 [H, W, 3], and its map [H, W]; BadExample if one cannot be decoded or their sizes differ."""
+    data, where = targets.read(pair.target), targets.path(pair.target)
     try:
-        return decode_image(data, 3)
+        target = upright_map(decode(data), data, orientation)
+    except ValueError as error:
+        raise BadExample(where, str(error)) from error
+    try:
+        image = decode_annotated(images.read(pair.image), target.shape, orientation, name=where, what="map")
     except DecodeError as error:
-        raise BadExample(files.path(name), str(error)) from error
+        raise BadExample(images.path(pair.image), str(error)) from error
+    return image, target
+
+
+def report_pairs(
+    findings: DataProblems, images: Files, targets: Files, pairs: Sequence[Pair], orientation: DataOrientation
+) -> None:
+    """Report what `auto` assumes about the images of `pairs`."""
+
+    def size_of(place: int) -> tuple[int, int] | None:
+        try:
+            width, height = open_image(targets.read(pairs[place].target)).size
+        except (BadExample, UnreadableImageError):
+            return None  # reported when it is read
+        return height, width
+
+    if orientation == "auto":
+        report_orientations(findings, images, [pair.image for pair in pairs], size_of)
 
 
 def split_container(where: str) -> tuple[str, str]:

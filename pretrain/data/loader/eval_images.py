@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.core.images import Orientation
 from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
@@ -23,6 +24,7 @@ class EvalImages:
 
     size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
     resize       that many pixels; default 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
+    orientation  exif: photos are turned upright; stored: their EXIF orientation is ignored
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
     rank, world_size  this rank takes its contiguous share
 
@@ -41,6 +43,7 @@ class EvalImages:
         batch_size: int,
         resize: int | None = None,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        orientation: Orientation = "exif",
         max_samples: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -62,7 +65,8 @@ class EvalImages:
         chosen = np.arange(count) if max_samples is None else np.linspace(0, count - 1, min(max_samples, count)).round()
         share = chosen[rank * len(chosen) // world_size : (rank + 1) * len(chosen) // world_size].astype(np.int64)
         geometry = CenterCrop(size, resize, interpolation)
-        self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, tuple(mean), tuple(std))
+        normalize = torch.tensor([list(mean), list(std)], dtype=torch.float32).view(2, in_chans, 1, 1)
+        self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, orientation, normalize)
         self._num_workers = num_workers
         self.bad: list[tuple[str, str, str]] = []
 
@@ -87,15 +91,16 @@ class _EvalBatches:
         batch_size: int,
         geometry: CenterCrop,
         in_chans: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        orientation: Orientation,
+        normalize: Tensor,
     ) -> None:
         self.reader = Reader(dataset)
         self.samples = samples
         self.batch_size = batch_size
         self.geometry = geometry
         self.in_chans = in_chans
-        self.normalize = torch.tensor([mean, std], dtype=torch.float32).view(2, in_chans, 1, 1)
+        self.orientation: Orientation = orientation
+        self.normalize = normalize
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -110,7 +115,7 @@ class _EvalBatches:
             try:
                 sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
                 label = read_label(sample, f"{name}/{sample['__key__']}")
-                images.append(self.geometry(decode_sample(sample, self.in_chans)))
+                images.append(self.geometry(decode_sample(sample, self.in_chans, self.orientation)))
             except BadSample as error:
                 bad.append((name, error.key, error.reason))
                 continue

@@ -121,7 +121,7 @@ class _Source:
     def decode(self, sample: Sample) -> np.ndarray:
         while True:
             try:
-                image = decode_sample(sample, self.of.spec.in_chans)
+                image = decode_sample(sample, self.of.spec.in_chans, self.of.spec.orientation)
             except DecodeError as error:
                 self._fail(str(error))
                 (sample,) = _through_stages(self.of.spec.stages, (self.read() for _ in range(1)), 1)

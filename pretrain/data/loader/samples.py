@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from pretrain.core.images import Orientation
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views.decode import LABEL_EXTENSION, decode_sample
@@ -25,9 +26,13 @@ class Sample:
         sizes = ", ".join(f"{extension}: {len(data)} bytes" for extension, data in self.members.items())
         return f"Sample({self.key}: {sizes})"
 
-    def image(self, in_chans: int = 3) -> np.ndarray:
-        """uint8 [H, W, in_chans]. DecodeError (a ValueError) when there is none or it is damaged."""
-        return decode_sample(self.members, in_chans)
+    def image(self, in_chans: int = 3, orientation: Orientation = "exif") -> np.ndarray:
+        """uint8 [H, W, in_chans], upright; "stored" ignores the EXIF orientation.
+
+        Raises:
+            DecodeError: (a ValueError) there is none, or it is damaged.
+        """
+        return decode_sample(self.members, in_chans, orientation)
 
     @property
     def label(self) -> int | None:

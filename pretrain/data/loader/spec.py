@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pretrain.core.images import Orientation
 from pretrain.data.views.specs import InputSpec, check_channels, stacks
 
 Sample = dict[str, Any]
@@ -28,6 +29,7 @@ class LoaderSpec:
                         one by one, as they come in groups that depend on the number of ranks; with workers it must be
                         importable.
     skipped_positions   position -> how many of its candidates, the own sample first, are not used
+    orientation         exif: photos are turned upright; stored: their EXIF orientation is ignored
 
     ValueError for sizes that do not divide, and for views the channels do not allow.
     """
@@ -46,6 +48,7 @@ class LoaderSpec:
     augment_on: Literal["device", "worker"] = "device"
     stages: Sequence[Stage] = ()
     skipped_positions: Mapping[int, int] = field(default_factory=dict)
+    orientation: Orientation = "exif"
 
     def __post_init__(self) -> None:
         if not stacks(self.views):

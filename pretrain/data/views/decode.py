@@ -1,8 +1,8 @@
 """Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` with the reason.
 
-The kind of image is read from its first bytes, never from its name. EXIF orientation is ignored, as in the official
-MAE and DINO pipelines. Nothing is decoded before its size is known to be within the limits, a truncated image is an
-error, and only JPEG, PNG, WebP and plain `.npy` arrays are ever parsed.
+The kind of image is read from its first bytes, never from its name. Photos are turned upright by their EXIF orientation
+unless the caller asks for the stored pixels. Nothing is decoded before its size is known to be within the limits, a
+truncated image is an error, and only JPEG, PNG, WebP and plain `.npy` arrays are ever parsed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import Image
 
+from pretrain.core.images import Orientation
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.views.orientation import read_orientation, upright
 
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
@@ -33,27 +35,30 @@ class DecodeError(ValueError):
     """An image that cannot be used; the message is the reason."""
 
 
-def decode_sample(sample: Mapping[str, bytes], in_chans: int) -> np.ndarray:
+def decode_sample(sample: Mapping[str, bytes], in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
     """The image of a webdataset sample dict, uint8 [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
 
     Images give 1 (luma), 3 (RGB) or 4 (RGB and alpha, 255 where there is none) channels; `.npy` holds any number.
     """
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
-            decode = decode_npy if extension == "npy" else decode_image
-            return decode(sample[extension], in_chans)
+            data = sample[extension]
+            return decode_npy(data, in_chans) if extension == "npy" else decode_image(data, in_chans, orientation)
     raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
 
 
-def decode_image(data: bytes, in_chans: int) -> np.ndarray:
-    """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans]; 16-bit values are shifted right by 8."""
+def decode_image(data: bytes, in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
+    """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans], upright; 16-bit values are shifted right by 8.
+
+    Args:
+        orientation: "stored" leaves the pixels as they lie in the file, whatever its EXIF orientation.
+    """
     if in_chans not in PIL_MODES:
         raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
     if not data:
         raise DecodeError("empty file")
-    if data[:2] == b"\xff\xd8":
-        return _decode_jpeg(data, in_chans)
-    return _decode_with_pil(data, in_chans)
+    image = _decode_jpeg(data, in_chans) if data[:2] == b"\xff\xd8" else _decode_with_pil(data, in_chans)
+    return image if orientation == "stored" else upright(image, read_orientation(data))
 
 
 def decode_npy(data: bytes, in_chans: int) -> np.ndarray:

@@ -10,23 +10,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretrain.core.images import Orientation
 from pretrain.data.views.decode import PIL_MODES, decode_image, decode_npy
 
 ImageInput = np.ndarray | Image.Image | Tensor | Path | str
 
 
-def to_pixels(image: ImageInput, in_chans: int) -> np.ndarray:
+def to_pixels(image: ImageInput, in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
     """One image as uint8 [H, W, in_chans].
 
     Read are arrays uint8 [H, W, C] ([H, W] for one channel), PIL images, tensors [C, H, W] (uint8, or floating point
-    within [0, 1]) and paths of JPEG, PNG, WebP or `.npy` files.
+    within [0, 1]) and paths of JPEG, PNG, WebP or `.npy` files. A file is turned upright by its EXIF orientation unless
+    that is "stored"; a PIL image is taken as it is (`ImageOps.exif_transpose` turns it).
 
     Raises:
         ValueError: another shape, type, range or number of channels, or a file that cannot be decoded.
     """
     if isinstance(image, str | Path):
-        decode = decode_npy if Path(image).suffix.lower() == ".npy" else decode_image
-        return decode(Path(image).read_bytes(), in_chans)
+        data = Path(image).read_bytes()
+        is_array = Path(image).suffix.lower() == ".npy"
+        return decode_npy(data, in_chans) if is_array else decode_image(data, in_chans, orientation)
     if isinstance(image, Image.Image):
         if in_chans not in PIL_MODES:
             raise ValueError(f"a PIL image has 1, 3 or 4 channels, not {in_chans}; give an array [H, W, {in_chans}]")
@@ -36,13 +39,15 @@ def to_pixels(image: ImageInput, in_chans: int) -> np.ndarray:
     return _array(image, in_chans, "an array [H, W, C]")
 
 
-def to_images(images: ImageInput | Sequence[ImageInput], in_chans: int) -> list[np.ndarray]:
+def to_images(
+    images: ImageInput | Sequence[ImageInput], in_chans: int, orientation: Orientation = "exif"
+) -> list[np.ndarray]:
     """A list of images, one image, or a batch [n, H, W, C] (array) or [n, C, H, W] (tensor): uint8 [H, W, C] each."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         return [to_pixels(image, in_chans) for image in images]
     if isinstance(images, np.ndarray | Image.Image | Tensor | Path | str):
-        return [to_pixels(images, in_chans)]
-    return [to_pixels(image, in_chans) for image in images]
+        return [to_pixels(images, in_chans, orientation)]
+    return [to_pixels(image, in_chans, orientation) for image in images]
 
 
 def _from_tensor(image: Tensor) -> np.ndarray:

@@ -13,19 +13,10 @@ import numpy as np
 from PIL import Image
 
 from pretrain.data.views.decode import MAX_PIXELS, MAX_SIDE, DecodeError, decode_image
+from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _NPY = b"\x93NUMPY"
-_ORIENTATION = 0x0112
-_UPRIGHT = {  # by EXIF orientation. ImageOps.exif_transpose fails where the other tags are damaged
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnreadableImageError(ValueError):
@@ -36,7 +27,7 @@ def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]
     """(extension by content, bytes to store): `data` itself, or resized to a shorter side of `size` (Lanczos).
 
     An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
-    PNG at 8 or 16 bits) and is rotated upright, because its EXIF orientation is lost; also a small one.
+    PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; also a small one.
     UnreadableImageError has the reason why it cannot be used.
     """
     if not data:
@@ -93,15 +84,15 @@ def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, by
     image = open_image(data)
     assert image.format is not None
     extension = _EXTENSIONS[image.format]
-    turn = None if size is None else _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     if extension == "jpg":  # PIL accepts damaged pixels silently
-        pixels = decode_image(data, 1 if image.mode == "L" else 3)
+        pixels = decode_image(data, 1 if image.mode == "L" else 3, "stored")
         image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
     else:
         image.load()
-    if size is None or (min(image.size) <= size and turn is None):
+    orientation = read_orientation(data)
+    if size is None or (min(image.size) <= size and orientation == UPRIGHT):
         return extension, data
-    image = _resize(image if turn is None else image.transpose(turn), size)
+    image = _resize(image, size, orientation)
     out = io.BytesIO()
     if extension == "jpg":
         image.save(out, "JPEG", quality=quality)
@@ -112,16 +103,20 @@ def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, by
     return extension, out.getvalue()
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    width, height = _target(*image.size, size)
-    if image.mode in ("I;16", "I;16B", "I"):
-        wide = Image.fromarray(np.asarray(image, dtype=np.float32)).resize((width, height), Image.Resampling.LANCZOS)
-        return Image.fromarray(np.asarray(wide).round().clip(0, 65535).astype(np.uint16))
+def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    if orientation != UPRIGHT:
+        stored, image = image, Image.fromarray(upright(np.asarray(image), orientation))
+        image.info |= stored.info
+    image.info.pop("exif", None)  # some versions of Pillow write it again
+    target = _target(*image.size, size)
+    if image.mode in ("I;16", "I;16B", "I"):
+        wide = Image.fromarray(np.asarray(image, dtype=np.float32)).resize(target, Image.Resampling.LANCZOS)
+        return Image.fromarray(np.asarray(wide).round().clip(0, 65535).astype(np.uint16))
+    return image.resize(target, Image.Resampling.LANCZOS)
 
 
 def _prepare_array(data: bytes, size: int | None) -> bytes:

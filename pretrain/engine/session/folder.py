@@ -7,14 +7,17 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from pretrain.core.configlib import Config, ConfigError, dump, load_config
+from pretrain.core.configlib import Config, ConfigError, dump, read_values, validate
 from pretrain.core.files import write_json, write_text
 from pretrain.core.record import git_commit, versions
+
+# (section, key) -> what a run did before the key existed, where it is not the default.
+_BEFORE = {("data", "orientation"): "stored"}
 
 
 def check_same_run(
@@ -36,8 +39,8 @@ def check_same_run(
     """
     if not (folder / "config.yaml").exists():
         return
-    # Loading through the schema gives keys that are newer than the run their defaults.
-    before = _flat(load_config(type(config), folder / "config.yaml").model_dump(mode="json"))
+    started = validate(type(config), run_values(folder), source=str(folder / "config.yaml"))
+    before = _flat(started.model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, now {now.get(key)!r}"
@@ -52,6 +55,32 @@ def check_same_run(
     ]
     if problems:
         raise ConfigError(f"{folder} cannot resume with this configuration", [*problems, way_out])
+
+
+def run_values(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """config.yaml of the run in `folder`, `overrides` applied, not yet validated.
+
+    A key that is newer than the run has the value that the run was trained with.
+    """
+    path = folder / "config.yaml"
+    return _as_the_run(read_values(path, overrides), read_values(path))
+
+
+def as_resumed(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` of a configuration; keys that are newer than a run in its `run_dir` are added as that run had them."""
+    run_dir = values.get("run_dir")
+    path = Path(run_dir) / "config.yaml" if isinstance(run_dir, str) and run_dir else None
+    return _as_the_run(values, read_values(path)) if path is not None and path.is_file() else values
+
+
+def _as_the_run(values: dict[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `_BEFORE` that neither `run` nor they have."""
+    found = dict(values)
+    for (section, key), before in _BEFORE.items():
+        given, of_run = found.get(section), run.get(section)
+        if isinstance(given, dict) and isinstance(of_run, dict) and key not in given and key not in of_run:
+            found[section] = {**cast(dict[str, Any], given), key: before}
+    return found
 
 
 def write_records(folder: Path, config: Config, data: Mapping[str, Any], *, world_size: int, device: str) -> None:

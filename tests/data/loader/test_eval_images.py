@@ -7,6 +7,7 @@ from torchvision import transforms as v1
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.index import build_index
+from tests.data.photos import stored
 from tests.data.tars import image_bytes, make_dataset, tar_bytes
 from tests.data.views.test_crops import photo
 from tests.data.views.test_decode import encoded
@@ -41,6 +42,18 @@ def test_an_image_is_resized_and_cut_as_the_official_evaluation_does(tmp_path, s
     cut = v1.Compose([v1.Resize(256, interpolation=v1.InterpolationMode.BICUBIC), v1.CenterCrop(224), v1.ToTensor()])
     assert labels.tolist() == [7]
     assert (ours[0] - cut(Image.fromarray(image))).abs().max() <= 1.01 / 255
+
+
+def test_a_turned_photo_is_evaluated_upright(tmp_path):
+    shown = photo(30, 50)
+    members = [("a.png", encoded(shown, "PNG")), ("b.png", stored(shown, 8, "PNG"))]
+    dataset = one_shard(
+        tmp_path, [member for name, data in members for member in ((name, data), (f"{name[0]}.cls", b"1"))]
+    )
+    ((ours, _),) = EvalImages(dataset, (16, 16), batch_size=8, **ZERO_ONE)
+    assert torch.equal(ours[0], ours[1])
+    ((ours, _),) = EvalImages(dataset, (16, 16), batch_size=8, orientation="stored", **ZERO_ONE)
+    assert not torch.equal(ours[0], ours[1])
 
 
 def test_images_are_normalized_and_need_not_be_square(tmp_path):

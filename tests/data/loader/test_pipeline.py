@@ -15,6 +15,7 @@ from pretrain.data.shards.index import build_index
 from pretrain.data.views import augment
 from pretrain.data.views.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
 from pretrain.data.views.specs import Blur, ColorJitter, Noise, ViewSpec
+from tests.data.photos import stored
 from tests.data.tars import flip, image_bytes, make_dataset, tar_bytes
 from tests.data.views.test_decode import encoded, png_header
 
@@ -66,6 +67,24 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_views_of_a_turned_photo_are_those_of_the_upright_one(tmp_path):
+    shown = [np.random.default_rng(i).integers(0, 256, (24, 40, 3), dtype=np.uint8) for i in range(8)]
+    files = {
+        "upright": [encoded(image, "PNG") for image in shown],
+        "turned": [stored(image, i + 1, "PNG") for i, image in enumerate(shown)],
+    }
+    sets = {}
+    for name, images in files.items():
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes([(f"{i}.png", data) for i, data in enumerate(images)]))
+        build_index([str(tmp_path / f"{name}.tar")])
+        sets[name] = Dataset.open(tmp_path / f"{name}.tar")
+    small = {"total_steps": 2, "block_shards": 1, "global_batch": 4}
+    upright = joined(load(sets["upright"], **small))
+    assert_equal(joined(load(sets["turned"], **small)), upright)
+    as_stored = joined(load(sets["turned"], orientation="stored", **small))
+    assert not torch.equal(as_stored["crops"], upright["crops"])
 
 
 def test_a_host_batch_has_the_entries_of_its_views(dataset):

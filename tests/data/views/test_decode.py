@@ -76,12 +76,6 @@ def test_sixteen_bits_are_shifted_down_to_eight():
     assert (image == (wide >> 8).astype(np.uint8)[..., None]).all()
 
 
-def test_exif_orientation_is_ignored():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode_image(encoded(picture(), "JPEG", exif=exif), 3).shape == (40, 56, 3)
-
-
 def test_a_single_pixel_is_an_image():
     for image_format in ("JPEG", "PNG"):
         assert decode_image(encoded(np.full((1, 1, 3), 200, np.uint8), image_format), 3).shape == (1, 1, 3)

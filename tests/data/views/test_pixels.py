@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pretrain.data.views.pixels import to_images, to_pixels
+from tests.data.photos import stored
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 TENSOR = torch.from_numpy(PIXELS).permute(2, 0, 1)
@@ -32,6 +33,12 @@ def test_files_are_decoded(tmp_path: Path):
 def test_a_batch_and_a_list_are_many_images_and_an_image_is_one(images):
     assert [image.shape for image in to_images(images, 3)] == [(6, 5, 3)] * 2
     assert [image.shape for image in to_images(images[0], 3)] == [(6, 5, 3)]
+
+
+def test_a_file_stands_upright_unless_its_stored_pixels_are_asked_for(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(stored(PIXELS, 6, "PNG"))
+    assert np.array_equal(to_pixels(tmp_path / "a.png", 3), PIXELS)
+    assert to_images([tmp_path / "a.png"], 3, "stored")[0].shape == (5, 6, 3)
 
 
 def test_channels_follow_the_backbone():

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.views.decode import decode_npy
+from pretrain.data.views.decode import decode_image, decode_npy
+from pretrain.data.views.orientation import read_orientation
 from pretrain.data.write.images import UnreadableImageError, prepare
+from tests.data.photos import ramps, stored
 from tests.data.tars import image_bytes, png_header_only, saved
 
 
@@ -44,14 +46,30 @@ def test_a_resize_of_16_bits_and_of_arrays_keeps_their_range():
     assert (array == np.arange(5) * 50).all()
 
 
-def test_a_rotated_photo_is_upright_after_a_resize_and_untouched_without():
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_upright_with_and_without_a_resize(image_format, orientation):
+    shown = ramps(60, 90)
+    data = stored(shown, orientation, image_format)
+    assert prepare(data, size=None, quality=90)[1] == data
+    for size, expected in ((30, (30, 45)), (500, (60, 90))):
+        small = prepare(data, size=size, quality=95)[1]
+        pixels = decode_image(small, 3)
+        assert pixels.shape[:2] == expected
+        assert (read_orientation(small) == 1) or small == data
+        near = np.asarray(Image.fromarray(shown).resize(expected[::-1], Image.Resampling.LANCZOS)).astype(int)
+        assert np.abs(pixels - near).max() < 12
+
+
+def test_a_resize_keeps_the_transparency_and_colours_of_a_turned_palette_image():
     exif = Image.Exif()
     exif[0x0112] = 6
+    image = Image.fromarray(ramps(60, 90)).quantize(8)
     file = io.BytesIO()
-    Image.new("RGB", (90, 60)).save(file, "JPEG", exif=exif)
-    assert prepare(file.getvalue(), size=None, quality=90)[1] == file.getvalue()
-    for size, expected in ((30, (30, 45)), (500, (60, 90))):
-        assert Image.open(io.BytesIO(prepare(file.getvalue(), size=size, quality=90)[1])).size == expected
+    image.save(file, "PNG", exif=exif, transparency=0)
+    small = Image.open(io.BytesIO(prepare(file.getvalue(), size=500, quality=90)[1]))
+    expected = np.rot90(np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGBA")), -1)
+    assert small.mode == "RGBA" and (np.asarray(small) == expected).all()
 
 
 def test_a_rotated_photo_whose_other_tags_are_wrong_is_upright_too():

@@ -260,10 +260,16 @@ def test_a_graph_that_computes_something_else_is_removed(tmp_path: Path, monkeyp
     assert not list(tmp_path.glob("model*"))
 
 
+def test_the_validation_set_is_read_as_in_the_run(tmp_path: Path):
+    data = {"val": {"images": "here"}, "orientation": "auto"}
+    assert val_source(tmp_path, {"recipe": {"data": data}, "orientation": "exif"}, [])[1] == "auto"
+    assert val_source(tmp_path, {"orientation": "exif"}, ["images=here"])[1] == "exif"
+
+
 def test_the_validation_set_is_the_one_of_the_run_with_keys_replaced(tmp_path: Path):
     record = {"recipe": {"data": {"val": {"images": "here", "annotations": None, "limit": 5}}}}
-    found = val_source(tmp_path, record, ["limit=3"])
-    assert (found.images, found.limit) == ("here", 3)
+    found, orientation = val_source(tmp_path, record, ["limit=3"])
+    assert (found.images, found.limit, orientation) == ("here", 3, "stored")  # the record is older than the key
     with pytest.raises(ValueError, match="names no validation set"):
         val_source(tmp_path, {}, [])
     with pytest.raises(ValueError, match="limt: unknown key"):
