@@ -74,7 +74,7 @@ MECHANISMS: dict[str, Mechanism] = {
     "simam": _of(BOTH, "gate", "set", "channel_spatial.simam:SimAM", stabilizer=(PositiveFloat, 1e-4)),
     "gc": _of(
         BOTH,
-        "stage",
+        "stage mixer",
         "set",
         "channel_spatial.global_context:GlobalContext",
         reduction=_reduction,
