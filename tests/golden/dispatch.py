@@ -25,7 +25,7 @@ from tests.golden import (
     simmim,
 )
 from tests.golden.case import Case
-from tests.golden.mechanisms import branch, channel, channel_spatial, interpret, temporal
+from tests.golden.mechanisms import branch, channel, channel_spatial, hamburger, interpret, ram, spatial, temporal
 
 # (repository, a part of source.code, runner): the first line that fits.
 RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
@@ -85,6 +85,17 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "branch/dynamic_conv": branch.run_dynamic_conv,
     "branch/selective_kernel": branch.run_selective_kernel,
     "branch/split_attention": branch.run_split_attention,
+    "spatial/danet_pam": spatial.run_position,
+    "spatial/nonlocal": spatial.run_non_local,
+    "spatial/ema_unit": spatial.run_em,
+    "spatial/criss_cross": spatial.run_criss_cross,
+    "spatial/hamburger": hamburger.run,
+    "spatial/external_attention": spatial.run_external,
+    "spatial/sasa_paper": spatial.run_stand_alone,
+    "spatial/sasa_per_channel": spatial.run_per_channel,
+    "spatial/stn_affine": spatial.run_transformer,
+    "spatial/deform_conv": spatial.run_deform,
+    "spatial/ram": ram.run,
     "temporal/tam": temporal.run_tam,
     "interpret/rollout_chefer": interpret.run_rollout_chefer,
     "interpret/deletion_insertion": interpret.run_deletion_insertion,

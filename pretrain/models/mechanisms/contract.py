@@ -14,10 +14,18 @@ class MapMechanism(nn.Module):
 
     What `forward` finds out for a state that is not a weight waits for `after_step`, so that a skipped step leaves no
     trace and accumulation is exact. Most mechanisms have no such state and inherit both methods.
+
+    Random numbers in training are a function of the number of `after_step` calls, which is a buffer: all images of a
+    step share a draw, on every rank and in every micro-batch, and a resumed run draws as one that never stopped.
+    Evaluation is deterministic.
+
+    Attributes:
+        averaged: names of buffers that a teacher averages as it averages weights.
     """
 
     own_start = True  # its initial weights are its paper's, not those of the network it stands in
     starts_as_identity = False  # its initial weights give m(x) = x
+    averaged: tuple[str, ...] = ()
 
     if TYPE_CHECKING:
 

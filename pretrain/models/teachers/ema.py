@@ -16,7 +16,8 @@ class EMA(nn.Module, Generic[ModuleT]):
 
     The average is kept in fp32 buffers, not parameters. A bf16 weight cannot hold it: at momentum 0.999 the step is
     below bf16 resolution and rounds to 0. And DeepSpeed's bf16 mode casts every parameter of the module it is given,
-    but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged.
+    but leaves buffers as they are. The copy keeps its own BatchNorm statistics; they are not averaged. Other buffers
+    are, if their module names them in `averaged`.
 
     Args:
         source: module to copy.
@@ -31,8 +32,8 @@ class EMA(nn.Module, Generic[ModuleT]):
     def __init__(self, source: ModuleT, *, follows: nn.Module | None = None):
         super().__init__()
         self.average = copy.deepcopy(source)
-        own = {name for name, _ in source.named_parameters()}
-        self._names = [name for name, _ in (follows or source).named_parameters() if name in own]
+        own = set(_averaged(source))
+        self._names = [name for name in _averaged(follows or source) if name in own]
         for module in self.average.modules():
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
@@ -45,15 +46,24 @@ class EMA(nn.Module, Generic[ModuleT]):
 
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
-        """average = momentum * average + (1 - momentum) * source, for every parameter of `source`
-        that the average has.
+        """average = momentum * average + (1 - momentum) * source, for every parameter (and buffer
+        in `averaged`) of `source` that the average has.
 
         Raises:
             ValueError: momentum is not in [0, 1].
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        buffers, parameters = dict(self.average.named_buffers()), dict(source.named_parameters())
+        buffers, given = dict(self.average.named_buffers()), _averaged(source)
         averages: list[Tensor] = [buffers[name] for name in self._names]
-        values = [parameters[name].detach().float() for name in self._names]
+        values = [given[name].detach().float() for name in self._names]
         torch._foreach_lerp_(averages, values, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _averaged(module: nn.Module) -> dict[str, Tensor]:
+    """What is averaged, by name: the parameters, and the buffers that a module names in its `averaged`."""
+    found: dict[str, Tensor] = dict(module.named_parameters())
+    for path, part in module.named_modules():
+        for name in getattr(part, "averaged", ()):
+            found[f"{path}.{name}" if path else name] = part.get_buffer(name)
+    return found

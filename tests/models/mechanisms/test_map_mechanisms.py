@@ -25,6 +25,15 @@ from pretrain.models.mechanisms.channel_spatial.global_context import GlobalCont
 from pretrain.models.mechanisms.channel_spatial.lka import LKA, LKABlock
 from pretrain.models.mechanisms.channel_spatial.simam import SimAM
 from pretrain.models.mechanisms.contract import ConvMechanism, MapMechanism
+from pretrain.models.mechanisms.spatial.criss_cross import CrissCross
+from pretrain.models.mechanisms.spatial.deform_conv import DeformConv
+from pretrain.models.mechanisms.spatial.em_attention import EMAttention
+from pretrain.models.mechanisms.spatial.external import ExternalAttention
+from pretrain.models.mechanisms.spatial.hamburger import Hamburger
+from pretrain.models.mechanisms.spatial.non_local import NonLocal
+from pretrain.models.mechanisms.spatial.position_attention import PositionAttention
+from pretrain.models.mechanisms.spatial.spatial_transformer import SpatialTransformer
+from pretrain.models.mechanisms.spatial.stand_alone import StandAloneAttention
 from pretrain.models.mechanisms.temporal.tam import TAM
 
 DIM = 32
@@ -37,6 +46,18 @@ SETS: dict[str, Callable[[], MapMechanism]] = {
     "simam": lambda: SimAM(DIM),
     "gc_add": lambda: GlobalContext(DIM),
     "gc_both": lambda: GlobalContext(DIM, fusion="both", pooling="mean"),
+    "non_local": lambda: NonLocal(DIM),
+    "non_local_gaussian": lambda: NonLocal(DIM, similarity="gaussian", norm=None),
+    "non_local_dot": lambda: NonLocal(DIM, similarity="dot_product", norm="layer"),
+    "non_local_concatenation": lambda: NonLocal(DIM, similarity="concatenation"),
+    "position_attention": lambda: PositionAttention(DIM),
+    "external": lambda: ExternalAttention(DIM, num_slots=8),
+    "external_layer_norm": lambda: ExternalAttention(DIM, num_slots=8, norm="layer"),
+    "em": lambda: EMAttention(DIM, num_bases=8),
+    "hamburger_nmf": lambda: Hamburger(DIM, inner_dim=16, num_bases=4),
+    "hamburger_vq": lambda: Hamburger(DIM, inner_dim=16, num_bases=4, factorization="vq", splits=2),
+    "hamburger_cd": lambda: Hamburger(DIM, inner_dim=16, num_bases=4, factorization="cd", version="v2"),
+    "hamburger_running": lambda: Hamburger(DIM, inner_dim=16, num_bases=4, version="v2+", random_bases=False),
 }
 GRIDS: dict[str, Callable[[], MapMechanism]] = {
     "fca": lambda: FCA(DIM),
@@ -45,6 +66,10 @@ GRIDS: dict[str, Callable[[], MapMechanism]] = {
     "coord": lambda: CoordinateAttention(DIM),
     "lka": lambda: LKA(DIM),
     "lka_block": lambda: LKABlock(DIM),
+    "non_local_sub_sampled": lambda: NonLocal(DIM, sub_sample=True),
+    "criss_cross": lambda: CrissCross(DIM),
+    "hamburger_dual": lambda: Hamburger(DIM, inner_dim=16, num_bases=4, version="v2+", dual=True),
+    "spatial_transformer": lambda: SpatialTransformer(DIM),
     "tam": lambda: TAM(DIM, num_frames=2),
 }
 CONVS: dict[str, Callable[[], ConvMechanism]] = {
@@ -52,6 +77,10 @@ CONVS: dict[str, Callable[[], ConvMechanism]] = {
     "dynamic_conv": lambda: DynamicConv(DIM, DIM, 3, 1, 1),
     "selective_kernel": lambda: SelectiveKernel(DIM, DIM, 3, 1, 1),
     "split_attention": lambda: SplitAttention(DIM, DIM, 3, 1, 1),
+    "deform_conv_v1": lambda: DeformConv(DIM, DIM, 3, 1, 1, modulated=False, offset_groups=2),
+    "deform_conv_v2": lambda: DeformConv(DIM, DIM, 3, 1, 1),
+    "stand_alone": lambda: StandAloneAttention(DIM, DIM, 3, 1, 1),
+    "stand_alone_dilated": lambda: StandAloneAttention(DIM, DIM, 5, 1, 4, 2, groups=2, bias=True, border="zero"),
 }
 EVERY = SETS | GRIDS | CONVS
 

@@ -1,0 +1,1 @@
+"""Spatial attention: one file per mechanism. Each weighs the places of a map."""
