@@ -39,8 +39,8 @@ def bases(module: MapMechanism) -> Tensor:
 
 @pytest.mark.parametrize("build", [lambda: NonLocal(DIM), lambda: CrissCross(DIM), lambda: PositionAttention(DIM)])
 def test_it_starts_as_the_identity_bit_by_bit(build: Callable[[], MapMechanism]):
-    x = maps(4, DIM, 6, 7)
-    assert torch.equal(build().train()(x), x)
+    module, x = build().train(), maps(4, DIM, 6, 7)
+    assert module.starts_as_identity and torch.equal(module(x), x)
 
 
 def test_the_latest_hamburger_starts_as_a_relu():
@@ -250,6 +250,12 @@ def test_whole_offsets_read_the_neighbours():
     torch.testing.assert_close(moved[:, :, 1:-2], module.conv(x)[:, :, 2:-1], atol=1e-5, rtol=1e-5)
 
 
+def test_random_bases_can_be_built_without_memory():
+    with torch.device("meta"):
+        Hamburger(DIM, inner_dim=16, num_bases=4)
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0")
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [None, (6, 9), (1, 1)])
 def test_a_spatial_transformer_has_the_grid_of_torch_and_starts_as_the_identity(size, align_corners: bool):
@@ -268,7 +274,7 @@ def test_a_spatial_transformer_has_the_grid_of_torch_and_starts_as_the_identity(
     ("build", "message"),
     [
         (lambda: NonLocal(DIM, similarity="cosine"), "expected one of embedded_gaussian, gaussian"),
-        (lambda: NonLocal(DIM, sub_sample=True)(maps(1, DIM, 9, 1)), r"maps of \[9, 1\] have too few"),
+        (lambda: NonLocal(DIM, sub_sample=True).check_grid((9, 1)), "9 x 1 have too few"),
         (lambda: CrissCross(DIM, recurrence=0), "at least 1, got 0"),
         (lambda: EMAttention(DIM, iterations=0), "at least 1, got 0"),
         (lambda: place_norm("group", DIM), "expected batch or layer"),
@@ -278,6 +284,10 @@ def test_a_spatial_transformer_has_the_grid_of_torch_and_starts_as_the_identity(
         (lambda: Ham(16, splits=3), "splits=3 must divide the 16 channels"),
         (lambda: Ham(16, vectors="rows"), "expected places or channels"),
         (lambda: Ham(16, vectors="channels", random_bases=False), "give `places`"),
+        (
+            lambda: Ham(16, vectors="channels", random_bases=False, places=9)(maps(1, 16, 8)),
+            "of 9 places, the map has 8",
+        ),
         (lambda: StandAloneAttention(8, 8, 4, padding=2), "kernel_size 4: a window around a place has an odd side"),
         (lambda: StandAloneAttention(8, 8, 3, padding=0), r"padding 0: windows around the places need \(1, 1\)"),
         (lambda: StandAloneAttention(8, 8, 3, 1, 1, num_heads=8), "divisible by twice the 8 heads"),

@@ -18,6 +18,8 @@ class CrissCross(MapMechanism):
         dim: C. inner_dim: channels of queries and keys; None: C / 8.
     """
 
+    starts_as_identity = True
+
     def __init__(self, dim: int, *, inner_dim: int | None = None, recurrence: int = 2):
         super().__init__()
         if recurrence < 1:

@@ -32,7 +32,7 @@ class Decomposition:
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Random initial bases [..., d, R], of unit length over d."""
-        return F.normalize(torch.randn(shape, generator=generator), dim=-2)
+        return F.normalize(torch.randn(shape, generator=generator, device="cpu"), dim=-2)
 
     @torch.no_grad()
     def fit(self, x: Tensor, bases: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ class NMF(Decomposition):
     nonnegative = True
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return F.normalize(torch.rand(shape, generator=generator), dim=-2)
+        return F.normalize(torch.rand(shape, generator=generator, device="cpu"), dim=-2)
 
     @torch.no_grad()
     def fit(self, x: Tensor, bases: Tensor, steps: int) -> tuple[Tensor, Tensor]:

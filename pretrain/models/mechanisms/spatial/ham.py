@@ -95,6 +95,11 @@ class Ham(nn.Module):
         generator = torch.Generator().manual_seed(_SEED + step)
         return self.decomposition.draw((self.splits, self.length, self.num_bases), generator)
 
+    def check_places(self, count: int) -> None:
+        """Raises ValueError if its running bases belong to another number of places."""
+        if self.vectors == "channels" and not self.random_bases and count != self.length:
+            raise ValueError(f"running bases of channels are of {self.length} places, the map has {count}")
+
     @torch.no_grad()
     def after_step(self) -> None:
         if self.random_bases:
@@ -110,6 +115,7 @@ class Ham(nn.Module):
     def _initial(self, length: int, device: torch.device) -> Tensor:
         """The bases to start from, [splits, length, R]."""
         if not self.random_bases:
+            self.check_places(length)
             return self.bases
         bases = self.draw(int(self.steps_taken) + 1).to(device) if self.training else self.bases
         if self.vectors == "places":

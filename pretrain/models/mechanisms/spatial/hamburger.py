@@ -79,6 +79,10 @@ class Hamburger(MapMechanism):
         y = self.norm(self.proj(self.cheese(y))).view_as(x)
         return F.relu(self.scale_shortcut * x + self.scale_ham * y if self.learned_scales else x + y)
 
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        for ham in self.hams:
+            ham.check_places(grid[0] * grid[1])  # type: ignore[operator]
+
     def after_step(self) -> None:
         for ham in self.hams:
             ham.after_step()  # type: ignore[operator]

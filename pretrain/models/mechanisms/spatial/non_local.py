@@ -32,6 +32,8 @@ class NonLocal(MapMechanism):
         dim: C. inner_dim: None: C / 2. norm: None: none after W.
     """
 
+    starts_as_identity = True
+
     def __init__(
         self,
         dim: int,
@@ -71,12 +73,14 @@ class NonLocal(MapMechanism):
         scores = torch.bmm(theta.transpose(1, 2), phi)
         return scores / phi.shape[2] if self.similarity == "dot_product" else scores.softmax(dim=2)
 
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        if self.sub_sample and min(grid) < 2:
+            raise ValueError(f"sub_sample takes 2 x 2 places together: {grid[0]} x {grid[1]} have too few")
+
     def _keys(self, layer: nn.Module, x: Tensor) -> Tensor:
         """`layer` of the places that are read, [b, C, keys]."""
         flat = layer(x.flatten(2))
         if not self.sub_sample:
             return flat
-        if min(x.shape[2:] if x.dim() < 5 else x.shape[3:]) < 2:
-            raise ValueError(f"sub_sample takes 2 x 2 places together: maps of {list(x.shape[2:])} have too few")
         pool, size = _POOL[x.dim() - 2]
         return pool(flat.unflatten(2, x.shape[2:]), size).flatten(2)

@@ -19,6 +19,8 @@ class PositionAttention(MapMechanism):
         dim: C. inner_dim: channels of queries and keys; None: C / 8.
     """
 
+    starts_as_identity = True
+
     def __init__(self, dim: int, *, inner_dim: int | None = None):
         super().__init__()
         inner = max(dim // 8, 1) if inner_dim is None else inner_dim

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.mechanisms.contract import MapMechanism
 
-class SpatialTransformer(nn.Module):
+
+class SpatialTransformer(MapMechanism):
     """Images [b, C, H, W] -> images resampled by an affine map that a small network chooses for each (section 3).
 
     theta [b, 2, 3] maps a place of the output to one of the input, both as (x, y) in [-1, 1] (eq. 1); sampling is
@@ -15,16 +17,16 @@ class SpatialTransformer(nn.Module):
     bias (1, 0, 0, 0, 1, 0): the identity. It reads the image at 32 x 32 pixels, whatever its size.
 
     Args:
-        in_chans: C. size: (rows, columns) of the output; None: those of the input.
+        dim: C. size: (rows, columns) of the output; None: those of the input.
         align_corners: True: -1 and 1 are the centres of the corner pixels, the paper's convention; False: the outer
             edges of the corner pixels, PyTorch's default. Weights trained with one give shifted images with the other.
     """
 
-    def __init__(self, in_chans: int = 3, *, size: tuple[int, int] | None = None, align_corners: bool = False):
+    def __init__(self, dim: int = 3, *, size: tuple[int, int] | None = None, align_corners: bool = False):
         super().__init__()
         self.size, self.align_corners = size, align_corners
         self.localization = nn.Sequential(
-            *(nn.Conv2d(in_chans, 8, 7), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(dim, 8, 7), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(8, 10, 5), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(160, 32), nn.ReLU()),
         )
