@@ -107,7 +107,7 @@ class AveragePrecision:
         images, objects, detections = [], [], []
         for number, (_, row) in enumerate(sorted(self._rows.items()), start=1):
             images.append({"id": number, "height": row.size[0], "width": row.size[1]})
-            objects += coco_tools.objects(row.truth, number, kind)
+            objects += coco_tools.objects(row.truth, number, kind, len(self.classes))
             detections += coco_tools.detections(row.found, number, kind)
         data = coco_tools.Data(images, objects, detections, num_classes=len(self.classes))
         return coco_tools.evaluate(data, kind, max_detections=self.max_detections, tool=self.tool)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.data.coco import rle
-from finetune.data.coco.instances import Instances
+from finetune.data.coco.instances import ANY_CLASS, Instances
 from finetune.predictions import Detected
 
 Tool = Literal["auto", "pycocotools", "faster-coco-eval"]
@@ -113,8 +113,8 @@ def evaluate(data: Data, kind: Kind, *, max_detections: int = 100, tool: Tool = 
     )
 
 
-def objects(truth: Instances, image: int, kind: Kind) -> list[dict[str, Any]]:
-    """COCO annotations of one image, without ids (`evaluate` numbers them)."""
+def objects(truth: Instances, image: int, kind: Kind, num_classes: int) -> list[dict[str, Any]]:
+    """COCO annotations of one image, without ids (`evaluate` numbers them); a region of any class is one of each."""
     rows = []
     for place, (x1, y1, x2, y2) in enumerate(truth.boxes.astype(np.float64).tolist()):
         row = {
@@ -124,7 +124,9 @@ def objects(truth: Instances, image: int, kind: Kind) -> list[dict[str, Any]]:
             "area": float(truth.areas[place]),
             "iscrowd": int(truth.crowd[place]),
         }
-        rows.append(row | _mask(truth.masks, place, kind))
+        row |= _mask(truth.masks, place, kind)
+        labels = range(1, num_classes + 1) if row["category_id"] == ANY_CLASS else (row["category_id"],)
+        rows += [row | {"category_id": label} for label in labels]
     return rows
 
 

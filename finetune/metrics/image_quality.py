@@ -19,7 +19,7 @@ def panoptic_quality(truth: Instances, found: Detected, *, masks: bool) -> float
     """In [0, 1]; 1 for an image without objects and detections. Detections in a crowd are not counted."""
     shown = np.flatnonzero(found.scores >= SHOWN)
     overlap = _overlaps(truth, found, shown, masks)
-    same = found.labels[shown][:, None] == truth.labels[None]
+    same = truth.same_class(found.labels[shown])
     objects = np.flatnonzero(~truth.crowd)
     in_crowd = (np.where(same, overlap, 0.0)[:, truth.crowd] > 0.5).any(axis=1)
     free, total, pairs = set(objects.tolist()), 0.0, 0

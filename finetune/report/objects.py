@@ -47,7 +47,7 @@ def judge(truth: Instances, prediction: Detected) -> Judged:
     """Match predictions to true objects one to one, the highest score first, those of another class last."""
     overlaps = _overlaps(truth, prediction)
     crowd = np.asarray(truth.crowd, bool)
-    same = np.asarray(prediction.labels)[:, None] == np.asarray(truth.labels)[None]
+    same = truth.same_class(np.asarray(prediction.labels))
     free, found = ~crowd, np.zeros(len(crowd), bool)
     verdicts: list[Verdict] = ["false"] * len(same)
     order = np.argsort(-np.asarray(prediction.scores), kind="stable")
@@ -89,7 +89,7 @@ def detection_picture(
     if truth is not None:
         crowds = np.asarray(truth.crowd, bool)
         names = [
-            (classes[int(label) - 1] if len(classes) > 1 else "") + (" crowd" if crowd else "")
+            (classes[int(label) - 1] if label and len(classes) > 1 else "") + (" crowd" if crowd else "")
             for label, crowd in zip(truth.labels, crowds, strict=True)
         ]
         tints = _tints(truth.labels, classes)

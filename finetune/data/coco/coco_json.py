@@ -7,41 +7,33 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from finetune.data.coco import rle
-from finetune.data.coco.instances import Instances, no_instances
+from finetune.data.coco.ids import image_id, integer
+from finetune.data.coco.instances import Instances
+from finetune.data.coco.objects import CocoEntry, ObjectReader
 from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
 
-ROUNDING = 1.0  # pixels that a box may extend beyond the image before it is reported
 _KEYS = {"images": list, "annotations": list, "categories": list}
-
-
-@dataclass(frozen=True)
-class CocoEntry:
-    """One image of the file: width and height in pixels, as annotated."""
-
-    id: int | str
-    file_name: str
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
 class CocoFile:
     """The content of a file after the checks: classes in the order of their category ids (label i + 1 is classes[i]),
-    and `instances` by image id, of images that have any."""
+    and `instances` by image id, of images that have any.
+
+    spoiled: ids of images that have annotations, none of which can be used: they are no background.
+    """
 
     path: Path
     classes: Classes
     entries: list[CocoEntry]
     instances: dict[int | str, Instances]
+    spoiled: frozenset[int | str]
 
 
 def read_coco(path: Path, *, masks: bool, findings: DataProblems, like: Classes | None = None) -> CocoFile:
@@ -49,36 +41,31 @@ def read_coco(path: Path, *, masks: bool, findings: DataProblems, like: Classes 
 
     Args:
         masks: keep masks, and leave out objects without one.
-        findings: gets the problem of each wrong entry. These are left out, except boxes that were clipped.
+        findings: gets the problem of each wrong entry, and the number of annotations. Objects that are left out become
+            ignored regions (crowds), where they have a place.
         like: classes of the training set, which give the labels.
 
     Raises:
         ValueError: it is no COCO file, has no category, repeats ids, or has categories that are not among `like`.
     """
     data = load(path)
-    classes = _classes(path, data["categories"])
+    classes = read_classes(path, data["categories"])
     if like is not None:
         classes = _same_classes(path, classes, like)
     entries = _entries(path, data["images"], findings)
     rows = _by_image(path, data["annotations"], {entry.id for entry in entries}, findings)
     labels = {category: label for label, category in enumerate(classes.category_ids, start=1)}
+    reader = ObjectReader(path, labels, masks=masks, findings=findings)
     instances: dict[int | str, Instances] = {}
+    spoiled: set[int | str] = set()
     for entry in entries:
-        objects = [_object(path, row, entry, labels, masks, findings) for row in rows.get(entry.id, ())]
-        kept = [found for found in objects if found is not None]
-        if kept:
-            instances[entry.id] = _stack(kept, masks)
-    return CocoFile(path, classes, entries, instances)
-
-
-@dataclass(frozen=True)
-class _Object:
-    box: np.ndarray
-    label: int
-    crowd: bool
-    area: float
-    id: int
-    mask: rle.Rle | None
+        of_image = rows.get(entry.id, ())
+        objects = [found for number, row in of_image if (found := reader.read(row, number, entry)) is not None]
+        if any(found.used for found in objects):
+            instances[entry.id] = reader.stack(objects)
+        elif of_image:
+            spoiled.add(entry.id)
+    return CocoFile(path, classes, entries, instances, frozenset(spoiled))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -102,9 +89,10 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _classes(path: Path, rows: Sequence[Any]) -> Classes:
+def read_classes(path: Path, rows: Sequence[Any]) -> Classes:
+    """The categories in the order of their ids; ValueError without ids and names, and for an id that is used twice."""
     try:
-        pairs = sorted((int(row["id"]), str(row["name"])) for row in rows)
+        pairs = sorted((_category_id(row["id"]), str(row["name"])) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: a category needs an integer id and a name: {error!r}") from error
     if not pairs:
@@ -113,6 +101,13 @@ def _classes(path: Path, rows: Sequence[Any]) -> Classes:
     if twice is not None:
         raise ValueError(f"{path}: category id {twice} is given more than once")
     return Classes([name for _, name in pairs], [category for category, _ in pairs])
+
+
+def _category_id(value: Any) -> int:
+    number = integer(value)
+    if number is None:
+        raise ValueError(f"id {value!r}")
+    return number
 
 
 def _same_classes(path: Path, have: Classes, like: Classes) -> Classes:
@@ -132,12 +127,13 @@ def _entries(path: Path, rows: Sequence[Any], findings: DataProblems) -> list[Co
     entries: list[CocoEntry] = []
     for place, row in enumerate(rows):
         try:
-            entry = CocoEntry(row["id"], str(row["file_name"]), int(row["height"]), int(row["width"]))
+            number = image_id(row["id"])
+            entry = CocoEntry(number or 0, str(row["file_name"]), int(row["height"]), int(row["width"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             findings.add("bad image entry", str(path), place, f"images[{place}] has no usable {error}")
             continue
-        if not isinstance(entry.id, int | str) or entry.height < 1 or entry.width < 1:
-            findings.add("bad image entry", str(path), place, f"images[{place}]: id {entry.id!r}, {_size(entry)}")
+        if number is None or entry.height < 1 or entry.width < 1:
+            findings.add("bad image entry", str(path), place, f"images[{place}]: id {row['id']!r}, {entry}")
             continue
         entries.append(entry)
     twice = _first_twice([entry.id for entry in entries])
@@ -148,93 +144,41 @@ def _entries(path: Path, rows: Sequence[Any], findings: DataProblems) -> list[Co
 
 def _by_image(
     path: Path, rows: Sequence[Any], known: set[int | str], findings: DataProblems
-) -> dict[int | str, list[dict[str, Any]]]:
-    """Annotations by image, in the order of the file."""
-    found: dict[int | str, list[dict[str, Any]]] = {}
-    ids: set[Any] = set()
+) -> dict[int | str, list[tuple[int, dict[str, Any]]]]:
+    """Annotations by image, in the order of the file, with their ids; numbers instead if they are no ids."""
+    findings.labels += len(rows)
+    found: list[tuple[int, int | None, int | str, dict[str, Any]]] = []
+    numbers = Counter(integer(row.get("id")) for row in rows if isinstance(row, dict))
+    seen: set[str] = set()
     for place, row in enumerate(rows):
-        if not isinstance(row, dict) or type(row.get("id")) is not int or abs(row["id"]) >= 2**63:
-            findings.add("bad annotation", str(path), place, f"annotations[{place}] has no integer id of 64 bits")
-        elif row["id"] in ids:
-            findings.add("repeated annotation id", str(path), row["id"], f"annotations[{place}] repeats it")
-        elif not isinstance(image := row.get("image_id"), Hashable) or image not in known:
-            findings.add("unknown image", str(path), row["id"], f"image_id {image!r} is not among the images")
+        if not isinstance(row, dict):
+            findings.add("bad annotation", str(path), place, f"annotations[{place}] is no object of JSON", lost=1)
+            continue
+        number, image = integer(row.get("id")), image_id(row.get("image_id"))
+        whole = repr(row) if numbers[number] > 1 else ""
+        name = place if number is None else number
+        if image is None or image not in known:
+            text = f"image_id {row.get('image_id')!r} is not among the images"
+            findings.add("unknown image", str(path), name, text, lost=1)
+        elif whole and whole in seen:
+            findings.add("repeated annotation", str(path), name, f"annotations[{place}] is an earlier one again")
         else:
-            ids.add(row["id"])
-            found.setdefault(image, []).append(row)  # pyright: ignore[reportArgumentType]
-    return found
-
-
-def _object(
-    path: Path, row: dict[str, Any], entry: CocoEntry, labels: dict[int, int], masks: bool, findings: DataProblems
-) -> _Object | None:
-    """One annotation, or None after reporting its problem."""
-
-    def refuse(kind: str, reason: str) -> None:
-        findings.add(kind, str(path), row["id"], f"in image {entry.id} ({entry.file_name}): {reason}")
-
-    category = row.get("category_id")
-    label = labels.get(category) if isinstance(category, Hashable) else None  # pyright: ignore[reportArgumentType]
-    if label is None:
-        return refuse("class out of range", f"category_id {category!r} is not among the categories")
-    size, mask = (entry.height, entry.width), None
-    if masks:
-        try:
-            mask = rle.from_segmentation(row.get("segmentation"), size)
-        except ValueError as error:
-            return refuse("bad mask", str(error))
-    given = row.get("bbox")
-    if given is None and mask is not None:
-        box = rle.boxes([mask])[0]
-    else:
-        box = _box(given)
-        if box is None:
-            return refuse("bad box", f"bbox {given!r} is not four finite numbers x, y, width, height")
-        if box[2] <= box[0] or box[3] <= box[1]:
-            return refuse("empty box", f"bbox {given} has no area")
-        inside = np.clip(box, 0, [entry.width, entry.height] * 2)
-        if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            return refuse("box outside the image", f"bbox {given} in {_size(entry)}")
-        if np.abs(inside - box).max() > ROUNDING:
-            refuse("box over the border", f"bbox {given} in {_size(entry)}: clipped to the image")
-        box = inside
-    if mask is not None and not _touch(box, rle.boxes([mask])[0]):
-        return refuse("mask outside its box", f"bbox {given}, the mask's box is {rle.boxes([mask])[0].tolist()}")
-    area = row.get("area")
-    if not isinstance(area, int | float) or area <= 0:
-        area = float(rle.areas([mask])[0]) if mask else float(np.prod(box[2:] - box[:2]))
-    return _Object(box.astype(np.float32), label, bool(row.get("iscrowd", 0)), float(area), row["id"], mask)
-
-
-def _box(given: Any) -> np.ndarray | None:
-    """x1, y1, x2, y2 from x, y, width, height; None if it is not four finite numbers."""
-    if not isinstance(given, list | tuple) or len(given) != 4:
-        return None
-    if not all(isinstance(value, int | float) for value in given) or not np.isfinite(given).all():
-        return None
-    x, y, width, height = given
-    return np.array([x, y, x + width, y + height], dtype=np.float64)
-
-
-def _touch(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool((np.minimum(a[2:], b[2:]) > np.maximum(a[:2], b[:2])).all())
-
-
-def _stack(objects: Sequence[_Object], masks: bool) -> Instances:
-    empty = no_instances(masks=masks)
-    return Instances(
-        boxes=np.stack([found.box for found in objects]),
-        labels=np.array([found.label for found in objects], dtype=empty.labels.dtype),
-        crowd=np.array([found.crowd for found in objects]),
-        areas=np.array([found.area for found in objects], dtype=empty.areas.dtype),
-        ids=np.array([found.id for found in objects], dtype=empty.ids.dtype),
-        masks=[found.mask for found in objects if found.mask is not None] if masks else None,
-    )
+            seen.add(whole)
+            found.append((place, number, image, row))
+    shared = Counter(number for _, number, _, _ in found)
+    wrong = [(place, row) for place, number, _, row in found if number is None or shared[number] > 1]
+    if wrong:
+        place, row = wrong[0]
+        text = (
+            f"{len(wrong)} of {len(rows)} annotations have no id of their own, the first is annotations[{place}] with "
+        )
+        text += f"id {row.get('id')!r}; no id is used in training"
+        findings.add("annotations without own ids", str(path), place, f"{text}: all are numbered in their order")
+    by_image: dict[int | str, list[tuple[int, dict[str, Any]]]] = {}
+    for place, number, image, row in found:
+        by_image.setdefault(image, []).append((place if wrong or number is None else number, row))
+    return by_image
 
 
 def _first_twice(values: Sequence[Any]) -> Any:
     return next((value for value, count in Counter(values).items() if count > 1), None)
-
-
-def _size(entry: CocoEntry) -> str:
-    return f"an image of {entry.width} x {entry.height} pixels"

@@ -6,9 +6,9 @@ Lin et al. 2014; Kirillov et al. 2019 ("Panoptic Segmentation"); https://cocodat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 
 from finetune.data.coco import examples as coco
 from finetune.data.coco import rle
-from finetune.data.coco.coco_json import load
+from finetune.data.coco.coco_json import load, read_classes
+from finetune.data.coco.ids import flag, image_id, integer
+from finetune.data.coco.image_names import find_names
 from finetune.data.coco.instances import Instances
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
@@ -113,35 +115,29 @@ class PanopticMaps:
         data = load(path)
         self.orientation: DataOrientation = orientation
         self.images, self.targets, self.findings = images, targets, DataProblems()
-        try:
-            pairs = sorted((int(row["id"]), str(row["name"])) for row in data["categories"])
-            names = {row["id"]: str(row["file_name"]) for row in data["images"]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: categories need id and name, images id and file_name: {error!r}") from error
-        self.classes = Classes([name for _, name in pairs], [number for number, _ in pairs])
+        self.classes = read_classes(path, data["categories"])
         labels = {number: label for label, number in enumerate(self.classes.category_ids)}
-        self.rows: list[_ImageSegments] = []
-        here, there = set(images.names), set(targets.names)
-        annotated: set[Any] = set()
-        for row in data["annotations"]:
-            number: Any = row.get("image_id") if isinstance(row, dict) else None
-            if not isinstance(number, Hashable) or number not in names:
-                text = "annotation of an image that is not listed"
-                self.findings.add("unknown image", str(path), str(number), text)
-            elif number in annotated:
-                self.findings.add("repeated annotation", str(path), str(number), f"{names[number]} has an earlier one")
-            else:
-                annotated.add(number)
-                found = self._row(path, row, names[number], labels, (images_prefix, here), (prefix, there))
-                self.rows += [found] if found is not None else []
+        names = _image_names(path, data["images"])
+        rows = self._annotations(path, data["annotations"], names)
+        found, absent = find_names(path, {number: names[number] for number in rows}, images, below=images_prefix)
+        for number, reason in absent.items():
+            self.findings.add("missing image", str(path), number, reason, lost=_count(rows[number]))
+        segments = {number: self._segments(path, number, rows[number], labels) for number in found}
+        pngs = {number: str(rows[number].get("file_name")) for number, given in segments.items() if given is not None}
+        maps, unmapped = find_names(path, pngs, targets, below=prefix, suffixes=(".png",), what="segment maps")
+        for number, reason in unmapped.items():
+            self.findings.add(NO_MAP, str(path), number, reason, lost=_count(rows[number]))
+        self.rows = [
+            _ImageSegments(Pair(str(number), found[number], name), segments[number] or {})
+            for number, name in maps.items()
+        ]
         if not self.rows:
             why = "".join(f"\n  {line}" for line in self.findings.lines(3))
             raise ValueError(
                 f"{path}: no image has segments, a PNG in {targets.where} and a file in {images.where}{why}"
             )
-        for number, name in names.items():
-            if number not in annotated:
-                self.findings.add(NO_MAP, str(path), number, f"{name} has no annotation; left out")
+        for number in names.keys() - rows.keys():
+            self.findings.add(NO_MAP, str(path), number, f"{names[number]} has no annotation; left out")
         pairs = [row.pair for row in self.rows]
         report_pairs(self.findings, images, targets, pairs, orientation)
         of_files = fingerprint(pairs, images, targets)
@@ -161,44 +157,62 @@ class PanopticMaps:
         labels = np.array([row.segments.get(int(segment), VOID) for segment in present], dtype=np.uint8)
         return Example(row.pair.id, self.images.path(row.pair.image), image, labels[places].reshape(ids.shape))
 
-    def _row(
-        self,
-        path: Path,
-        row: dict[str, Any],
-        name: str,
-        labels: Mapping[int, int],
-        images: tuple[str, set[str]],
-        targets: tuple[str, set[str]],
-    ) -> _ImageSegments | None:
-        """The annotation of the image `name`, or None after reporting its problem."""
-        number = row["image_id"]
-        image, target = _there(images, name), _there(targets, str(row.get("file_name")))
-        if image is None:
-            return self.findings.add("missing image", str(path), number, f"{name} is not among the images")
-        if target is None:
-            return self.findings.add(
-                NO_MAP, str(path), number, f"{row.get('file_name')} is not in {self.targets.where}"
-            )
+    def _annotations(
+        self, path: Path, given: Sequence[Any], names: Mapping[int | str, str]
+    ) -> dict[int | str, dict[str, Any]]:
+        """Annotations by image id; others are reported."""
+        rows: dict[int | str, dict[str, Any]] = {}
+        for row in given:
+            number = image_id(row.get("image_id")) if isinstance(row, dict) else None
+            self.findings.labels += _count(row)
+            if number is None or number not in names:
+                text = "annotation of an image that is not listed"
+                self.findings.add("unknown image", str(path), str(number), text, lost=_count(row))
+            elif number in rows:
+                text = f"{names[number]} has an earlier one"
+                self.findings.add("repeated annotation", str(path), number, text, lost=0 if row == rows[number] else 1)
+            else:
+                rows[number] = row
+        return rows
+
+    def _segments(
+        self, path: Path, number: int | str, row: dict[str, Any], labels: Mapping[int, int]
+    ) -> dict[int, int] | None:
+        """Labels of an image's segments by their ids, or None after reporting its problem."""
         segments: dict[int, int] = {}
         try:
             for segment in row["segments_info"]:
-                identity, category = int(segment["id"]), segment["category_id"]
+                identity, category = int(segment["id"]), integer(segment["category_id"])
+                if category is None:
+                    raise ValueError(f"category_id {segment['category_id']!r}")
                 if category not in labels:
-                    text = f"segment {identity} of category {category}, which is not listed: void"
-                    self.findings.add("class out of range", str(path), number, text)
-                segments[identity] = VOID if segment.get("iscrowd") else labels.get(category, VOID)
+                    text = f"segment {identity} of category {segment['category_id']}, which is not listed: void"
+                    self.findings.add("class out of range", str(path), number, text, lost=1)
+                crowd = flag(segment.get("iscrowd"))
+                segments[identity] = VOID if crowd else labels.get(category, VOID)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             text = f"its segments_info is no list of id and category_id: {error!r}"
-            return self.findings.add("bad annotation", str(path), number, text)
-        return _ImageSegments(Pair(str(number), image, target), segments)
+            return self.findings.add("bad annotation", str(path), number, text, lost=_count(row))
+        return segments
 
 
-def _there(place: tuple[str, set[str]], name: str) -> str | None:
-    """The file with that name below a prefix, or with its last part."""
-    prefix, names = place
-    wanted = PurePosixPath(name)
-    keys: Sequence[str] = (f"{prefix}{wanted}", f"{prefix}{wanted.name}")
-    return next((key for key in keys if key in names), None)
+def _image_names(path: Path, rows: Sequence[Any]) -> dict[int | str, str]:
+    """file_name of each image by its id."""
+    names: dict[int | str, str] = {}
+    for place, row in enumerate(rows):
+        number = image_id(row.get("id")) if isinstance(row, dict) else None
+        if number is None or "file_name" not in row:
+            raise ValueError(f"{path}: images[{place}] has no id and file_name")
+        if number in names:
+            raise ValueError(f"{path}: image id {number} is given more than once")
+        names[number] = str(row["file_name"])
+    return names
+
+
+def _count(row: Any) -> int:
+    """Segments of an annotation; 1 if it has no list of them."""
+    segments = row.get("segments_info") if isinstance(row, dict) else None
+    return max(len(segments), 1) if isinstance(segments, list) else 1
 
 
 def _with_background(classes: Classes, background: str) -> Classes:

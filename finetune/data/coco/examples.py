@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.data.coco.coco_json import CocoEntry, CocoFile, read_coco
+from finetune.data.coco.coco_json import CocoFile, read_coco
+from finetune.data.coco.image_names import find_names
 from finetune.data.coco.instance_table import InstanceTable
 from finetune.data.coco.instances import no_instances
+from finetune.data.coco.objects import CocoEntry
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
-from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError
 
 
@@ -42,16 +42,26 @@ def open_examples(
     content = read_coco(path, masks=section.with_masks, findings=findings, like=classes)
     files = Files.open(source.images)
     drop = section.empty_images == "drop" and classes is None
-    if section.empty_images == "report":
-        for entry in content.entries:
-            if entry.id not in content.instances:
+    chosen: list[CocoEntry] = []
+    for entry in content.entries:
+        if entry.id in content.spoiled:
+            text = f"{entry.file_name}: all its objects are left out, and so is the image: it is no background"
+            findings.add("image without a usable object", str(path), entry.id, text)
+        elif entry.id in content.instances or not drop:
+            chosen.append(entry)
+            if entry.id not in content.instances and section.empty_images == "report":
                 findings.add("image without objects", str(path), entry.id, f"{entry.file_name} is taken as background")
-    chosen = [entry for entry in content.entries if entry.id in content.instances or not drop]
-    named = _named(chosen, files, path, findings)
-    found = CocoExamples(content, files, named, findings, masks=section.with_masks, orientation=orientation)
+    found, reasons = find_names(path, {entry.id: entry.file_name for entry in chosen}, files)
+    for id, reason in reasons.items():
+        objects = content.instances.get(id)
+        lost = 0 if objects is None else int((~objects.crowd).sum())
+        findings.add("missing image", str(path), id, reason, lost=lost)
+    named = [(entry, found[entry.id]) for entry in chosen if entry.id in found]
+    examples = CocoExamples(content, files, named, findings, masks=section.with_masks, orientation=orientation)
     if orientation == "auto":
-        report_orientations(findings, files, found.names, lambda place: (named[place][0].height, named[place][0].width))
-    return found
+        sides = [(entry.height, entry.width) for entry, _ in named]
+        report_orientations(findings, files, examples.names, sides.__getitem__)
+    return examples
 
 
 class CocoExamples:
@@ -105,55 +115,6 @@ class CocoExamples:
             total.update(repr(part).encode())
         total.update(self.table.digest())
         return total.hexdigest()
-
-
-def _named(
-    entries: Sequence[CocoEntry], files: Files, path: Path, findings: DataProblems
-) -> list[tuple[CocoEntry, str]]:
-    """The entries whose image exists, with its name in `files`."""
-    images = [name for name in files.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    whole = set(images)
-    by_stem: dict[tuple[str | None, str], list[PurePosixPath]] = {}  # and by the last folder, "" for none; None: any
-    for file in map(PurePosixPath, images):
-        for folder in (file.parent.name, None):
-            by_stem.setdefault((folder, file.stem), []).append(file)
-    found: list[tuple[CocoEntry, str]] = []
-    for entry in entries:
-        wanted = PurePosixPath(entry.file_name)
-        name = str(wanted) if str(wanted) in whole else _nearest(wanted, by_stem)
-        if name is None:
-            findings.add("missing image", str(path), entry.id, f"{entry.file_name} is not among the images")
-        else:
-            found.append((entry, name))
-    if entries and not found:
-        some = ", ".join(images[:3]) or "no image"
-        raise ValueError(f"{path}: none of its {len(entries)} images exists: it names {entries[0].file_name}, "
-                         f"the images are {some}, ...")  # fmt: skip
-    twice = next((name for name, count in Counter(name for _, name in found).items() if count > 1), None)
-    if twice is not None:
-        ids = [entry.id for entry, name in found if name == twice]
-        raise ValueError(f"{path}: the images {ids} are all {twice}")
-    return found
-
-
-def _nearest(wanted: PurePosixPath, by_stem: Mapping[tuple[str | None, str], Sequence[PurePosixPath]]) -> str | None:
-    """The file with the same last part of the name, else the same without suffix; None unless there is exactly one.
-
-    Folders may be missing on either side; a file in another folder is another image.
-    """
-    folders = (wanted.parent.name, "") if wanted.parent.name else (None,)
-    alike = [file for folder in folders for file in by_stem.get((folder, wanted.stem), ())]
-    same = [file for file in alike if _ends_alike(file.parent.parts, wanted.parent.parts)]
-    for some in ([file for file in same if file.name == wanted.name], same):
-        if len(some) == 1:
-            return str(some[0])
-    return None
-
-
-def _ends_alike(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    """Whether one of two paths ends with the other."""
-    shorter = min(len(a), len(b))
-    return a[len(a) - shorter :] == b[len(b) - shorter :]
 
 
 def _why(findings: DataProblems) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from finetune.data.coco.rle import Rle
 
+ANY_CLASS = 0  # the label of an ignored region whose class is not known
+
 
 @dataclass(frozen=True)
 class Instances:
@@ -15,8 +17,9 @@ class Instances:
 
     Attributes:
         boxes: float32 [n, 4], x1, y1, x2, y2 in pixels, x2 and y2 exclusive (a box of one pixel has sides of 1).
-        labels: int64 [n], counted from 1; 0 is the background.
-        crowd: bool [n]: a region of many objects; ignored in training, as are detections in it in evaluation.
+        labels: int64 [n], counted from 1; 0 (`ANY_CLASS`) only of crowds.
+        crowd: bool [n]: a region of many objects, or of one that cannot be used; ignored in training, as are detections
+            in it in evaluation.
         areas: float32 [n], pixels of the object, which decide whether AP counts it as small, medium or large.
         ids: int64 [n], as annotated.
         masks: an RLE of the complete image for each, or None if the annotations have none.
@@ -31,6 +34,10 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def same_class(self, labels: np.ndarray) -> np.ndarray:
+        """Whether each of m detections has the class of each object, bool [m, n]."""
+        return (labels[:, None] == self.labels[None]) | (self.labels == ANY_CLASS)[None]
 
     def select(self, chosen: np.ndarray) -> Instances:
         """The objects `chosen` (bool [n], or indices), in that order."""

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
+from finetune.data.coco.ids import integer
+
 Rle = Mapping[str, Any]  # {"size": [height, width], "counts": text}
 FAR = 1e6  # pixels; pycocotools visits every pixel of a polygon's edge, also outside the image
 coco: Any = mask  # its stubs accept fewer kinds of input than it does
@@ -47,27 +49,40 @@ def boxes(rles: Sequence[Rle]) -> np.ndarray:
     return xywh
 
 
-def from_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
+def from_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[str]]:
     """COCO's `segmentation` in an image of `size` = (height, width): polygons, or an RLE of either kind.
+
+    Returns:
+        the mask, and what is wrong with pieces that are no polygons, next to others that are.
 
     Raises:
         ValueError: it is neither, an RLE of another size, an RLE whose runs do not sum to its size, or without a pixel.
     """
+    stray: list[str] = []
     if isinstance(segmentation, dict):
         rle = _checked(segmentation, size)
     elif isinstance(segmentation, list) and segmentation:
-        rle = coco.merge(coco.frPyObjects([_polygon(part) for part in segmentation], *size))
+        parts = segmentation if isinstance(segmentation[0], list) else [segmentation]  # one polygon without its list
+        pieces: list[list[float]] = []
+        for part in parts:
+            try:
+                pieces.append(_polygon(part))
+            except ValueError as error:
+                stray.append(str(error))
+        if not pieces:
+            raise ValueError(stray[0])
+        rle = coco.merge(coco.frPyObjects(pieces, *size))
     else:
         raise ValueError("no mask: segmentation is neither polygons nor an RLE")
     if not coco.area(rle):
         raise ValueError("the mask has no pixel in the image")
-    return _text(rle)
+    return _text(rle), stray
 
 
 def _checked(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """A compressed RLE of the given size. pycocotools would read beyond the runs of a wrong one."""
     given, counts = segmentation.get("size"), segmentation.get("counts")
-    if given != list(size):
+    if not isinstance(given, list) or [integer(side) for side in given] != list(size):
         raise ValueError(f"mask of size {given} in an image of height {size[0]} and width {size[1]}")
     if isinstance(counts, str | bytes):
         runs = _runs(counts.encode() if isinstance(counts, str) else counts)
@@ -77,7 +92,8 @@ def _checked(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, A
         raise ValueError("RLE counts are neither text nor a list of integers")
     if sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
         raise ValueError(f"RLE runs sum to {sum(runs)} pixels, the image has {size[0] * size[1]}")
-    return coco.frPyObjects(segmentation, *size) if isinstance(counts, list) else dict(segmentation)
+    clean = {"size": list(size), "counts": counts}
+    return coco.frPyObjects(clean, *size) if isinstance(counts, list) else clean
 
 
 def _runs(text: bytes) -> list[int]:

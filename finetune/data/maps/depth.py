@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.examples import DataProblems
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import decode_depth
-from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
+from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
 
@@ -30,7 +30,7 @@ def open_examples(
     images = Files.open(where)
     targets = images if maps_where == where else Files.open(maps_where)
     findings = DataProblems()
-    pairs = match(images, targets, stem_below(prefix), stem_below(maps_prefix, suffixes=frozenset({".png"})), findings)
+    pairs = match(images, targets, StemBelow(prefix), StemBelow(maps_prefix, suffixes=frozenset({".png"})), findings)
     decode = partial(decode_depth, units_per_metre=section.units_per_metre)
     settings = f"{section.units_per_metre} units per metre"
     return Pairs(

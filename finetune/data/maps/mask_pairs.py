@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations, upright_map
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
+from pretrain.data.names import respelled
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError
 from pretrain.data.write.images import UnreadableImageError, open_image
 
-Key = Callable[[str], str | None]  # a file's name to the key that an image and its map share; None: the file is neither
 Decode = Callable[[bytes], np.ndarray]  # raises ValueError if it cannot be used
 
 NO_MAP, NO_IMAGE = "image without a map", "map without an image"
@@ -119,28 +120,37 @@ def split_container(where: str) -> tuple[str, str]:
     return where, ""
 
 
-def stem_below(prefix: str, *, ending: str = "", suffixes: frozenset[str] = SUFFIXES) -> Key:
+@dataclass(frozen=True)
+class StemBelow:
     """The key of files below a folder: the name without folder, extension and `ending`; None for other files."""
 
-    def key(name: str) -> str | None:
-        stem, extension = os.path.splitext(name)  # noqa: PTH122 - names in a tar are no paths
-        if not name.startswith(prefix) or extension.lower() not in suffixes or not stem.endswith(ending):
-            return None
-        return stem[len(prefix) : len(stem) - len(ending)]
+    prefix: str = ""
+    ending: str = ""
+    suffixes: Collection[str] = SUFFIXES
 
-    return key
+    def __call__(self, name: str) -> str | None:
+        return self.of(name) if _suffix(name) in self.suffixes else None
+
+    def of(self, name: str) -> str | None:
+        """The key of a file of any extension."""
+        stem = os.path.splitext(name)[0]  # noqa: PTH122 - names in a tar are no paths
+        if not name.startswith(self.prefix) or not stem.endswith(self.ending):
+            return None
+        return stem[len(self.prefix) : len(stem) - len(self.ending)]
 
 
 def match(
     images: Files,
     targets: Files,
-    image_key: Key,
-    target_key: Key,
+    image_key: StemBelow,
+    target_key: StemBelow,
     findings: DataProblems,
     *,
     only: Sequence[str] | None = None,
 ) -> list[Pair]:
     """Pairs in the order of their keys; files without a partner are reported.
+
+    Keys are equal, or one is the only one that the other can mean (see `pretrain.data.names`).
 
     Args:
         only: the keys to use, in any order, when maps of other images are not reported; None: all images.
@@ -150,16 +160,32 @@ def match(
     """
     of_images, of_targets = _by_key(images, image_key), _by_key(targets, target_key)
     wanted = sorted(of_images if only is None else set(only))
+    image_of, map_of = _meant(wanted, of_images), _meant(wanted, of_targets)
+    others = _others(targets, target_key, set(wanted) - of_targets.keys())
+    findings.labels += len(of_targets if only is None else map_of)
     pairs = []
     for key in wanted:
-        if key not in of_images:
-            findings.add("missing image", images.where, key, "is listed but does not exist")
-        elif key not in of_targets:
-            findings.add(NO_MAP, images.where, of_images[key], f"no map named {key} in {targets.where}; left out")
+        image, target = image_of.get(key), map_of.get(key)
+        if image is None:
+            lost = int(target is not None)
+            findings.add("missing image", images.where, key, "is listed but does not exist", lost=lost)
+        elif target is None:
+            other = f"; {others[key]} is no PNG: {_only_png(others[key])}" if key in others else ""
+            text = f"no map named {key} in {targets.where}{other}; left out"
+            findings.add(NO_MAP, images.where, image, text, lost=int(key in others))
+            findings.labels += key in others
         else:
-            pairs.append(Pair(key, of_images[key], of_targets[key]))
-    for key in sorted(set(of_targets) - set(of_images)) if only is None else ():
-        findings.add(NO_IMAGE, targets.where, of_targets[key], f"no image named {key} in {images.where}")
+            pairs.append(Pair(key, image, target))
+    alone = set(of_targets.values()) - set(map_of.values()) if only is None else set[str]()
+    for name in sorted(alone):
+        findings.add(NO_IMAGE, targets.where, name, f"no image named {target_key(name)} in {images.where}", lost=1)
+    if not pairs and others:
+        kinds = Counter(map(_suffix, others.values()))
+        held = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds.most_common())
+        raise ValueError(
+            f"{targets.where} holds {held}: maps must be PNG ({_only_png(next(iter(others.values())))}); save them as "
+            "PNG with the same names"
+        )
     if not pairs:
         raise ValueError(
             f"no image of {images.where} ({_some(of_images)}) has a map of its name in {targets.where} "
@@ -168,7 +194,28 @@ def match(
     return pairs
 
 
-def _by_key(files: Files, key: Key) -> dict[str, str]:
+def _meant(keys: Collection[str], files: Mapping[str, str]) -> dict[str, str]:
+    """The file of each key that has one: of an equal key, else of the only one that it can mean."""
+    same = {key: key for key in keys if key in files}
+    changed = respelled(set(keys) - same.keys(), files.keys() - same.keys())
+    return {key: files[other] for key, other in (same | changed).items()}
+
+
+def _others(targets: Files, target_key: StemBelow, keys: Collection[str]) -> dict[str, str]:
+    """Files of other kinds that have the names of maps, by key."""
+    named = ((target_key.of(name), name) for name in targets.names if _suffix(name) not in target_key.suffixes)
+    return {key: name for key, name in named if key is not None and key in keys}
+
+
+def _only_png(name: str) -> str:
+    return "JPEG changes ids" if _suffix(name) in (".jpg", ".jpeg") else "other formats are not read"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def _by_key(files: Files, key: StemBelow) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in files.names:
         of = key(name)

@@ -25,7 +25,7 @@ from finetune.data.examples import DataProblems, Examples
 from finetune.data.files import Files
 from finetune.data.maps import mask_layouts
 from finetune.data.maps.label_maps import VOID, Labels, decode_ids
-from finetune.data.maps.mask_pairs import Pairs, match, split_container, stem_below
+from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
 
@@ -87,7 +87,7 @@ def _open_masks(section: Any, source: Any, classes: Classes | None, orientation:
     known = classes if names is None else _as_ids(read_classes(names), section)
     assert known is not None
     findings = DataProblems()
-    pairs = match(images, targets, stem_below(prefix), stem_below(masks_prefix, suffixes=_PNG), findings)
+    pairs = match(images, targets, StemBelow(prefix), StemBelow(masks_prefix, suffixes=_PNG), findings)
     found = _pairs(section, images, targets, pairs, known, findings, orientation)
     _look_for_both_classes(found, source.masks)
     return found
@@ -114,15 +114,15 @@ def _open_ade20k(section: Any, source: Any, classes: Classes | None, orientation
     if source.classes:
         known = read_classes(source.classes)
     findings = DataProblems()
-    pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings)
+    pairs = match(images, targets, StemBelow(""), StemBelow("", suffixes=_PNG), findings)
     return _pairs(section, images, targets, pairs, known, findings, orientation, void={0})
 
 
 def _open_cityscapes(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> Pairs:
     images, targets, known, ending, void = mask_layouts.cityscapes(_one(source.images))
     findings = DataProblems()
-    image_key = stem_below("", ending=mask_layouts.CITYSCAPES_IMAGE)
-    pairs = match(images, targets, image_key, stem_below("", ending=ending, suffixes=_PNG), findings)
+    image_key = StemBelow("", ending=mask_layouts.CITYSCAPES_IMAGE)
+    pairs = match(images, targets, image_key, StemBelow("", ending=ending, suffixes=_PNG), findings)
     found = _pairs(section, images, targets, pairs, known, findings, orientation, void=void)
     found.classes = Classes(tuple(known))  # one set of classes, whichever ids the masks hold
     return found
@@ -133,7 +133,7 @@ def _open_voc(section: Any, source: Any, classes: Classes | None, orientation: D
     if source.classes:
         known = read_classes(source.classes)
     findings = DataProblems()
-    pairs = match(images, targets, stem_below(""), stem_below("", suffixes=_PNG), findings, only=only)
+    pairs = match(images, targets, StemBelow(""), StemBelow("", suffixes=_PNG), findings, only=only)
     return _pairs(section, images, targets, pairs, known, findings, orientation)
 
 

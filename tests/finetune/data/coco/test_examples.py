@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from finetune.data.examples import BadExample
 from finetune.data.subset import subset
 from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
+from pretrain.core.configlib import ConfigError
+from pretrain.data.__main__ import main as data_command
 
 ROOT = Path(__file__).parents[4]
 WIDTH, HEIGHT = 24, 16
@@ -118,24 +121,111 @@ def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
         ("bad mask", {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3]]}),
         ("bad mask", {"segmentation": [[2, 3, 10, 3, None, 4]]}),
-        ("bad mask", {"segmentation": [[2, 3, 10, 3, 10, 9], [2, 3, 10, 3, 10, float("nan")]]}),
+        ("bad mask", {"segmentation": [[2, 3], [2, 3, 10, 3, 10, float("nan")]]}),
         ("bad mask", {"segmentation": [[2, 3, 1e9, 3, 1e9, 9]]}),
         ("bad mask", {"segmentation": []}),
         ("mask outside its box", {"bbox": [14, 10, 8, 6]}),
-        ("repeated annotation id", {"id": 1}),
-        ("bad annotation", {"id": "two"}),
-        ("bad annotation", {"id": 2**63}),
+        ("repeated annotation", {"id": 1}),
     ],
 )
 def test_wrong_entries_are_reported_and_left_out(tmp_path: Path, kind: str, wrong: dict[str, Any]):
     examples = opened(tmp_path, [annotation(1), annotation(2) | wrong])
     assert kinds(examples) == {kind: 1}
-    assert len(examples[0].target) == 1
+    assert (~examples[0].target.crowd).sum() == 1
+    assert (
+        examples.findings.lost == ({} if kind == "repeated annotation" else {kind: 1}) and examples.findings.labels == 2
+    )
     finding = examples.findings.found[0]
     assert finding.file.endswith("train.json")
     assert finding.id in ("1", "2")
     with pytest.raises(ValueError, match=r"data\.strict"):
         examples.findings.check(True)
+
+
+@pytest.mark.parametrize("ids", [(0, 0, 0), ("a", "b", "c"), (None, 1, 2), (1, 2, 2), (2**63, 1, 2)])
+def test_ids_of_annotations_are_not_needed(tmp_path: Path, ids: tuple[Any, ...]):
+    rows = [annotation(id, bbox=[2, 3, 8, 5 + i]) for i, id in enumerate(ids)]
+    examples = opened(tmp_path, rows)
+    assert len(examples[0].target) == 3 and len(set(examples[0].target.ids.tolist())) == 3
+    assert kinds(examples) == {"annotations without own ids": 1} and not examples.findings.lost
+    assert "of 3 annotations have no id of their own, the first is annotations[" in examples.findings.lines()[0]
+
+
+def test_numbers_may_be_text(tmp_path: Path):
+    size = {"width": str(WIDTH), "height": float(HEIGHT)}
+    images = [{"id": "7", "file_name": "a.png", **size}, {"id": "b", "file_name": "b.png", **size}]
+    polygon = [[str(value) for value in SQUARE["segmentation"][0]]]
+    rows = [
+        annotation(1, image=7, category_id="40", iscrowd="0", bbox=["2", "3", "8.0", "6"]),
+        annotation(2, image="b", category_id=0.0, iscrowd=0.0, segmentation=polygon),
+        annotation(3, image="b", iscrowd="1"),
+    ]
+    categories = [{"id": "40", "name": "late"}, {"id": 0, "name": "zero"}]
+    examples = opened(tmp_path, rows, images=images, categories=categories)
+    assert not len(examples.findings) and examples.classes.category_ids == (0, 40)
+    assert [examples[i].target.labels.tolist() for i in range(2)] == [[2], [1, 1]]
+    assert examples[1].target.crowd.tolist() == [False, True] and [examples[i].id for i in range(2)] == [7, "b"]
+    with pytest.raises(ValueError, match="a category needs an integer id and a name"):
+        opened(tmp_path, rows, categories=[{"id": 1.5, "name": "half"}])
+
+
+def test_a_stray_piece_costs_the_piece_and_not_the_object(tmp_path: Path):
+    wrong = [[128.0, 128.0], [], [2, 3, 10, 3, 10, float("nan")], [2, 3, 10, 3, 1e9, 9], "x"]
+    examples = opened(tmp_path, [annotation(1), annotation(2, segmentation=[*SQUARE["segmentation"], *wrong])])
+    first, second = rle.decode(examples[0].target.masks, (HEIGHT, WIDTH))
+    assert (first == second).all() and kinds(examples) == {"bad polygon piece": 5} and not examples.findings.lost
+    flat = opened(tmp_path, [annotation(1, segmentation=SQUARE["segmentation"][0])])
+    assert (rle.decode(flat[0].target.masks, (HEIGHT, WIDTH))[0] == first).all() and not kinds(flat)
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "label", "region"),
+    [
+        (MASKS, {"segmentation": []}, 1, [2, 3, 10, 9]),
+        (MASKS, {"bbox": [20, 3, 8.5, 6], "segmentation": []}, 1, [20, 3, 24, 9]),
+        (MASKS, {"bbox": None, "segmentation": []}, 1, [0, 0, WIDTH, HEIGHT]),
+        (MASKS, {"bbox": "none"}, 1, [2, 3, 10, 9]),
+        (MASKS, {"category_id": 3}, 0, [2, 3, 10, 9]),
+        (MASKS, {"bbox": [14, 10, 8, 6]}, 1, [2, 3, 22, 16]),
+        (BOXES, {"category_id": "x"}, 0, [2, 3, 10, 9]),
+        (BOXES, {"bbox": [1, 2]}, 1, [0, 0, WIDTH, HEIGHT]),
+        (BOXES, {"bbox": [30, 3, 8, 6]}, 1, None),
+        (BOXES, {"bbox": [3, 3, 0, 6]}, 1, None),
+    ],
+)
+def test_where_an_object_is_left_out_there_is_an_ignored_region_and_no_background(
+    tmp_path: Path, section: DetectionConfig, wrong: dict[str, Any], label: int, region: list[int] | None
+):
+    target = opened(tmp_path, [annotation(1), annotation(2) | wrong], section)[0].target
+    assert target.crowd.tolist() == [False, *([True] if region else [])]
+    if region:
+        assert target.boxes[1].tolist() == region and target.labels[1] == label
+        if section is MASKS:
+            assert rle.boxes(target.masks)[1].tolist() == region
+
+
+def test_an_image_whose_objects_are_all_left_out_is_no_background(tmp_path: Path):
+    rows = [annotation(1), annotation(2, image=9, category=3), annotation(3, image=9, bbox=[30, 3, 8, 6])]
+    for choice in ("report", "keep", "drop"):
+        examples = opened(tmp_path, rows, MASKS.model_copy(update={"empty_images": choice}))
+        assert examples.ids == [7] and examples.findings.counts()["image without a usable object"] == 1
+        assert "image without objects" not in examples.findings.counts()
+    measured = open_examples(MASKS, write(tmp_path, rows), classes=Classes(["zero", "late"], [0, 40]))
+    assert measured.ids == [7], "nor are its detections false"
+
+
+def test_more_lost_objects_than_the_limit_are_refused_with_the_counts(tmp_path: Path):
+    rows = [annotation(i) for i in range(1, 9)]
+    rows += [annotation(9, category=3), annotation(10, segmentation=[]), annotation(11, category=3)]
+    findings = opened(tmp_path, rows).findings
+    findings.check_lost(0.28, source="data.train")
+    with pytest.raises(ConfigError) as error:
+        findings.check_lost(0.05, source="data.train")
+    assert "3 of 11 labels cannot be used: 2 x class out of range, 1 x bad mask; the limit" in str(error.value)
+    assert "data.max_lost_fraction=0.273" in str(error.value) and "category_id 3 is not among" in str(error.value)
+    source = write(tmp_path, [annotation(1), annotation(2, image=9), annotation(3, image=9)])
+    (tmp_path / "images" / "b.png").unlink()
+    assert open_examples(MASKS, source).findings.lost == {"missing image": 2}
 
 
 def test_a_box_beyond_the_border_is_clipped_and_reported_unless_by_rounding(tmp_path: Path):
@@ -207,7 +297,9 @@ def test_missing_images_are_reported_and_no_image_is_an_error(tmp_path: Path):
     assert kinds(examples) == {"missing image": 1}
     assert [len(examples), examples.findings.found[0].id] == [1, "9"]
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "other.png")
-    with pytest.raises(ValueError, match=r"none of its 2 images exists: it names a\.png"):
+    with pytest.raises(
+        ValueError, match=r"none of its 2 images exists: a\.png is not among the images \(other\.png, \.\.\."
+    ):
         open_examples(MASKS, source)
 
 
@@ -237,8 +329,41 @@ def test_folders_may_be_missing_in_either_name(tmp_path: Path):
     assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("file_name", "file"),
+    [
+        ("images\\x.png", "x.png"),
+        ("C:\\set\\train\\x.png", "train/x.png"),
+        ("/data/set/x.png", "x.png"),
+        ("my%20photo.png", "my photo.png"),
+        ("X.PNG", "x.png"),
+        (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png")),
+    ],
+)
+def test_names_of_other_systems_are_understood(tmp_path: Path, file_name: str, file: str):
+    assert named(tmp_path, file_name, file) == [file]
+
+
+def test_annotations_of_a_folder_fit_the_shards_that_are_written_of_it(tmp_path: Path):
+    files = ["a_jpg.rf.0123.png", "a b (1).png", "a_b.png", "a.b.png", "v1.0/été.png"]
+    for name in files:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), (10 * files.index(name), 0, 0)).save(tmp_path / "images" / name)
+    size = {"width": WIDTH, "height": HEIGHT}
+    images = [{"id": i, "file_name": name, **size} for i, name in enumerate(files)]
+    source = write(tmp_path, [annotation(i, image=i) for i in range(len(files))], images=images)
+    assert data_command(["write", source.images, str(tmp_path / "shards"), "--workers", "1"]) == 0
+    folder, shards = (
+        open_examples(MASKS, source),
+        open_examples(MASKS, source.model_copy(update={"images": str(tmp_path / "shards")})),
+    )
+    assert not len(shards.findings) and shards.ids == folder.ids
+    for i in range(len(files)):
+        assert (shards[i].image == folder[i].image).all()
+
+
 def test_equal_frame_numbers_in_two_folders_are_different_images(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"it names cam1/0007\.png, the images are .*cam0/0007\.png"):
+    with pytest.raises(ValueError, match=r"cam1/0007\.png is not among the images \(.*cam0/0007\.png"):
         named(tmp_path, "cam1/0007.png", "cam0/0007.png")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,30 @@ def test_pairs_are_matched_by_name_in_nested_folders_and_unmatched_files_are_rep
     assert (again[0].target == found[0].target).all() and again.fingerprint == found.fingerprint
     write(tmp_path, {"img/a/1.jpg": photo((6, 9)), "mask/d.png": ids(0, 1, 2)})
     assert opened(images=tmp_path / "img", masks=tmp_path / "mask").fingerprint != found.fingerprint
+
+
+def test_maps_are_found_by_names_of_other_systems_and_one_without_an_image_is_a_lost_label(tmp_path: Path):
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    files = {f"img/{name}.jpg": photo() for name in (composed, "b c", "D", "e.1", "x")}
+    files |= {f"mask/{name}.png": ids(0, 1) for name in (decomposed, "b%20c", "d", "e_1", "y")}
+    write(tmp_path, {**files, "classes.json": json.dumps(["sky", "road"])})
+    found = opened(images=tmp_path / "img", masks=tmp_path / "mask")
+    targets = {pair.id: pair.target for pair in found.pairs}
+    assert targets == {composed: f"{decomposed}.png", "b c": "b%20c.png", "D": "d.png", "e.1": "e_1.png"}
+    assert found.findings.counts() == {"image without a map": 1, "map without an image": 1}
+    assert found.findings.labels == 5 and found.findings.lost == {"map without an image": 1}
+
+
+@pytest.mark.parametrize(("suffix", "reason"), [("jpg", "JPEG changes ids"), ("tif", "other formats are not read")])
+def test_maps_that_are_no_png_are_named(tmp_path: Path, suffix: str, reason: str):
+    files = {f"i/{n}.jpg": photo() for n in range(3)} | {f"m/{n}.{suffix}": ids(0, 1) for n in range(3)}
+    write(tmp_path, {**files, "classes.json": json.dumps(["a", "b"])})
+    with pytest.raises(ValueError, match=rf"m holds 3 \.{suffix}: maps must be PNG \({reason}\); save them as PNG"):
+        opened(images=tmp_path / "i", masks=tmp_path / "m")
+    write(tmp_path, {"m/0.png": ids(0, 1)})
+    found = opened(images=tmp_path / "i", masks=tmp_path / "m").findings
+    assert f"no map named 1 in {tmp_path}/m; 1.{suffix} is no PNG: {reason}; left out" in found.lines()[0]
+    assert (found.labels, found.lost) == (3, {"image without a map": 2})
 
 
 def test_folders_inside_one_tar_are_read_without_unpacking(tmp_path: Path):
@@ -177,6 +202,7 @@ def test_panoptic_segments_become_classes_and_crowds_void(tmp_path: Path):
     assert found.classes.category_ids == (3, 90)
     assert found[0].target.tolist() == [[1, 1, 0], [255, 255, 255]]
     assert found.findings.counts() == {"class out of range": 1, "unknown image": 1, "image without a map": 1}
+    assert (found.findings.labels, found.findings.lost) == (5, {"class out of range": 1, "unknown image": 1})
 
 
 def test_instances_are_painted_with_the_smaller_on_top_and_crowds_void(tmp_path: Path):
