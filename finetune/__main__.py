@@ -14,6 +14,7 @@ from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
 from pretrain.engine.session.folder import as_resumed
@@ -59,6 +60,7 @@ def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples
         raise ConfigError(f"data.{name}", str(error).splitlines()) from error
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: done. 85: stopped on request and saved. 1: cannot continue. 2: wrong input. 3: no checkpoint."""
     parser = argparse.ArgumentParser(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain.core.text import markdown
+
 _MANY = 40
 
 
@@ -13,23 +15,26 @@ def card(record: Mapping[str, Any]) -> str:
     task, model, metrics = record["task"]["name"], record["model"], record.get("metrics", {})
     height, width = model["img_size"]
     classes = list(record["classes"])
-    named = ", ".join(classes[:_MANY]) + (f", ... ({len(classes)} in all)" if len(classes) > _MANY else "")
+    named = ", ".join(markdown(name) for name in classes[:_MANY]) + (
+        f", ... ({len(classes)} in all)" if len(classes) > _MANY else ""
+    )
     source = record.get("source", {})
     data = record.get("data", {})
     sections = [
         f"# {task.capitalize()}, fine-tuned",
-        f"From: {source.get('title', 'not recorded')}. Built for images of {height} x {width} px.",
+        f"From: {markdown(source.get('title', 'not recorded'))}. Built for images of {height} x {width} px.",
         "## Use",
         f"```\nfovea predict THIS_FOLDER IMAGES... --out DIR\n```{_timm(record)}",
         "## Numbers",
         _numbers(metrics),
         "## Data",
-        "\n".join(f"- {key}: {row['num_samples']} images, {row['images']}" for key, row in data.items())
+        "\n".join(f"- {key}: {row['num_samples']} images, {markdown(row['images'])}" for key, row in data.items())
         or "Not recorded.",
         "## Classes",
         named or "None.",
         "## Made by",
-        "\n".join(f"- {name} {value}" for name, value in (record.get("versions") or {}).items()) or "Not recorded.",
+        "\n".join(f"- {markdown(name)} {markdown(value)}" for name, value in (record.get("versions") or {}).items())
+        or "Not recorded.",
         "The resolved configuration is `recipe` in `fovea.json`.",
         "## Licence",
         "Not stated: the publisher of these weights chooses it, in accordance with the licence of the training images.",
@@ -47,5 +52,9 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
     values = metrics.get("values") or {}
     if not values:
         return "None were measured."
-    rows = "\n".join(f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in values.items())
-    return f"| | |\n|---|---|\n{rows}\n\nMeasured: {metrics.get('protocol')}, after step {metrics.get('step')}."
+    rows = "\n".join(
+        f"| {markdown(name)} | {'none' if value is None else f'{value:.4f}'} |" for name, value in values.items()
+    )
+    return (
+        f"| | |\n|---|---|\n{rows}\n\nMeasured: {markdown(metrics.get('protocol'))}, after step {metrics.get('step')}."
+    )

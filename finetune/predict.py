@@ -26,6 +26,8 @@ from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from pretrain.core.files import write_json
 from pretrain.core.images import Orientation
+from pretrain.core.machine.terminal import safe_output
+from pretrain.core.text import shown
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
 from pretrain.data.views.orientation import recorded_orientation
@@ -40,6 +42,7 @@ MILLIMETRES = 1000.0
 _MAX_DEPTH = 65.535  # metres, of a 16-bit PNG of millimetres
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Predict. Exit status 2: no images or no task; 1: no image could be decoded, or predictions could not be
     written."""
@@ -86,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
         return 1
     for path, reason in failed:
-        print(f"{path}: {reason}; skipped", file=sys.stderr)
+        print(f"{shown(path)}: {shown(reason)}; skipped", file=sys.stderr)
     done = len(files) - len(failed)
     print(f"{record['task']['name']}: {done} of {len(files)} images predicted, {out / 'predictions.json'}")
     return 0 if done else 1

@@ -26,6 +26,7 @@ from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
 from pretrain.core.files import write_json, write_text
 from pretrain.core.record import git_commit, versions
+from pretrain.core.text import shown
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.engine.build import build_engine
@@ -183,7 +184,7 @@ class FinetuneRun:
         if self.log is not None:
             self.log.say(message)
         elif not self.first:
-            print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+            print(f"rank {self.world.rank}: {shown(message)}", file=sys.stderr, flush=True)
 
     def _write_records(self) -> None:
         sets = {"train": self.train_set, "val": self.val_set}

@@ -51,6 +51,7 @@ def main() -> int:
     leave_out_current_folder()
     problem = shadowed()
     if problem is not None:
+        problem = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem)
         print(f"fovea: {problem}", file=sys.stderr)
         return 2
     from pretrain.core.children import child_environment

@@ -10,6 +10,7 @@ from importlib import import_module
 from launch.hosts.local import run_local
 from launch.programs import PROGRAMS, check_program
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.terminal import safe_output
 
 # Words with their own parser -> module.
 ELSEWHERE = {
@@ -22,6 +23,7 @@ ELSEWHERE = {
 }
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of one word; exit status 2 if it cannot run."""
     arguments = sys.argv[1:] if arguments is None else arguments

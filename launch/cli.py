@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
+from pretrain.core.machine.terminal import safe_output
+
 USAGE = """usage: fovea COMMAND ...
 
   fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
@@ -108,6 +110,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit status. 2 for a wrong command or argument."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -49,6 +50,7 @@ def _open(source: str, key: str, shards: str | list[str], index: str | None = No
         raise ConfigError(source, [f"{key}: {line}" for line in str(error).splitlines()]) from error
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: done. 85: stopped on request and saved. 2: wrong input. 3: no complete checkpoint."""
     parser = argparse.ArgumentParser(

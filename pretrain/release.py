@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import read_rows
 from pretrain.engine.checkpoint.commit import CheckpointError, newest_complete, read_manifest
@@ -149,6 +150,7 @@ def _each(word: str, arguments: list[str]) -> int:
     return status
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: written, or as written. 1: damaged. 2: wrong folder. 3: no complete checkpoint."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -16,6 +16,7 @@ from pretrain.config import Plan, PretrainConfig
 from pretrain.core import distributed
 from pretrain.core.distributed import World
 from pretrain.core.record import versions
+from pretrain.core.text import shown
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.sampling.order import ORDER_VERSION
 from pretrain.data.shards.dataset import Dataset
@@ -202,7 +203,7 @@ class PretrainRun:
         if self.log is not None:
             self.log.say(message)
         elif not self.first:
-            print(f"rank {self.world.rank}: {message}", file=sys.stderr, flush=True)
+            print(f"rank {self.world.rank}: {shown(message)}", file=sys.stderr, flush=True)
 
     def _log(self, step: int, result: StepResult) -> None:
         if result.skipped:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.predictions import Classes
 from pretrain.core.configlib import ConfigError
+from pretrain.core.text import shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class BadExample(ValueError):  # noqa: N818
     """An example that cannot be decoded: its `name` and the `reason`."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
+        super().__init__(shown(f"{name}: {reason}"))
         self.name, self.reason = name, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
@@ -76,7 +77,7 @@ class DataProblem:
 
     def __str__(self) -> str:
         where = f"{self.file}: {self.id}" if self.id else self.file
-        return f"{where}: {self.text}"
+        return shown(f"{where}: {self.text}")
 
 
 @dataclass

@@ -25,6 +25,7 @@ from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.files import write_json
 from pretrain.core.images import DataOrientation
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import versions
 from pretrain.data.views.orientation import recorded_orientation
@@ -43,6 +44,7 @@ Say = Callable[[str], None]
 GRAPHS = ("model.pt2", "model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data")
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Export. Exit status 2: no task, not exportable, or wrong arguments; 1: a graph differs from the task."""
     parser = argparse.ArgumentParser(

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from PIL import Image
 from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from finetune.report.style import STYLE
+from pretrain.core.text import html
 
 _LINES = 100  # of findings, per set
 
@@ -59,7 +59,7 @@ def render(page: Page) -> str:
     # Nothing may be loaded or run, so that a page that needs a file or a script fails visibly.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.title)}</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html(page.title)}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
@@ -67,11 +67,11 @@ def render(page: Page) -> str:
 
 
 def _header(page: Page) -> str:
-    warnings = "".join(f'<section class="warn">{escape(line)}</section>' for line in page.warnings)
+    warnings = "".join(f'<section class="warn">{html(line)}</section>' for line in page.warnings)
     return (
-        f'<h1>{escape(page.title)}</h1><div class="pale path">{escape(page.subtitle)}</div>{warnings}'
+        f'<h1>{html(page.title)}</h1><div class="pale path">{html(page.subtitle)}</div>{warnings}'
         f"<section>{_numbers(page.scores)}"
-        f'<div class="pale">How it was measured: {escape(page.scores.protocol)}</div></section>'
+        f'<div class="pale">How it was measured: {html(page.scores.protocol)}</div></section>'
     )
 
 
@@ -81,15 +81,15 @@ def _numbers(scores: Scores) -> str:
     if grouped is not None:
         columns, rows = grouped
         shown = {f"{group} {columns[0]}": row[columns[0]] for group, row in rows.items()}
-        head = "".join(f"<th>{escape(name)}</th>" for name in ["", *columns])
+        head = "".join(f"<th>{html(name)}</th>" for name in ["", *columns])
         body = "".join(
-            f"<tr><td>{escape(group)}</td>{''.join(_cell(row[name], bar=False) for name in columns)}</tr>"
+            f"<tr><td>{html(group)}</td>{''.join(_cell(row[name], bar=False) for name in columns)}</tr>"
             for group, row in rows.items()
         )
         table = f"<table><tr>{head}</tr>{body}</table>"
     first = next(iter(shown))
     cards = "".join(
-        f'<div class="card{" first" if name == first else ""}">{escape(name)}<b>{tables.number(value)}</b></div>'
+        f'<div class="card{" first" if name == first else ""}">{html(name)}<b>{tables.number(value)}</b></div>'
         for name, value in shown.items()
     )
     return f'<div class="cards">{cards}</div>{table}'
@@ -105,8 +105,8 @@ def _pictures(page: Page) -> str:
 
 
 def _picture(drawn: Drawn, place: int) -> str:
-    caption = f"{place}. {escape(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
-    image = f'<img alt="{escape(drawn.name)}" src="{_jpeg(drawn.picture)}">'
+    caption = f"{place}. {html(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
+    image = f'<img alt="{html(drawn.name)}" src="{_jpeg(drawn.picture)}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -115,20 +115,20 @@ def _classes(page: Page) -> str:
     if not rows:
         return ""
     columns, ranked = tables.columns_of(rows), tables.sort_column(page.scores)
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{html(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(_cell(row.get(name), bar=name == ranked) for name in columns) + "</tr>" for row in rows
     )
     table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
     wrong = "" if page.scores.confusion is None else _mistakes(page.scores.confusion, page.classes)
-    order = f"the lowest {escape(ranked)} first" if ranked else "in their order"
+    order = f"the lowest {html(ranked)} first" if ranked else "in their order"
     both = f'<div class="side"><div>{table}</div>{wrong}</div>'
     return f'<section><h2>By class</h2><div class="pale">{order}</div>{both}</section>'
 
 
 def _cell(value: object, *, bar: bool) -> str:
     if isinstance(value, str):
-        return f'<td class="text">{escape(value)}</td>'
+        return f'<td class="text">{html(value)}</td>'
     drawn = ""
     if bar and isinstance(value, float) and 0 <= value <= 1:
         drawn = f'<span class="bar"><i style="width:{value:.1%}"></i></span>'
@@ -139,7 +139,7 @@ def _mistakes(confusion: np.ndarray, classes: Sequence[str]) -> str:
     if len(confusion) != len(classes) or not (found := tables.mistakes(confusion, classes)):
         return ""
     rows = "".join(
-        f'<tr><td class="text">{escape(true)}</td><td class="text">{escape(taken)}</td>'
+        f'<tr><td class="text">{html(true)}</td><td class="text">{html(taken)}</td>'
         f"<td>{count:,} of {total:,}</td><td>{count / max(total, 1):.0%}</td></tr>"
         for true, taken, count, total in found
     )
@@ -154,7 +154,7 @@ def _figures(page: Page) -> str:
     for name, series in (page.scores.curves or {}).items():
         if series:
             found.append((name, curves.precision_recall_figure(series)))
-    drawn = "".join(f"<div><h2>{escape(name)}</h2>{_figure(name, png)}</div>" for name, png in found)
+    drawn = "".join(f"<div><h2>{html(name)}</h2>{_figure(name, png)}</div>" for name, png in found)
     return f'<section class="side">{drawn}</section>' if drawn else ""
 
 
@@ -174,7 +174,9 @@ def _findings(page: Page) -> str:
     given = {name: lines for name, lines in page.findings.items() if lines}
     if not given:
         return ""
-    lists = "".join(f"<h3>{escape(name)}</h3><pre>{escape(_first(lines))}</pre>" for name, lines in given.items())
+    lists = "".join(
+        f"<h3>{html(name)}</h3><pre>{html(_first(lines), lines=True)}</pre>" for name, lines in given.items()
+    )
     return f'<section class="warn"><h2>Problems in the data</h2>{lists}</section>'
 
 
@@ -186,10 +188,10 @@ def _first(lines: Sequence[str]) -> str:
 def _facts(page: Page) -> str:
     short = {name: value for name, value in page.facts.items() if "\n" not in value}
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="text path">{escape(value)}</td></tr>' for name, value in short.items()
+        f'<tr><td>{html(name)}</td><td class="text path">{html(value)}</td></tr>' for name, value in short.items()
     )
     long = "".join(
-        f"<details><summary>{escape(name)}</summary><pre>{escape(value)}</pre></details>"
+        f"<details><summary>{html(name)}</summary><pre>{html(value, lines=True)}</pre></details>"
         for name, value in page.facts.items()
         if name not in short
     )
@@ -198,7 +200,7 @@ def _facts(page: Page) -> str:
 
 def _figure(name: str, png: bytes) -> str:
     size = Image.open(io.BytesIO(png)).size[0] * 3 // 4
-    return f'<img alt="{escape(name)}" width="{size}" style="max-width:100%" src="{_data(png, "png")}">'
+    return f'<img alt="{html(name)}" width="{size}" style="max-width:100%" src="{_data(png, "png")}">'
 
 
 def _jpeg(picture: np.ndarray) -> str:

@@ -21,12 +21,14 @@ from launch.plan.machine import GIB, Machine
 from launch.programs import PROGRAMS, device_of
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.record import read_rows
 
 # On nodes: srun itself returns 2 for a node where the program does not exist.
 EXIT_IMPOSSIBLE = 78
 
 
+@safe_output()
 def main(arguments: list[str]) -> int:
     """Exit status 0: it can run (warnings may be printed). 2, on nodes 78: it cannot run; the reasons are printed."""
     parser = _parser()

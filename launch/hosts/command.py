@@ -23,6 +23,7 @@ from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
 from pretrain.core.children import child_environment
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.terminal import safe_output
 
 # Variables of this shell that are passed to the ranks; others by --environment.
 CARRIED = (
@@ -41,6 +42,7 @@ CARRIED = (
 EXIT_HOSTS = 4
 
 
+@safe_output()
 def main(arguments: list[str]) -> int:
     """Exit status 0: done. 85: stopped on request, and saved. 2: wrong input. 4: hosts cannot be used."""
     chosen = _parser().parse_intermixed_args(arguments)

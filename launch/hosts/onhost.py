@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.plan.machine import count_gpus
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.record import git_commit, versions
 
 GRACE_SECONDS = 60.0  # to save and end, after the launcher has ended
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status of the command that was run; 0 after a check."""
     (word,) = sys.argv[1:] if arguments is None else arguments

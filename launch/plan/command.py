@@ -15,6 +15,7 @@ from launch.plan.hardware import UTILIZATION, Gpu, find_gpu
 from launch.plan.machine import GIB
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.machine.terminal import safe_output
 from pretrain.data.shards.dataset import Dataset
 
 # Llama 3 405B (Grattafiori et al. 2024, section 3.3.4): 419 unexpected interruptions in 54 days on 16,384 H100.
@@ -125,6 +126,7 @@ def describe(config: PretrainConfig, load: Load, cluster: Cluster, found: Foreca
     return "\n".join(lines)
 
 
+@safe_output()
 def main(arguments: list[str]) -> int:
     """Exit status 2 for a wrong configuration or cluster."""
     chosen = _parser().parse_intermixed_args(arguments)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Config, ConfigError, read_values, validate, write_values
+from pretrain.core.machine.terminal import safe_output
 
 Rule = Literal["linear", "sqrt", "none"]
 FAR = 4.0  # a factor beyond which the rules of the learning rate are known to fail for some recipes
@@ -164,6 +165,7 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """`fovea scale`: print what changes and write the recipe. Exit status 2 for a wrong recipe or argument."""
     parser = argparse.ArgumentParser(prog="fovea scale", description="The same recipe on other hardware.")

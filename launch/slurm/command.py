@@ -22,11 +22,13 @@ from launch.slurm import jobs, scheduler
 from launch.slurm.scheduler import SchedulerError
 from launch.slurm.template import read_options, read_template, render
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.terminal import safe_output
 
 # Our flag -> sbatch's option.
 SBATCH = ("nodes", "gpus-per-node", "cpus-per-task", "time", "partition", "account", "qos", "mem", "exclude")
 
 
+@safe_output()
 def main(arguments: list[str]) -> int:
     """Exit status 0; 2 for a wrong argument or configuration; 1 if SLURM refuses."""
     word = arguments[0] if arguments else "--help"

@@ -17,9 +17,11 @@ from typing import Any
 from launch.programs import PROGRAMS, check_program
 from launch.slurm.attempts import AttemptLog, RestartDecision, blame, cancel_mark, decide, describe_lost, outcome
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.terminal import safe_output
 from pretrain.engine.watchdog.faults import read_faults
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 with a line; 2 and the line `stop` if the configuration cannot run."""
     parser = argparse.ArgumentParser(prog="fovea launch attempt", description=__doc__)

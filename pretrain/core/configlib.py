@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretrain.core.files import write_text
-from pretrain.core.text import has_control_characters
+from pretrain.core.text import has_control_characters, shown, shown_lines
 
 
 class Config(BaseModel):
@@ -31,7 +31,8 @@ class ConfigError(ValueError):
     def __init__(self, source: str, problems: Sequence[str]):
         self.problems = list(problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
+        lines = [f"{shown(source)}: {count}", *(f"  {shown_lines(problem)}" for problem in self.problems)]
+        super().__init__("\n".join(lines))
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -124,7 +125,7 @@ def dump(config: Config) -> str:
 
 def write_values(path: Path | str, values: dict[str, Any], *, notes: Sequence[str] = ()) -> None:
     """Write `values` as YAML that `read_values` reads back, under comment lines `notes`."""
-    head = "".join(f"# {line}\n" for line in notes)
+    head = "".join(f"# {shown(line)}\n" for line in notes)
     body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
     write_text(Path(path), head + body)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pretrain.core.machine.terminal import console, safe_output
+from pretrain.core.text import shown, shown_lines
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -26,11 +26,10 @@ from pretrain.data.write.shards import WriteSettings, Written, write
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
+@safe_output()
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 where `verify` found damage, 2 for a wrong argument."""
     arguments = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be any bytes
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -135,10 +134,10 @@ def _write(arguments: argparse.Namespace) -> int:
 
 def _report_written(written: Written, out: Path, settings: WriteSettings, seconds: float) -> None:
     if written.ignored:
-        listed = ", ".join(f"{suffix} {count}" for suffix, count in written.ignored.most_common(5))
+        listed = ", ".join(f"{shown(suffix)} {count}" for suffix, count in written.ignored.most_common(5))
         print(f"ignored {written.ignored.total()} other files ({listed})")
     for name, reason in written.skipped[:5]:
-        print(f"skipped {name}: {reason}")
+        print(f"skipped {shown(name)}: {shown(reason)}")
     if len(written.skipped) > 5:
         print(f"... and {len(written.skipped) - 5} more, in {out / 'skipped.txt'}")
     labels = "no labels"
@@ -171,12 +170,12 @@ def _index(arguments: argparse.Namespace) -> int:
     extensions = sorted({extension for row in rows for extension in row.extensions})
     samples, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
     print(f"{samples} samples in {len(rows)} shards, {_human(size)}, {time.monotonic() - start:.1f} s")
-    print(f"members: {', '.join(extensions[:12])}{' ...' if len(extensions) > 12 else ''}")
+    print(f"members: {shown(', '.join(extensions[:12]))}{' ...' if len(extensions) > 12 else ''}")
     if not set(extensions) & set(IMAGE_EXTENSIONS):
         print(f"no sample has an image: none of these extensions is {', '.join(IMAGE_EXTENSIONS)}")
     print(f"fingerprint: {fingerprint(rows)}")
     for shard in gone:
-        print(f"{shard}: {'removed from the index' if arguments.forget else 'in the index, but missing'}")
+        print(f"{shown(shard)}: {'removed from the index' if arguments.forget else 'in the index, but missing'}")
     if gone and not arguments.forget:
         print("restore these shards, or remove them from the index with --forget", file=sys.stderr)
         return 2
@@ -198,7 +197,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     table = Table("shards", "samples", "bytes", "damaged shards", "damages")
     damaged = len({damage.shard for damage in damages})
     table.add_row(str(len(shards)), str(samples), _human(size), str(damaged), str(len(damages)))
-    Console().print(table)
+    console().print(table)
     return 1 if damages else 0
 
 
@@ -207,7 +206,7 @@ def _show(arguments: argparse.Namespace) -> int:
     with _progress() as progress:
         task = progress.add_task("reading", total=None)
         statistics = examine(dataset, limit=arguments.examine, seed=arguments.seed, done=lambda: progress.advance(task))
-    Console().print(_statistics_table(statistics))
+    console().print(_statistics_table(statistics))
     if arguments.out is not None:
         save_sheet(dataset, arguments.out, count=arguments.count, seed=arguments.seed)
         print(f"contact sheet: {arguments.out}")
@@ -217,13 +216,13 @@ def _show(arguments: argparse.Namespace) -> int:
 def _statistics_table(statistics: Statistics) -> Table:
     table = Table(show_header=False)
     for name, value in statistics.rows():
-        table.add_row(name, value)
+        table.add_row(name, shown_lines(value))
     return table
 
 
 def _progress() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(stderr=True), transient=True)
 
 
 def _positive(text: str) -> int:

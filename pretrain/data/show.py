@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pretrain.core.text import shown
 from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -51,7 +52,7 @@ class Statistics:
         rows = [
             ("samples", f"{self.samples} in {self.shards} shards"),
             ("bytes", f"{self.bytes}"),
-            ("members", ", ".join(self.extensions)),
+            ("members", shown(", ".join(self.extensions))),
             ("examined", f"{self.examined} samples; the rows below are of these"),
         ]
         for name, values in (("width", self.widths), ("height", self.heights)):
@@ -66,9 +67,9 @@ class Statistics:
             rows.append((f"mean, {of}", ", ".join(f"{value:.4f}" for value in mean)))
             rows.append((f"std, {of}", ", ".join(f"{value:.4f}" for value in std)))
         if self.labels:
-            top = ", ".join(f"{label}: {count}" for label, count in self.labels.most_common(10))
+            top = ", ".join(f"{shown(label)}: {count}" for label, count in self.labels.most_common(10))
             rows.append((f"labels ({len(self.labels)})", top + (" ..." if len(self.labels) > 10 else "")))
-        worst = "".join(f"\n{key}: {reason}" for key, reason in self.unreadable[:5])
+        worst = "".join(f"\n{shown(key)}: {shown(reason)}" for key, reason in self.unreadable[:5])
         rows.append(("unreadable", f"{len(self.unreadable)}{worst}"))
         return rows
 
@@ -183,5 +184,5 @@ def _class_names(dataset: Dataset) -> dict[str, str]:
 
 
 def _fit(text: str) -> str:
-    text = text.encode("ascii", "replace").decode()
+    text = shown(text).encode("ascii", "replace").decode()
     return text if len(text) <= 26 else f"...{text[-23:]}"

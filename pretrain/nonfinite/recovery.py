@@ -103,7 +103,8 @@ class Recovery:
         if self._world.rank == 0:
             names = ", ".join(self._loader.names(positions[:16])) + (" ..." if len(positions) > 16 else "")
             passed = f", skipping {len(positions)} samples: {names}" if positions else ""
-            self._say(f"{why}\nrewinding from step {step} to step {to}{passed}")
+            self._say(why)
+            self._say(f"rewinding from step {step} to step {to}{passed}")
         raise RewindError
 
     def _capture(self, step: int, result: StepResult) -> Capture:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.terminal import safe_output
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
 from pretrain.engine.session.folder import run_values
@@ -18,6 +19,7 @@ from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: non-finite again. 1: finite this time. 2: wrong input."""
     parser = argparse.ArgumentParser(prog="fovea replay", description=__doc__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.terminal import safe_output
 from pretrain.core.record import read_rows
 from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import Facts
@@ -77,6 +78,7 @@ def rules_table() -> str:
     return "\n".join(lines)
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: nothing found. 1: alarms. 2: no run folder."""
     parser = argparse.ArgumentParser(prog="fovea doctor", description=__doc__)

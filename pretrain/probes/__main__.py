@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.core.machine.terminal import safe_output
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.probes.features import BOTH, Features, pixel_features
@@ -27,6 +28,7 @@ TITLES = {
 }
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: measured. 2: a wrong release, checkpoint or data set."""
     parser = _parser()

@@ -9,6 +9,7 @@ from typing import Any
 
 import google_crc32c
 
+from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar
@@ -18,7 +19,7 @@ class BadSample(Exception):  # noqa: N818
     """A sample that cannot be used: `shard` (file name), `key`, `member` (extension, "" for all), `reason`."""
 
     def __init__(self, shard: str, key: str, member: str, reason: str) -> None:
-        super().__init__(f"{shard}: sample {key}" + (f", member {member}" if member else "") + f": {reason}")
+        super().__init__(shown(f"{shard}: sample {key}" + (f", member {member}" if member else "") + f": {reason}"))
         self.shard, self.key, self.member, self.reason = shard, key, member, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
+from pretrain.core.text import shown
+
 BLOCK = 512
 _CHUNK = 1 << 18
 _MAX_EXTENSION = 1 << 20  # a longer pax or long-name header is an attack or damage, not a name
@@ -34,7 +36,7 @@ class TarError(ValueError):
     """A shard is not a plain tar; with the shard, the member and the reason."""
 
     def __init__(self, shard: str, member: str, reason: str) -> None:
-        super().__init__(f"{shard}: {member}: {reason}" if member else f"{shard}: {reason}")
+        super().__init__(shown(f"{shard}: {member}: {reason}" if member else f"{shard}: {reason}"))
         self.shard, self.member, self.reason = shard, member, reason
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:

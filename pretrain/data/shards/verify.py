@@ -11,6 +11,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from pretrain.core.text import shown
 from pretrain.data.shards.catalog import CATALOG, ShardRow, read_rows
 from pretrain.data.shards.listing import gone_shards
 from pretrain.data.shards.opener import open_shard
@@ -32,7 +33,7 @@ class Damage:
 
     def __str__(self) -> str:
         place = f", sample {self.key}" if self.key else ""
-        return f"{self.shard}{place}{f', member {self.member}' if self.member else ''}: {self.reason}"
+        return shown(f"{self.shard}{place}{f', member {self.member}' if self.member else ''}: {self.reason}")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.core.files import replacing_file, write_bytes
+from pretrain.core.text import shown
 from pretrain.data.labels import classes_json, read_classes
 from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
@@ -319,9 +320,9 @@ def _read_receipt(out: Path, shard: str) -> ShardReceipt | None:
 def _write_skipped(out: Path) -> None:
     """`skipped.txt`: a line for each file that is in no shard of `out`, with the reason."""
     lines = [
-        f"{name}\t{reason}".replace("\n", "\\n")
+        f"{shown(name)}\t{shown(reason)}"
         for path in sorted((out / _STATE).glob("*.tar.json"))
         for name, reason in json.loads(path.read_bytes())["skipped"]
     ]
     text = "".join(f"{line}\n" for line in lines)
-    write_bytes(out / "skipped.txt", text.encode("utf-8", "backslashreplace"))
+    write_bytes(out / "skipped.txt", text.encode("utf-8"))

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
 from pretrain.core.files import write_text
+from pretrain.core.machine.terminal import console
 from pretrain.core.record import read_rows
+from pretrain.core.text import markdown, shown
 
 if TYPE_CHECKING:
     from pretrain.engine.config import LogConfig
@@ -50,7 +51,7 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console(stderr=True)
         self.total_steps = total_steps
         self._run_dir = run_dir
         self._first_shown: tuple[int, float] | None = None  # step and time; the startup before it is not counted
@@ -96,8 +97,9 @@ class RunLog:
             Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
 
     def say(self, message: str, *, style: str | None = None) -> None:
-        """Print one line to the console and to log.txt."""
-        self.console.print(message, style=style, markup=False, soft_wrap=True)
+        """Print one line to the console and to log.txt; control characters, as of file names, as escapes."""
+        message = shown(message)
+        self.console.print(message, style=style, soft_wrap=True)
         self._text.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {message}\n")
         self._text.flush()
 
@@ -108,7 +110,7 @@ class RunLog:
             file.write(json.dumps({"step": step, "rule": name, "verdict": verdict}) + "\n")
         if self._board is not None:
             self._board.add_scalar(f"alarm/{name}", 1.0, step)
-            self._board.add_text("alarm", f"**{name}**: {verdict}", step)
+            self._board.add_text("alarm", f"**{name}**: {markdown(verdict)}", step)
 
     def close(self) -> None:
         if self._live is not None:

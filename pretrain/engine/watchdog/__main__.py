@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from pretrain.core import heartbeat
 from pretrain.core.files import write_json
+from pretrain.core.machine.terminal import safe_output
 from pretrain.engine.watchdog import processes
 from pretrain.engine.watchdog.faults import add_fault
 from pretrain.engine.watchdog.hang import RankState, innermost_frame, sentence
@@ -238,6 +239,7 @@ def _say(message: str) -> None:
         print(f"fovea watch: {message}", file=sys.stderr, flush=True)
 
 
+@safe_output()
 def main() -> None:
     # The ranks handle these signals and end; the watchdog ends after them.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, heartbeat.STACKS_SIGNAL):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain.core.text import markdown
+
 TITLES = {"vit": "Vision transformer", "timm": "Backbone of timm's", "conv_encoder": "Convolutional encoder"}
 NAMES = {"mae": "masked autoencoder (He et al. 2021)", "dino": "DINO (Caron et al. 2021)"}
 
@@ -14,7 +16,7 @@ def card(record: Mapping[str, Any]) -> str:
     model, objective = record["model"], record["objective"]
     kind = model.get("class", "vit")
     sections = [
-        f"# {TITLES[kind]}, {NAMES.get(objective, objective)}",
+        f"# {TITLES[kind]}, {NAMES.get(objective, markdown(objective))}",
         f"A backbone pretrained without labels: {_widths(kind, model)}.",
         "## Load",
         *_loading(record.get("timm", "vit")),
@@ -38,13 +40,13 @@ def _widths(kind: str, model: Mapping[str, Any]) -> str:
     height, width = model["img_size"]
     images = f"images of {height} x {width} px, {model['in_chans']} channels"
     if kind == "timm":
-        return f"timm's `{model['name']}`, {images}"
+        return f"timm's {markdown(model['name'])}, {images}"
     if kind == "conv_encoder":
         return f"{model['embed_dim']} channels, one token of {model['patch_size']} px and side, {images}"
     parts = [
         f"width {model['embed_dim']}, depth {model['depth']}, {model['num_heads']} heads",
         f"patches of {model['patch_size']} px, {images}, {model.get('num_registers', 0)} registers",
-        f"positions: {model.get('pos_embed', 'sincos')}",
+        f"positions: {markdown(model.get('pos_embed', 'sincos'))}",
     ]
     more = {
         "no class token": not model.get("class_token", True),
@@ -63,7 +65,7 @@ def _loading(opened: str) -> list[str]:
             "features = model.forward_features(images)  # of a transformer: class token, registers, patches\n```"
         ]
     return [
-        f"timm cannot open this folder: {opened}. Fovea rebuilds it from `fovea.json`:",
+        f"timm cannot open this folder: {markdown(opened)}. Fovea rebuilds it from `fovea.json`:",
         "```python\nfrom pretrain.models.release.folder import read_release\n\n"
         'model = read_release("THIS_FOLDER").build()\ntokens = model(images)\n```',
     ]
@@ -72,7 +74,7 @@ def _loading(opened: str) -> list[str]:
 def _facts(values: Mapping[str, Any] | None, *, none: str) -> str:
     if not values:
         return none
-    rows = [f"| {name} | {_text(value)} |" for name, value in values.items()]
+    rows = [f"| {markdown(name)} | {_text(value)} |" for name, value in values.items()]
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
@@ -81,7 +83,7 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return markdown(value)
 
 
 def _numbers(values: Any) -> str:

@@ -125,7 +125,7 @@ def write_release(
         save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
         save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
         (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
-        (temporary / "README.md").write_text(card(facts))
+        (temporary / "README.md").write_text(card(facts), encoding="utf-8")
         write_manifest(temporary, [path.name for path in temporary.iterdir() if path.name != "README.md"])
     return folder
 
