@@ -32,10 +32,10 @@ class _Shown:
         return getattr(self.stream, name)
 
 
-def _wrapped(stream: TextIO) -> TextIO:
+def _wrapped(stream: TextIO | None) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return cast(TextIO, stream if stream is None or isinstance(stream, _Shown) else _Shown(stream))
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    return cast(TextIO, stream if stream is None or isinstance(stream, _Shown) else _Shown(cast(TextIO, stream)))
 
 
 @contextmanager
