@@ -15,6 +15,7 @@ from pretrain.models.mechanisms import places, settings
 from pretrain.models.mechanisms.settings import Placed
 
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
+_OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "pos_offset")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -35,17 +36,27 @@ class ModelConfig(Config):
     pos_embed: Literal["sincos", "sincos_rows_first", "learned", "rope", "none"] = Field(
         "sincos", description="sincos: as in MAE; sincos_rows_first: as in MoCo v3; rope: rotary, as in DINOv3"
     )
+    pos_offset: float = Field(
+        0.1, ge=0, description="added to the new grid where positions are resampled by a factor (objective.pos_resize)"
+    )
     rel_pos_bias: Literal["none", "shared", "per_block"] = Field("none", description="relative positions, as in BEiT")
     qkv_bias: bool | Literal["no_key"] = Field(True, description="no_key: of queries and values only, as in BEiT")
     layer_scale: float | None = Field(None, gt=0, description="initial factors on the branches; null: none")
-    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="swiglu: as in DINOv2's giant, same number of weights")
+    qk_scale: float | None = Field(None, gt=0, description="of queries times keys; null: 1 / sqrt(channels of a head)")
+    proj_bias: bool = Field(True, description="bias of the attention's last layer")
+    ffn: Literal["mlp", "swiglu", "identity"] = Field(
+        "mlp", description="swiglu: as in DINOv2's giant, same number of weights; identity: blocks of attention alone"
+    )
+    ffn_bias: bool = Field(True, description="biases of the feed-forward network")
     norm_eps: float = Field(1e-6, gt=0)
     attention: tuple[SerializeAsAny[Placed], ...] = Field(
         (), description="mechanisms in and beside the blocks, {kind, places, start, ...}; see docs/attention.md"
     )
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
-    args: dict[str, Any] = Field({}, description="of a timm model: arguments of timm.create_model")
+    args: dict[str, Any] = Field(
+        {}, description="of a timm model: arguments of timm.create_model; of a Swin also ape, patch_norm and qk_scale"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -152,11 +152,15 @@ def _condenser(backbone: ViT, config: BEiT2Config, index: int) -> Block:
         qkv_bias=backbone.qkv_bias,
         layer_scale=backbone.layer_scale,
         ffn=backbone.ffn,
+        ffn_bias=backbone.ffn_bias,
         norm_eps=backbone.norm_eps,
+        qk_scale=backbone.qk_scale,
+        proj_bias=backbone.proj_bias,
     )
     place = config.early_layers + index  # linear layers initialized by torch's default, as officially
-    for layer in (block.attn.proj, cast(Any, block.mlp).fc2):
-        layer.weight.data.div_(math.sqrt(2.0 * (place + 1)))
+    for layer in (block.attn.proj, getattr(block.mlp, "fc2", None)):
+        if layer is not None:
+            layer.weight.data.div_(math.sqrt(2.0 * (place + 1)))
     rate = cast(Any, backbone.blocks[-1]).drop_rate
     block.drop_rate = rate * place / max(max(backbone.depth, config.early_layers + config.head_layers) - 1, 1)
     return block

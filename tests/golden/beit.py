@@ -36,9 +36,10 @@ def run_pretrain(case: Case) -> None:
     args = case.take(
         "ctor",
         *("img_size", "patch_size", "in_chans", "vocab_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-        *("init_values", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_bias", "init_std"),
+        *("init_values", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qkv_bias"),
+        *("qk_scale", "init_std"),
         neutral={
-            "qk_scale": None, "attn_head_dim": None, "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
+            "attn_head_dim": None, "drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0,
         },
     )  # fmt: skip
     vit = ViT(
@@ -56,6 +57,7 @@ def run_pretrain(case: Case) -> None:
         if args.get("use_rel_pos_bias")
         else "none",
         qkv_bias="no_key" if args.get("qkv_bias", True) else False,
+        qk_scale=args.get("qk_scale") or None,
         layer_scale=args.get("init_values") or None,
     )
     tokens, images, mask = case["input/token_ids"], case["input/images"], case["input/bool_masked_pos"]

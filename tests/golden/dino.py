@@ -17,7 +17,8 @@ from tests.golden.case import Case, key_third
 def build_vit(case: Case) -> ViT:
     """The official backbone: learned positions, resampled by scale factor."""
     known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
-    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0, "qk_scale": None}
+    known += ("qk_scale", "init_values")  # LayerScale is iBOT's
+    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0}
     ctor = case.take("ctor", *known, neutral=neutral)
     side = ctor["img_size"]
     side = side[0] if isinstance(side, list) else side
@@ -28,10 +29,12 @@ def build_vit(case: Case) -> ViT:
         ctor["embed_dim"],
         ctor["depth"],
         ctor["num_heads"],
-        ctor["mlp_ratio"],
+        ctor.get("mlp_ratio", 4.0),
         pos_embed="learned",
         pos_resize="dino",
         qkv_bias=ctor.get("qkv_bias", True),
+        qk_scale=ctor.get("qk_scale") or None,
+        layer_scale=ctor.get("init_values") or None,
     )
 
 

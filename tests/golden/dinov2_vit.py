@@ -15,10 +15,10 @@ from pretrain.models.layer_decay import layer_decay
 from pretrain.models.layers.attention import Block
 from pretrain.models.layers.drop_path import subset_size
 from pretrain.models.layers.ffn import SwiGLU, swiglu_hidden
-from tests.golden.case import Case, key_third
+from tests.golden.case import Case, is_statistic, key_third
 
-FFN = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}
-RESIZE = {(0.1, False): "dino", (0.1, True): "dino_antialias", (0.0, True): "antialias", (0.0, False): "exact"}
+FFN = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu", "identity": "identity"}
+RESIZE = {(True, False): "dino", (True, True): "dino_antialias", (False, True): "antialias", (False, False): "exact"}
 MASKED_LOSS = "mean(patch^2)+0.5*mean(cls^2)+0.01*sum(patch)"
 
 
@@ -102,10 +102,11 @@ def new_vit(case: Case) -> ViT:
     known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
     known += ("init_values", "ffn_layer", "block_chunks", "num_register_tokens")
     known += ("interpolate_antialias", "interpolate_offset")
-    neutral = {"drop_path_rate": 0, "drop_path_uniform": False, "ffn_bias": True, "proj_bias": True}
+    known += ("ffn_bias", "proj_bias", "drop_path_uniform")
+    neutral = {"drop_path_rate": 0}
     ctor = case.take("ctor", *known, neutral=neutral)
     side = ctor["img_size"]
-    resize = (float(ctor.get("interpolate_offset", 0.1)), bool(ctor.get("interpolate_antialias", False)))
+    offset, antialias = float(ctor.get("interpolate_offset", 0.1)), bool(ctor.get("interpolate_antialias", False))
     return ViT(
         tuple(side) if isinstance(side, list) else (side, side),
         ctor["patch_size"],
@@ -116,9 +117,12 @@ def new_vit(case: Case) -> ViT:
         ctor.get("mlp_ratio", 4.0),
         num_registers=ctor.get("num_register_tokens", 0),
         pos_embed="learned",
-        pos_resize=RESIZE[resize],  # pyright: ignore[reportArgumentType]
+        pos_offset=offset,
+        pos_resize=RESIZE[offset != 0, antialias],  # pyright: ignore[reportArgumentType]
         qkv_bias=ctor.get("qkv_bias", True),
-        layer_scale=ctor.get("init_values"),
+        layer_scale=ctor.get("init_values") or None,
+        proj_bias=ctor.get("proj_bias", True),
+        ffn_bias=ctor.get("ffn_bias", True),
         ffn=FFN[ctor.get("ffn_layer", "mlp")],  # pyright: ignore[reportArgumentType]
     )
 
@@ -137,8 +141,10 @@ def ours(name: str, *, chunks: bool = False) -> str:
 
 def run_layers(case: Case) -> None:
     """Every layer in evaluation mode with its gradient, and the block with stochastic depth by subset."""
-    known = {"seed", "batch", "tokens", "dim", "heads", "mlp_ratio", "init_values", "drop_path", "ffn", "out_dim"}
-    assert case.config.keys() <= known, f"{case.name}: options {sorted(case.config.keys() - known)}"
+    case.only(
+        "batch", "tokens", "dim", "heads", "mlp_ratio", "init_values", "drop_path", "ffn", "out_dim", "qkv_bias",
+        "proj_bias", "ffn_bias", "mlp_bias", "use_bn", "nlayers", "hidden_dim", "bottleneck_dim",
+    )  # fmt: skip
     modules = {name: built for name in _kinds(case) if (built := _layer(case, name)) is not None}
     x = case["input/x"].clone().requires_grad_()
     loss = torch.zeros(())
@@ -152,7 +158,8 @@ def run_layers(case: Case) -> None:
     for name, expect in case.below("grad").items():
         kind, _, rest = name.partition(".")
         case.check(f"grad/{name}", _gradient(modules[kind], kind, rest), zero=key_third(name, expect))
-    _check_subsets(case, modules["block"], x.detach())
+    if "expect/train_stochastic_depth/block" in case.due:
+        _check_subsets(case, modules["block"], x.detach())
 
 
 def _check_subsets(case: Case, block: nn.Module, x: Tensor) -> None:
@@ -184,24 +191,29 @@ def _layer(case: Case, kind: str) -> nn.Module:
             config["heads"],
             mlp_ratio=config["mlp_ratio"],
             qkv_bias="attn.qkv.bias" in state,
-            layer_scale=config["init_values"],
+            layer_scale=config["init_values"] or None,
             ffn=FFN[config["ffn"]],  # pyright: ignore[reportArgumentType]
+            ffn_bias=config["ffn"] == "identity" or any(name.startswith("mlp.") and "bias" in name for name in state),
+            proj_bias="attn.proj.bias" in state,
             norm_eps=1e-6,
         )
         block.load_state_dict({ours(name): tensor for name, tensor in state.items()})
         return block
     if kind == "layerscale":
-        scale = Block(config["dim"], config["heads"], layer_scale=config["init_values"]).ls1
+        scale = Block(config["dim"], config["heads"], layer_scale=config["init_values"] or 1.0).ls1
         scale.load_state_dict(state)
         return scale
     if kind == "head":
-        numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("mlp.")})
+        weights = [name for name, tensor in state.items() if name.startswith("mlp.") and tensor.ndim == 2]
+        weights.sort(key=lambda name: int(name.split(".")[1]) if name.count(".") == 2 else 0)
         head = DINOHead(
             config["dim"],
             config["out_dim"],
-            nlayers=len(numbers),
-            hidden_dim=len(state[f"mlp.{numbers[0]}.weight"]),
-            bottleneck_dim=len(state[f"mlp.{numbers[-1]}.weight"]),
+            nlayers=len(weights),
+            hidden_dim=len(state[weights[0]]),
+            bottleneck_dim=len(state[weights[-1]]),
+            use_bn=any(is_statistic(name) for name in state),
+            mlp_bias=weights[0].replace("weight", "bias") in state,
             norm_last_layer=f"grad/{kind}.last_layer.weight_g" not in case.tensors,
         )
         head.load_state_dict(state)
@@ -210,8 +222,14 @@ def _layer(case: Case, kind: str) -> nn.Module:
         state = {
             f"w12.{part}": torch.cat([state[f"w1.{part}"], state[f"w2.{part}"]]) for part in ("weight", "bias")
         } | {name: tensor for name, tensor in state.items() if name.startswith("w3.")}
-    assert kind.startswith("swiglu"), f"{case.name}: a layer the runner does not know: {kind}"
-    layer = SwiGLU(config["dim"], state["w3.weight"].shape[1])
+    if "fc1.weight" in state:
+        block = Block(
+            config["dim"], 1, mlp_ratio=len(state["fc1.weight"]) / config["dim"], ffn_bias="fc1.bias" in state
+        )
+        block.mlp.load_state_dict(state)
+        return block.mlp
+    assert "w3.weight" in state, f"{case.name}: a layer the runner does not know: {kind}"
+    layer = SwiGLU(config["dim"], state["w3.weight"].shape[1], bias="w3.bias" in state)
     layer.load_state_dict({name.replace("w12", "fc1").replace("w3", "fc2"): tensor for name, tensor in state.items()})
     if kind == "swiglu_fused":
         assert swiglu_hidden(int(config["dim"] * config["mlp_ratio"])) == state["w3.weight"].shape[1]

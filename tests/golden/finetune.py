@@ -17,18 +17,18 @@ from pretrain.models.layers.rel_pos import relative_index
 from tests.golden.case import Case, key_third
 
 SIZES = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")
-DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "qk_scale": None}
+DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0}
 
 
 def run_mae(case: Case) -> None:
-    ctor = case.take("ctor", *SIZES, "qkv_bias", neutral=DROPS)
+    ctor = case.take("ctor", *SIZES, "qkv_bias", "qk_scale", neutral=DROPS)
     _options(case, "global_pool")
-    backbone = ViT(*_sizes(ctor), pos_embed="learned", qkv_bias=ctor.get("qkv_bias", True))
+    backbone = ViT(*_sizes(ctor), pos_embed="learned", qkv_bias=ctor.get("qkv_bias", True), qk_scale=_qk_scale(ctor))
     _run(case, backbone, ctor["num_classes"], mean=case.config["global_pool"])
 
 
 def run_beit(case: Case) -> None:
-    known = ("init_values", "qkv_bias", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
+    known = ("init_values", "qkv_bias", "qk_scale", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
     started = "init_scale"  # of the classifier's first weights; here they are loaded
     ctor = case.take("ctor", *SIZES, *known, "use_mean_pooling", started, neutral=DROPS)
     _options(case)
@@ -39,6 +39,7 @@ def run_beit(case: Case) -> None:
         pos_embed="learned" if ctor.get("use_abs_pos_emb", True) else "none",
         rel_pos_bias="shared" if shared else "per_block" if own else "none",
         qkv_bias="no_key" if ctor.get("qkv_bias", True) else False,
+        qk_scale=_qk_scale(ctor),
         layer_scale=ctor.get("init_values") or None,
     )
     for name in [name for name in case.below("state") if name.endswith("relative_position_index")]:
@@ -101,6 +102,10 @@ def _sizes(ctor: dict[str, Any]) -> tuple[Any, ...]:
     size = tuple(side) if isinstance(side, list) else (side, side)
     widths = (ctor["embed_dim"], ctor["depth"], ctor["num_heads"], ctor.get("mlp_ratio", 4.0))
     return size, ctor["patch_size"], ctor.get("in_chans", 3), *widths
+
+
+def _qk_scale(ctor: dict[str, Any]) -> float | None:
+    return ctor.get("qk_scale") or None
 
 
 def _options(case: Case, *known: str) -> None:

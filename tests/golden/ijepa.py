@@ -109,7 +109,8 @@ def build(case: Case) -> tuple[IJEPA, Settings]:
 
 def build_vit(case: Case) -> ViT:
     known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
-    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "qk_scale": None}
+    known += ("qk_scale",)
+    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0}
     ctor = case.take("ctor", *known, neutral=neutral)
     side = ctor["img_size"]
     side = side[0] if isinstance(side, list) else side
@@ -123,6 +124,7 @@ def build_vit(case: Case) -> ViT:
         ctor.get("mlp_ratio", 4),
         class_token=False,
         qkv_bias=ctor.get("qkv_bias", True),
+        qk_scale=ctor.get("qk_scale") or None,
     )
 
 

@@ -109,7 +109,8 @@ def build(case: Case) -> tuple[GivenMomenta, Settings]:
 
 def build_vit(case: Case) -> ViT:
     known = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
-    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0, "qk_scale": None}
+    known += ("qk_scale",)
+    neutral = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0}
     ctor = case.take("ctor", *known, "stop_grad_conv1", neutral=neutral)
     side = ctor["img_size"]
     return ViT(
@@ -122,6 +123,7 @@ def build_vit(case: Case) -> ViT:
         ctor.get("mlp_ratio", 4.0),
         pos_embed="sincos_rows_first",
         qkv_bias=ctor.get("qkv_bias", True),
+        qk_scale=ctor.get("qk_scale") or None,
     )
 
 

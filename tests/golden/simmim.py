@@ -18,13 +18,14 @@ from pretrain.objectives.simmim import SimMIM
 from tests.golden.case import Case
 
 TABLES_OF_INDICES = ("relative_position_index", "attn_mask")  # computed, not learned
-NEUTRAL = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0, "qk_scale": None}
+NEUTRAL = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0}
 
 
 def run_vit(case: Case) -> None:
     ctor = case.take(
         "ctor", "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
         "init_values", "use_abs_pos_emb", "use_shared_rel_pos_bias", "use_rel_pos_bias", "use_mean_pooling", "norm_eps",
+        "qk_scale",
         neutral=NEUTRAL,
     )  # fmt: skip
     assert case.config["stride"] == ctor["patch_size"], "a ViT predicts the pixels of its own patches"
@@ -40,6 +41,7 @@ def run_vit(case: Case) -> None:
         pos_embed="learned" if ctor.get("use_abs_pos_emb", True) else "none",
         rel_pos_bias="per_block" if ctor.get("use_rel_pos_bias") else positions,
         qkv_bias="no_key" if ctor.get("qkv_bias", True) else False,
+        qk_scale=ctor.get("qk_scale") or None,
         layer_scale=ctor.get("init_values") or None,
         norm_eps=ctor.get("norm_eps", 1e-6),
     )
@@ -50,12 +52,14 @@ def run_swin(case: Case) -> None:
     """timm's Swin: the official one merges patches at the end of a stage, timm's at the start of the next."""
     ctor = case.take(
         "ctor", "img_size", "patch_size", "in_chans", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio",
-        "qkv_bias", neutral={**NEUTRAL, "ape": False, "patch_norm": True},
+        "qkv_bias", "qk_scale", "ape", "patch_norm", neutral=NEUTRAL | {"use_checkpoint": False},
     )  # fmt: skip
     given = {
         key: ctor[key] for key in ("patch_size", "embed_dim", "window_size", "mlp_ratio", "qkv_bias") if key in ctor
     }
     given |= {key: tuple(ctor[key]) for key in ("depths", "num_heads")}
+    given |= {"ape": ctor.get("ape", False), "patch_norm": ctor.get("patch_norm", True)}
+    given["qk_scale"] = ctor.get("qk_scale") or None
     swin = TimmBackbone("swin_tiny_patch4_window7_224", _size(ctor), ctor.get("in_chans", 3), **given)
     assert swin.patch_size == case.config["stride"], "the stride is that of the last stage"
     _run(case, swin, _swin_name)
@@ -128,6 +132,7 @@ def _vit_name(name: str) -> str:
 
 
 def _swin_name(name: str) -> str:
+    name = name.replace("encoder.absolute_pos_embed", "encoder.layers.0.absolute_pos_embed")
     name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
     return _outer_name(name.replace("encoder.", "encoder.model.") if name != "encoder.mask_token" else name)
 

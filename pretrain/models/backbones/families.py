@@ -27,6 +27,7 @@ Layout = Literal["tokens", "rows", "conv", "stages"]
 VIT_PROVIDES: Provides = frozenset({"image", "patches", "class_token", "keep", "mask", "layers", "own_blocks"})
 TIMM, CONV = "timm/", "conv_encoder"
 CONV_PROVIDES: Provides = frozenset({"patches", "conv_map"})
+SWIN_OPTIONS = ("ape", "patch_norm", "qk_scale")  # of timm's Swin, added here: see `swin_options`
 WITHOUT_CLASS_TOKEN = re.compile(r"_gap_|siglip|^aimv2_|^vit_so150m2?_|_rpn_")
 
 

@@ -19,7 +19,7 @@ from timm.layers import DropPath  # pyright: ignore[reportPrivateImportUsage]
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from pretrain.models.backbones import families
+from pretrain.models.backbones import families, swin_options
 from pretrain.models.backbones.contract import Backbone, Trunk
 from pretrain.models.mechanisms import placement, settings
 from pretrain.models.mechanisms.settings import Placed
@@ -34,7 +34,7 @@ class TimmBackbone(Backbone):
     Initial weights are timm's; nothing is downloaded.
 
     Args:
-        name: of timm's registry. arguments: of `timm.create_model`.
+        name: of timm's registry. arguments: of `timm.create_model`; of a Swin also those of `swin_options`.
         attention: entries of `mechanisms.settings`: mechanisms on the outputs of its modules, or in place of its
             convolutions.
         img_size: (height, width) in pixels; families that take other sizes resample their positions.
@@ -69,7 +69,9 @@ class TimmBackbone(Backbone):
         self.patch_size = families.timm_stride(name, arguments)
         self.class_token = "class_token" in self.provides
         self.grid_size = (img_size[0] // self.patch_size, img_size[1] // self.patch_size)
-        self.model, self.takes_img_size = _create(self.family, name, img_size, in_chans, arguments)
+        of_timm, ours = swin_options.split(self.family.name, arguments)
+        self.model, self.takes_img_size = _create(self.family, name, img_size, in_chans, of_timm)
+        swin_options.apply(self.model, **ours)
         expected = self.family.class_name
         if expected and type(self.model).__name__ != expected:
             raise ValueError(

@@ -31,6 +31,8 @@ from pretrain.models.mechanisms import placement, places, settings
 from pretrain.models.mechanisms.settings import Placed
 
 CLS_ONLY = slice(0, 1)
+# Arguments that a release names only where they differ from these.
+RARE = {"qk_scale": None, "proj_bias": True, "ffn_bias": True, "pos_offset": positions.DINO_OFFSET}
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class ViT(Backbone):
         pos_embed: "sincos" (as MAE orders it) and "sincos_rows_first" (as MoCo v3 does) are fixed tables, kept in the
             state dict; "learned" is trained; "rope" rotates queries and keys (see `rope`); "none". It also decides how
             the weights start, see `initialize_vit`.
-        pos_resize: how the table is resampled, see `pos_embed.resize`.
+        pos_resize, pos_offset: how the table is resampled, see `pos_embed.resize`.
         rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks or one for each.
-        qkv_bias, layer_scale, ffn, norm_eps: see `Block`.
+        qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, norm_eps: see `Block`.
         attention: entries of `mechanisms.settings`: mechanisms in place of the attention, or on the output of it, of
             the MLP or of the block.
 
@@ -88,11 +90,15 @@ class ViT(Backbone):
         drop_path_rate: float = 0.0,
         pos_embed: positions.PosKind = "sincos",
         pos_resize: positions.PosResize = "exact",
+        pos_offset: float = positions.DINO_OFFSET,
         qkv_bias: QKVBias = True,
         rel_pos_bias: rel_pos.RelPosKind = "none",
         layer_scale: float | None = None,
         ffn: FFN = "mlp",
         norm_eps: float = 1e-6,
+        qk_scale: float | None = None,
+        proj_bias: bool = True,
+        ffn_bias: bool = True,
         attention: Sequence[Mapping[str, Any] | Placed] = (),
     ):
         super().__init__()
@@ -113,10 +119,12 @@ class ViT(Backbone):
         self.num_prefix_tokens = class_token + num_registers
         self.pos_kind: positions.PosKind = pos_embed
         self.pos_resize: positions.PosResize = pos_resize
+        self.pos_offset = pos_offset
         self.rel_pos_kind: rel_pos.RelPosKind = rel_pos_bias
         self.qkv_bias: QKVBias = qkv_bias
         self.layer_scale, self.norm_eps = layer_scale, norm_eps
         self.ffn: FFN = ffn
+        self.qk_scale, self.proj_bias, self.ffn_bias = qk_scale, proj_bias, ffn_bias
         self.provides = families.vit_provides(class_token=class_token, attention=self.attention)
         self.checkpointing = False
 
@@ -138,6 +146,9 @@ class ViT(Backbone):
                 ffn=ffn,
                 norm_eps=norm_eps,
                 rel_pos_grid=self.grid_size if rel_pos_bias == "per_block" else None,
+                qk_scale=qk_scale,
+                proj_bias=proj_bias,
+                ffn_bias=ffn_bias,
                 mixer=self._mixer(i),
             )
             for i in range(depth)
@@ -285,13 +296,14 @@ class ViT(Backbone):
         if self.pos_embed is None:
             return None
         resize = positions.resample if self.resample_always else positions.resize
-        return resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize)
+        return resize(self.pos_embed, self.grid_size, grid_size, how=self.pos_resize, offset=self.pos_offset)
 
     def release_model(self) -> dict[str, Any]:
         """What rebuilds it, see `release`: the arguments of this class, without drop path."""
         given = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token")
         given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
         arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
+        arguments |= {name: getattr(self, name) for name, usual in RARE.items() if getattr(self, name) != usual}
         if self.attention:
             arguments["attention"] = [entry.arguments() for entry in self.attention]
         return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}

@@ -56,6 +56,10 @@ def vit_arguments(
         arguments["qkv_bias"] = False
     if "blocks.0.ls1.gamma" in state:
         arguments["layer_scale"] = 1.0
+    if "blocks.0.attn.proj.bias" not in state:
+        arguments["proj_bias"] = False
+    if "blocks.0.mlp.fc1.bias" not in state:
+        arguments["ffn_bias"] = False
     if "reg_token" in state:
         arguments["num_registers"] = state["reg_token"].shape[1]
     if inner != hidden:  # the first layer of a SwiGLU gives gate and value, of two thirds of an MLP's width

@@ -54,7 +54,9 @@ def initialize_vit(vit: ViT) -> None:
 def divide_outputs(vit: ViT) -> None:
     """Divide the output layers of block i by sqrt(2 i), as in BEiT."""
     for i, block in enumerate(cast(Any, vit.blocks), start=1):
-        for layer in (block.attn.proj, block.mlp.fc2):
+        for layer in (block.attn.proj, getattr(block.mlp, "fc2", None)):
+            if layer is None:
+                continue
             layer.weight.data.div_(math.sqrt(2.0 * i))
 
 

@@ -47,7 +47,7 @@ class DINOHead(nn.Module):
 
     Args:
         nlayers: linear layers of the MLP; with 1 there is no hidden layer.
-        use_bn: BatchNorm after each hidden layer.
+        use_bn: BatchNorm after each hidden layer. mlp_bias: biases of the linear layers.
         norm_last_layer: fix the prototypes at length 1.
     """
 
@@ -60,6 +60,7 @@ class DINOHead(nn.Module):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         use_bn: bool = False,
+        mlp_bias: bool = True,
         norm_last_layer: bool = True,
     ):
         super().__init__()
@@ -67,11 +68,11 @@ class DINOHead(nn.Module):
             raise ValueError(f"nlayers must be at least 1, got {nlayers}")
         layers: list[nn.Module] = []
         for i in range(nlayers - 1):
-            layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim))
+            layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim, bias=mlp_bias))
             if use_bn:
                 layers.append(nn.BatchNorm1d(hidden_dim))
             layers.append(nn.GELU())
-        last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim)
+        last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim, bias=mlp_bias)
         # Names as in the official weights: mlp.0, mlp.2, ...; mlp for a single layer.
         self.mlp = nn.Sequential(*layers, last) if layers else last
         self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer)

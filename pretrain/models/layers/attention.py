@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import Attention as TimmAttention  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -54,12 +55,22 @@ class Attention(TimmAttention, Mixer):
         qkv_bias: "no_key": biases of queries and values only, as parameters `q_bias` and `v_bias` (BEiT).
         rel_pos_grid: rows and columns of the patches of an own `relative_position_bias_table`; None: it has none. The
             caller computes the bias from it, as it knows which tokens are present.
+        qk_scale: factor of the products of queries and keys; None: 1 / sqrt(channels of a head).
+        proj_bias: bias of the last layer.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, qkv_bias: QKVBias = True, rel_pos_grid: tuple[int, int] | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: QKVBias = True,
+        rel_pos_grid: tuple[int, int] | None = None,
+        qk_scale: float | None = None,
+        proj_bias: bool = True,
     ):
-        super().__init__(dim, num_heads, qkv_bias=qkv_bias is True)
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias is True, proj_bias=proj_bias)
+        self.sharpness = None if qk_scale is None else qk_scale * self.head_dim**0.5
         if qkv_bias == "no_key":
             self.q_bias = nn.Parameter(torch.zeros(dim))
             self.v_bias = nn.Parameter(torch.zeros(dim))
@@ -94,7 +105,7 @@ class Attention(TimmAttention, Mixer):
     def split_heads(
         self, x: Tensor, queries: slice = EVERY_TOKEN, rotation: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b, h, t, d], keys and values [b, h, s, d]."""
+        """Queries [b, h, t, d], keys and values [b, h, s, d], for scores q k^T / sqrt(d)."""
         b, s, dim = x.shape
         weight, bias = self.qkv.weight, self._qkv_bias()
         if queries == EVERY_TOKEN:
@@ -108,6 +119,8 @@ class Attention(TimmAttention, Mixer):
             q = q.reshape(b, -1, self.num_heads, self.head_dim).transpose(1, 2)
         if rotation is not None:
             q, k = rope.rotate(q, rotation[:, :, :, queries]), rope.rotate(k, rotation)
+        if self.sharpness is not None:
+            q = q * self.sharpness
         return q, k, v
 
     def probabilities(self, x: Tensor, bias: Tensor | None = None, rotation: Tensor | None = None) -> Tensor:
@@ -134,7 +147,9 @@ class Block(TimmBlock):
 
     Args:
         layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
-        ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`.
+        ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`;
+            "identity": none. ffn_bias: biases of its layers.
+        qk_scale, proj_bias: see `Attention`.
         qkv_bias, rel_pos_grid: see `Attention`.
         mixer: builds the module in place of the attention, under its name `attn`.
 
@@ -153,17 +168,27 @@ class Block(TimmBlock):
         qkv_bias: QKVBias = True,
         layer_scale: float | None = None,
         ffn: FFN = "mlp",
+        ffn_bias: bool = True,
         norm_eps: float = 1e-6,
         rel_pos_grid: tuple[int, int] | None = None,
+        qk_scale: float | None = None,
+        proj_bias: bool = True,
         mixer: NewMixer = Attention,
     ):
         norm: Any = partial(nn.LayerNorm, eps=norm_eps)
         super().__init__(
             dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias is True, init_values=layer_scale, norm_layer=norm
         )
-        self.attn: Mixer = mixer(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid)
+        only_attention: dict[str, Any] = {} if qk_scale is None else {"qk_scale": qk_scale}
+        if not proj_bias:
+            only_attention["proj_bias"] = False
+        self.attn: Mixer = mixer(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid, **only_attention)
         if ffn == "swiglu":
-            self.mlp = SwiGLU(dim, swiglu_hidden(int(dim * mlp_ratio)))
+            self.mlp = SwiGLU(dim, swiglu_hidden(int(dim * mlp_ratio)), bias=ffn_bias)
+        elif ffn == "identity":
+            self.mlp = nn.Identity()
+        elif not ffn_bias:
+            self.mlp = Mlp(dim, int(dim * mlp_ratio), bias=False)
         self.drop_rate, self.drop_subset = 0.0, False
         self.placed: nn.ModuleDict | None = None
 

@@ -7,16 +7,16 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FFN = Literal["mlp", "swiglu"]
+FFN = Literal["mlp", "swiglu", "identity"]
 
 
 class SwiGLU(nn.Module):
     """fc2(silu(gate) * value), where fc1 gives the gate (first half) and the value together, as one product."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, *, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [..., D] -> [..., D]."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 PosKind = Literal["sincos", "sincos_rows_first", "learned", "rope", "none"]
 PosResize = Literal["exact", "dino", "antialias", "dino_antialias"]
+DINO_OFFSET = 0.1
 
 
 def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = True, rows_first: bool = False) -> Tensor:
@@ -37,11 +38,18 @@ def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = Tru
     return torch.cat([table.new_zeros(1, embed_dim), table]) if cls_row else table
 
 
-def resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, how: PosResize = "exact") -> Tensor:
+def resize(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    how: PosResize = "exact",
+    offset: float = DINO_OFFSET,
+) -> Tensor:
     """The table [1, P + N, D] of `old_grid` sampled (bicubic) on `new_grid`; a class row is kept.
 
     Args:
-        how: "exact" asks for the new size (MAE); "dino" asks for the scale factor (new + 0.1) / old, whose sampling
+        how: "exact" asks for the new size (MAE); "dino" asks for the scale factor (new + offset) / old, whose sampling
             grid differs slightly: the released weights of DINO, iBOT and DINOv2 were trained with it. "antialias" and
             "dino_antialias" smooth as well when the grid shrinks; DINOv2 with registers has "antialias".
 
@@ -50,11 +58,16 @@ def resize(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], 
     """
     if new_grid == old_grid:
         return table
-    return resample(table, old_grid, new_grid, how=how)
+    return resample(table, old_grid, new_grid, how=how, offset=offset)
 
 
 def resample(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, how: PosResize = "exact"
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    how: PosResize = "exact",
+    offset: float = DINO_OFFSET,
 ) -> Tensor:
     """`resize` without its shortcut for the same grid, so that it also traces for a grid that is not known yet."""
     prefix = table.shape[1] - old_grid[0] * old_grid[1]
@@ -66,7 +79,7 @@ def resample(
     image = table[:, prefix:].reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     antialias = how.endswith("antialias")
     if how.startswith("dino"):
-        scale = ((new_grid[0] + 0.1) / old_grid[0], (new_grid[1] + 0.1) / old_grid[1])
+        scale = ((new_grid[0] + offset) / old_grid[0], (new_grid[1] + offset) / old_grid[1])
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False, antialias=antialias)
         assert image.shape[-2:] == new_grid, f"scale factor gave {tuple(image.shape[-2:])}, expected {new_grid}"
     else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.models.backbones.contract import ImageEncoder
+from pretrain.models.backbones.families import SWIN_OPTIONS
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -55,6 +56,10 @@ def timm_model(backbone: ImageEncoder) -> TimmModel | str:
         return f"timm has no class like this backbone with {kinds} in it"
     if isinstance(backbone, TimmBackbone):
         return _of_timm(backbone)
+    if backbone.qk_scale is not None or backbone.ffn == "identity":
+        return "timm's vision transformers have an MLP, and scores divided by the root of a head's channels"
+    if backbone.proj_bias != backbone.ffn_bias:
+        return "timm's vision transformers have both biases, of the attention's last layer and of the MLP, or neither"
     if backbone.rel_pos_kind != "none":
         return _beit(backbone)
     return _eva(backbone) if backbone.pos_kind == "rope" else _vit(backbone)
@@ -160,6 +165,7 @@ def _vit(backbone: ViT) -> TimmModel | str:
         arguments["mlp_ratio"] = _ratio(2 * _hidden(backbone), backbone.embed_dim)
     arguments |= {
         "qkv_bias": backbone.qkv_bias is not False,
+        **({} if backbone.proj_bias else {"proj_bias": False}),
         "class_token": backbone.class_token,
         "reg_tokens": backbone.num_registers,
         "no_embed_class": backbone.num_registers > 0,
@@ -174,6 +180,8 @@ def _vit(backbone: ViT) -> TimmModel | str:
 def _beit(backbone: ViT) -> TimmModel | str:
     if backbone.norm_eps != TIMM_EPS:
         return f"timm's Beit has norm_eps {TIMM_EPS:g}, this backbone {backbone.norm_eps:g}"
+    if not backbone.proj_bias:
+        return "timm's Beit has biases in the attention's last layer and in the MLP"
     if not backbone.class_token or backbone.num_registers or backbone.pos_kind == "rope":
         return "timm's Beit, its class with relative-position bias, has a class token, no registers and no rotation"
     arguments = _widths(backbone) | {
@@ -191,6 +199,8 @@ def _beit(backbone: ViT) -> TimmModel | str:
 def _eva(backbone: ViT) -> TimmModel | str:
     if backbone.norm_eps not in (TIMM_EPS, DINOV3_EPS):
         return f"timm's Eva has norm_eps {TIMM_EPS:g} or {DINOV3_EPS:g}, this backbone {backbone.norm_eps:g}"
+    if not backbone.proj_bias:
+        return "timm's Eva has biases in the attention's last layer and in the MLP"
     if backbone.qkv_bias is True:
         return "timm's Eva, its class with rotary positions, has no key biases; train with model.qkv_bias=no_key"
     arguments = _widths(backbone) | {
@@ -212,8 +222,10 @@ def _eva(backbone: ViT) -> TimmModel | str:
     return TimmModel(EVA, entry, arguments, token_norm="use_post_transformer_norm")
 
 
-def _of_timm(backbone: TimmBackbone) -> TimmModel:
+def _of_timm(backbone: TimmBackbone) -> TimmModel | str:
     family = backbone.family
+    if changed := sorted(set(SWIN_OPTIONS) & set(backbone.arguments)) if family.name == "Swin" else []:
+        return f"timm's Swin has no {', '.join(changed)}"
     arguments: dict[str, Any] = {**backbone.arguments, "in_chans": backbone.in_chans}
     if backbone.takes_img_size:
         arguments["img_size"] = list(backbone.img_size)

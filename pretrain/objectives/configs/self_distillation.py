@@ -21,7 +21,9 @@ class DistillationTeacherConfig(ObjectiveSection):
     freeze_last_layer_epochs: int = Field(1, ge=0, description="epochs in which the prototypes are frozen")
     drop_path_rate: float = Field(0.1, ge=0, lt=1, description="of the student; the teacher has none")
     sync_bn: bool = Field(True, description="batch norms, if any, over all ranks; false: per rank")
-    pos_resize: Literal["exact", "dino"] = Field("dino", description="dino: as in the training of released weights")
+    pos_resize: Literal["exact", "dino", "antialias", "dino_antialias"] = Field(
+        "dino", description="dino: as in the training of released weights; antialias: as DINOv2's with registers"
+    )
 
     has_teacher: ClassVar[bool] = True
     step_momenta: ClassVar[tuple[str, ...]] = ("momentum_teacher", "center_momentum")

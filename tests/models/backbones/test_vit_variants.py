@@ -20,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rotary": {"pos_embed": "rope", "num_registers": 3, "layer_scale": 0.3, "ffn": "swiglu", "qkv_bias": "no_key"},
     "BEiT": {"pos_embed": "none", "rel_pos_bias": "shared", "layer_scale": 0.3, "qkv_bias": "no_key"},
     "BEiT by block": {"pos_embed": "learned", "rel_pos_bias": "per_block", "num_registers": 1, "qkv_bias": False},
+    "few biases": {"proj_bias": False, "ffn_bias": False, "qk_scale": 0.6},
+    "attention alone": {"pos_embed": "rope", "ffn": "identity", "qk_scale": 0.6},
     "bias alone": {"pos_embed": "none", "rel_pos_bias": "per_block", "class_token": False},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)

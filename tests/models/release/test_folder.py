@@ -157,6 +157,7 @@ VARIANTS = {
         {"pos_embed": "rope", "qkv_bias": "no_key", "num_registers": 4, "layer_scale": 0.01, "norm_eps": 1e-5},
         "Eva",
     ),
+    "few biases": ({"proj_bias": False, "ffn_bias": False}, "VisionTransformer"),
     "rotary alone": ({"pos_embed": "rope", "qkv_bias": False, "class_token": False}, "Eva"),
     "rotary, gated": ({"pos_embed": "rope", "qkv_bias": "no_key", "ffn": "swiglu"}, "Eva"),
 }
@@ -164,6 +165,11 @@ WITHOUT_CLASS = {
     "has no key biases; train with model.qkv_bias=no_key": {"pos_embed": "rope"},
     "has a class token, no registers and no rotation": {"rel_pos_bias": "shared", "num_registers": 1},
     "has norm_eps 1e-06, this backbone 1e-05": {"norm_eps": 1e-5},
+    "have both biases": {"ffn_bias": False, "pos_embed": "learned", "pos_offset": 0.2},
+    "have an MLP": {"ffn": "identity"},
+    "scores divided by the root of a head's channels": {"qk_scale": 0.3},
+    "Beit has biases in": {"rel_pos_bias": "shared", "proj_bias": False, "ffn_bias": False},
+    "Eva has biases in": {"pos_embed": "rope", "proj_bias": False, "ffn_bias": False},
 }
 
 
