@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.pages import backbones, configuration
+from launch.pages import attention, backbones, configuration
 
 DOCS = Path(__file__).parents[2] / "docs"
 # File in docs/ -> function from its current text to the new one: a page may be generated in part.
-PAGES: dict[str, Callable[[str], str]] = {"backbones.md": backbones.page, "configuration.md": configuration.page}
+PAGES: dict[str, Callable[[str], str]] = {
+    "attention.md": attention.page,
+    "backbones.md": backbones.page,
+    "configuration.md": configuration.page,
+}
 
 
 def outdated(docs: Path = DOCS) -> dict[Path, str]:

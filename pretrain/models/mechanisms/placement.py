@@ -48,16 +48,28 @@ def change_outputs(blocks: Sequence[Block], entries: Sequence[Placed], dim: int)
 def building_problem(entry: Placed, dim: int, num_heads: int, grid: tuple[int, int]) -> str | None:
     """Why a mechanism cannot stand in our own vision transformer of this width and grid; None: it can."""
     try:
-        with torch.device("meta"):
-            if entry.where == "mixer":
-                built: nn.Module = build_mixer(entry, dim, num_heads, prefix=True)
-            else:
-                built = Change(entry, dim)
-            for mechanism in mechanisms_of(built):
-                mechanism.check_grid(grid)
+        for mechanism in mechanisms_of(_built(entry, dim, num_heads)):
+            mechanism.check_grid(grid)
     except ValueError as error:
         return f"{entry.kind}: {error}"
     return None
+
+
+def weights_of(entry: Placed, dim: int, num_heads: int) -> int:
+    """How many weights a mechanism adds to a block of our own vision transformer."""
+    built = sum(parameter.numel() for parameter in _built(entry, dim, num_heads).parameters())
+    if entry.where != "mixer":
+        return built
+    with torch.device("meta"):
+        return built - sum(parameter.numel() for parameter in Attention(dim, num_heads).parameters())
+
+
+def _built(entry: Placed, dim: int, num_heads: int) -> nn.Module:
+    """It alone, without memory for its weights."""
+    with torch.device("meta"):
+        if entry.where == "mixer":
+            return build_mixer(entry, dim, num_heads, prefix=True)
+        return Change(entry, dim)
 
 
 def mechanisms_of(module: nn.Module) -> list[MapMechanism]:

@@ -1,0 +1,53 @@
+"""Every cell of the table mechanism x objective trains for a step on tiny sizes, or is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from launch.pages.attention import WORKS, model, objectives, page, placeable, verdict
+from pretrain.config import PretrainConfig
+from tests.launch.pages.test_backbones import trains
+from tests.objectives.released import reads
+from tests.objectives.tiny import small_settings
+
+SMALLER = {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
+SIZE = (64, 64)
+CELLS = [(kind, name, verdict(kind, name)) for kind in placeable() for name in objectives()]
+
+
+def configured(kind: str, name: str, **placed: Any) -> PretrainConfig:
+    own = model(kind)
+    own["attention"] = [own["attention"][0] | placed]
+    if name == "ijepa" and not own["name"].startswith("timm/"):
+        own["class_token"] = False
+    section = {"name": name, **small_settings(name), **reads(name, SIZE, 3)}
+    return PretrainConfig.model_validate(
+        {
+            "run_dir": "unused",
+            "objective": section,
+            "model": own if own["name"].startswith("timm/") else own | SMALLER,
+            "data": {"shards": "unused"},
+            "optim": {"lr": 1e-3, "global_batch_size": 4, "total_steps": 2},
+        }
+    )
+
+
+@pytest.mark.parametrize(("kind", "name", "expected"), CELLS)
+def test_a_cell_holds(kind: str, name: str, expected: str):
+    if expected == WORKS:
+        trains(configured(kind, name))
+    elif expected == "not last":
+        with pytest.raises(ValidationError, match=rf"model\.attention: {kind}: places: .*only the class token is read"):
+            configured(kind, name)
+        trains(configured(kind, name, places="blocks.0.mlp"))
+    else:
+        with pytest.raises(ValidationError, match=rf"model\.(attention|name): {name} "):
+            configured(kind, name)
+
+
+def test_a_page_without_the_markers_of_a_table_is_refused():
+    with pytest.raises(ValueError, match="the page has no lines <!-- mechanisms -->"):
+        page("# Attention\n")
