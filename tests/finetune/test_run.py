@@ -100,3 +100,8 @@ def test_a_run_does_not_resume_with_another_configuration_or_other_data(undistur
     assert status == 2 and "Traceback" not in said
     assert "optim.layer_decay: the run was started with 0.75, now 0.5" in said
     assert "data.val: the data differ (fingerprint " in said
+
+
+def test_a_run_is_not_evaluated_on_photos_read_in_another_way(undisturbed: Path):
+    status, said = finish(undisturbed.with_suffix(".yaml"), "--evaluate", "data.orientation=stored", command=COMMAND)
+    assert status == 2 and "data.orientation: the run was trained with exif, now stored" in said
