@@ -13,7 +13,7 @@ from pretrain.core.configlib import Config, ConfigError, Positive
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
-from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig
+from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, sam_problems
 from pretrain.engine.plan import Plan, plan_steps
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
@@ -162,7 +162,7 @@ class PretrainConfig(Config):
             )
         if self.engine.device == "cpu" and self.engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
-        return found
+        return found + sam_problems(self.optim, self.engine)
 
     @property
     def mean(self) -> tuple[float, ...]:

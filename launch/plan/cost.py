@@ -16,7 +16,7 @@ class Cost:
     """Of one configuration.
 
     Attributes:
-        flops: of one image, forward and backward, matrix products and convolutions only.
+        flops: of one image in a step, forward and backward (twice with optim.sam), products and convolutions only.
         trained: bytes of the trained parameters in fp32. fixed: of the rest of the state (averages).
         per_batch, per_image: bytes that a micro-batch keeps alive: per_batch + per_image * images.
         state: bytes of optimizer state per byte of `trained`.
@@ -45,7 +45,8 @@ def count(config: PretrainConfig) -> Cost:
 
     found = footprint(config)
     state = OPTIMIZER_BYTES[config.optim.name] / 4
-    return Cost(_flops(config), found.trained, found.fixed, found.per_batch, found.per_image, state)
+    passes = 1 if config.optim.sam is None else 2
+    return Cost(passes * _flops(config), found.trained, found.fixed, found.per_batch, found.per_image, state)
 
 
 def _flops(config: PretrainConfig, images: int = 2) -> float:

@@ -116,6 +116,8 @@ def footprint(config: PretrainConfig) -> Footprint:
     small, large = (_step_peak(config, images) for images in (2, 4))
     per_image = (large.activations - small.activations) / 2
     per_batch = max(0.0, small.activations - 2 * per_image)
+    if config.optim.sam is not None:
+        per_batch += small.trained  # the weights from before the second pass
     return Footprint(small.trained, small.fixed, round(per_batch), round(per_image))
 
 

@@ -17,6 +17,13 @@ OWNED_DEEPSPEED_KEYS = frozenset(
 ClipMode = Literal["global", "per_tensor", "per_module"]
 
 
+class SAMConfig(Config):
+    """Sharpness-aware steps (Foret et al. 2021): two passes each, so about twice the time."""
+
+    rho: float = Field(0.05, gt=0, description="distance at which the gradient is taken (its authors: 2.0 if adaptive)")
+    adaptive: bool = Field(False, description="measure the distance of a weight in units of its size (ASAM)")
+
+
 class OptimConfig(Config):
     """Optimizer and schedules. Durations in epochs or in steps, never both."""
 
@@ -51,6 +58,8 @@ class OptimConfig(Config):
         "global",
         description="per_tensor: each tensor separately (DINO); per_module: backbone and heads separately (DINOv2)",
     )
+
+    sam: SAMConfig | None = Field(None, description="sharpness-aware steps; default: none")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> OptimConfig:
@@ -182,6 +191,21 @@ def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
     if given is None:
         return {}
     return cast(Mapping[str, Any], given) if isinstance(given, Mapping) else None
+
+
+def sam_problems(optim: OptimConfig, engine: EngineConfig) -> list[str]:
+    """Why the engine cannot take sharpness-aware steps: they move complete weights by unscaled gradients."""
+    if optim.sam is None:
+        return []
+    found: list[str] = []
+    if engine.name == "deepspeed" and engine.zero_stage > 0:
+        found.append(
+            f"optim.sam: not possible with ZeRO-{engine.zero_stage}, where no rank holds all gradients; "
+            "use engine.zero_stage=0 or engine.name=accelerate"
+        )
+    if engine.precision == "fp16":
+        found.append("optim.sam: not possible in fp16, whose gradients are scaled; use engine.precision=bf16 or fp32")
+    return found
 
 
 class CheckpointConfig(Config):

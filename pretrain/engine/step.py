@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import tee
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.checkpoint.commit import CheckpointError, FileRecord, write_file
 from pretrain.engine.checkpoint.tensorfile import open_tensors, read_tensors, write_tensors
-from pretrain.engine.config import EngineConfig, OptimConfig
-from pretrain.engine.optim import lars
+from pretrain.engine.config import EngineConfig, OptimConfig, SAMConfig
+from pretrain.engine.optim import lars, sam
 from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
 from pretrain.engine.optim.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
 from pretrain.engine.optim.head_warmup import HeadWarmup, freeze_backbone
@@ -139,7 +140,11 @@ class StepEngine(ABC):
         """
         started = time.perf_counter()
         lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.schedules, step)
-        losses, parts, wait = self._accumulate(micro_batches, step)
+        sharpness = self.optim.sam
+        first, again = tee(micro_batches) if sharpness else (micro_batches, micro_batches)
+        losses, parts, wait = self._accumulate(first, step)
+        if sharpness:
+            losses, parts = self._at_worst_point(sharpness, again, step, losses, parts)
         heartbeat.mark("agree", step + 1)
         gradients = self._gradients()
         decision = decide(
@@ -220,6 +225,30 @@ class StepEngine(ABC):
                 value = value.detach().double() / self.accumulation_steps
                 total[name] = total[name] + value if name in total else value
         return total, parts, wait
+
+    def _at_worst_point(
+        self, config: SAMConfig, again: Iterator[Batch], step: int, losses: dict[str, Tensor], parts: list[Part]
+    ) -> tuple[dict[str, Tensor], list[Part]]:
+        """Replace the gradients at the weights by those close to them where the loss is higher (see `sam`).
+
+        The random numbers of the second pass are those of the first, as they are keyed; what the first one left for
+        `after_step` is discarded. Frozen groups do not move. Adds "sharpness" to the losses: how much higher it is.
+        """
+        frozen = {index for index, group in enumerate(self.groups) if step < group["frozen_steps"]}
+        pairs = [(fragment.owner, g) for fragment, g in self._gradients() if fragment.group not in frozen]
+        weights, gradients = [weight for weight, _ in pairs], [gradient for _, gradient in pairs]
+        norm = sam.gradient_norm(weights, gradients, adaptive=config.adaptive)
+        if not bool(norm.isfinite()):  # on all ranks alike, as gradients are averaged; the step will be skipped
+            return {**losses, "sharpness": torch.zeros_like(losses["loss"])}, parts
+        restore = sam.perturb(weights, gradients, rho=config.rho, adaptive=config.adaptive, norm=norm)
+        del pairs, gradients
+        self._discard()
+        cast(Trainable, self.trainable).discard_pending()
+        with sam.kept_statistics(self.trainable):
+            worse, worse_parts, _ = self._accumulate(again, step)
+        restore()
+        both = [(one & two, place) for (one, place), (two, _) in zip(parts, worse_parts, strict=True)]
+        return {**losses, "sharpness": worse["loss"] - losses["loss"]}, both
 
     def _adapt(self, gradients: list[tuple[Fragment, Tensor]], weight_decay: float) -> None:
         lars.adapt(

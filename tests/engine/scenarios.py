@@ -44,6 +44,7 @@ OPTIMS: dict[str, dict[str, Any]] = {
     "none": {},
     "lars": {"name": "lars", "lr": 3.0, "trust_coefficient": 0.02, "clip_mode": "global", "clip_grad": 0.3},
     "sgd": {"name": "sgd", "lr": 0.1, "clip_mode": "per_tensor", "clip_grad": 0.1},
+    "sam": {"sam": {"rho": 0.2}, "clip_mode": "global", "clip_grad": 0.3},
 }
 MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "dino": tiny_dino}
 

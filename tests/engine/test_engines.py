@@ -20,6 +20,7 @@ CASES = [
     *[["plain", engine, "sgd"] for engine in ("ddp", "zero2")],
     *[["plain", engine, "lars"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload")],
     *[["toy", engine, "per_module"] for engine in ("ddp", "zero2")],
+    *[["toy", engine, "sam"] for engine in ("ddp", "zero0")],
     *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
     *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
 ]
@@ -33,6 +34,7 @@ RESUMED = [
     ["plain", "zero2", "sgd"],
     ["plain", "ddp", "lars"],
     ["plain", "zero2", "lars"],
+    ["toy", "ddp", "sam"],
     ["mae", "zero2", "global"],
     ["dino", "ddp", "per_tensor"],
     ["dino", "zero2", "per_tensor"],
@@ -221,9 +223,12 @@ def test_files_ask_for_a_save_and_for_a_stop_and_are_taken_away(two_again):
 def test_all_ranks_take_the_same_older_checkpoint_when_one_rank_s_file_is_damaged(two_again):
     for rank in two_again:
         assert rank["trouble"]["step"] == 2
-        assert rank["trouble"]["skipped"] == [
-            "00000004: optim-rank00001.safetensors has changed since it was written (sha256 differs)"
-        ]
+<<<<<<< HEAD
+        assert rank["trouble"]["skipped"] == ["00000004: optim-rank00001.safetensors has changed since it was written"]
+=======
+        [note] = rank["trouble"]["skipped"]
+        assert note.startswith("00000004: optim-rank00001.safetensors has changed since it was written: sha256 ")
+>>>>>>> dc8a307 (A test follows the wording of damaged files)
 
 
 def test_when_one_rank_cannot_write_all_say_so_and_nothing_is_left_behind(two_again):

@@ -67,3 +67,17 @@ def test_clipping_by_module_is_for_objectives_that_name_them():
     assert recipes
     for recipe in recipes:
         assert load_config(PretrainConfig, recipe).optim.clip_mode == "per_module"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.name=deepspeed", "engine.zero_stage=2"], "optim.sam: not possible with ZeRO-2"),
+        (["engine.precision=fp16"], "optim.sam: not possible in fp16"),
+        (["optim.sam.rho=0"], "optim.sam.rho"),
+    ],
+)
+def test_sharpness_aware_steps_are_refused_where_they_cannot_be(overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(PretrainConfig, CONFIG, ["optim.sam={rho: 0.05}", *overrides])
+    load_config(PretrainConfig, CONFIG, ["optim.sam={rho: 2.0, adaptive: true}", "engine.precision=bf16"])

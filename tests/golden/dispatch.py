@@ -25,7 +25,7 @@ from tests.golden import (
     simmim,
 )
 from tests.golden.case import Case
-from tests.golden.mechanisms import branch, channel, channel_spatial, hamburger, interpret, ram, spatial, temporal
+from tests.golden.mechanisms import branch, channel, channel_spatial, hamburger, interpret, ram, sam, spatial, temporal
 
 # (repository, a part of source.code, runner): the first line that fits.
 RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
@@ -97,6 +97,7 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "spatial/deform_conv": spatial.run_deform,
     "spatial/ram": ram.run,
     "temporal/tam": temporal.run_tam,
+    "optim/sam": sam.run_sam,
     "interpret/rollout_chefer": interpret.run_rollout_chefer,
     "interpret/deletion_insertion": interpret.run_deletion_insertion,
 }
