@@ -314,7 +314,9 @@ def _difference(task: Task, val: Examples) -> str:
     more = [name for name in val.classes if name not in task.classes]
     if not missing and not more:
         return "the same in another order"
-    parts = [f"{title} {', '.join(names[:5])}" for title, names in (("without", missing), ("with", more)) if names]
+    parts = [
+        f"{title} {shown(', '.join(names[:5]))}" for title, names in (("without", missing), ("with", more)) if names
+    ]
     return "; ".join(parts)
 
 

@@ -19,6 +19,7 @@ from finetune.data.files import Files
 from finetune.data.orientation import of_photos
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation, Orientation
+from pretrain.core.text import shown
 from pretrain.data import image_list
 from pretrain.data.image_list import read_list
 from pretrain.data.labels import number_labels, splits_among
@@ -277,7 +278,7 @@ def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Clas
     for number, name in zip(own.category_ids, own, strict=True):
         if names.get(number, name) != name:
             raise ValueError(
-                f"{where}: class {number} is {name} here, but {names[number]} in the training set; "
+                f"{where}: class {number} is {shown(name)} here, but {shown(names[number])} in the training set; "
                 "give both sets one classes.json"
             )
     return trained

@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 
 from finetune.data.examples import BadExample
+from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import walk
 from pretrain.data.shards.listing import expand, is_shard
@@ -224,7 +225,7 @@ def _table(where: str, members: Sequence[Sequence[Member]]) -> _Table:
         raise ValueError(f"{where}: no files in it")
     twice = next((a[0] for a, b in pairwise(rows) if a[0] == b[0]), None)
     if twice is not None:
-        raise ValueError(f"{where}: {twice} exists twice")
+        raise ValueError(f"{where}: {shown(twice)} exists twice")
     names, of, offset, length, crc = zip(*rows, strict=True)
     return _Table(tuple(names), *(np.array(column, dtype=np.int64) for column in (of, offset, length, crc)))
 

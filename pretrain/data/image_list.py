@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.text import shown
+
 SUFFIXES = frozenset({".csv", ".tsv"})
 FILE_COLUMNS = ("filename", "file_name", "path", "file", "file_path", "filepath", "image", "image_path", "image_name")
 _LABEL_COLUMNS, _NAME_COLUMNS = ("label", "labels", "target"), ("class_name", "class", "category")
@@ -75,7 +77,7 @@ def _read_rows(path: Path, reader: Any, columns: Mapping[str, int], rows: list[L
 
     files, labels, names = first(FILE_COLUMNS), first(_LABEL_COLUMNS), first(_NAME_COLUMNS)
     if files is None:
-        have = f"its first line has: {', '.join(columns) or 'nothing'}"
+        have = f"its first line has: {shown(', '.join(columns)) or 'nothing'}"
         raise ValueError(f"{path}: no column named {' or '.join(FILE_COLUMNS)}; {have}")
     width = max(columns.values()) + 1
     for fields in reader:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.text import shown
 from pretrain.data.image_list import ListedImage
 
 CLASSES_FILE = "classes.json"
@@ -49,7 +50,7 @@ def number_labels(
     numeric = {text for text in distinct if _NUMBER.fullmatch(text)}
     if numeric and numeric != distinct:
         raise ValueError(
-            f"{where}: some labels are integers ({min(numeric)}) and some are names ({min(distinct - numeric)}); "
+            f"{where}: some labels are integers ({min(numeric)}) and some are names ({shown(min(distinct - numeric))}); "
             f"correct them, or give a {CLASSES_FILE} that names them all"
         )
     if numeric and all(text == str(int(text)) and int(text) >= 0 for text in numeric):
@@ -79,7 +80,7 @@ def read_classes(path: Path) -> dict[int, str]:
     for which, values in (("number", [str(number) for number, _ in pairs]), ("name", [name for _, name in pairs])):
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
-            raise ValueError(f"{path}: the {which} {', '.join(twice[:5])} is used by two classes")
+            raise ValueError(f"{path}: the {which} {shown(', '.join(twice[:5]))} is used by two classes")
     return dict(pairs)
 
 

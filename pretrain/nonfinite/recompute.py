@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Precision
+from pretrain.core.text import shown
 from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views import augment
@@ -60,7 +61,7 @@ class Recompute:
         if rows is None:
             print("  samples    no small subset of them reproduces it")
         for row in rows or []:
-            print(f"  sample     {part.samples[row]} at position {part.positions[row]}")
+            print(f"  sample     {shown(part.samples[row])} at position {part.positions[row]}")
         if rows:
             batch = rows_of(batch, [rows[at % len(rows)] for at in range(len(part.positions))])
         print(f"  module     {self._first_module(part, batch)}")

@@ -17,6 +17,7 @@ from finetune.data.coco.instances import Instances
 from finetune.data.coco.objects import CocoEntry, ObjectReader
 from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
+from pretrain.core.text import shown
 
 _KEYS = {"images": list, "annotations": list, "categories": list}
 
@@ -84,7 +85,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected COCO's {{images, annotations, categories}}, got a {type(data).__name__}")
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):
-            have = ", ".join(list(data)[:10])
+            have = shown(", ".join(list(data)[:10]))
             raise ValueError(f"{path}: no list named {key!r}; a COCO file has one (this one has: {have})")
     return data
 

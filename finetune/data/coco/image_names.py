@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from finetune.data.files import Files
+from pretrain.core.text import shown
 from pretrain.data.names import Names
 from pretrain.data.shards.image_files import SUFFIXES
 
@@ -34,7 +35,7 @@ def find_names(
     found = {id: there[name] for id, name in zip(wanted, matched, strict=True) if name is not None}
     reasons = {id: f"{name} {names.why_not(name)}" for id, name in wanted.items() if id not in found}
     if reasons and not found:
-        some = ", ".join(sorted(there)[:3]) or "no file"
+        some = shown(", ".join(sorted(there)[:3])) or "no file"
         raise ValueError(
             f"{path}: none of its {len(wanted)} {what} exists: {next(iter(reasons.values()))} ({some}, ... in "
             f"{files.where}); give the folder of these files, or correct the names"

@@ -16,6 +16,7 @@ from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations, upright_map
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
+from pretrain.core.text import shown
 from pretrain.data.names import respelled
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError
@@ -181,7 +182,7 @@ def match(
         findings.add(NO_IMAGE, targets.where, name, f"no image named {target_key(name)} in {images.where}", lost=1)
     if not pairs and others:
         kinds = Counter(map(_suffix, others.values()))
-        held = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in kinds.most_common())
+        held = ", ".join(f"{count} {shown(suffix) or 'without a suffix'}" for suffix, count in kinds.most_common())
         raise ValueError(
             f"{targets.where} holds {held}: maps must be PNG ({_only_png(next(iter(others.values())))}); save them as "
             "PNG with the same names"
@@ -222,11 +223,13 @@ def _by_key(files: Files, key: StemBelow) -> dict[str, str]:
         if of is None:
             continue
         if of in found:
-            raise ValueError(f"{files.where}: {found[of]} and {name} both have the key {of}; it must be unique")
+            raise ValueError(
+                f"{files.where}: {shown(found[of])} and {shown(name)} both have the key {shown(of)}; it must be unique"
+            )
         found[of] = name
     return found
 
 
 def _some(names: dict[str, str]) -> str:
-    shown = ", ".join(list(names.values())[:2])
-    return f"{len(names)} files: {shown} ..." if names else "no such files"
+    first = shown(", ".join(list(names.values())[:2]))
+    return f"{len(names)} files: {first} ..." if names else "no such files"

@@ -28,6 +28,7 @@ from finetune.data.maps.label_maps import VOID, Labels, decode_ids
 from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
+from pretrain.core.text import shown
 
 LOOKED_AT = 16  # number of masks that are checked when a set is opened
 _PNG = frozenset({".png"})
@@ -225,5 +226,5 @@ def _one(images: str | list[str]) -> str:
 
 
 def _listed(classes: Classes) -> str:
-    names = ", ".join(f"{i} {name}" for i, name in zip(classes.category_ids[:4], classes[:4], strict=True))
+    names = ", ".join(f"{i} {shown(name)}" for i, name in zip(classes.category_ids[:4], classes[:4], strict=True))
     return f"({len(classes)}: {names} ...)"

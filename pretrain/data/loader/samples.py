@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from pretrain.core.images import Orientation
+from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views.decode import LABEL_EXTENSION, decode_sample
@@ -90,8 +91,8 @@ def read_label(sample: Mapping[str, Any], name: str) -> int:
     """The class number in the `.cls` member of a sample called `name`. ValueError when it is missing or no integer."""
     text = sample.get(LABEL_EXTENSION)
     if text is None:
-        raise ValueError(f"{name} has no label: its .{LABEL_EXTENSION} member is missing")
+        raise ValueError(f"{shown(name)} has no label: its .{LABEL_EXTENSION} member is missing")
     try:
         return int(text)
     except ValueError as error:
-        raise ValueError(f"{name}.{LABEL_EXTENSION} holds {text[:40]!r}, expected an integer") from error
+        raise ValueError(f"{shown(name)}.{LABEL_EXTENSION} holds {text[:40]!r}, expected an integer") from error

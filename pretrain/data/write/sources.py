@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.core.text import shown
 from pretrain.data import image_list
 from pretrain.data.image_list import ListedImage, read_list
 from pretrain.data.labels import number_labels, splits_among
@@ -65,7 +66,7 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
         ids, found_classes = number_labels(source, rows, classes)
         unknown = sorted({row.label or row.class_name for row, i in zip(rows, ids, strict=True) if i is None} - {""})
         if unknown:
-            listed = ", ".join(unknown[:5])
+            listed = shown(", ".join(unknown[:5]))
             raise ValueError(f"{source}: not in the given classes: {listed} ({len(unknown)} in all)")
     labelled = sorted(zip((row.file for row in rows), ids, strict=True))
     keys = sample_keys([name for name, _ in labelled])
@@ -83,8 +84,8 @@ def _of_folders(source: Path, names: list[str], labels: str, classes: Mapping[in
     splits = [] if classes else splits_among(sorted(set(tops)))
     if splits:
         raise ValueError(
-            f"{source}: its folders {', '.join(splits)} are parts of a data set, not classes; write one of them "
-            f"({source / splits[0]}), or all images without labels (--labels none)"
+            f"{source}: its folders {shown(', '.join(splits))} are parts of a data set, not classes; write one of them "
+            f"({shown(source / splits[0])}), or all images without labels (--labels none)"
         )
     return [ListedImage(0, name, "", top) for name, top in zip(names, tops, strict=True)]
 
@@ -99,7 +100,7 @@ def _of_list(source: Path) -> list[ListedImage]:
         first = rows.setdefault(file, ListedImage(row.line, file, row.label, row.class_name))
         if (first.label, first.class_name) != (row.label, row.class_name):
             raise ValueError(
-                f"{source}: {row.file} is listed more than once, with other labels (lines {first.line}, {row.line}); "
+                f"{source}: {shown(row.file)} is listed more than once, with other labels (lines {first.line}, {row.line}); "
                 "an image has one class"
             )
     return list(rows.values())
@@ -126,4 +127,4 @@ def _size(path: Path) -> int:
 
 
 def _counted(ignored: Counter[str]) -> str:
-    return ", ".join(f"{suffix} {count}" for suffix, count in ignored.most_common(5))
+    return ", ".join(f"{shown(suffix)} {count}" for suffix, count in ignored.most_common(5))
