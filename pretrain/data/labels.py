@@ -50,8 +50,8 @@ def number_labels(
     numeric = {text for text in distinct if _NUMBER.fullmatch(text)}
     if numeric and numeric != distinct:
         raise ValueError(
-            f"{where}: some labels are integers ({min(numeric)}) and some are names ({shown(min(distinct - numeric))}); "
-            f"correct them, or give a {CLASSES_FILE} that names them all"
+            f"{where}: some labels are integers ({min(numeric)}) and some are names "
+            f"({shown(min(distinct - numeric))}); correct them, or give a {CLASSES_FILE} that names them all"
         )
     if numeric and all(text == str(int(text)) and int(text) >= 0 for text in numeric):
         return [int(text) if text else None for text in texts], named

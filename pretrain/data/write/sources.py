@@ -100,8 +100,8 @@ def _of_list(source: Path) -> list[ListedImage]:
         first = rows.setdefault(file, ListedImage(row.line, file, row.label, row.class_name))
         if (first.label, first.class_name) != (row.label, row.class_name):
             raise ValueError(
-                f"{source}: {shown(row.file)} is listed more than once, with other labels (lines {first.line}, {row.line}); "
-                "an image has one class"
+                f"{source}: {shown(row.file)} is listed more than once, with other labels "
+                f"(lines {first.line}, {row.line}); an image has one class"
             )
     return list(rows.values())
 
