@@ -12,7 +12,7 @@ from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.param_groups import GroupChange
 
-_FIRST = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed")
+_FIRST = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "front")
 
 
 def layer_of(name: str, depth: int) -> int:

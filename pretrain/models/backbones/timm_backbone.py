@@ -104,8 +104,11 @@ class TimmBackbone(Backbone):
         ]
         self.set_drop_path(drop_path_rate)
         if self.attention:
+            front = placement.front(self.attention, in_chans)
             last = self.family.layout == "rows"
             placement.into_network(self.model, self.attention, (in_chans, *self.img_size), channels_last=last)
+            if front is not None:
+                self.model.add_module("front", front)
 
     def forward(
         self,
@@ -126,6 +129,7 @@ class TimmBackbone(Backbone):
             ValueError: the family does not provide it.
         """
         self._need("patches")
+        x = self._seen(x)
         with self._replaced(x, keep, mask, mask_token):
             return self._tokens(x)
 
@@ -137,6 +141,7 @@ class TimmBackbone(Backbone):
         mask_token: Tensor | None = None,
     ) -> Tensor:
         """Images -> one vector each [b, D]: the class token; without one the mean of the patches, as timm pools."""
+        x = self._seen(x)
         with self._replaced(x, None, mask, mask_token):
             if self.class_token:
                 return self._tokens(x)[:, 0]
@@ -162,7 +167,7 @@ class TimmBackbone(Backbone):
         self._need("layers")
         if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < self.depth:
             raise ValueError(f"indices must ascend within 0 to {self.depth - 1}, got {list(indices)}")
-        outputs: list[Tensor] = []
+        x, outputs = self._seen(x), list[Tensor]()
         blocks: Any = self.model.blocks
         handles = [blocks[i].register_forward_hook(lambda _, __, out: outputs.append(out)) for i in indices]
         try:
@@ -228,6 +233,11 @@ class TimmBackbone(Backbone):
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them, as far as timm does for this model."""
         self.model.set_grad_checkpointing(enabled)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """The images after the mechanism before the network, if there is one."""
+        front = getattr(self.model, "front", None)
+        return x if front is None else front(x)
 
     def _tokens(self, x: Tensor) -> Tensor:
         model = self.model

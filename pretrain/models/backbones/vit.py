@@ -156,6 +156,7 @@ class ViT(Backbone):
         self.set_drop_path(drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         initialize_vit(self)
+        self.front = placement.front(self.attention, in_chans)
         placement.change_outputs(cast(Sequence[Block], self.blocks), self.attention, embed_dim)
         self._rotation(self.grid_size, None)  # refuses an unsuitable width at once
 
@@ -273,6 +274,7 @@ class ViT(Backbone):
     ) -> Tensor:
         """Class token, registers and embedded patches with their positions, before the first block."""
         table = self.position_table(self._grid_of(x))
+        x = x if self.front is None else self.front(x)
         pixels = gather_pixels(x, self.patch_size, keep)
         # A strided convolution as one product: only the kept patches are touched.
         projection = self.patch_embed.proj

@@ -11,9 +11,9 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Kind = Literal["channel", "spatial", "channel and spatial", "branch", "temporal"]
 Slot = Literal["gate", "mixer", "stage", "conv", "front"]
@@ -33,6 +33,7 @@ class Mechanism:
         options: of its constructor beside the widths, (type, default) by name, as pydantic reads them.
         relative_positions: whether it adds a relative-position bias and rotates; else positions are in the tokens only.
         keeps_frame: whether patch (i, j) after it still shows patch (i, j) of the image.
+        grid_option: an option with which it reads the grid in place of a set.
     """
 
     kind: Kind
@@ -42,15 +43,28 @@ class Mechanism:
     options: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     relative_positions: bool = False
     keeps_frame: bool = True
+    grid_option: str | None = None
 
 
-def _of(kind: Kind, slots: str, reads: Reads, where: str, *, keeps_frame: bool = True, **options: Any) -> Mechanism:
+def _of(
+    kind: Kind,
+    slots: str,
+    reads: Reads,
+    where: str,
+    *,
+    keeps_frame: bool = True,
+    grid_option: str | None = None,
+    **options: Any,
+) -> Mechanism:
     named: Any = tuple(slots.split())
-    return Mechanism(kind, named, reads, f"{__name__}.{where}", options, keeps_frame=keeps_frame)
+    module = f"{__name__}.{where}"
+    return Mechanism(kind, named, reads, module, options, keeps_frame=keeps_frame, grid_option=grid_option)
 
 
 ATTENTION, BOTH = "attention", "channel and spatial"
+Share = Annotated[float, Field(ge=0, le=1)]
 _reduction, _flag = (PositiveInt, 16), (bool, False)
+_inner, _norm = (PositiveInt | None, None), (Literal["batch", "layer"], "batch")
 MECHANISMS: dict[str, Mechanism] = {
     ATTENTION: Mechanism(
         "spatial", ("mixer",), "set", "pretrain.models.layers.attention:Attention", relative_positions=True
@@ -81,6 +95,53 @@ MECHANISMS: dict[str, Mechanism] = {
         pooling=(Literal["attention", "mean"], "attention"),
         fusion=(Literal["add", "scale", "both"], "add"),
     ),
+    "non_local": _of(
+        "spatial",
+        "stage mixer",
+        "set",
+        "spatial.non_local:NonLocal",
+        grid_option="sub_sample",
+        inner_dim=_inner,
+        similarity=(Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"], "embedded_gaussian"),
+        sub_sample=_flag,
+        norm=_norm,
+    ),
+    "pam": _of("spatial", "stage mixer", "set", "spatial.position_attention:PositionAttention", inner_dim=_inner),
+    "ema_unit": _of(
+        "spatial",
+        "stage mixer",
+        "set",
+        "spatial.em_attention:EMAttention",
+        num_bases=(PositiveInt, 64),
+        iterations=(PositiveInt, 3),
+        momentum=(Share, 0.9),
+        norm=_norm,
+    ),
+    "hamburger": _of(
+        "spatial",
+        "stage mixer",
+        "set",
+        "spatial.hamburger:Hamburger",
+        inner_dim=(PositiveInt, 512),
+        version=(Literal["v1", "v2", "v2+"], "v1"),
+        factorization=(Literal["nmf", "cd", "vq"], "nmf"),
+        num_bases=(PositiveInt, 64),
+        train_iterations=(PositiveInt, 6),
+        eval_iterations=(PositiveInt, 7),
+        random_bases=(bool, True),
+        norm=_norm,
+    ),
+    "external": _of(
+        "spatial", "mixer stage", "set", "spatial.external:ExternalAttention", num_slots=(PositiveInt, 64), norm=_norm
+    ),
+    "criss_cross": _of(
+        "spatial",
+        "stage mixer",
+        "grid",
+        "spatial.criss_cross:CrissCross",
+        inner_dim=_inner,
+        recurrence=(PositiveInt, 2),
+    ),
     "lka": _of(BOTH, "mixer stage", "grid", "channel_spatial.lka:LKA"),
     "sk": _of("branch", "conv", "grid", "branch.selective_kernel:SelectiveKernel", reduction=_reduction),
     "split_attention": _of("branch", "conv", "grid", "branch.split_attention:SplitAttention", radix=(PositiveInt, 2)),
@@ -94,6 +155,31 @@ MECHANISMS: dict[str, Mechanism] = {
         temperature=(PositiveFloat, 30.0),
         temperature_steps=(NonNegativeInt, 0),
     ),
+    "stand_alone": _of(
+        "spatial",
+        "conv",
+        "grid",
+        "spatial.stand_alone:StandAloneAttention",
+        num_heads=(PositiveInt, 8),
+        border=(Literal["masked", "zero"], "masked"),
+    ),
+    "dcn": _of(
+        "spatial",
+        "conv",
+        "grid",
+        "spatial.deform_conv:DeformConv",
+        offset_groups=(PositiveInt, 1),
+        modulated=(bool, True),
+    ),
+    "stn": _of(
+        "spatial",
+        "front",
+        "grid",
+        "spatial.spatial_transformer:SpatialTransformer",
+        keeps_frame=False,
+        align_corners=_flag,
+    ),
+    "tam": _of("temporal", "", "grid", "temporal.tam:TAM", num_frames=(PositiveInt, 8), kernel_size=(PositiveInt, 3)),
     "general": _of(
         "branch",
         "mixer",

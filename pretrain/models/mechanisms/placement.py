@@ -18,7 +18,7 @@ from pretrain.models.layers.mixer import Mixer
 from pretrain.models.mechanisms import class_of
 from pretrain.models.mechanisms.contract import MapMechanism
 from pretrain.models.mechanisms.mixers import Blend, build_mixer
-from pretrain.models.mechanisms.placed import Change
+from pretrain.models.mechanisms.placed import Change, build_map
 from pretrain.models.mechanisms.places import block_places
 from pretrain.models.mechanisms.settings import Placed
 
@@ -28,6 +28,11 @@ def new_mixer(entry: Placed | None, dim: int, num_heads: int, *, prefix: bool, *
     if entry is None:
         return Attention(dim, num_heads, **of_attention)
     return build_mixer(entry, dim, num_heads, prefix=prefix, **of_attention)
+
+
+def front(entries: Sequence[Placed], in_chans: int) -> MapMechanism | None:
+    """The mechanism before the network, if there is one."""
+    return next((build_map(entry, in_chans) for entry in entries if entry.where == "front"), None)
 
 
 def change_outputs(blocks: Sequence[Block], entries: Sequence[Placed], dim: int) -> None:
@@ -67,6 +72,8 @@ def weights_of(entry: Placed, dim: int, num_heads: int) -> int:
 def _built(entry: Placed, dim: int, num_heads: int) -> nn.Module:
     """It alone, without memory for its weights."""
     with torch.device("meta"):
+        if entry.where == "front":
+            return build_map(entry, 3)
         if entry.where == "mixer":
             return build_mixer(entry, dim, num_heads, prefix=True)
         return Change(entry, dim)
@@ -82,7 +89,7 @@ def added_names(module: nn.Module) -> tuple[str, ...]:
     the weights that it starts from."""
     found: list[str] = []
     for name, part in module.named_modules():
-        if isinstance(part, Change):
+        if isinstance(part, Change) or name.rpartition(".")[2] == "front":
             found.append(f"{name}.")
         elif isinstance(part, Blend):
             found += [f"{name}.{added}" for added in ("branches.", "router.", "strength")]
@@ -90,10 +97,12 @@ def added_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def settle(module: nn.Module, *, taken: bool) -> None:
-    """After an optimizer step: mechanisms below a module take what its forward passes left for their state. Those of a
-    skipped step and of copies that are not trained, such as a teacher, drop it."""
+    """After an optimizer step: mechanisms below a module take what its forward passes left for their state. After a
+    skipped step, and where they are frozen, they drop it. Those of an EMA teacher, whose weights are buffers, count the
+    step too."""
     for mechanism in mechanisms_of(module):
-        if taken and any(parameter.requires_grad for parameter in mechanism.parameters()):
+        trained = [parameter.requires_grad for parameter in mechanism.parameters()]
+        if taken and (not trained or any(trained)):
             mechanism.after_step()
         else:
             mechanism.discard_pending()
@@ -113,8 +122,10 @@ def into_network(
     for entry in entries:
         names = [name for name, _ in network.named_modules() if name]
         try:
-            if entry.where not in ("gate", "stage", "conv"):
-                raise ValueError(f"a {entry.where} stands in our own vision transformer only, vit_tiny to vit_giant")
+            if entry.where == "mixer":
+                raise ValueError("a mixer stands in our own vision transformer only, vit_tiny to vit_giant")
+            if entry.where == "front":
+                continue
             found = entry.matching(names)
             for place in found if entry.where == "conv" else ():
                 network.set_submodule(place, _in_place_of(network.get_submodule(place), entry, place))

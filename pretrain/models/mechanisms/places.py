@@ -39,7 +39,7 @@ def problems(entries: Sequence[Placed], depth: int) -> Iterator[str]:
         if entry.changes_outputs and IMAGES in found:
             yield f"{entry.kind}: places: {IMAGES}: it changes tokens; set places: blocks.*.mlp"
         for name in found:
-            key = (name, "mixer" if entry.where == "mixer" else entry.kind)
+            key = (name, entry.where) if entry.where in ("mixer", "front") else (name, entry.kind)
             if key in taken:
                 yield f"{entry.kind}: places: {name} has {taken[key]} already; one of the two at a place"
             taken[key] = entry.kind

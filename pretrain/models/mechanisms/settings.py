@@ -68,7 +68,12 @@ class Placed(Config):
     @property
     def reads(self) -> Reads:
         """What it reads, with its branches."""
-        return "grid" if any(e.entry.reads == "grid" for e in (self, *self.alternatives)) else "set"
+        found = (self, *self.alternatives)
+        return "grid" if any(e.entry.reads == "grid" or e._grid_by_option for e in found) else "set"
+
+    @property
+    def _grid_by_option(self) -> bool:
+        return self.entry.grid_option is not None and bool(self.options[self.entry.grid_option])
 
     def arguments(self) -> dict[str, Any]:
         """As JSON keeps it: all keys that say something."""
