@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
+from finetune.data.first_look import look
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.machine.terminal import safe_output
@@ -37,7 +38,10 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
     config = validate(FinetuneConfig, as_resumed(read_values(given, overrides)), source=source)
     train = _open(config, "train", None)
     val = _open(config, "val", train)
+    if problems := config.task.class_problems(train.classes):
+        raise ConfigError("data.train", problems)
     for name, examples in (("data.train", train), ("data.val", val)):
+        look(examples, config.data.max_bad_fraction, source=name)
         examples.findings.check(config.data.strict, source=name)
         examples.findings.check_lost(config.data.max_lost_fraction, source=name)
         if not len(examples):

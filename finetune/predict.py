@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from pretrain.core.files import write_json
 from pretrain.core.images import Orientation
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
+from pretrain.data.names import Names
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
 from pretrain.data.views.orientation import recorded_orientation
@@ -128,7 +130,7 @@ def read_ids(path: Path) -> dict[str, int]:
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["images"]
-        ids = {str(row["file_name"]): int(row["id"]) for row in rows}
+        ids = {str(row["file_name"]): _integer_id(row["id"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
     if len(ids) < len(rows):
@@ -136,6 +138,13 @@ def read_ids(path: Path) -> dict[str, int]:
     if len(set(ids.values())) < len(ids):
         raise ValueError(f"{path}: {len(ids) - len(set(ids.values()))} ids are used by more than one image")
     return ids
+
+
+def _integer_id(value: Any) -> int:
+    number = integer(value)
+    if number is None:
+        raise ValueError(f"id {value!r} is no integer")
+    return number
 
 
 def predict(
@@ -162,7 +171,7 @@ def predict(
     images: list[dict[str, Any]] = []
     given: list[str | int | None] = list(names)
     if ids is not None:
-        given = _chosen_ids(files, list(names), ids)
+        given = list(_chosen_ids(list(names), ids))
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
     for examples in _batches(files, names, batch_size, given, orientation, failed):
@@ -212,16 +221,12 @@ def _batches(
         yield waiting
 
 
-def _chosen_ids(files: Sequence[Path], names: Sequence[str], ids: dict[str, int]) -> list[str | int | None]:
-    """The id of each file: by its complete name, else by the last part of it, if no other file has that id."""
-    last = Counter(path.name for path, name in zip(files, names, strict=True) if name not in ids)
-    taken = {ids[name] for name in names if name in ids}
-
-    def of(path: Path, name: str) -> int | None:
-        id = ids.get(name, ids.get(path.name))
-        return None if name not in ids and (last[path.name] > 1 or id in taken) else id
-
-    return [of(path, name) for path, name in zip(files, names, strict=True)]
+def _chosen_ids(names: Sequence[str], ids: dict[str, int]) -> list[str | int | None]:
+    """The id of each file: that of the name which means it, where it is one name (see `pretrain.data.names`)."""
+    files = Names(names).match(list(ids))
+    claims = Counter(files)
+    of_file = {file: id for file, id in zip(files, ids.values(), strict=True) if claims[file] == 1}
+    return [of_file.get(name) for name in names]
 
 
 def _names(files: Sequence[Path]) -> dict[str, str]:

@@ -13,15 +13,26 @@ from pretrain.core.text import shown
 from pretrain.data.image_list import ListedImage
 
 CLASSES_FILE = "classes.json"
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
 _NUMBER = re.compile(r"-?\d+(\.0+)?")  # spreadsheets write 1 as 1.0 if a row has no number
 
 
 def splits_among(classes: Iterable[str]) -> list[str]:
-    """The names that are parts of a data set (train, val, ...) and no classes, or none if they may be classes."""
+    """The names that are parts of a data set (train, val, ...) and no classes, in this order; none if they may be
+    classes."""
     names = list(classes)
-    splits = [name for name in names if name.lower() in SPLITS]
+    splits = sorted((name for name in names if name.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
     return splits if len(splits) >= 2 or len(splits) == len(names) else []
+
+
+def refuse_splits(shards: Sequence[str]) -> None:
+    """ValueError if the class names next to `shards` are parts of a data set: their labels are no classes."""
+    path = Path(shards[0]).with_name(CLASSES_FILE)
+    if path.is_file() and (splits := splits_among(read_classes(path).values())):
+        raise ValueError(
+            f"{path}: its classes {', '.join(splits)} are parts of a data set, not classes; write the images of one of "
+            "them (fovea data write)"
+        )
 
 
 def number_labels(

@@ -77,6 +77,6 @@ def test_a_class_that_is_not_given_has_no_number(photos: Path):
 
 
 def test_parts_of_a_data_set_are_told_from_classes():
-    assert splits_among(["Train", "test"]) == ["Train", "test"] and splits_among(["train"]) == ["train"]
+    assert splits_among(["test", "Train"]) == ["Train", "test"] and splits_among(["train"]) == ["train"]
     assert splits_among(["car", "train", "valid", "validation"]) == ["train", "valid", "validation"]
     assert splits_among(["bus", "car", "train"]) == [] and splits_among([]) == []

@@ -11,6 +11,7 @@ from finetune.config import DataSource, FinetuneConfig, ModelSource
 from finetune.run import FREE_KEYS
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.session.folder import check_same_run, write_records
+from tests.data.tars import image_bytes
 from tests.finetune.runs import write_config
 from tests.runs import SHARDS
 
@@ -104,14 +105,16 @@ def test_strict_refuses_wrong_annotations_and_the_default_counts_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = tmp_path / "labels.csv"
-    photo = tmp_path / "a.jpg"
-    photo.write_bytes(b"")
-    table.write_text("filename,label\na.jpg,x\nb.jpg,y\nc.jpg,x\n")
-    (tmp_path / "c.jpg").write_bytes(b"")
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.png").write_bytes(image_bytes(0, image_format="PNG"))
+    table.write_text("filename,label\na.png,x\nb.jpg,y\nc.png,x\n")
     (tmp_path / "backbone").mkdir()
     config = str(write_config(tmp_path, "run"))
     data = [f"data.{name}={{images: {table}, format: csv}}" for name in ("train", "val")]
     data.append("optim.global_batch_size=2")
+    assert main([config, *data, "--check"]) == 2
+    assert "1 of 3 labels cannot be used: 1 x missing image" in capsys.readouterr().err
+    data.append("data.max_lost_fraction=0.5")
     assert main([config, *data, "--check"]) == 0
     said = capsys.readouterr().out
     assert "findings   train: 1 x" in said and "b.jpg" in said

@@ -173,9 +173,10 @@ def test_an_id_is_never_used_for_two_images(photos: Path, tmp_path: Path, capsys
         assert [row["file_name"] for row in rows] == sorted([*expected, "b.png"])
         assert "a.jpg: --ids has no image of this name, or several files have it; skipped" in capsys.readouterr().err
     (photos / "a.jpg").unlink()
-    ids.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.jpg"}]}))
-    out = run(task, tmp_path / "2", photos, "--ids", ids)  # the last part of a name is enough where one file has it
-    assert [row["id"] for row in json.loads((out / "images.json").read_text())["images"]] == [7]
+    for number, known in enumerate(("a.jpg", "C:\\photos\\deep\\A.jpg", "deep/%61.jpg"), start=2):
+        ids.write_text(json.dumps({"images": [{"id": "7", "file_name": known}]}))
+        out = run(task, tmp_path / str(number), photos, "--ids", ids)  # one file has a name that this one means
+        assert [row["id"] for row in json.loads((out / "images.json").read_text())["images"]] == [7]
 
 
 def test_arrays_are_images_as_in_training(photos: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -100,6 +101,11 @@ class ClassificationConfig(TaskSection):
     def first_std(self) -> float:
         """Standard deviation of the classifier's initial weights: MAE's fine-tuning, MAE's and DINO's linear probes."""
         return self.head_std or (0.01 if self.train in FROZEN else 2e-5)
+
+    def class_problems(self, classes: Sequence[str]) -> list[str]:
+        if len(classes) > 1:
+            return []
+        return [f"{len(classes)} class ({', '.join(classes)}); a classifier needs at least 2"]
 
     def problems(self, config: Any) -> list[str]:
         found, augment, optim = [], self.augment, config.optim

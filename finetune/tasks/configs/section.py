@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pretrain.core.configlib import Config
@@ -19,6 +20,10 @@ class TaskSection(Config):
 
     def problems(self, config: Any) -> list[str]:
         """Problems of a `FinetuneConfig` with this task: "task.key: value, reason, remedy"."""
+        return []
+
+    def class_problems(self, classes: Sequence[str]) -> list[str]:
+        """Problems of the classes of the training set."""
         return []
 
     def source_problems(self, key: str, source: Any) -> list[str]:

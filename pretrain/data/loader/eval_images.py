@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.images import Orientation
+from pretrain.data.labels import refuse_splits
 from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
@@ -29,7 +30,8 @@ class EvalImages:
     rank, world_size  this rank takes its contiguous share
 
     A label is the integer in the sample's `.cls` member. Images that cannot be used are omitted and listed in `bad`
-    as (shard, key, reason), renewed in each pass. ValueError for samples without an integer label.
+    as (shard, key, reason), renewed in each pass. ValueError for samples without an integer label, and for classes that
+    are parts of a data set (train, val, ...).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class EvalImages:
                 f"the data set has no labels: {dataset.names[0]} ... hold {', '.join(dataset.extensions)}, "
                 f"and no .{LABEL_EXTENSION}; write it with labels, or remove the probe section"
             )
+        refuse_splits(dataset.paths)
         if len(mean) != in_chans or len(std) != in_chans:
             raise ValueError(f"mean has {len(mean)} and std {len(std)} numbers for in_chans={in_chans}")
         if batch_size < 1 or (max_samples is not None and max_samples < 1):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,17 @@ def test_a_data_set_without_labels_is_refused_with_its_extensions(tmp_path):
 def test_a_sample_without_a_number_for_a_label_is_named(tmp_path, members, message):
     with pytest.raises(ValueError, match=message):
         list(EvalImages(one_shard(tmp_path, members), (16, 16), batch_size=2, **ZERO_ONE))
+
+
+def test_labels_that_are_parts_of_a_data_set_are_refused(tmp_path):
+    dataset = make_dataset(tmp_path)
+    for names, refused in ((("train", "val", "test"), True), (("train", "bus", "car"), False)):
+        (tmp_path / "classes.json").write_text(json.dumps(names))
+        if refused:
+            with pytest.raises(ValueError, match=r"its classes train, val, test are parts of a data set, not classes"):
+                EvalImages(dataset, (16, 16), batch_size=1, **ZERO_ONE)
+        else:
+            EvalImages(dataset, (16, 16), batch_size=1, **ZERO_ONE)
 
 
 def test_a_crop_larger_than_the_resized_image_is_refused(tmp_path):

@@ -240,7 +240,9 @@ def test_folders_that_are_parts_of_a_data_set_are_no_classes(tmp_path, capsys, i
             (tmp_path / "in" / split / "0.jpg").write_bytes(image_bytes(0))
     assert run(tmp_path / "in", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path}/in: its folders Val, train are parts of a data set" in error and f"({tmp_path}/in/Val)" in error
+    assert (
+        f"{tmp_path}/in: its folders train, Val are parts of a data set" in error and f"({tmp_path}/in/train)" in error
+    )
     assert run(tmp_path / "in", tmp_path / "out", "--labels", "none") == 0
     if inside:
         assert run(tmp_path / "in" / "train", tmp_path / "train") == 0
