@@ -34,6 +34,15 @@ class IBOTBranch(Branch):
         super().__init__(backbone)
         self.head = head
 
+    def bottlenecks(self, features: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of features [n, D] -> [n, B] and of all their patches [n, N, D] -> [n * N, B], in one pass of all
+        tokens, as in the official code: batch norms depend on it.
+        """
+        tokens = torch.cat([features[:, None], patches], dim=1)
+        rows = self.head.bottleneck(tokens.flatten(0, 1))
+        result = rows.view(*tokens.shape[:2], rows.shape[-1])
+        return result[:, 0], result[:, 1:].flatten(0, 1)
+
 
 class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
     """Batch: that of `MultiCrop`, and "mask" bool [b, 2, N]: True where the student does not see a patch.
@@ -60,13 +69,17 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
             nlayers=config.head_nlayers,
             hidden_dim=config.head_hidden_dim,
             bottleneck_dim=config.head_bottleneck_dim,
+            norm=config.head_norm,
+            act=config.head_act,
             norm_last_layer=config.norm_last_layer,
         )
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate)
         student = IBOTBranch(backbone, head)
         self.student = synchronized(student) if config.sync_bn else student
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
+        self.mask_token = None
+        if config.use_masked_im_modeling:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         teacher = IBOTBranch(backbone, head.for_teacher(shared=config.shared_head_teacher))
         self.teacher = EMA(teacher, follows=self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
@@ -78,16 +91,14 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
         crops, mask = self.crops(batch), crop_after_crop(batch["mask"])
         images, config = len(batch["global"]), self.config
         student, teacher = self.student, self.teacher.average
-        features, of_global = student.encode_crops(
-            crops, drop=self.drop_path(batch), mask=mask, mask_token=self.mask_token
-        )
-        hidden = of_global[mask]
-        together = student.head.bottleneck(torch.cat([features, hidden]))
-        cls, patches = torch.split(together, [len(features), len(hidden)])
+        features, cls, patches = self._student_bottlenecks(crops, mask, self.drop_path(batch))
         with torch.no_grad():
             teacher_features, teacher_patches = teacher.encode(crops[0])
-            teacher_cls = teacher.head.bottleneck(teacher_features)
-            teacher_bottlenecks = teacher.head.bottleneck(teacher_patches.flatten(0, 1))
+            if teacher.head.couples_rows:
+                teacher_cls, teacher_bottlenecks = teacher.bottlenecks(teacher_features, teacher_patches)
+            else:
+                teacher_cls = teacher.head.bottleneck(teacher_features)
+                teacher_bottlenecks = teacher.head.bottleneck(teacher_patches.flatten(0, 1))
         result = prototype_loss(
             by_crop(cls, images),
             student.head.last_layer,
@@ -123,6 +134,26 @@ class IBOT(SelfDistillation[IBOTConfig, IBOTBranch]):
             "student_teacher_cosine": F.cosine_similarity(seen_by_both.float(), teacher_features.float()).mean(),
             "center_norm": center_norm(self.center),
         }
+
+    def _student_bottlenecks(
+        self, crops: list[Tensor], mask: Tensor, drop: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [crops * b, D], their bottlenecks, and those of the masked patches, in the order of `mask`."""
+        student, seen = self.student, mask if self.config.use_masked_im_modeling else None
+        if not student.head.couples_rows:
+            features, of_global = student.encode_crops(crops, drop=drop, mask=seen, mask_token=self.mask_token)
+            hidden = of_global[mask]
+            together = student.head.bottleneck(torch.cat([features, hidden]))
+            cls, patches = torch.split(together, [len(features), len(hidden)])
+            return features, cls, patches
+        drops: list[Tensor | None] = [None] * len(crops)
+        if drop is not None:
+            drops = list(torch.split(drop, [len(images) for images in crops]))
+        tokens = [student.encode(crops[0], drop=drops[0], mask=seen, mask_token=self.mask_token)]
+        tokens += [student.encode(images, drop=given) for images, given in zip(crops[1:], drops[1:], strict=True)]
+        rows = [student.bottlenecks(*given) for given in tokens]
+        features, cls = torch.cat([given[0] for given in tokens]), torch.cat([given[0] for given in rows])
+        return features, cls, rows[0][1][mask.flatten()]
 
     def teacher_temp(self, step: int) -> float:
         """Temperature of the teacher's softmax over the class token's prototypes in the epoch of `step`."""

@@ -42,7 +42,7 @@ class Branch(nn.Module):
         return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
 
     def encode_crops(
-        self, crops: list[Tensor], *, drop: Tensor | None, mask: Tensor, mask_token: Tensor
+        self, crops: list[Tensor], *, drop: Tensor | None, mask: Tensor | None, mask_token: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D].
 

@@ -53,6 +53,29 @@ def test_hidden_pixels_never_reach_the_student_and_always_the_teacher():
     assert not torch.equal(of.teacher.average.encode(crops[0])[1], of.teacher.average.encode(changed)[1])
 
 
+def test_without_masked_image_modeling_the_student_sees_the_patches_whose_loss_it_gets():
+    of = objective("ibot", use_masked_im_modeling=False).eval()
+    given = with_mask(of, batch(of))
+    assert of.mask_token is None and "mask_token" not in of.state_dict()
+    crops = of.crops(given)
+    features, cls, patches = of._student_bottlenecks(crops, crop_after_crop(given["mask"]), None)
+    torch.testing.assert_close(features[: len(crops[0])], of.student.backbone(crops[0])[:, 0])
+    assert len(patches) == given["mask"].sum() and len(cls) == sum(map(len, crops))
+
+
+def test_a_head_with_batch_norm_averages_over_all_tokens_of_the_global_crops():
+    of = objective("ibot", head_norm="bn", head_act="relu").train()
+    given = with_mask(of, batch(of))
+    norm, seen = of.student.head.mlp[1], []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    losses = of(given, 0)
+    losses["loss"].backward()
+    of.eval()
+    tokens = [len(crops) * of.student.backbone(crops).shape[1] for crops in of.crops(given)]
+    assert seen == [count for count in tokens for _ in range(2)]  # one module after both hidden layers
+    assert norm.weight.grad is not None and norm.weight.grad.any()
+
+
 def test_local_crops_are_seen_whole_by_the_class_tokens_loss_alone():
     of = objective("ibot").eval()
     given = with_mask(of, batch(of))

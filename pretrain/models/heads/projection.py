@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.layers.initialize import initialize_linears
+
+Act = Literal["gelu", "relu"]
+Norm = Literal["none", "bn", "ln"]
 
 
 class Prototypes(nn.Module):
@@ -48,6 +51,7 @@ class DINOHead(nn.Module):
     Args:
         nlayers: linear layers of the MLP; with 1 there is no hidden layer.
         use_bn: BatchNorm after each hidden layer. mlp_bias: biases of the linear layers.
+        act: after each hidden layer. same_norm: one norm, with the same weights after every hidden layer (iBOT).
         norm_last_layer: fix the prototypes at length 1.
     """
 
@@ -61,6 +65,8 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
         use_bn: bool = False,
         mlp_bias: bool = True,
+        act: Act = "gelu",
+        same_norm: nn.Module | None = None,
         norm_last_layer: bool = True,
     ):
         super().__init__()
@@ -71,7 +77,9 @@ class DINOHead(nn.Module):
             layers.append(nn.Linear(in_dim if i == 0 else hidden_dim, hidden_dim, bias=mlp_bias))
             if use_bn:
                 layers.append(nn.BatchNorm1d(hidden_dim))
-            layers.append(nn.GELU())
+            if same_norm is not None:
+                layers.append(_FirstNormAgain() if i else same_norm)
+            layers.append(nn.GELU() if act == "gelu" else nn.ReLU())
         last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim, bias=mlp_bias)
         # Names as in the official weights: mlp.0, mlp.2, ...; mlp for a single layer.
         self.mlp = nn.Sequential(*layers, last) if layers else last
@@ -80,7 +88,10 @@ class DINOHead(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Features [b, in_dim] -> fp32 vectors of length 1 [b, bottleneck_dim]."""
-        return F.normalize(self.mlp(x).float(), dim=-1, eps=1e-12)
+        layers: Any = self.mlp if isinstance(self.mlp, nn.Sequential) else [self.mlp]
+        for layer in layers:
+            x = layers[1](x) if isinstance(layer, _FirstNormAgain) else layer(x)
+        return F.normalize(x.float(), dim=-1, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last_layer(self.bottleneck(x))
@@ -94,14 +105,27 @@ class IBOTHead(DINOHead):
     Args:
         patch_out_dim: prototypes of the patches; equal to `out_dim` when shared.
         shared: patches use the prototypes of the class token.
+        norm: after every hidden layer, with the same weights, as in the official code.
 
     Raises:
         ValueError: `shared`, with different numbers of prototypes.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, patch_out_dim: int, shared: bool, **others: Any):
-        super().__init__(in_dim, out_dim, **others)
-        self.shared = shared
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        patch_out_dim: int,
+        shared: bool,
+        hidden_dim: int,
+        norm: Norm = "none",
+        **others: Any,
+    ):
+        kind = {"bn": nn.BatchNorm1d, "ln": nn.LayerNorm}.get(norm)
+        same_norm = None if kind is None else kind(hidden_dim)
+        super().__init__(in_dim, out_dim, hidden_dim=hidden_dim, same_norm=same_norm, **others)
+        self.shared, self.couples_rows = shared, norm == "bn"
         if shared and patch_out_dim != out_dim:
             raise ValueError(f"a shared head has {out_dim} prototypes for both, but patch_out_dim is {patch_out_dim}")
         if not shared:
@@ -124,6 +148,10 @@ class IBOTHead(DINOHead):
     def patch_layer(self) -> Prototypes:
         """The prototypes of the patches."""
         return self.last_layer if self.shared else self.last_layer2
+
+
+class _FirstNormAgain(nn.Identity):
+    """Holds the place of a norm in the names of the layers; the head applies its first norm there."""
 
 
 def mlp_head(in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int, last_norm: bool = True) -> nn.Sequential:

@@ -28,6 +28,10 @@ class IBOTConfig(SelfDistillationConfig):
     head_hidden_dim: Positive = 2048
     head_bottleneck_dim: Positive = 256
     head_nlayers: Positive = 3
+    head_norm: Literal["none", "bn", "ln"] = Field(
+        "none", description="one norm after every hidden layer of the head; bn reads all patches, masked or not"
+    )
+    head_act: Literal["gelu", "relu"] = "gelu"
     norm_last_layer: bool = Field(True, description="fix prototypes at length 1; false is better for small ViTs")
     teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
@@ -37,6 +41,9 @@ class IBOTConfig(SelfDistillationConfig):
     patch_center_momentum: float = Field(0.9, ge=0, lt=1)
     lambda1: float = Field(1.0, ge=0, description="weight of the class token's loss")
     lambda2: float = Field(1.0, ge=0, description="weight of the patches' loss")
+    use_masked_im_modeling: bool = Field(
+        True, description="the student sees a mask token in place of masked patches; false: it sees the patches"
+    )
     pred_ratio: Ratio = Field((0.3,), description="fractions of a crop's patches to mask, one drawn per crop")
     pred_ratio_var: Ratio = Field((0.0,), description="half width of the range around each fraction")
     pred_shape: Literal["block", "rand"] = "block"
