@@ -39,7 +39,9 @@ class ModelConfig(Config):
     pos_offset: float = Field(
         0.1, ge=0, description="added to the new grid where positions are resampled by a factor (objective.pos_resize)"
     )
-    rel_pos_bias: Literal["none", "shared", "per_block"] = Field("none", description="relative positions, as in BEiT")
+    rel_pos_bias: Literal["none", "shared", "per_block", "both"] = Field(
+        "none", description="relative positions, as in BEiT; both: a table that blocks share, and one of each"
+    )
     qkv_bias: bool | Literal["no_key"] = Field(True, description="no_key: of queries and values only, as in BEiT")
     layer_scale: float | None = Field(None, gt=0, description="initial factors on the branches; null: none")
     qk_scale: float | None = Field(None, gt=0, description="of queries times keys; null: 1 / sqrt(channels of a head)")

@@ -13,7 +13,7 @@ from pretrain.objectives.base import Horizon
 from pretrain.objectives.beit import BEiT
 from pretrain.objectives.configs import BEiTConfig, DVAEConfig
 from pretrain.objectives.dvae import DVAE
-from tests.golden.case import Case
+from tests.golden.case import Case, rel_pos_kind
 
 HORIZON = Horizon(total_steps=1, steps_per_epoch=1)
 
@@ -49,13 +49,9 @@ def run_pretrain(case: Case) -> None:
         args["embed_dim"],
         args["depth"],
         args["num_heads"],
-        args["mlp_ratio"],
+        args.get("mlp_ratio", 4.0),
         pos_embed="learned" if args.get("use_abs_pos_emb", True) else "none",
-        rel_pos_bias="shared"
-        if args.get("use_shared_rel_pos_bias")
-        else "per_block"
-        if args.get("use_rel_pos_bias")
-        else "none",
+        rel_pos_bias=rel_pos_kind(args),
         qkv_bias="no_key" if args.get("qkv_bias", True) else False,
         qk_scale=args.get("qk_scale") or None,
         layer_scale=args.get("init_values") or None,

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pretrain.models.layers.rel_pos import RelPosKind
+
 # Entries at the top of a config that say how inputs and state were drawn: the case holds both, no runner reads these.
 HOW_IT_WAS_DRAWN = re.compile(r"(.*_)?(seed|scale|std|small|noise|perturb\w*)|center(_\w+)?|save_\w*|draws?")
 
@@ -116,3 +118,14 @@ def key_third(name: str, tensor: Tensor) -> Tensor | None:
     third = len(tensor) // 3
     mark[third : 2 * third] = True
     return mark
+
+
+def rel_pos_kind(ctor: Mapping[str, Any]) -> RelPosKind:
+    """Of the flags of BEiT's and SimMIM's constructors."""
+    shared, own = bool(ctor.get("use_shared_rel_pos_bias")), bool(ctor.get("use_rel_pos_bias"))
+    kinds: dict[tuple[bool, bool], RelPosKind] = {
+        (False, False): "none",
+        (True, False): "shared",
+        (False, True): "per_block",
+    }
+    return kinds.get((shared, own), "both")

@@ -14,7 +14,7 @@ from finetune.tasks.configs import ClassificationConfig
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.rel_pos import relative_index
-from tests.golden.case import Case, key_third
+from tests.golden.case import Case, key_third, rel_pos_kind
 
 SIZES = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_classes")
 DROPS = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0}
@@ -32,12 +32,10 @@ def run_beit(case: Case) -> None:
     started = "init_scale"  # of the classifier's first weights; here they are loaded
     ctor = case.take("ctor", *SIZES, *known, "use_mean_pooling", started, neutral=DROPS)
     _options(case)
-    shared, own = ctor.get("use_shared_rel_pos_bias", False), ctor.get("use_rel_pos_bias", False)
-    assert not (shared and own), f"{case.name}: a shared table beside tables of the blocks"
     backbone = ViT(
         *_sizes(ctor),
         pos_embed="learned" if ctor.get("use_abs_pos_emb", True) else "none",
-        rel_pos_bias="shared" if shared else "per_block" if own else "none",
+        rel_pos_bias=rel_pos_kind(ctor),
         qkv_bias="no_key" if ctor.get("qkv_bias", True) else False,
         qk_scale=_qk_scale(ctor),
         layer_scale=ctor.get("init_values") or None,

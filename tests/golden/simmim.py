@@ -15,7 +15,7 @@ from pretrain.models.backbones.vit import ViT
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs.simmim import SimMIMConfig
 from pretrain.objectives.simmim import SimMIM
-from tests.golden.case import Case
+from tests.golden.case import Case, rel_pos_kind
 
 TABLES_OF_INDICES = ("relative_position_index", "attn_mask")  # computed, not learned
 NEUTRAL = {"drop_rate": 0, "attn_drop_rate": 0, "drop_path_rate": 0, "num_classes": 0}
@@ -29,7 +29,6 @@ def run_vit(case: Case) -> None:
         neutral=NEUTRAL,
     )  # fmt: skip
     assert case.config["stride"] == ctor["patch_size"], "a ViT predicts the pixels of its own patches"
-    positions = "shared" if ctor.get("use_shared_rel_pos_bias") else "none"
     vit = ViT(
         _size(ctor),
         ctor["patch_size"],
@@ -39,7 +38,7 @@ def run_vit(case: Case) -> None:
         ctor["num_heads"],
         ctor.get("mlp_ratio", 4.0),
         pos_embed="learned" if ctor.get("use_abs_pos_emb", True) else "none",
-        rel_pos_bias="per_block" if ctor.get("use_rel_pos_bias") else positions,
+        rel_pos_bias=rel_pos_kind(ctor),
         qkv_bias="no_key" if ctor.get("qkv_bias", True) else False,
         qk_scale=ctor.get("qk_scale") or None,
         layer_scale=ctor.get("init_values") or None,

@@ -57,7 +57,7 @@ class ViT(Backbone):
             state dict; "learned" is trained; "rope" rotates queries and keys (see `rope`); "none". It also decides how
             the weights start, see `initialize_vit`.
         pos_resize, pos_offset: how the table is resampled, see `pos_embed.resize`.
-        rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks or one for each.
+        rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks, one for each, or both.
         qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, norm_eps: see `Block`.
         attention: entries of `mechanisms.settings`: mechanisms in place of the attention, or on the output of it, of
             the MLP or of the block.
@@ -135,7 +135,7 @@ class ViT(Backbone):
         if pos_embed not in ("rope", "none"):
             rows = class_token + self.grid_size[0] * self.grid_size[1]
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim), requires_grad=pos_embed == "learned")
-        self.rel_pos_bias = rel_pos.RelPosBias(self.grid_size, num_heads) if rel_pos_bias == "shared" else None
+        self.rel_pos_bias = rel_pos.RelPosBias(self.grid_size, num_heads) if rel_pos_bias in rel_pos.SHARED else None
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -145,7 +145,7 @@ class ViT(Backbone):
                 layer_scale=layer_scale,
                 ffn=ffn,
                 norm_eps=norm_eps,
-                rel_pos_grid=self.grid_size if rel_pos_bias == "per_block" else None,
+                rel_pos_grid=self.grid_size if rel_pos_bias in rel_pos.PER_BLOCK else None,
                 qk_scale=qk_scale,
                 proj_bias=proj_bias,
                 ffn_bias=ffn_bias,
@@ -352,10 +352,12 @@ class ViT(Backbone):
         """The relative bias of every block, [1 or b, heads, s, s]."""
         if self.rel_pos_kind == "none":
             return [None] * self.depth
-        if self.rel_pos_bias is not None:
-            tables = [self.rel_pos_bias.relative_position_bias_table]
-        else:
+        tables: list[Tensor] = []
+        if self.rel_pos_kind in rel_pos.PER_BLOCK:
             tables = [cast(Any, block).attn.relative_position_bias_table for block in self.blocks]
+        if self.rel_pos_bias is not None:
+            shared = self.rel_pos_bias.relative_position_bias_table
+            tables = [shared + table for table in tables] or [shared]
         index = rel_pos.relative_index(grid, self.num_prefix_tokens, device=tables[0].device)
         index = index if tokens is None else rel_pos.keep_pairs(index, tokens)
         biases = [rel_pos.bias_of(rel_pos.resize_table(table, self.grid_size, grid), index) for table in tables]

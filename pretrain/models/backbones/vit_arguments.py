@@ -49,7 +49,8 @@ def vit_arguments(
     if "cls_token" not in state:
         arguments["class_token"] = False
     if _SHARED in state or _PER_BLOCK in state:
-        arguments["rel_pos_bias"] = "shared" if _SHARED in state else "per_block"
+        one = "shared" if _SHARED in state else "per_block"
+        arguments["rel_pos_bias"] = "both" if _SHARED in state and _PER_BLOCK in state else one
     if "blocks.0.attn.q_bias" in state:
         arguments["qkv_bias"] = "no_key"
     elif "blocks.0.attn.qkv.bias" not in state:

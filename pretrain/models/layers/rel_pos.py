@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RelPosKind = Literal["none", "shared", "per_block"]
+RelPosKind = Literal["none", "shared", "per_block", "both"]
+SHARED: frozenset[RelPosKind] = frozenset({"shared", "both"})
+PER_BLOCK: frozenset[RelPosKind] = frozenset({"per_block", "both"})
 PREFIX_ROWS = 3
 
 

@@ -21,6 +21,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import State
 from pretrain.models.layers.ffn import swiglu_hidden
+from pretrain.models.layers.rel_pos import PER_BLOCK, SHARED
 
 TIMM_EPS = 1e-6  # of timm's LayerNorm, which a config.json cannot change
 DINOV3_EPS = 1e-5  # of timm's entries for DINOv3
@@ -188,8 +189,8 @@ def _beit(backbone: ViT) -> TimmModel | str:
         "qkv_bias": backbone.qkv_bias is not False,
         "init_values": backbone.layer_scale,
         "use_abs_pos_emb": backbone.pos_embed is not None,
-        "use_rel_pos_bias": backbone.rel_pos_kind == "per_block",
-        "use_shared_rel_pos_bias": backbone.rel_pos_kind == "shared",
+        "use_rel_pos_bias": backbone.rel_pos_kind in PER_BLOCK,
+        "use_shared_rel_pos_bias": backbone.rel_pos_kind in SHARED,
         "swiglu_mlp": backbone.ffn == "swiglu",
         "global_pool": "token",
     }

@@ -157,6 +157,7 @@ VARIANTS = {
         {"pos_embed": "rope", "qkv_bias": "no_key", "num_registers": 4, "layer_scale": 0.01, "norm_eps": 1e-5},
         "Eva",
     ),
+    "both tables": ({"rel_pos_bias": "both"}, "Beit"),
     "few biases": ({"proj_bias": False, "ffn_bias": False}, "VisionTransformer"),
     "rotary alone": ({"pos_embed": "rope", "qkv_bias": False, "class_token": False}, "Eva"),
     "rotary, gated": ({"pos_embed": "rope", "qkv_bias": "no_key", "ffn": "swiglu"}, "Eva"),
