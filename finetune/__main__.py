@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.data.first_look import look
+from finetune.locate import problem_of
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.machine.terminal import safe_output
@@ -88,9 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if chosen.check:
         print(describe(checked))
-        key, value = checked.config.model.source
-        if key != "timm" and not Path(value).exists():
-            print(f"model.{key}: {value} does not exist", file=sys.stderr)
+        problem = problem_of(checked.config.model)
+        if problem is not None:
+            print(problem, file=sys.stderr)
             return 2
         return 0
     from finetune.run import measure, run

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.config import ModelSource
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.models.release.manifest import source_problem
 
 RECORD, CONFIG = "fovea.json", "config.json"
 
@@ -26,6 +27,13 @@ def locate(path: str | Path, *, timm: str | None = None, random: bool = False, *
     found: dict[str, Any] = {"timm": timm, "weights": str(path)} if timm else _recognized(Path(path), random=random)
     found |= {key: value for key, value in options.items() if value is not None}
     return validate(ModelSource, {**found, "random": random}, source=str(path))
+
+
+def problem_of(model: ModelSource) -> str | None:
+    """Why the weights of a source cannot be opened: missing, or not as their manifest records; None: nothing found."""
+    key, value = ("weights", model.weights) if model.timm is not None else model.source
+    problem = None if value is None else source_problem(Path(value))
+    return None if problem is None else f"model.{key}: {problem}"
 
 
 def _recognized(path: Path, *, random: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pretrain.core.ranks import read_launch
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.engine.session.folder import as_resumed
+from pretrain.models.release.manifest import source_problem
 
 
 def check(
@@ -79,13 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report_missing(config: PretrainConfig) -> int:
-    """Report initial weights that do not exist; the exit status of a check."""
+    """Report initial weights that do not exist or are damaged; the exit status of a check."""
     if config.init is None or (Path(config.run_dir) / "checkpoints").exists():
         return 0
     key, place = config.init.source
-    if Path(place).exists():
+    problem = source_problem(Path(place))
+    if problem is None:
         return 0
-    print(f"init.{key}: {place} does not exist", file=sys.stderr)
+    print(f"init.{key}: {problem}", file=sys.stderr)
     return 2
 
 

@@ -87,6 +87,7 @@ def _pretrain(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
 def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     """As for pretraining, except memory and time, which are not estimated for tasks (--probe-steps measures time)."""
     from finetune.__main__ import check
+    from finetune.locate import problem_of
 
     config, train, val, plan = check(chosen.config, chosen.overrides, world_size=job.ranks)
     machine = _machine(chosen, config)
@@ -94,17 +95,15 @@ def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     yield from preflight.run_folder(
         config, {"data.train": train.fingerprint, "data.val": val.fingerprint}, free=_free_keys_of_a_task
     )
-    key, value = config.model.source
-    found = key == "timm" or Path(value).exists()
-    if not found:
-        yield Finding("error", f"model.{key}: {value} does not exist; `fovea release RUN OUT` writes a release")
+    if (problem := problem_of(config.model)) is not None:
+        yield Finding("error", problem)
     yield from preflight.workers(config, plan, job, machine)
     yield from preflight.limits(job)
-    if found and not chosen.quick:
+    if problem is None and not chosen.quick:
         cost = task_cost.count(config, train, plan)
         yield from preflight.shared_memory(config, cost.batch, job, machine)
         yield from preflight.disk(config, plan, cost.checkpoint, machine)
-    if found:
+    if problem is None:
         yield from _duration(chosen, config, plan, job, machine, None)
 
 

@@ -20,6 +20,7 @@ from pretrain.config import Plan, PretrainConfig
 from pretrain.core.configlib import ConfigError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.session.folder import check_same_run
+from pretrain.models.release.manifest import source_problem
 
 RunConfig = PretrainConfig | FinetuneConfig
 FILES_OF_A_RANK = 128  # libraries, sockets, logs
@@ -129,12 +130,13 @@ def run_folder(
 
 
 def sources(config: PretrainConfig) -> Iterator[Finding]:
-    """The source of the initial weights exists."""
+    """The source of the initial weights exists and is not damaged."""
     init = config.init
     for key in ("release", "official", "checkpoint") if init else ():
         path = getattr(init, key)
-        if path is not None and not Path(path).exists():
-            yield Finding("error", f"init.{key}: {path} does not exist; `fovea release RUN OUT` writes a release")
+        problem = None if path is None else source_problem(Path(path))
+        if problem is not None:
+            yield Finding("error", f"init.{key}: {problem}")
 
 
 def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> Iterator[Finding]:

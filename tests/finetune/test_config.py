@@ -12,7 +12,7 @@ from finetune.run import FREE_KEYS
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.session.folder import check_same_run, write_records
 from tests.data.tars import image_bytes
-from tests.finetune.runs import write_config
+from tests.finetune.runs import make_release, write_config
 from tests.runs import SHARDS
 
 
@@ -99,6 +99,14 @@ def test_checking_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsy
 def test_checking_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(write_config(tmp_path, "run")), "--check", f"model.release={tmp_path}/none"]) == 2
     assert f"model.release: {tmp_path}/none does not exist" in capsys.readouterr().err
+
+
+def test_checking_finds_a_damaged_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = make_release(tmp_path / "backbone")
+    assert main([str(write_config(tmp_path, "run")), "--check"]) == 0
+    (folder / "heads.safetensors").write_bytes(b"")
+    assert main([str(write_config(tmp_path, "run")), "--check"]) == 2
+    assert f"model.release: {folder}: damaged: heads.safetensors has 0 bytes" in capsys.readouterr().err
 
 
 def test_strict_refuses_wrong_annotations_and_the_default_counts_them(

@@ -80,6 +80,20 @@ def check_file(path: Path) -> None:
             raise _damaged(path.parent, found)
 
 
+def source_problem(path: Path) -> str | None:
+    """Why weights at `path` cannot be opened, as far as the file system and a manifest tell; None: nothing found."""
+    if not path.exists():
+        return f"{path} does not exist; `fovea release RUN OUT` writes a release"
+    try:
+        if path.is_dir():
+            compare(path)
+        else:
+            check_file(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def files_to_seal(folder: Path) -> list[str]:
     """Names of the files of a release that a manifest lists.
 

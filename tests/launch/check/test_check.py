@@ -11,6 +11,7 @@ import pytest
 
 from launch.check.command import _seconds, main
 from launch.plan.machine import GIB, Machine
+from tests.finetune.runs import make_release
 from tests.runs import ROOT, SHARDS, write_config
 
 GOOD = Machine(cpus=16, memory=64 * GIB, shm=8 * GIB, open_files=4096, disk=500 * GIB, gpu_memory=40 * GIB)
@@ -103,6 +104,9 @@ PLANTED = {
     "a release that does not exist": Planted(
         ("init.release: /no/release does not exist",), ["init.release=/no/release"]
     ),
+    "a damaged release": Planted(
+        ("init.release: ", "damaged: model.safetensors has", "copy it again"), ["init.release={torn}"]
+    ),
     "clipping of another objective": Planted(
         ("optim.clip_mode: per_module", "use global or per_tensor"), ["optim.clip_grad=1", "optim.clip_mode=per_module"]
     ),
@@ -150,7 +154,8 @@ PLANTED_IN_A_TASK = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """{bare}: shards without an index. {cut}: one of them cut short. {other}: the folder of another run."""
+    """{bare}: shards without an index. {cut}: one of them cut short. {other}: the folder of another run.
+    {torn}: a release without its weights."""
     bare, cut = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("data") / "cut"
     shutil.copy(SHARDS / "train" / "grocery-train-000000.tar", bare)
     shutil.copytree(SHARDS / "train", cut)
@@ -161,7 +166,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     other.joinpath("run").mkdir()
     shutil.copy(config, other / "run" / "config.yaml")
     (other / "run" / "data.json").write_text('{"fingerprint": "0", "num_samples": 960}')
-    return {"bare": bare, "cut": cut, "other": other / "run"}
+    torn = make_release(tmp_path_factory.mktemp("torn") / "release")
+    (torn / "model.safetensors").write_bytes(b"")
+    return {"bare": bare, "cut": cut, "other": other / "run", "torn": torn}
 
 
 @pytest.fixture
