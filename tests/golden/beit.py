@@ -31,8 +31,7 @@ class GivenTokens(Tokenizer):
 
 def run_pretrain(case: Case) -> None:
     known = {"seed", "batch", "n_mask", "min_num_patches", "max_num_patches", "ctor"}
-    unknown = set(case.config) - known
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only(*known)
     args = case.take(
         "ctor",
         *("img_size", "patch_size", "in_chans", "vocab_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
@@ -96,8 +95,7 @@ def run_dvae(case: Case) -> None:
         *("image_size", "num_tokens", "codebook_dim", "num_layers", "hidden_dim", "channels", "smooth_l1_loss"),
         *("temperature", "straight_through", "kl_div_loss_weight"),
     )
-    unknown = set(case.config) - {"seed", "batch", "ctor"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only("seed", "batch", "ctor")
     official = {"num_tokens", "codebook_dim", "temperature", "straight_through", "kl_div_loss_weight", "smooth_l1_loss"}
     config = DVAEConfig(**{name: value for name, value in args.items() if name in official})
     config = config.model_copy(update={"temperature_end": config.temperature})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretrain.models.layers.rel_pos import RelPosKind
 
+UNKNOWN = "that the runner does not know, or refuses as tests/golden/README.md says"
 # Entries at the top of a config that say how inputs and state were drawn: the case holds both, no runner reads these.
 HOW_IT_WAS_DRAWN = re.compile(r"(.*_)?(seed|scale|std|small|noise|perturb\w*)|center(_\w+)?|save_\w*|draws?")
 
@@ -54,13 +55,13 @@ class Case:
         values = self.config[section]
         same = {name for name, value in (neutral or {}).items() if name in values and values[name] == value}
         unknown = set(values) - set(known) - same
-        assert not unknown, f"{self.name}: config.{section} has options the runner does not know: {sorted(unknown)}"
+        assert not unknown, f"{self.name}: config.{section} has options {UNKNOWN}: {sorted(unknown)}"
         return values
 
     def only(self, *known: str) -> None:
         """Refuse options at the top of the config that this runner would otherwise leave out."""
         unknown = {name for name in self.config if name not in known and not HOW_IT_WAS_DRAWN.fullmatch(name)}
-        assert not unknown, f"{self.name}: config has options the runner does not know: {sorted(unknown)}"
+        assert not unknown, f"{self.name}: config has options {UNKNOWN}: {sorted(unknown)}"
 
     def tolerance(self, key: str) -> tuple[float, float]:
         """(atol, rtol) of a tensor."""

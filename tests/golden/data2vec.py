@@ -50,8 +50,7 @@ def run_steps(case: Case) -> None:
 
 def build(case: Case) -> tuple[Data2Vec, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
-    unknown = set(case.config) - {"steps", "batch", "ctor", "hyper"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only("steps", "batch", "ctor", "hyper")
     ctor = case.take("ctor", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "layer_scale")
     hyper = case.take(
         "hyper", "target_layers", "layer_results", "target_layer_norm_last", "post_target_layer_norm", "l1_beta",

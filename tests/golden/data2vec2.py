@@ -54,8 +54,7 @@ def run_steps(case: Case) -> None:
 
 def build(case: Case) -> tuple[Data2Vec2, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
-    unknown = set(case.config) - {"steps", "batch", "ctor", "hyper"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only("steps", "batch", "ctor", "hyper")
     ctor = case.take("ctor", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     same = ("clone_batch", "mask_noise_std", "decoder_dim", "decoder_layers", "decoder_kernel", "decoder_groups")
     same += ("average_top_k_layers", "loss_beta")

@@ -20,8 +20,7 @@ CENTERS = ("dino_center", "ibot_center")  # the same on every rank
 
 def run_losses(case: Case) -> None:
     known = {"seed", "world", "B", "K", "N", "P", "D", "ncrops", "n_iter", "teacher_temp", "student_temp", "cm"}
-    unknown = set(case.config) - known
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only(*known)
     results = run_ranks(case, train, case.config["world"])
     for key in sorted(case.due):
         owner = int(key.rpartition("_rank")[2]) if "_rank" in key else 0

@@ -67,8 +67,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
 def build(case: Case) -> tuple[IJEPA, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     run = {"seed", "pos_scale", "world", "steps", "batch"}  # pos_scale has been applied to the state
-    unknown = set(case.config) - run - {"ctor", "pred_dim", "pred_depth", "pred_heads", "mask", "hyper"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only(*run, "ctor", "pred_dim", "pred_depth", "pred_heads", "mask", "hyper")
     hyper = case.take(
         "hyper", "ema", "ipe_scale", "weight_decay", "final_weight_decay", "warmup", "start_lr", "lr", "final_lr",
         "epochs",

@@ -23,12 +23,12 @@ def run_pretrain(case: Case) -> None:
     side, patch = ctor["img_size"], ctor["patch_size"]
     backbone = ViT(
         (side, side), patch, ctor.get("in_chans", 3), ctor["embed_dim"], ctor["depth"], ctor["num_heads"],
-        ctor["mlp_ratio"],
+        ctor.get("mlp_ratio", 4.0),
     )  # fmt: skip
     config = MAEConfig(
         mask_ratio=case.config["mask_ratio"],
-        norm_pix_loss=ctor["norm_pix_loss"],
-        **{name: ctor[name] for name in decoder},
+        norm_pix_loss=ctor.get("norm_pix_loss", False),
+        **{name: ctor[name] for name in decoder if name in ctor},
     )
     mae = MAE(config, backbone, Horizon(total_steps=1, steps_per_epoch=1)).train()
     mae.load_state_dict({ours(name): value for name, value in case.below("state").items()})

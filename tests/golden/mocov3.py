@@ -84,8 +84,7 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
 def build(case: Case) -> tuple[GivenMomenta, Settings]:
     """Objective and optimizer from the options of the case, all of which must be known."""
     run = {"seed", "pos_scale", "world", "steps", "batch"}  # pos_scale has been applied to the state
-    unknown = set(case.config) - run - {"ctor", "dim", "mlp_dim", "T", "m", "opt", "lr", "wd"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only(*run, "ctor", "dim", "mlp_dim", "T", "m", "opt", "lr", "wd")
     config = MoCoV3Config(
         projection_dim=case.config["dim"],
         hidden_dim=case.config["mlp_dim"],

@@ -38,8 +38,7 @@ class Fed(nn.Module):
 
 def run_lars(case: Case) -> None:
     hyper = case.take("hyper", "lr", "weight_decay", "momentum", "trust_coefficient")
-    unknown = set(case.config) - {"seed", "steps", "hyper", "params"}
-    assert not unknown, f"{case.name}: config has options the runner does not know: {sorted(unknown)}"
+    case.only("seed", "steps", "hyper", "params")
     model: Any = Fed(case.below("state"))
     chosen = settings(
         name="lars",
