@@ -27,8 +27,7 @@ def run_condconv(case: Case) -> None:
     ctor = {"kernel_size": 3, "bias": False} | ctor
     shape = {"stride": ctor.get("stride", 1), "dilation": ctor.get("dilation", 1)}
     padding, dynamic = get_padding_value(ctor.get("padding", ""), ctor["kernel_size"], **shape)
-    assert not dynamic, f"{case.name}: TensorFlow's padding depends on the image"
-    module = CondConv(**ctor | {"padding": padding})
+    module = CondConv(**ctor | {"padding": "same" if dynamic else padding})
     run_module(case, module, {"routing_fn": "routing"})
 
 
@@ -64,8 +63,10 @@ def run_selective_kernel(case: Case) -> None:
 
 def run_split_attention(case: Case) -> None:
     conv = ("in_channels", "channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
-    neutral = {"rectify": False, "rectify_avg": False, "dropblock_prob": 0.0}
-    ctor = case.take("ctor", *conv, "radix", "reduction_factor", "norm_layer", neutral=neutral)
+    known = ("radix", "reduction_factor", "norm_layer", "rectify", "rectify_avg")
+    ctor = case.take("ctor", *conv, *known, neutral={"dropblock_prob": 0.0})
+    padded = ctor.get("padding", 0) not in (0, [0, 0])
+    assert not (ctor.get("rectify", False) and padded), f"{case.name}: a rectified convolution at padded borders"
     module = SplitAttention(
         ctor["in_channels"],
         ctor["channels"],

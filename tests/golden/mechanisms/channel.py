@@ -19,8 +19,9 @@ ACTIVATIONS = {"ReLU": "relu", "SiLU": "silu", "Sigmoid": "sigmoid", "Hardsigmoi
 
 
 def activation(name: str) -> str:
-    """Our name of a class of torch.nn."""
-    return ACTIVATIONS[name.removeprefix("torch.nn.").removeprefix("nn.")]
+    """timm's name of a class of torch.nn."""
+    short = name.removeprefix("torch.nn.").removeprefix("nn.")
+    return ACTIVATIONS.get(short, short)
 
 
 def run_se_bias(case: Case) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, repeat
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.engine.accelerate import AccelerateEngine
-from pretrain.engine.optim.sam import gradient_norm
+from pretrain.engine.optim.sam import gradient_norm, perturb
 from pretrain.models.param_groups import split
 from tests.engine.settings import settings
 from tests.golden.case import Case
 from tests.golden.ranks import ALONE
 
+Step = Callable[[dict[str, Tensor], int], object]
 HYPER = {"sgd": {"lr", "momentum", "weight_decay"}, "adamw": {"lr", "betas", "eps", "weight_decay"}}
 DEFAULTS = {"sgd": {"momentum": 0.0, "weight_decay": 0.0}, "adamw": {"weight_decay": 0.01}}  # those of torch
 
@@ -46,28 +47,15 @@ class Network(nn.Sequential):
 
 def run_sam(case: Case) -> None:
     config = case.config
-    base, hyper = config["base"], case.config["hyper"]
-    assert base in HYPER, f"{case.name}: the engine has no optimizer {base}"
-    unknown = set(hyper) - HYPER[base]
-    assert not unknown, f"{case.name}: config.hyper has options the runner does not know: {sorted(unknown)}"
-    given = {**DEFAULTS[base], **hyper}
-    rho, adaptive = config.get("rho", 0.05), config.get("adaptive", False)
     model = Network(config["dims"])
     model.load_state_dict(case.below("state"))
-    chosen = settings(
-        name=base,
-        schedule="constant",
-        total_steps=config["steps"],
-        micro_batch=config["batch"],
-        sam={"rho": rho, "adaptive": adaptive},
-        **given,
-    )
-    engine = AccelerateEngine(model, **chosen, world=ALONE, seed=0)  # type: ignore[arg-type]
+    adaptive = config.get("adaptive", False)
+    step_of = _engine(case, model) or _loop(case, model)
     for step in range(config["steps"]):
         batch = {"x": case[f"input/x{step}"], "y": case[f"input/y{step}"]}
         case.check(f"expect/step{step}/grad_norm", _norm(model, batch, adaptive))
         model.passes.clear()
-        engine.train_step(_endless(batch), step)
+        step_of(batch, step)
         (_, loss), (perturbed, loss_perturbed) = model.passes
         case.check(f"expect/step{step}/loss", loss)
         case.check(f"expect/step{step}/loss_perturbed", loss_perturbed)
@@ -76,11 +64,52 @@ def run_sam(case: Case) -> None:
             case.check(f"expect/step{step}/{name}", parameter)
 
 
+def _engine(case: Case, model: Network) -> Step | None:
+    """The engine's step; None for a base optimizer, or an option of one, that it does not have."""
+    base, hyper, sam = case.config["base"], case.config["hyper"], _sam(case)
+    if base not in HYPER or not set(hyper) <= HYPER[base] or not sam["rho"]:
+        return None
+    chosen = settings(
+        name=base,
+        schedule="constant",
+        total_steps=case.config["steps"],
+        micro_batch=case.config["batch"],
+        sam=sam,
+        **{**DEFAULTS[base], **hyper},
+    )
+    engine = AccelerateEngine(model, **chosen, world=ALONE, seed=0)  # type: ignore[arg-type]
+    return lambda batch, step: engine.train_step(repeat(batch), step)
+
+
+def _loop(case: Case, model: Network) -> Step:
+    """The two passes around any optimizer of torch."""
+    sam, hyper = _sam(case), dict(case.config["hyper"])
+    classes = {name.lower(): found for name, found in vars(torch.optim).items() if isinstance(found, type)}
+    decay, groups = hyper.pop("weight_decay", None), []
+    for group in model.param_groups():
+        given = {} if decay is None and group["weight_decay_scale"] else {"weight_decay": 0.0}
+        if decay is not None:
+            given["weight_decay"] = decay * group["weight_decay_scale"]
+        groups.append({"params": group["params"], **given})
+    optimizer = classes[case.config["base"].lower()](groups, **hyper)
+    weights = list(model.parameters())
+
+    def step_of(batch: dict[str, Tensor], step: int) -> None:
+        gradients = torch.autograd.grad(model(batch, step)["loss"], weights)
+        norm = gradient_norm(weights, gradients, adaptive=sam["adaptive"])
+        restore = perturb(weights, gradients, **sam, norm=norm)
+        optimizer.zero_grad()
+        model(batch, step)["loss"].backward()
+        restore()
+        optimizer.step()
+
+    return step_of
+
+
+def _sam(case: Case) -> dict[str, Any]:
+    return {"rho": case.config.get("rho", 0.05), "adaptive": case.config.get("adaptive", False)}
+
+
 def _norm(model: Network, batch: dict[str, Tensor], adaptive: bool) -> Tensor:
     weights = list(model.parameters())
     return gradient_norm(weights, torch.autograd.grad(model(batch, 0)["loss"], weights), adaptive=adaptive)
-
-
-def _endless(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    while True:
-        yield batch

@@ -231,6 +231,12 @@ def test_mixed_outputs_under_export_equal_mixed_kernels(groups: int):
         torch.testing.assert_close(graph(x[:2]), module(x[:2]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", [8, 9, 10])
+def test_same_padding_gives_the_size_over_the_stride(side: int):
+    module = CondConv(4, 4, 3, stride=2, padding="same").eval()
+    assert module(maps(2, 4, side, side)).shape[2:] == (-(-side // 2),) * 2
+
+
 def test_the_temperature_falls_linearly_to_one_and_is_in_the_state():
     module = DynamicConv(8, 8, temperature=31.0, temperature_steps=3)
     found = []

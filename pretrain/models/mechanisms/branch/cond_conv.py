@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from timm.layers.cond_conv2d import CondConv2d
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -19,7 +20,8 @@ class CondConv(ConvMechanism):
     the experts.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`; padding
+            "same": TensorFlow's, which the authors use, ceil(side / stride) places for every side.
         num_experts: E.
     """
 
@@ -29,7 +31,7 @@ class CondConv(ConvMechanism):
         out_channels: int,
         kernel_size: int | tuple[int, int] = 3,
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | Literal["same"] = 1,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = False,
@@ -41,18 +43,20 @@ class CondConv(ConvMechanism):
         self.conv = CondConv2d(
             in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, num_experts=num_experts
         )
-        self.padding = _pair(padding)
+        self.padding = None if padding == "same" else _pair(padding)
 
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
         shares = self.routing(x.mean((2, 3))).sigmoid()
+        if self.padding is None:
+            x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
         return mixed_conv2d(
             x,
             conv.weight.unflatten(1, conv.weight_shape),
             conv.bias,
             shares,
             stride=conv.stride,
-            padding=self.padding,
+            padding=self.padding or (0, 0),
             dilation=conv.dilation,
             groups=conv.groups,
         )
