@@ -97,7 +97,7 @@ class RCNNAdapter(Head):
         self.rcnn = RCNN(dense, num_classes, sizes=sizes, masks=masks, cascade=section.cascade)
 
     def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
-        names = [name for name in ("boxes", "labels", "masks") if name in batch]
+        names = [name for name in ("boxes", "labels", "masks", "ignored") if name in batch]
         targets = [{name: batch[name][i] for name in names} for i in range(len(images))]
         return self.rcnn.losses(dense, images, targets, drop=batch.get("drop"))
 
@@ -180,7 +180,8 @@ class DETRAdapter(Head):
         self.detr, self.max_detections = DETR(decoder, loss), max_detections
 
     def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
-        targets = [{"boxes": batch["boxes"][i], "labels": batch["labels"][i]} for i in range(len(images))]
+        names = [name for name in ("boxes", "labels", "ignored") if name in batch]
+        targets = [{name: batch[name][i] for name in names} for i in range(len(images))]
         return self.detr.losses(dense, images, targets, drop=batch.get("drop"))
 
     def predict(

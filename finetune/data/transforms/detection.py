@@ -98,7 +98,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class DetectionTrain:
-    """One random view of an image and the objects in it. Crowds are no targets.
+    """One random view of an image and the objects in it. Crowds are no targets but ignored regions.
 
     Args:
         size: (height, width) of the canvas in pixels.
@@ -120,7 +120,8 @@ class DetectionTrain:
     fill: tuple[int, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        """image uint8 [3, H, W], boxes float32 [n, 4], labels int64 [n]; masks uint8 [n, H, W]; valid bool [H, W]."""
+        """image uint8 [3, H, W], boxes float32 [n, 4], labels int64 [n], ignored float32 [m, 4], the boxes of crowds;
+        masks uint8 [n, H, W]; valid bool [H, W]."""
         view = self._view(example, rng)
         axes = tuple(axis for axis, p in ((1, self.hflip), (0, self.vflip)) if rng.random() < p)
         mirror = Mirror(axes, view.original)
@@ -128,8 +129,10 @@ class DetectionTrain:
         sample: dict[str, Any] = {"image": photometric(image, rng) if self.photometric else image}
         truth: Instances = example.target
         sample |= _targets(truth.select(~truth.crowd), mirror, view, self.masks)
+        crowds = truth.select(truth.crowd)
+        sample["ignored"] = torch.from_numpy(view.boxes(mirror.boxes(crowds.boxes)))
         if self.crowds:
-            sample["valid"] = _valid(truth.select(truth.crowd), mirror, view, self.masks)
+            sample["valid"] = _valid(crowds, mirror, view, self.masks)
         return sample
 
     def _view(self, example: Example, rng: np.random.Generator) -> CropView:

@@ -14,25 +14,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
+from finetune.heads.boxes.ignored import inside
 from finetune.heads.queries import matcher
 from pretrain.core import distributed
 
+_NO_LOSS = -1  # the class of a query without an object, in an ignored region
 ClassLoss = Literal["focal", "ce"]
 
 
 @dataclass(frozen=True)
 class BoxTargets:
     """The objects of one image: labels int64 [n] from 0; boxes [n, 4] as (center x, center y, width, height) in parts
-    of the image."""
+    of the image; ignored: regions [m, 4], as the boxes, where the truth is unknown."""
 
     labels: Tensor
     boxes: Tensor
+    ignored: Tensor | None = None
 
     @classmethod
-    def of_pixels(cls, labels: Tensor, boxes: Tensor, size: tuple[int, int]) -> BoxTargets:
-        """Boxes [n, 4] as x1, y1, x2, y2 in pixels of an image of `size` = (height, width)."""
+    def of_pixels(
+        cls, labels: Tensor, boxes: Tensor, size: tuple[int, int], ignored: Tensor | None = None
+    ) -> BoxTargets:
+        """Boxes [n, 4], and regions, as x1, y1, x2, y2 in pixels of an image of `size` = (height, width)."""
         scale = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-        return cls(labels, box_convert(boxes.float() / scale, "xyxy", "cxcywh"))
+        regions = None if ignored is None else box_convert(ignored.float() / scale, "xyxy", "cxcywh")
+        return cls(labels, box_convert(boxes.float() / scale, "xyxy", "cxcywh"), regions)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ class BoxSetLoss:
             expected[i, queries] = target.labels[objects]
             chosen.append(boxes[i].index_select(0, queries))
             wanted.append(target.boxes[objects].float())
+            if target.ignored is not None and len(target.ignored):
+                corners = box_convert(boxes[i].detach(), "cxcywh", "xyxy")
+                unknown = inside(corners, box_convert(target.ignored.to(corners), "cxcywh", "xyxy"))
+                expected[i] = expected[i].where(~unknown | (expected[i] < self.num_classes), _NO_LOSS)
+        if any(target.ignored is not None for target in targets):
+            logits, expected = _known(logits, expected)
         found, true = torch.cat(chosen), torch.cat(wanted)
         corners = box_convert(found, "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
         return {
@@ -128,3 +140,9 @@ class BoxSetLoss:
             if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < self.num_classes:
                 found = sorted(set(target.labels.tolist()))
                 raise ValueError(f"image {i} of the batch: labels {found}, but the head has {self.num_classes} classes")
+
+
+def _known(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [b, q, c] and classes [b, q] of the queries whose class is known, as [1, n, c] and [1, n]."""
+    known = expected != _NO_LOSS
+    return logits[known][None], expected[known][None]

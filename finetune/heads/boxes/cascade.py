@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, clip_boxes_to_image
 
+from finetune.heads.boxes.ignored import inside
 from finetune.heads.boxes.roi_heads import BoxHead, RoIHeads, RoISizes, Target, box_losses
 
 THRESHOLDS = (0.5, 0.6, 0.7)
@@ -72,20 +73,25 @@ class CascadeRoIHeads(RoIHeads):
     def _refine(
         self, stage: int, deltas: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[Tensor]:
-        boxes = self.coders[stage].decode(deltas.flatten(1), proposals)[:, 0].split([len(p) for p in proposals])
+        boxes = (
+            self.coders[stage].decode(deltas.flatten(1), proposals).reshape(-1, 4).split([len(p) for p in proposals])
+        )
         return [clip_boxes_to_image(own, shape) for own, shape in zip(boxes, image_shapes, strict=True)]
 
     def _assign(
         self, stage: int, proposals: list[Tensor], targets: Sequence[Target]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Labels int64 [n] and deltas [n, 4] of each image's boxes at the overlap of this stage."""
+        """Labels int64 [n] (-1: none) and deltas [n, 4] of each image's boxes at the overlap of this stage."""
         labels, matched = [], []
         for boxes, target in zip(proposals, targets, strict=True):
-            if not len(target["boxes"]):
-                labels.append(torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device))
+            if len(target["boxes"]):
+                overlap, index = box_iou(boxes, target["boxes"].to(boxes)).max(dim=1)
+                label = target["labels"][index] * (overlap >= THRESHOLDS[stage])
+                matched.append(target["boxes"][index].to(boxes))
+            else:
+                label = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
                 matched.append(boxes)
-                continue
-            overlap, index = box_iou(boxes, target["boxes"].to(boxes)).max(dim=1)
-            labels.append(target["labels"][index] * (overlap >= THRESHOLDS[stage]))
-            matched.append(target["boxes"][index].to(boxes))
+            if "ignored" in target:
+                label = label.where((label > 0) | ~inside(boxes, target["ignored"].to(boxes)), -1)
+            labels.append(label)
         return labels, list(self.coders[stage].encode(matched, proposals))

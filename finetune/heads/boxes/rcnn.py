@@ -18,6 +18,7 @@ from finetune.dense.contract import DenseBackbone
 from finetune.dense.pyramid import pyramid
 from finetune.heads.boxes.anchors import Anchors
 from finetune.heads.boxes.cascade import CascadeRoIHeads
+from finetune.heads.boxes.ignored import beyond_borders, inside
 from finetune.heads.boxes.roi_heads import RoIHeads, RoISizes, Target
 
 
@@ -73,7 +74,7 @@ class RCNN(nn.Module):
         strides = self.neck.strides
         levels = [*strides, strides[-1] * 2]
         anchors = [8 * stride for stride in levels] if sizes.anchors is None else sizes.anchors
-        self.rpn = RegionProposalNetwork(
+        self.rpn = _ProposalNetwork(
             Anchors(anchors, sizes.ratios, levels),
             _RPNHead(sizes.channels, len(sizes.ratios), sizes.rpn_convs),
             fg_iou_thresh=0.7,
@@ -103,12 +104,17 @@ class RCNN(nn.Module):
         Args:
             images: normalized [b, C, H, W].
             targets: of each image boxes fp32 [n, 4] (x1, y1, x2, y2 in pixels), labels int64 [n] from 1, and masks
-                [n, H, W]; n may be 0.
+                [n, H, W]; n may be 0. Where there is "ignored", fp32 [m, 4], boxes inside these regions (see `ignored`)
+                are no background.
             sizes: (height, width) of each image within the padded batch; None: no padding.
             drop: as in `DenseBackbone.forward`.
         """
         assert self.training, "losses of a model in evaluation mode"
         listed = _listed(images, sizes)
+        targets = [
+            {**target, "ignored": beyond_borders(target["ignored"].float(), size)} if "ignored" in target else target
+            for target, size in zip(targets, listed.image_sizes, strict=True)
+        ]
         features = self.features(dense, images, drop)
         proposals, first = self.rpn(listed, features, list(targets))
         _, second = self.roi_heads(features, proposals, listed.image_sizes, targets)
@@ -131,6 +137,24 @@ class RCNN(nn.Module):
         levels = self.neck(dense(images, drop))
         levels.append(F.max_pool2d(levels[-1], 1, stride=2))
         return {str(i): level for i, level in enumerate(levels)}
+
+
+class _ProposalNetwork(RegionProposalNetwork):
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        labels, matched = super().assign_targets_to_anchors(anchors, targets)
+        for label, boxes, target in zip(labels, anchors, targets, strict=True):
+            if "ignored" in target:
+                label[(label == 0) & inside(boxes, target["ignored"])] = -1  # neither object nor background
+        return labels, matched
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if not any(bool((label >= 0).any()) for label in labels):  # the mean over no anchor is not a number
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
 
 
 class _RPNHead(RPNHead):

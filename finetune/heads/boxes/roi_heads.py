@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
 from finetune.dense.simple_fpn import Norm
 from finetune.heads.boxes import box_masks
+from finetune.heads.boxes.ignored import inside
 from finetune.heads.boxes.roi_pool import RoIPool
 
 BOX_BINS, MASK_BINS = 7, 14
@@ -99,7 +100,7 @@ class RoIHeads(TorchvisionRoIHeads):
             sizes.nms,
             sizes.detections,
         )
-        self.num_classes = num_classes
+        self.num_classes, self.threshold = num_classes, threshold
         self._build_boxes(channels, num_classes, sizes)
         if masks:
             norm: Any = None if sizes.norm == "none" else LayerNorm2d
@@ -126,11 +127,21 @@ class RoIHeads(TorchvisionRoIHeads):
             found = self._detect(features, proposals, image_shapes)
             return [self._with_masks(features, one, image_shapes, i) for i, one in enumerate(found)], {}
         assert targets is not None, "training needs targets"
+        proposals = [self._not_ignored(*pair) for pair in zip(proposals, targets, strict=True)]
         proposals, matched, labels, deltas = self.select_training_samples(proposals, list(targets))  # type: ignore[arg-type]
         losses = self._box_losses(features, proposals, labels, deltas, image_shapes, targets)
         if self.has_mask():
             losses["loss_mask"] = self._mask_loss(features, proposals, matched, labels, image_shapes, targets)
         return [], losses
+
+    def _not_ignored(self, proposals: Tensor, target: Target) -> Tensor:
+        """Without the proposals that would be background inside ignored regions."""
+        if "ignored" not in target or not len(target["ignored"]):
+            return proposals
+        kept = ~inside(proposals, target["ignored"].to(proposals))
+        if len(target["boxes"]):
+            kept |= box_iou(proposals, target["boxes"].to(proposals)).amax(dim=1) >= self.threshold
+        return proposals[kept]
 
     def _box_losses(
         self,
@@ -216,10 +227,11 @@ def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor) 
     """Cross-entropy of all proposals, and smooth L1 of the objects' deltas, both divided by the number of proposals.
 
     Args:
-        logits: [n, K + 1]. deltas: [n, K + 1 or 1, 4]. labels: int64 [n], 0 for the background. targets: [n, 4].
+        logits: [n, K + 1]. deltas: [n, K + 1 or 1, 4]. labels: int64 [n], 0 for the background, -1 for none. targets:
+            [n, 4].
     """
     objects = torch.where(labels > 0)[0]
     own = deltas[objects, labels[objects] if deltas.shape[1] > 1 else 0]
     count = max(len(labels), 1)
-    by_class = F.cross_entropy(logits, labels, reduction="sum") / count
+    by_class = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1) / count
     return by_class, F.smooth_l1_loss(own, targets[objects], beta=1 / 9, reduction="sum") / count

@@ -41,13 +41,17 @@ class DETR(nn.Module):
 
         Args:
             targets: of each image, as torchvision's detectors take them: "labels" int64 [n] from 1 and "boxes" [n, 4]
-                as x1, y1, x2, y2 in pixels.
+                as x1, y1, x2, y2 in pixels; "ignored" [m, 4], if there: regions where a query without an object has
+                no loss (see `boxes.ignored`).
 
         Raises:
             ValueError: a label is not one of the classes.
         """
         layers, size = self(dense, images, drop=drop), dense.covered(images)
-        return self.loss(layers, [BoxTargets.of_pixels(each["labels"] - 1, each["boxes"], size) for each in targets])
+        in_parts = [
+            BoxTargets.of_pixels(each["labels"] - 1, each["boxes"], size, each.get("ignored")) for each in targets
+        ]
+        return self.loss(layers, in_parts)
 
     def detections(
         self,

@@ -107,6 +107,7 @@ def test_crowds_are_no_targets_and_can_be_masked_out():
         expected = torch.ones(32, 48, dtype=torch.bool)
         expected[10:30, 20:40] = False
         assert torch.equal(sample["valid"], expected)
+        assert sample["ignored"].tolist() == [[20, 10, 40, 30]]
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])

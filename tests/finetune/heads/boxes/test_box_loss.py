@@ -46,6 +46,23 @@ def test_the_terms_are_those_of_plain_sums_over_the_pairs(classes):
     torch.testing.assert_close(found["loss"], total)
 
 
+@pytest.mark.parametrize("classes", ["focal", "ce"])
+def test_a_query_without_an_object_has_no_loss_in_an_ignored_region(classes):
+    loss = BoxSetLoss(2, classes=classes)
+    boxes, logits = said(loss, certainty=0.5)
+    regions = {"at the query": [[0.5, 0.5, 0.6, 0.6]], "elsewhere": [[0.1, 0.9, 0.1, 0.1]], "nowhere": []}
+    found = {name: loss([(boxes, logits)], [BoxTargets(TARGET.labels, BOXES, torch.tensor(region).reshape(-1, 4))])
+             for name, region in regions.items()}  # fmt: skip
+    plain = loss([(boxes, logits)], [TARGET])
+    assert all(torch.equal(found[name]["loss"], plain["loss"]) for name in ("elsewhere", "nowhere"))
+    louder = logits.clone()
+    louder[0, 1] += 3
+    region = BoxTargets(TARGET.labels, BOXES, torch.tensor(regions["at the query"]))
+    assert torch.equal(loss([(boxes, louder)], [region])["loss"], found["at the query"]["loss"])
+    assert loss([(boxes, louder)], [TARGET])["loss"] != plain["loss"] or classes == "ce"
+    assert found["at the query"]["class"] < plain["class"]
+
+
 def test_the_cost_of_a_box_grows_with_its_distance():
     loss = BoxSetLoss(1, classes="ce")
     target = BoxTargets(torch.tensor([0]), torch.tensor([[0.2, 0.5, 0.1, 0.1]]))

@@ -17,6 +17,7 @@ from finetune.dense.build import dense_backbone
 from finetune.heads.boxes.anchors import Anchors
 from finetune.heads.boxes.box_masks import paste_mask
 from finetune.heads.boxes.cascade import THRESHOLDS, WEIGHTS, CascadeRoIHeads
+from finetune.heads.boxes.ignored import beyond_borders, inside
 from finetune.heads.boxes.rcnn import RCNN, RCNNSizes
 from finetune.heads.boxes.roi_heads import BoxHead, RoIHeads, RoISizes, box_losses
 from finetune.heads.boxes.roi_pool import RoIPool
@@ -204,6 +205,42 @@ def test_masks_and_boxes_of_two_images_are_overfitted(cascade: bool):
         assert box_iou(found["boxes"][best][None], targets[0]["boxes"][label - 1][None]) > 0.75
         pasted, truth = paste_mask(found["masks"][best], found["boxes"][best], (96, 80)), targets[0]["masks"][label - 1]
         assert (pasted & truth.bool()).sum() / (pasted | truth.bool()).sum() > 0.7
+
+
+def test_a_box_is_inside_a_region_by_half_of_its_own_area():
+    regions = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    some = torch.tensor(
+        [[5.0, 0, 15, 10], [6, 0, 16, 10], [2, 2, 3, 3], [0, 0, 100, 100], [52, 40, 58, 60], [1, 1, 1, 5]]
+    )
+    assert inside(some, regions).tolist() == [True, False, True, False, True, False]
+    assert inside(some, regions[:0]).tolist() == [False] * 6
+    anchors = torch.tensor([[-90.0, 0, 10, 10], [0, 0, 10, 90], [55, -90, 56, 60]])
+    assert inside(anchors, beyond_borders(regions, (60, 60))).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_in_ignored_regions_nothing_is_background(cascade: bool):
+    backbone, rcnn = model(cascade=cascade)
+    images, targets = scene()
+    whole = torch.tensor([[0.0, 0, 80, 96]])
+    losses = rcnn.losses(backbone, images[1:], [{**targets[1], "ignored": whole}])
+    assert losses["loss"] == 0 and all(value == 0 for value in losses.values())
+    losses["loss"].backward()
+    missing = {n for n, p in rcnn.named_parameters() if p.requires_grad and (p.grad is None or p.grad.any())}
+    assert not missing, "every gradient is there, for DDP, and zero"
+    known, ignoring = (rcnn.losses(backbone, images[:1], [{**targets[0], **more}]) for more in ({}, {"ignored": whole}))
+    boxes = "loss_box_reg_0" if cascade else "loss_box_reg"
+    assert ignoring[boxes] > 0 and ignoring["loss_objectness"] > 0, "objects are trained in ignored regions too"
+    assert ignoring["loss_objectness"] != known["loss_objectness"]
+
+
+def test_a_region_that_ignores_nothing_changes_nothing():
+    images, targets = scene()
+    found = []
+    for more in ({}, {"ignored": torch.zeros(0, 4)}, {"ignored": torch.tensor([[200.0, 200, 210, 210]])}):
+        backbone, rcnn = model(cascade=True)
+        found.append(rcnn.losses(backbone, images, [{**target, **more} for target in targets]))
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
 
 
 def test_images_without_objects_train_every_parameter():
