@@ -69,10 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         task, record = open_task(chosen.task)
         out, where = Path(chosen.out), find_device(chosen.device)
-        out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, CheckpointError, OSError) as error:
         print(f"fovea predict: {error}", file=sys.stderr)
         return 2
+    try:
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         print(f"fovea predict: --out {chosen.out}: not a folder to write to: {error}", file=sys.stderr)
         return 2

@@ -36,7 +36,7 @@ from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
-from pretrain.engine.session.folder import check_same_run, write_records
+from pretrain.engine.session.folder import check_same_run, read_data, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
 from pretrain.engine.session.pace import Pace
@@ -282,7 +282,7 @@ class FinetuneRun:
                 "source": self._source,
                 "orientation": of_photos(self.config.data.orientation),
                 "recipe": self.config.model_dump(mode="json"),
-                "data": json.loads((self.folder / "data.json").read_text(encoding="utf-8")),
+                "data": read_data(self.folder),
                 "metrics": results.record(evaluation, step=total),
                 "commit": git_commit(),
                 "versions": versions(),

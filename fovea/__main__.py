@@ -54,7 +54,7 @@ def main() -> int:
         problem = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem)
         print(f"fovea: {problem}", file=sys.stderr)
         return 2
-    from pretrain.core.children import child_environment
+    from pretrain.core.machine.children import child_environment
 
     os.environ.update(child_environment())  # also for the children of libraries
     from launch.cli import main as run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
+from pretrain.core.machine.failures import failure_of
 from pretrain.core.machine.terminal import safe_output
 
 USAGE = """usage: fovea COMMAND ...
@@ -112,7 +114,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 @safe_output()
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit status. 2 for a wrong command or argument."""
+    """Run one command; its exit status (docs/exit_status.md). 2 for a wrong command or argument."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -129,6 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # a running run saves and stops instead
         print("fovea: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has closed the pipe: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        print(f"fovea {arguments[0]}: {failure.text}", file=sys.stderr)
+        return failure.status
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from launch.programs import PROGRAMS, device_of
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.terminal import safe_output
+from pretrain.core.ranks import variable
 from pretrain.core.record import read_rows
 
 # On nodes: srun itself returns 2 for a node where the program does not exist.
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_intermixed_args(arguments)
     if chosen.on_nodes and chosen.probe_steps:
         parser.error("--probe-steps is for use before a job; inside a job the run itself measures it")
-    if chosen.on_nodes and int(os.environ.get("SLURM_PROCID", "0")):
+    if chosen.on_nodes and variable(os.environ, "SLURM_PROCID", 0):
         return _on_nodes(chosen, 0)
     try:
         found = list(_findings(chosen))
@@ -155,7 +156,10 @@ def _duration(
 
 def _logged_rate(config: PretrainConfig | FinetuneConfig) -> float | None:
     """The median rate that the run logged, if it has run."""
-    rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
+    try:
+        rows = read_rows(Path(config.run_dir) / "metrics.jsonl")[-50:]
+    except ConfigError:  # a damaged log, which the run repairs when it resumes
+        return None
     rates = sorted(row["images_per_second"] for row in rows if "images_per_second" in row)
     return rates[len(rates) // 2] if rates else None
 
@@ -164,8 +168,8 @@ def _job_shape(chosen: argparse.Namespace) -> JobShape:
     """From the flags, or inside a job from SLURM."""
     gpu = find_gpu(chosen.gpu) if chosen.gpu else None
     if chosen.on_nodes:
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        ranks = int(os.environ.get("SLURM_NTASKS", "1")) // nodes
+        nodes = variable(os.environ, "SLURM_JOB_NUM_NODES", 1)
+        ranks = variable(os.environ, "SLURM_NTASKS", 1) // nodes
     else:
         nodes, ranks = chosen.nodes, chosen.gpus_per_node
     for flag, value in (("--nodes", nodes), ("--gpus-per-node", ranks)):
@@ -178,8 +182,8 @@ def _job_shape(chosen: argparse.Namespace) -> JobShape:
 def _machine(chosen: argparse.Namespace, config: PretrainConfig | FinetuneConfig) -> Machine:
     """This machine; inside a job, with the cores of all its ranks here, not only this rank's share."""
     machine = Machine.here(Path(config.run_dir))
-    if chosen.on_nodes and "SLURM_CPUS_ON_NODE" in os.environ:
-        return replace(machine, cpus=int(os.environ["SLURM_CPUS_ON_NODE"]))
+    if chosen.on_nodes:
+        return replace(machine, cpus=variable(os.environ, "SLURM_CPUS_ON_NODE", machine.cpus))
     return machine
 
 

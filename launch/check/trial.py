@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.core.children import child_environment
+from pretrain.core.machine.children import child_environment
+from pretrain.core.ranks import without_ranks
 from pretrain.core.record import read_rows
 
 
@@ -45,7 +46,7 @@ def run_steps(
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"] if ranks > 1 else []
     command = [sys.executable, "-m", *torchrun, "fovea", program, config, *overrides, *changed]
     # Inside a job it is a separate run, not one of the job's ranks.
-    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") and k not in ("RANK", "WORLD_SIZE")}
+    env = without_ranks(os.environ)
     try:
         with (folder / "log").open("w+b") as log:
             process = subprocess.Popen(

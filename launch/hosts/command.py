@@ -21,8 +21,8 @@ from queue import SimpleQueue
 from launch.hosts.hostfile import Host, HostsError, Ssh, look, read_hostfile
 from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
-from pretrain.core.children import child_environment
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.children import child_environment
 from pretrain.core.machine.terminal import safe_output
 
 # Variables of this shell that are passed to the ranks; others by --environment.

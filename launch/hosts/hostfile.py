@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.core.children import child_environment
+from pretrain.core.machine.children import child_environment
 
 _CHECK_SECONDS = 120
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.hosts.restarts import StopRequest, keep_running
-from pretrain.core.children import child_environment
+from pretrain.core.machine.children import child_environment
 
 
 def run_local(run_dir: Path, program: str, arguments: Sequence[str], *, processes: int, max_restarts: int) -> int:

@@ -12,18 +12,18 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.hosts.restarts import EXIT_PREEMPTED
+from launch.hosts.restarts import EXIT_PREEMPTED, say
 from pretrain.engine.checkpoint.commit import MANIFEST, checkpoints
 
 Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
 Action = Literal["go", "done", "requeue", "stop"]
 # Attempts in a row that may end at one step. A lost node is rarely caused by the run.
 PATIENCE = {"failed": 2, "time limit": 2, "lost": 3}
+ATTEMPT_KEYS = ("job", "event", "restart", "step", "time")
 MAX_FAILURES = 20  # of one job, with or without progress
 
 
@@ -133,26 +133,42 @@ class AttemptLog:
         return [self._attempt(row) for row in self._rows() if row["event"] == "end"]
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [row for row in read_json_lines(self.path) if row["job"] == self.job]
+        return [row for row in read_json_lines(self.path, ATTEMPT_KEYS) if row["job"] == self.job]
 
     def _add(self, event: str, *, restart: int, **facts: Any) -> None:
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         add_row(self.path, {"event": event, "job": self.job, "restart": restart, "time": at, **facts})
 
     def _attempt(self, row: dict[str, Any]) -> Attempt:
-        return Attempt(self.job, row["restart"], row["outcome"], row["step"], row["node"], row["detail"])
+        return Attempt(
+            *(
+                self.job,
+                row["restart"],
+                row.get("outcome", "failed"),
+                row["step"],
+                row.get("node"),
+                row.get("detail", ""),
+            )
+        )
 
 
 def _without_identity(attempt: Attempt) -> dict[str, Any]:
     return {key: value for key, value in asdict(attempt).items() if key not in ("job", "restart")}
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; an incomplete line is skipped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+def read_json_lines(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, each with at least `keys`; an incomplete or damaged line is named on stderr."""
+    rows: list[dict[str, Any]] = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row: Any = json.loads(line) if line else {}
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and set(keys) <= row.keys():
+            rows.append(row)
+        elif line:
+            say(f"{path}: line {number} is damaged and is not used: {line[:60]!r}")
     return rows
 
 

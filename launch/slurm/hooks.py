@@ -18,6 +18,7 @@ from launch.programs import PROGRAMS, check_program
 from launch.slurm.attempts import AttemptLog, RestartDecision, blame, cancel_mark, decide, describe_lost, outcome
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.terminal import safe_output
+from pretrain.core.ranks import variable
 from pretrain.engine.watchdog.faults import read_faults
 
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _begin(chosen: argparse.Namespace) -> int:
     try:
-        ranks = int(os.environ.get("SLURM_NTASKS", "1"))
+        ranks = variable(os.environ, "SLURM_NTASKS", 1)
         run_dir = check_program(chosen.program, chosen.config, chosen.overrides, world_size=ranks)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -106,7 +107,7 @@ def _book(run_dir: Path) -> AttemptLog:
 
 
 def _attempt() -> dict[str, Any]:
-    return {"job": os.environ["SLURM_JOB_ID"], "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
+    return {"job": os.environ["SLURM_JOB_ID"], "restart": variable(os.environ, "SLURM_RESTART_COUNT", 0)}
 
 
 def _is_cancelled(run_dir: Path) -> bool:

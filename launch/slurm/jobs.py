@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from launch.slurm import scheduler
-from launch.slurm.attempts import add_row, cancel_mark, newest_step, read_json_lines
+from launch.slurm.attempts import ATTEMPT_KEYS, add_row, cancel_mark, newest_step, read_json_lines
 from launch.slurm.scheduler import JobState, SchedulerError
+from pretrain.core.record import parse_row
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def submit(
 
 def submissions(run_dir: Path) -> list[Submitted]:
     """The submissions by `fovea launch slurm`, in order."""
-    return [Submitted(**row) for row in read_json_lines(run_dir / "slurm" / "jobs.jsonl")]
+    keys = [field.name for field in fields(Submitted)]
+    rows = read_json_lines(run_dir / "slurm" / "jobs.jsonl", keys)
+    return [Submitted(**{key: row[key] for key in keys}) for row in rows if str(row["job"]).isdigit()]
 
 
 def jobs_of(run_dir: Path) -> list[str]:
     """Ids of the run's jobs, in order; those submitted by hand are known after they began."""
-    began = [row["job"] for row in read_json_lines(run_dir / "slurm" / "attempts.jsonl")]
+    began = [row["job"] for row in _attempts(run_dir)]
     return sorted({*began, *(submitted.job for submitted in submissions(run_dir))}, key=int)
 
 
@@ -90,7 +93,7 @@ def status(run_dir: Path) -> str:
         states = scheduler.states(jobs_of(run_dir))
     except SchedulerError as error:
         states = {job: JobState(job, "UNKNOWN", f"{error}") for job in jobs_of(run_dir)}
-    attempts = read_json_lines(run_dir / "slurm" / "attempts.jsonl")
+    attempts = _attempts(run_dir)
     for job, state in states.items():
         where = f" on {state.nodes}" if state.nodes else ""
         reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
@@ -101,7 +104,7 @@ def status(run_dir: Path) -> str:
             end = ended.get(restart)
             how = "running" if state.is_active and restart == max(begun) else "no record of its end"
             how = f"{end['time']} {end['outcome']} at step {end['step']} {end['detail']}" if end else how
-            nodes = ",".join(begin["nodes"])
+            nodes = ",".join(begin.get("nodes", ()))
             lines.append(f"  {restart}   {begin['time']} from step {begin['step']} on {nodes}; {how}".rstrip())
     return "\n".join(lines)
 
@@ -159,6 +162,11 @@ def follow(
         time.sleep(poll_seconds)
 
 
+def _attempts(run_dir: Path) -> list[dict[str, Any]]:
+    rows = read_json_lines(run_dir / "slurm" / "attempts.jsonl", ATTEMPT_KEYS)
+    return [row for row in rows if str(row["job"]).isdigit()]
+
+
 def _logs(run_dir: Path, rank: int) -> list[Path]:
     """The newest job's own log, and the rank's of its newest attempt; under torchrun, that of this node."""
     folder, jobs = run_dir / "slurm", jobs_of(run_dir)
@@ -177,5 +185,5 @@ def _last_row(path: Path) -> dict[str, float]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
         lines = file.read().decode(errors="replace").splitlines(keepends=True)
-    complete = [line for line in lines if line.endswith("\n") and line.startswith("{") and '"loss"' in line]
-    return json.loads(complete[-1]) if complete else {}
+    rows = (parse_row(line) for line in reversed(lines) if line.endswith("\n") and '"loss"' in line)
+    return next((row for row in rows if row is not None), {})

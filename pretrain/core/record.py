@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from math import nan
 from pathlib import Path
+from typing import Any, cast
+
+from pretrain.core.configlib import ConfigError
 
 PACKAGES = ("fovea", "torch", "torchvision", "timm", "deepspeed", "accelerate", "numpy", "simplejpeg", "safetensors")
 
@@ -40,13 +43,29 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, merged by step, in order of step; an incomplete last line is skipped."""
+    """The rows of a metrics.jsonl, merged by step, in order of step; an incomplete last line is skipped.
+
+    Raises:
+        ConfigError: (a ValueError) a line is damaged; the message names it.
+    """
     merged: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            row = json.loads(line)
-            merged.setdefault(row["step"], {}).update(row)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        row = parse_row(line)
+        if row is None:
+            problem = f"line {number} is damaged: {line[:60]!r}; the run drops it when it resumes, or remove the line"
+            raise ConfigError(str(path), [problem])
+        merged.setdefault(row["step"], {}).update(row)
     return [merged[step] for step in sorted(merged)]
+
+
+def parse_row(line: str) -> dict[str, Any] | None:
+    """A line of JSON with a step; None if it is damaged."""
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return cast(dict[str, Any], row) if isinstance(row, dict) and type(cast(Any, row).get("step")) is int else None
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

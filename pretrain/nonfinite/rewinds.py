@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pretrain.core import distributed
+from pretrain.core.configlib import ConfigError
 from pretrain.core.files import write_json
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 
@@ -78,5 +79,9 @@ class SkippedPositions:
 def _read(path: Path) -> list[Rewind]:
     if not path.exists():
         return []
-    listed = json.loads(path.read_text(encoding="utf-8"))["rewinds"]
-    return [Rewind(**{**rewind, "positions": tuple(rewind["positions"])}) for rewind in listed]
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["rewinds"]
+        return [Rewind(**{**rewind, "positions": tuple(rewind["positions"])}) for rewind in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"not a list of rewinds ({error!r}); restore it: it decides which positions the run skips"
+        raise ConfigError(str(path), [problem]) from error

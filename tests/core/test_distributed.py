@@ -18,7 +18,7 @@ from torch.distributed import HashStore
 
 from pretrain.core import distributed
 from pretrain.core.distributed import RendezvousError, World, _agree_on_incarnation
-from pretrain.core.ranks import Launch, first_host, job_port, read_launch
+from pretrain.core.ranks import Launch, first_host, forget_mpi, job_port, read_launch, without_ranks
 from tests.engine.ranks import launch
 from tests.runs import LONG
 
@@ -70,6 +70,49 @@ def test_an_address_that_is_given_wins():
     assert (launch.master_addr, launch.master_port) == ("10.0.0.1", 4000)
 
 
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-7",
+    "PMIX_RANK": "1",
+}
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}  # MPICH, Intel MPI
+ADDRESS = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("env", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
+def test_mpirun_on_one_node_needs_nothing_more_and_its_ranks_share_a_port(env):
+    other = {name: value.replace("1", "0") if "RANK" in name else value for name, value in env.items()}
+    first, second = read_launch(other), read_launch(env)
+    assert first is not None and second is not None
+    assert (first.rank, second.rank, second.world_size, second.local_rank) == (0, 1, 2, 1)
+    assert first.master_addr == second.master_addr == "127.0.0.1" and first.master_port == second.master_port
+
+
+@pytest.mark.parametrize("env", [OPEN_MPI, HYDRA, SRUN | OPEN_MPI, SRUN | HYDRA])
+def test_mpirun_has_priority_over_the_srun_that_started_its_daemons(env):
+    assert read_launch(env | ADDRESS) == Launch(1, 2, 1, "n1", 29500, agent_store=False)
+
+
+def test_srun_with_a_pmi_of_its_own_is_srun():
+    assert read_launch(SRUN | {"PMI_RANK": "5", "PMI_SIZE": "8", "PMIX_RANK": "5"}) == read_launch(SRUN)
+
+
+def test_empty_variables_are_unset():
+    empty = dict.fromkeys(["RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS", "PMI_SIZE"], "")
+    assert read_launch(empty) is None
+    assert read_launch(SRUN | {"RANK": "", "SLURM_STEP_NODELIST": " "}) == read_launch(SRUN)
+
+
+def test_no_library_finds_other_ranks_in_variables_of_mpi():
+    env = SRUN | OPEN_MPI | HYDRA | {"HOME": "/"}
+    assert without_ranks(env) == {"HOME": "/"}
+    forget_mpi(env)
+    assert not [name for name in env if name.startswith(("OMPI_COMM", "PMI_", "MPI_LOCAL"))]
+
+
 def test_torchrun_inside_srun_is_torchrun():
     assert read_launch(SRUN | TORCHRUN) == read_launch(TORCHRUN)
 
@@ -103,6 +146,14 @@ def test_alone(env):
         (SRUN | {"SLURM_PROCID": "8"}, "SLURM_PROCID=8 is not below SLURM_STEP_NUM_TASKS=8"),
         (SRUN | {"SLURM_JOB_NODELIST": ""}, "neither MASTER_ADDR nor SLURM_JOB_NODELIST"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "start it with srun"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4x"}, "SLURM_NTASKS='4x': expected an integer"),
+        (
+            {name: OPEN_MPI[name] for name in OPEN_MPI if "LOCAL_SIZE" not in name},
+            "OMPI_COMM_WORLD_SIZE=2 but MASTER_ADDR or MASTER_PORT is not set: give every rank .* or start the ranks "
+            "with torchrun, srun or `fovea launch local N`",
+        ),
+        ({"PMI_SIZE": "2"}, "PMI_RANK is not set"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK=1, but no variable states the number of ranks"),
     ],
 )
 def test_an_environment_that_contradicts_itself_is_named(env, message):

@@ -6,29 +6,32 @@ for the run (preemption) do not reach them: the run decides when it stops. They 
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from multiprocessing import parent_process, util
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory as pin_memory_of
 
 from pretrain.core import heartbeat
-from pretrain.core.children import start_fork_server, without_main
+from pretrain.core.machine.children import start_fork_server, without_main
+from pretrain.core.machine.failures import DataError, MachineError
+from pretrain.data.loader.handover import Items, Parcel, Parcels, shared_memory
 
 _KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _PRELOADED = (__name__, "pretrain.data.loader.microbatch")
 
-Item = TypeVar("Item", covariant=True)
+_NO_LOCKS = {errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS}
 
-
-class Items(Protocol[Item]):
-    def __getitem__(self, index: int) -> Item: ...
+Item = TypeVar("Item")
 
 
 def run_in_workers(
@@ -36,28 +39,25 @@ def run_in_workers(
 ) -> Generator[Item, None, None]:
     """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if that is 0.
 
-    An error raised by an item is raised here. RuntimeError with the number of the due item when a worker died;
-    ValueError when the items cannot be sent to a worker.
+    An error raised by an item is raised here, a ValueError as DataError. MachineError with the number of the due item
+    when a worker died, and when no worker can be started; ValueError when the items cannot be sent to a worker.
     """
     if num_workers < 0 or prefetch_factor < 1:
         raise ValueError(f"num_workers must be >= 0 and prefetch_factor >= 1, got {num_workers} and {prefetch_factor}")
-    pickled = b""
-    if num_workers:
-        try:
-            pickled = pickle.dumps(items)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"cannot be sent to worker processes: {error}; define it at the top of a module"
-            ) from error
-        start_fork_server(preload=_PRELOADED, blocked=_KEPT_FROM_WORKERS)
+    if not num_workers:
+        return _computed_here(items, length, pinned=pin_memory)
+    try:
+        pickled = pickle.dumps(items)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"cannot be sent to worker processes: {error}; define it at the top of a module") from error
     loader = DataLoader(
-        items,  # pyright: ignore[reportArgumentType]
+        Parcels(items),  # pyright: ignore[reportArgumentType]
         batch_size=None,
         sampler=range(length),
         collate_fn=_unchanged,
         num_workers=num_workers,
-        multiprocessing_context="forkserver" if num_workers else None,
-        prefetch_factor=prefetch_factor if num_workers else None,
+        multiprocessing_context="forkserver",
+        prefetch_factor=prefetch_factor,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws a seed, which is not used, from the run's generator
@@ -65,32 +65,81 @@ def run_in_workers(
     return _iterate(loader, pickled)
 
 
+def _computed_here(items: Items[Item], length: int, *, pinned: bool) -> Generator[Item, None, None]:
+    for index in range(length):
+        try:
+            item = items[index]
+        except ValueError as error:
+            raise _data_error(error) from error
+        heartbeat.alive()
+        yield cast(Item, pin_memory_of(item)) if pinned else item
+
+
 def _iterate(loader: DataLoader, pickled: bytes) -> Generator[Any, None, None]:
-    with without_main(pickled):
-        iterator = iter(loader)
-    workers = list(getattr(iterator, "_workers", ()))  # none when the items are computed in this process
+    try:
+        start_fork_server(preload=_PRELOADED, blocked=_KEPT_FROM_WORKERS)
+        with without_main(pickled):
+            iterator: Any = iter(loader)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise MachineError(
+                f"no data worker can be started: {error.strerror}; {shared_memory()}, and workers need it for their "
+                "locks: free it, mount it larger (docker: --shm-size or --ipc=host), or set data.num_workers=0"
+            ) from error
+        raise
+    workers: list[BaseProcess] = list(iterator._workers)
     # For an unfinished iterator: at exit multiprocessing would send SIGTERM, which workers block, and wait forever.
     kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
-    index = 0
+    index, said = 0, False
     try:
         while True:
             try:
-                item = next(iterator)
+                parcel: Parcel = next(iterator).opened()
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
+            except (RuntimeError, OSError) as error:
+                if not isinstance(error, MachineError) and "exited unexpectedly" not in str(error):
                     raise
-                raise RuntimeError(
-                    f"a data worker died while item {index} was due ({error}); usually for lack of memory: "
-                    "lower num_workers, prefetch_factor or the micro-batch"
-                ) from error
+                raise MachineError(f"a data worker died while item {index} was due: {_cause(workers)}") from error
+            if isinstance(parcel.error, ValueError):
+                raise _data_error(parcel.error) from parcel.error
+            if parcel.error is not None:
+                raise parcel.error
+            if parcel.too_large and not said:
+                said = _say_too_large(parcel.too_large)
             heartbeat.alive()
-            yield item
+            yield parcel.item
+            del parcel
             index += 1
     finally:
         del iterator
         kill()
+
+
+def _data_error(error: ValueError) -> ValueError:
+    return error if isinstance(error, DataError) else DataError(str(error))
+
+
+def _cause(workers: Sequence[BaseProcess]) -> str:
+    """The likely reason, by how the first of the ended workers ended, and the way out."""
+    ends = [worker.exitcode for worker in workers if worker.exitcode is not None]
+    less = "lower data.num_workers, data.prefetch or the micro-batch"
+    if signal.SIGBUS in [-end for end in ends]:
+        return f"bus error; {shared_memory()}: mount it larger (docker: --shm-size or --ipc=host), or {less}"
+    if any(end > 0 for end in ends):
+        return f"it ended with status {max(ends)}, see its own message; where that is about memory, {less}"
+    named = f"by {signal.Signals(-min(ends)).name}" if ends and min(ends) < 0 else "from outside"
+    return f"killed {named}, usually for lack of memory: {less}"
+
+
+def _say_too_large(size: int) -> bool:
+    print(
+        f"data workers: {shared_memory()}, too little for batches of {size / 2**20:.3g} MiB; they go through private "
+        "memory, which is slower: mount it larger (docker: --shm-size or --ipc=host), or lower data.prefetch",
+        file=sys.stderr,
+        flush=True,
+    )
+    return True
 
 
 def _kill(workers: list[BaseProcess]) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -112,8 +113,12 @@ class BadList:
         complete = data[: data.rfind(b"\n") + 1]
         if complete != data:  # or the next record would be on the same line
             os.truncate(self._path, len(complete))
-        records = [json.loads(line) for line in complete.splitlines()]
-        return {(record["shard"], record["key"]) for record in records}
+        found: set[tuple[str, str]] = set()
+        for line in complete.splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a damaged line: its sample is listed again
+                record = json.loads(line)
+                found.add((record["shard"], record["key"]))
+        return found
 
     def add(self, record: BadRecord) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from pretrain.core.children import start_fork_server, without_main
+from pretrain.core.machine.children import start_fork_server, without_main
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.core import distributed
+from pretrain.core.machine.failures import EXIT_FAILED, Failure, failure_of
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError, FileRecord, Manifest
 from pretrain.engine.config import CheckpointConfig
@@ -87,9 +88,11 @@ class Checkpoints:
         try:
             records = engine.save(temp)
         except (OSError, RuntimeError, ValueError) as error:
-            mine = f"rank {distributed.rank()}: {error}"
+            mine = _problem(error)
         everyone = distributed.all_gather_object((records, mine))
-        self._raise_if("; ".join(problem for _, problem in everyone if problem), final, temp)
+        problems = [problem for _, problem in everyone if problem]
+        text = "; ".join(problem.text for problem in problems)
+        self._raise_if(Failure(text, problems[0].status) if problems else None, final, temp)
         files = [record for written, _ in everyone for record in written]
         _, problem = self._on_rank_0(lambda: commit.seal(temp, final, step=step, files=files, about=about))
         self._raise_if(problem, final, temp)
@@ -188,24 +191,32 @@ class Checkpoints:
 
         _, problem = self._on_rank_0(make_room)
         if problem:
-            raise CheckpointError(f"wrote {newest}, but the cleanup of {self.root} failed: {problem}")
+            text = f"wrote {newest}, but the cleanup of {self.root} failed: {problem.text}"
+            raise CheckpointError(text, status=problem.status)
 
-    def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
+    def _on_rank_0(self, action: Any) -> tuple[Any, Failure | None]:
         result, problem = None, None
         if distributed.rank() == 0:
             try:
                 result = action()
             except OSError as error:
-                problem = f"rank 0: {error}"
+                problem = _problem(error)
         return distributed.broadcast_object((result, problem))
 
-    def _raise_if(self, problem: str | None, final: Path, temp: Path | None) -> None:
+    def _raise_if(self, problem: Failure | None, final: Path, temp: Path | None) -> None:
         if not problem:
             return
         distributed.barrier()  # no rank writes into it any more
         if temp is not None and distributed.rank() == 0:
             shutil.rmtree(temp, ignore_errors=True)
-        raise CheckpointError(f"could not write {final}: {problem}; earlier checkpoints are unchanged")
+        text = f"could not write {final}: {problem.text}; earlier checkpoints are unchanged"
+        raise CheckpointError(text, status=problem.status)
+
+
+def _problem(error: Exception) -> Failure:
+    """What this rank could not write, with the exit status of its kind."""
+    known = failure_of(error)
+    return Failure(f"rank {distributed.rank()}: {error}", known.status if known else EXIT_FAILED)
 
 
 def _share(files: Sequence[FileRecord]) -> list[FileRecord]:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from pretrain.core.files import new_folder, publish_folder, write_text
+from pretrain.core.machine.failures import EXIT_NO_CHECKPOINT
 from pretrain.core.manifest import (
     MANIFEST,
     FileRecord,
@@ -33,7 +34,13 @@ _NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message names it."""
+    """A checkpoint could not be written or read; the message names it. status: the exit status of a run."""
+
+    status = EXIT_NO_CHECKPOINT
+
+    def __init__(self, message: str, *, status: int | None = None):
+        super().__init__(message)
+        self.status = status or self.status
 
 
 class DamagedError(CheckpointError):

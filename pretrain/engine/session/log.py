@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.core.files import write_text
 from pretrain.core.machine.terminal import console
-from pretrain.core.record import read_rows
+from pretrain.core.record import parse_row, read_rows
 from pretrain.core.text import markdown, shown
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class RunLog:
         self.total_steps = total_steps
         self._run_dir = run_dir
         self._first_shown: tuple[int, float] | None = None  # step and time; the startup before it is not counted
-        for name in (METRICS, ALARMS):
-            _keep_rows_up_to(run_dir / name, start_step)
+        damaged = [problem for name in (METRICS, ALARMS) if (problem := _keep_rows_up_to(run_dir / name, start_step))]
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
         self._text = (run_dir / "log.txt").open("a", encoding="utf-8")
         self._live: Live | None = None
@@ -65,6 +64,8 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        for problem in damaged:
+            self.say(problem)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record `values` at `step`; show the line when a loss is among them."""
@@ -168,16 +169,12 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float], *, s
     return "  ".join(parts)
 
 
-def _keep_rows_up_to(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be repeated, and an incomplete last line."""
+def _keep_rows_up_to(path: Path, step: int) -> str | None:
+    """Drop the rows of steps that will be repeated, an incomplete last line, and damaged ones; a note about these."""
     if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+        return None
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = [(line, parse_row(line)) for line in lines]
+    damaged = sum(row is None for _, row in rows)
+    write_text(path, "".join(f"{line}\n" for line, row in rows if row is not None and row["step"] <= step))
+    return f"{path}: {damaged} damaged lines were dropped" if damaged else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -27,16 +29,24 @@ class Watch:
         self._run_dir, self._rank = run_dir, rank
         self._signal: int | None = None
         self._next_look = 0.0
+        self._folder = run_dir.stat() if rank == 0 else None
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.getsignal(number) for number in _SIGNALS if in_main_thread}
         for number in self._before:
             signal.signal(number, self._on_signal)
 
     def poll(self) -> int:
-        """The requests of this rank: bits of STOP and SAVE. Checks the files at most once a second."""
+        """The requests of this rank: bits of STOP and SAVE. Checks the files at most once a second.
+
+        Raises:
+            FileNotFoundError: the run folder was removed or replaced; what is written to it would be lost.
+        """
         wanted = STOP if self._signal is not None else 0
         if self._rank == 0 and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _POLL_SECONDS
+            if not _is_same(self._run_dir, self._folder):
+                problem = "the run folder was removed or replaced while the run wrote to it"
+                raise FileNotFoundError(errno.ENOENT, problem, str(self._run_dir))
             # One file is one request: it is removed, so that it does not also stop the next run.
             for name, bit in (("stop", STOP), ("save", SAVE)):
                 path = self._run_dir / name
@@ -60,6 +70,15 @@ class Watch:
         self._signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_same(folder: Path, before: os.stat_result | None) -> bool:
+    try:
+        return before is None or os.path.samestat(folder.stat(), before)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a network file system that does not answer for a moment
+        return True
 
 
 def mark(run_dir: Path, name: str, text: str = "") -> None:

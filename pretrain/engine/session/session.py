@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import RendezvousError, World
+from pretrain.core.machine.failures import EXIT_FAILED, EXIT_INPUT, failure_of
 from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
 from pretrain.engine.optim.nonfinite import NonFiniteError
@@ -21,9 +22,6 @@ from pretrain.engine.session.lease import Lease, RunInUseError
 from pretrain.engine.watchdog.faults import add_fault
 from pretrain.engine.watchdog.replicas import ReplicasDifferError
 from pretrain.engine.watchdog.start import watched
-
-EXIT_FAILED, EXIT_CONFIG, EXIT_NO_CHECKPOINT = 1, 2, 3
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class RunError(Exception):
@@ -53,39 +51,59 @@ def session(
     """Run `body` on all processes of the run while rank 0 holds the lock of the folder; return its result.
 
     Raises:
-        RunError: wrong input (status 2), no complete checkpoint (3), or the run cannot continue (1): one of
-            `failures`, non-finite losses, a full disk, replicas that differ.
+        RunError: the run cannot continue, with the status of docs/exit_status.md: 1 for `failures`, non-finite losses
+            and replicas that differ, 2 for wrong input, 3 without a complete checkpoint, others for the machine.
     """
     if engine.deterministic and engine.device != "cpu" and torch.cuda.is_available():
         _repeat_bitwise()
     try:
         world = distributed.setup(engine.device)
     except ValueError as error:
-        raise RunError(str(error), EXIT_CONFIG) from error
+        raise RunError(str(error), EXIT_INPUT) from error
     except RendezvousError as error:
         raise RunError(str(error), EXIT_FAILED) from error
     try:
         with ExitStack() as stack:
             stack.callback(distributed.close)
+            stack.enter_context(_faults_of_threads())
             _hold_lease(Path(run_dir), stack)
             stack.enter_context(watched(Path(run_dir), engine.watch, world))
             return body(world)
     except (ConfigError, RunInUseError) as error:
-        raise RunError(str(error), EXIT_CONFIG) from error
+        raise RunError(str(error), EXIT_INPUT) from error
     except CheckpointError as error:
-        raise RunError(str(error), EXIT_NO_CHECKPOINT) from error
+        raise RunError(str(error), error.status) from error
     except ReplicasDifferError as error:
         if world.rank == 0:
             add_fault(Path(run_dir), "replicas", str(error), hosts=error.hosts, ranks=error.ranks)
         raise RunError(str(error), EXIT_FAILED) from error
     except (NonFiniteError, *failures) as error:
         raise RunError(str(error), EXIT_FAILED) from error
-    except OSError as error:
-        if error.errno not in _DISK:
+    except Exception as error:
+        failure = failure_of(error, place=f"a file of {run_dir}")
+        if failure is None:
             raise
-        where = error.filename or f"a file of {run_dir}"
-        message = f"{where}: {error.strerror}; once it can be written again, the same command resumes"
-        raise RunError(message, EXIT_FAILED) from error
+        where = f"rank {world.rank}: " if world.world_size > 1 else ""
+        raise RunError(where + failure.text, failure.status) from error
+
+
+@contextmanager
+def _faults_of_threads() -> Generator[None, None, None]:
+    """Inside, a fault of the machine in a thread (TensorBoard's, on a full disk) is a line, as it is in the run."""
+    before = threading.excepthook
+
+    def show(ended: threading.ExceptHookArgs) -> None:
+        failure = None if ended.exc_value is None else failure_of(ended.exc_value)
+        if failure is None:
+            before(ended)
+        else:
+            print(failure.text, file=sys.stderr, flush=True)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _repeat_bitwise() -> None:

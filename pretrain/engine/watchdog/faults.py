@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pretrain.core.ranks import variable
+
 _FILE = "faults.jsonl"
 
 
@@ -27,7 +29,7 @@ class Fault:
 
 def add_fault(run_dir: Path, kind: str, text: str, *, hosts: list[str], ranks: list[int]) -> None:
     """Append a fault of the current attempt."""
-    job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job, restart = os.environ.get("SLURM_JOB_ID", ""), variable(os.environ, "SLURM_RESTART_COUNT", 0)
     fault = Fault(kind, text, hosts, ranks, job, restart, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     with (run_dir / _FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(fault)) + "\n")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.core import distributed, heartbeat
-from pretrain.core.children import child_environment
 from pretrain.core.distributed import World
+from pretrain.core.machine.children import child_environment
 from pretrain.engine.config import WatchConfig
 from pretrain.engine.watchdog.__main__ import EXIT_HUNG, Orders
 from pretrain.engine.watchdog.processes import end_by_signal, started

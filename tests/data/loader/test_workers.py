@@ -68,6 +68,45 @@ def test_no_items_are_no_items():
     assert list(run_in_workers(Squares(), 0, num_workers=1)) == []
 
 
+class Large:
+    def __getitem__(self, index: int) -> dict[str, list[torch.Tensor]]:
+        return {"values": [torch.full((100_000,), float(index)), torch.arange(index)]}
+
+
+SMALL_SHARED_MEMORY = """
+from pretrain.data.loader.workers import run_in_workers
+from tests.data.loader.test_workers import Large
+for index, item in enumerate(run_in_workers(Large(), 6, num_workers=2)):
+    large, small = item["values"]
+    assert bool((large == index).all()) and small.tolist() == list(range(index))
+print("all")
+"""
+
+
+def with_shared_memory(size: str, source: str) -> subprocess.CompletedProcess[str]:
+    """Python with `source`, where /dev/shm has `size`, without the first page."""
+    mounted = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/used && exec "
+    shell = ["unshare", "-m", "sh", "-c", f'{mounted} "$0" -c "$1"', sys.executable, source]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=LONG)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("mounting needs root")
+    return done
+
+
+def test_items_larger_than_shared_memory_arrive_and_one_line_names_the_cause():
+    done = with_shared_memory("256k", SMALL_SHARED_MEMORY)
+    assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr
+    assert done.stderr.count("/dev/shm has 0.") == 1 and "docker: --shm-size or --ipc=host" in done.stderr
+
+
+def test_without_any_shared_memory_the_workers_are_refused_with_the_way_out():
+    done = with_shared_memory("4k", SMALL_SHARED_MEMORY)
+    said = done.stderr.strip().splitlines()[-1]
+    assert "no data worker can be started: No space left on device; /dev/shm has 0 of" in said, done.stderr
+    assert said.endswith("or set data.num_workers=0")
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_error_of_an_item_is_raised_unchanged_in_order(num_workers):
     items = run_in_workers(Failing(), 5, num_workers=num_workers)
@@ -79,7 +118,9 @@ def test_an_error_of_an_item_is_raised_unchanged_in_order(num_workers):
 def test_a_killed_worker_is_reported():
     """The worker of item 3 dies; on a busy machine this is seen while item 2, of the other worker, is awaited."""
     items = run_in_workers(Killing(), 8, num_workers=2, prefetch_factor=1)
-    with pytest.raises(RuntimeError, match=r"data worker died while item [23] was due .*for lack of memory"):
+    with pytest.raises(
+        RuntimeError, match=r"data worker died while item [23] was due: killed by SIGKILL, .*for lack of memory"
+    ):
         list(items)
 
 

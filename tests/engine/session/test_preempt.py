@@ -32,6 +32,15 @@ def test_a_second_ctrl_c_interrupts_at_once(watch):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_folder_that_is_gone_is_an_error(watch, tmp_path, replaced):
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    if replaced:
+        tmp_path.mkdir()
+    with pytest.raises(FileNotFoundError, match="removed or replaced while the run wrote to it"):
+        watch.poll()
+
+
 def test_outside_the_main_thread_signals_keep_their_handlers_and_files_count(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
 

@@ -23,12 +23,16 @@ def ends(folder: Path, error: Exception) -> int:
 
 
 def test_a_disk_that_takes_no_more_is_a_sentence_and_not_a_traceback(tmp_path: Path, capsys):
-    assert ends(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data.json"))) == 1
-    assert ends(tmp_path, OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))) == 1
+    assert ends(tmp_path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data.json"))) == 5
+    assert ends(tmp_path, OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))) == 5
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/data.json: No space left on device; once it can be written again, the same command resumes",
         f"a file of {tmp_path}: Disk quota exceeded; once it can be written again, the same command resumes",
     ]
+
+
+def test_a_full_disk_has_its_status_also_when_a_checkpoint_is_written(tmp_path: Path):
+    assert ends(tmp_path, CheckpointError("could not write step-8: no space", status=5)) == 5
 
 
 def test_other_errors_of_the_system_keep_their_traceback(tmp_path: Path):

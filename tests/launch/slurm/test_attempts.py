@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launch.slurm.attempts import MAX_FAILURES, Attempt, AttemptLog, Outcome, blame, decide, newest_step, outcome
+from launch.slurm.jobs import jobs_of, submissions
 
 
 def history(*attempts: tuple[Any, ...]) -> list[Attempt]:
@@ -113,6 +114,20 @@ def test_an_attempt_without_an_end_was_lost_with_the_node_that_is_down(tmp_path:
     )
     (tmp_path / "slurm" / "attempts.jsonl").open("a").write('{"event": "be')  # cut short by a full disk
     assert len(AttemptLog(tmp_path, job="7", restart=1).end("done", node=None, detail="")) == 2
+
+
+def test_damaged_lines_of_records_are_named_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = AttemptLog(tmp_path, job="7", restart=0)
+    log.begin(nodes=["n1"], down=[])
+    with log.path.open("ab") as file:
+        file.write(b'\xff\x00\n[7]\n{"job": "7"}\n')
+    assert len(log.end("done", node=None, detail="")) == 1
+    (tmp_path / "slurm" / "jobs.jsonl").write_text(
+        '{"job": 7}\n{"job": "8", "program": "pretrain", "arguments": [], "time": ""}'
+    )
+    assert [submitted.job for submitted in submissions(tmp_path)] == ["8"] and jobs_of(tmp_path) == ["7", "8"]
+    said = capsys.readouterr().err
+    assert "attempts.jsonl: line 2 is damaged and is not used" in said and "jobs.jsonl: line 1 is damaged" in said
 
 
 def test_progress_is_the_newest_sealed_checkpoint(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.core.children import HOME, child_environment
+from pretrain.core.machine.children import HOME, child_environment
 from tests.runs import LONG
 
 # No `if __name__ == "__main__":`, and a module of the current folder that multiprocessing imports.

@@ -15,7 +15,7 @@ from pathlib import Path
 from signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask
 from types import ModuleType
 
-HOME = Path(__file__).resolve().parents[2]
+HOME = Path(__file__).resolve().parents[3]
 # A path of a Unix socket has at most 107 bytes; multiprocessing appends /pymp-xxxxxxxx/listener-xxxxxxxx.
 _LONGEST_TEMPORARY = 107 - 32
 _SHORT_TEMPORARY = "/tmp"
