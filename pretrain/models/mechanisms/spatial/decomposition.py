@@ -106,7 +106,17 @@ class CD(VQ):
         del coefficients
         gram = torch.bmm(bases.transpose(1, 2), bases)
         gram = gram + self.ridge * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-        return torch.bmm(torch.bmm(x.transpose(1, 2), bases), torch.linalg.inv(gram))
+        inverse = _inverse_by_products(gram) if torch.compiler.is_exporting() else torch.linalg.inv(gram)
+        return torch.bmm(torch.bmm(x.transpose(1, 2), bases), inverse)
+
+
+def _inverse_by_products(matrix: Tensor, iterations: int = 30) -> Tensor:
+    """The inverse of positive definite matrices [n, R, R] by Newton's iteration: ONNX has no inverse."""
+    eye = torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+    inverse = eye / matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    for _ in range(iterations):
+        inverse = torch.bmm(inverse, 2 * eye - torch.bmm(matrix, inverse))
+    return inverse
 
 
 FACTORIZATIONS: dict[Factorization, type[Decomposition]] = {"nmf": NMF, "cd": CD, "vq": VQ}
