@@ -17,6 +17,8 @@ from finetune.data.examples import Example, Examples
 from finetune.data.transforms.images import EvalTransform, TrainTransform
 from finetune.heads.pooled import lora
 from finetune.heads.pooled.attentive import AttentiveHead
+from finetune.heads.pooled.glimpse_head import GlimpseHead
+from finetune.heads.pooled.glimpses import glimpse_loss
 from finetune.heads.pooled.grid import GridHead
 from finetune.heads.pooled.linear import PooledHead
 from finetune.heads.pooled.mixing import UNIFORMS, ImageMixer, soft_cross_entropy
@@ -41,7 +43,7 @@ class Classification(Task):
     """Images to one class each.
 
     Batch: "image" uint8 or normalized float32 [b, C, h, w], "label" int64 [b]; in training "rng_step" or "mix", and
-    "drop" for a backbone with drop path.
+    "drop" for a backbone with drop path, "glimpses" for a head that looks.
 
     Raises:
         ValueError: fewer than two classes, or the backbone does not support the configuration.
@@ -71,6 +73,12 @@ class Classification(Task):
         pairs = self.mixer.mode == "pair"
         uniforms = batch["mix"] if pairs and self.mixer.mixes else batch["rng_step"][None]
         images, targets = self.mixer(self.normalize(batch["image"]), batch["label"], uniforms)
+        if isinstance(self.head, GlimpseHead):
+            look = self.head.look(self.backbone, images, batch["glimpses"])
+            losses = glimpse_loss(look, targets)
+            top1 = losses["reward"][:, -1].mean()
+            found = {"loss": losses["loss"], "top1_train": top1, "baseline_loss": losses["baseline"].detach()}
+            return found | {"reinforce_loss": losses["reinforce"].detach()}
         logits = self.logits(images, batch.get("drop"))
         if isinstance(self.head, GridHead):
             losses = torch.stack([soft_cross_entropy(one, targets) for one in logits])
@@ -103,7 +111,8 @@ class Classification(Task):
     @property
     def noises(self) -> dict[str, tuple[int, ...]]:
         pairs = self.mixer.mixes and self.mixer.mode == "pair"
-        return super().noises | ({"mix": (UNIFORMS,)} if pairs else {})
+        looks = {"glimpses": self.head.noise} if isinstance(self.head, GlimpseHead) else {}
+        return super().noises | ({"mix": (UNIFORMS,)} if pairs else {}) | looks
 
     def param_groups(self) -> list[ParamGroup]:
         groups = super().param_groups()
@@ -155,6 +164,11 @@ class Classification(Task):
     def export_outputs(self) -> tuple[ExportOutput, ...]:
         if isinstance(self.head, GridHead):
             raise NotExportableError(f"task classification with train=grid has several classifiers; {EXPORTABLE}")
+        if isinstance(self.head, GlimpseHead):
+            raise NotExportableError(
+                "task classification with train=glimpses cuts whole pixels where it chooses, and a graph's rounding "
+                f"moves them; {EXPORTABLE}"
+            )
         return (ExportOutput("logits", "[batch, K]"),)
 
     def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
@@ -176,7 +190,7 @@ class Classification(Task):
         ours = any(name.startswith(self.backbone_prefix) for name in state)
         return state if ours else from_timm_form(self, state)
 
-    def _head(self, num_classes: int) -> PooledHead | AttentiveHead | GridHead:
+    def _head(self, num_classes: int) -> PooledHead | AttentiveHead | GridHead | GlimpseHead:
         config, backbone = self.config, self.backbone
         std = config.first_std
         if config.train == "attentive":
@@ -184,6 +198,8 @@ class Classification(Task):
             return AttentiveHead(backbone, num_classes, num_heads=heads, num_queries=queries, std=std)
         if config.train == "grid":
             return GridHead(backbone, num_classes, **config.grid.model_dump(), std=std)
+        if config.train == "glimpses":
+            return GlimpseHead(backbone, num_classes, **config.glimpses.model_dump())
         pool = config.pool
         if pool == "auto":
             pool = "token" if backbone.class_token else "mean"

@@ -82,7 +82,7 @@ class GlimpseNetwork(nn.Module):
             first: the first location, [b, 2]. noise: standard normal numbers [b, T, 2] of the locations; None: their
                 means.
         """
-        at, state, glimpses = first, first.new_zeros(len(first), self.recurrent.in_features), []
+        at, state, glimpses = first, first.new_zeros(first.shape[0], self.recurrent.in_features), []
         for index in range(self.num_glimpses):
             phi = encode(at)
             seen = F.relu(self.what(phi) + self.where(at))
@@ -131,20 +131,20 @@ def cut(images: Tensor, at: Tensor, side: int) -> Tensor:
     before, after = side // 2, side - side // 2
     padded = F.pad(images, (before, after, before, after)).movedim(1, 3)
     x, y = (corners(images, at)[:, :, None] + torch.arange(side, device=images.device)).unbind(1)
-    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    sample = torch.arange(images.shape[0], device=images.device)[:, None, None]
     return padded[sample, y[:, :, None], x[:, None, :]].movedim(3, 1)
 
 
-def glimpse_loss(look: Look, labels: Tensor) -> dict[str, Tensor]:
+def glimpse_loss(look: Look, targets: Tensor) -> dict[str, Tensor]:
     """The hybrid loss (eq. 3 and section 4): cross-entropy, the baseline's error, REINFORCE.
 
     Args:
-        labels: int64 [b].
+        targets: [b, K], rows that sum to 1; a class is right if it has the largest share.
     """
-    classes = F.nll_loss(look.log_probabilities, labels)
+    classes = -(targets * look.log_probabilities).sum(1).mean()
     baselines = torch.stack([glimpse.baseline for glimpse in look.glimpses], dim=1).float()
     log_pi = torch.stack([glimpse.log_pi for glimpse in look.glimpses], dim=1)
-    right = (look.log_probabilities.detach().argmax(dim=1) == labels).float()
+    right = (look.log_probabilities.detach().argmax(dim=1) == targets.argmax(dim=1)).float()
     reward = right[:, None].expand_as(baselines)
     baseline = F.mse_loss(baselines, reward)
     reinforce = (-log_pi * (reward - baselines.detach())).sum(1).mean()

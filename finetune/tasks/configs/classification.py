@@ -11,7 +11,7 @@ from finetune.tasks.configs.section import TaskSection
 from finetune.tasks.configs.values import Probability, Strength, pair
 from pretrain.core.configlib import Config, Positive
 
-FROZEN = ("linear", "attentive", "grid")
+FROZEN = ("linear", "attentive", "grid", "glimpses")
 # DINOv2's linear evaluation (Oquab et al. 2023, official code), before the batch size's rule
 GRID_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 Interpolation = Literal["bicubic", "bilinear"]
@@ -64,6 +64,15 @@ class GridConfig(Config):
     )
 
 
+class GlimpsesConfig(Config):
+    """A recurrent network that looks at parts of an image, one after the other (Mnih et al. 2014)."""
+
+    count: Positive = Field(6, description="number of glimpses at an image")
+    scales: Positive = Field(2, description="squares of a glimpse: half the side of an image, and twice as much each")
+    hidden: Positive = Field(128, description="width of the layers of squares and of locations")
+    std: float = Field(0.1, gt=0, description="of the choice of a location; 1 is half an image")
+
+
 class ClassificationConfig(TaskSection):
     """One class for an image."""
 
@@ -71,7 +80,7 @@ class ClassificationConfig(TaskSection):
     keys: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     name: Literal["classification"] = "classification"
-    train: Literal["full", "partial", "lora", "linear", "attentive", "grid"] = Field(
+    train: Literal["full", "partial", "lora", "linear", "attentive", "grid", "glimpses"] = Field(
         "full", description="what is trained: everything; the last blocks; low-rank updates; a head on frozen features"
     )
     pool: Literal["token", "mean", "auto"] = Field(
@@ -80,6 +89,7 @@ class ClassificationConfig(TaskSection):
     partial_blocks: Positive = Field(2, description="number of trained last blocks, for train=partial")
     lora: LoRAConfig = LoRAConfig()  # pyright: ignore[reportCallIssue]
     grid: GridConfig = GridConfig()  # pyright: ignore[reportCallIssue]
+    glimpses: GlimpsesConfig = GlimpsesConfig()  # pyright: ignore[reportCallIssue]
     attention_heads: Positive | None = Field(None, description="for train=attentive; default: one per 64 channels")
     attention_queries: Positive = 1
     batch_norm: bool | None = Field(
@@ -110,19 +120,27 @@ class ClassificationConfig(TaskSection):
     def problems(self, config: Any) -> list[str]:
         found, augment, optim = [], self.augment, config.optim
         given = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
-        for key, needed in (("partial_blocks", "partial"), ("lora", "lora"), ("grid", "grid")):
+        for key, needed in (
+            ("partial_blocks", "partial"),
+            ("lora", "lora"),
+            ("grid", "grid"),
+            ("glimpses", "glimpses"),
+        ):
             if key in given and self.train != needed:
                 found.append(f"task.{key}: given, but task.train is {self.train}; set task.train={needed} or remove it")
         for key in ("attention_heads", "attention_queries"):
             if key in given and self.train != "attentive":
                 found.append(f"task.{key}: given, but task.train is {self.train}; it belongs to task.train=attentive")
-        if "pool" in given and self.train in ("attentive", "grid"):
+        if "pool" in given and self.train in ("attentive", "grid", "glimpses"):
             found.append(f"task.pool: {self.pool}, but task.train={self.train} has its own pooling; remove it")
         for key in ("scale", "ratio"):
             low, high = getattr(augment, key)
             if low > high or (key == "scale" and high > 1):
                 found.append(f"task.augment.{key}: [{low}, {high}] is not a range" + " up to 1" * (key == "scale"))
         mixes = augment.mix_prob > 0 and (augment.mixup > 0 or augment.cutmix > 0)
+        if mixes and self.train == "glimpses":
+            found.append("task.augment: glimpses are rewarded for one class, which a mixture of images does not have; "
+                         "set mixup and cutmix to 0")  # fmt: skip
         accumulation = config.engine.accumulation_steps
         if mixes and optim.global_batch_size // accumulation % 2:
             found.append(

@@ -14,6 +14,7 @@ from finetune.heads.pooled.lora import AdaptedLinear
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
+from finetune.tasks.exports import NotExportableError
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.models.backbones.timm_backbone import TimmBackbone
@@ -29,6 +30,7 @@ KINDS = {
     "lora": {"train": "lora", "lora": {"rank": 4, "layers": ["qkv", "proj", "fc1", "fc2"]}},
     "linear": {"train": "linear"},
     "attentive": {"train": "attentive"},
+    "glimpses": {"train": "glimpses", "glimpses": {"count": 3, "hidden": 32}},
     "grid": {"train": "grid", "grid": {"blocks": [1, 2], "lrs": [0.1, 1.0]}},
 }
 
@@ -48,7 +50,8 @@ def task(backbone=None, *, optim=None, **section) -> Classification:
 
 
 def batch(**more):
-    return {"image": IMAGES, "label": LABELS, "rng_step": torch.full((64,), 0.5), **more}
+    glimpses = torch.full((4, 4, 2), 0.5)  # the centre, then the means of the locations, as in evaluation
+    return {"image": IMAGES, "label": LABELS, "rng_step": torch.full((64,), 0.5), "glimpses": glimpses, **more}
 
 
 def learn(made, steps, lr):
@@ -65,7 +68,7 @@ def learn(made, steps, lr):
 def test_every_kind_overfits_four_images_and_frozen_parameters_do_not_change(kind):
     made = task(**KINDS[kind])
     frozen = {name: p.detach().clone() for name, p in made.named_parameters() if not p.requires_grad}
-    learn(made, 60, 3e-2 if made.config.train in ("linear", "attentive", "grid") else 3e-3)
+    learn(made, 60, 3e-2 if made.config.train in ("linear", "attentive", "grid", "glimpses") else 3e-3)
     lacking = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
     assert not lacking
     assert all(dict(made.named_parameters())[name].equal(value) for name, value in frozen.items())
@@ -112,6 +115,21 @@ def test_token_pooling_reads_the_class_token_and_mean_pooling_the_patches_before
     torch.testing.assert_close(pooled(pool="token"), token)
     torch.testing.assert_close(pooled(pool="mean"), mean)
     torch.testing.assert_close(pooled(pool="mean", train="linear"), normalized)  # frozen features keep their norm
+
+
+def test_glimpses_are_refused_where_they_cannot_work():
+    with pytest.raises(NotExportableError, match="train=glimpses cuts whole pixels where it chooses"):
+        task(**KINDS["glimpses"]).export_outputs()
+    values = {
+        "run_dir": "r",
+        "task": {"name": "classification", "train": "glimpses", "augment": {"mixup": 0.8}, "pool": "mean"},
+        "model": {"release": "r"},
+        "data": {"train": {"images": "t"}, "val": {"images": "v"}},
+        "optim": {"lr": 1.0, "epochs": 1, "global_batch_size": 8},
+    }
+    with pytest.raises(ConfigError) as error:
+        validate(FinetuneConfig, values, source="t.yaml")
+    assert "glimpses are rewarded for one class" in str(error.value) and "has its own pooling" in str(error.value)
 
 
 def test_without_a_class_token_the_patches_are_pooled():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.heads.pooled.glimpses import GlimpseNetwork, corners, glimpse_loss, retina
@@ -43,7 +44,7 @@ def run(case: Case) -> None:
 
     noise = torch.stack([case[f"draw/noise{i}"] for i in range(count)], dim=1)
     look = network(see, case["draw/l0"], noise)
-    losses = glimpse_loss(look, labels)
+    losses = glimpse_loss(look, F.one_hot(labels, ctor["num_classes"]))
     losses["loss"].backward()
     for i, glimpse in enumerate(look.glimpses):
         found = {"phi": glimpse.phi, "g": glimpse.seen, "h": glimpse.state, "l": glimpse.next}
