@@ -21,8 +21,9 @@ from finetune.heads.pooled.lora import merged_state
 from finetune.release import is_task, open_task
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit_arguments import vit_arguments
@@ -48,6 +49,7 @@ class _SourceContents:
     lines: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
     orientation: Orientation = "exif"
+    value_range: ValueRange | None = None
 
 
 def open_source(model: ModelSource, *, in_chans: int | None = 3, seed: int = 0) -> OpenedBackbone:
@@ -102,6 +104,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
         lines,
         {"kind": kind, "path": value, "random": model.random, **found.record},
         found.orientation,
+        found.value_range,
     )
 
 
@@ -120,6 +123,7 @@ def _of_release(model: ModelSource) -> _SourceContents:
         std=tuple(release.record["std"]),
         record={key: release.record[key] for key in kept if key in release.record},
         orientation=recorded_orientation(release.record),
+        value_range=recorded_range(release.record),
     )
 
 
@@ -145,6 +149,7 @@ def _of_task(path: str) -> _SourceContents:
         std=tuple(record["std"]),
         record=kept,
         orientation=recorded_orientation(record),
+        value_range=recorded_range(record),
     )
 
 

@@ -47,5 +47,6 @@ def load(
         title=opened.title,
         report=opened.report_lines,
         orientation=opened.orientation,
+        value_range=opened.value_range,
         device=where,
     )

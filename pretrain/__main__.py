@@ -13,6 +13,7 @@ from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
+from pretrain.data.depths import look_at_values
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.engine.session.folder import as_resumed
@@ -36,6 +37,11 @@ def check(
         way_out = "; for names with dots: fovea data index --key-rule last-dot" if dots else ""
         problem = f"no sample has an image member ({', '.join(IMAGE_EXTENSIONS)}), only {members}{way_out}"
         raise ConfigError(source, [f"data.shards: {problem}"])
+    if config.data.range is None and not (Path(config.run_dir) / "config.yaml").exists():
+        deep = look_at_values(dataset)
+        if deep is not None and deep.needs_range:
+            way_out = f"set it to keep their bits, for instance data.range={deep.suggested}"
+            raise ConfigError(source, [f"data.range: missing; {deep}; {way_out}"])
     for key in ("train_shards", "val_shards") if config.probe else ():
         labelled = _open(source, f"probe.{key}", getattr(config.probe, key))
         if "cls" not in labelled.extensions:

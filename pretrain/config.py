@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, sam_problems
@@ -33,6 +33,11 @@ class DataConfig(Config):
         "exif",
         description="exif: photos are turned upright by their EXIF orientation; stored: it is ignored, as in most "
         "official codes",
+    )
+    range: ValueRange | None = Field(
+        None,
+        description="[low, high]: stored values that become black and white, or such a pair per channel; needed for "
+        "images of more than 8 bits, whose bits are kept; `fovea data show` measures them",
     )
     block_shards: Positive = Field(
         8, description="number of shards that are shuffled together and read at the same time"
@@ -132,7 +137,18 @@ class PretrainConfig(Config):
                 found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data show` measures them")
             elif given is not None and len(given) != channels:
                 found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
-        return found
+        return found + self._range_problems()
+
+    def _range_problems(self) -> list[str]:
+        given, channels = self.data.range, self.model.in_chans
+        if given is None:
+            return []
+        pairs = [pair for pair in given if isinstance(pair, tuple)] or [given]
+        if any(len(pair) != 2 or not pair[0] < pair[1] for pair in pairs):  # pyright: ignore[reportOperatorIssue]
+            return [f"data.range: expected low < high, got {list(given)}"]
+        if len(pairs) not in (1, channels):
+            return [f"data.range: {len(pairs)} pairs for model.in_chans {channels}"]
+        return []
 
     def _probe_problems(self) -> list[str]:
         if self.probe is None:

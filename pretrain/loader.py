@@ -110,4 +110,5 @@ def loader_spec(
         world_size=world_size,
         skipped_positions=dict(skipped_positions or {}),
         orientation=config.data.orientation,
+        value_range=config.data.range,
     )

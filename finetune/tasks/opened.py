@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.models.backbones.contract import Backbone
 
 
@@ -16,6 +16,7 @@ class OpenedBackbone:
     mean, std     normalization of [0, 1] pixels that it was trained with, per channel
     title         in words, for reports: "mae release runs/demo/release (random weights)"
     report_lines  match of the weights: matched, missing, unexpected, resized
+    value_range   of images of more than 8 bits, of a release as that of its training
     orientation   how photos of files are read: of a release as those it was trained on
     source        for records: kind, path, sha256 or the record of the release, random
     """
@@ -27,3 +28,4 @@ class OpenedBackbone:
     report_lines: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     orientation: Orientation = "exif"
+    value_range: ValueRange | None = None

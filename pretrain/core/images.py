@@ -11,3 +11,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Orientation = Literal["exif", "stored"]
 # auto: the pixels that have the annotated width and height; exif where both have (`finetune.data.orientation`).
 DataOrientation = Literal["auto", "exif", "stored"]
+
+# (low, high): the stored values that become black and white; or one such pair per channel.
+ValueRange = tuple[float, float] | tuple[tuple[float, float], ...]

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
+from pretrain.data.depths import look_at_values
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -99,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=_positive, default=64, metavar="N", help="images on the sheet (default: 64)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
     show.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="stored values that are black and white, for images of more than 8 bits (data.range)",
+    )
+    show.add_argument(
         "--examine", type=_positive, default=2000, metavar="N", help="samples for statistics (default: 2000)"
     )
     show.set_defaults(run=_show)
@@ -149,6 +157,9 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
         f"{written.samples} images in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
         f"{len(written.skipped)} skipped, {seconds:.1f} s: {out / settings.name}-*.tar"
     )
+    deep = look_at_values(Dataset.open(written.shards))
+    if deep is not None:
+        print(f"{deep}; train with data.range={deep.suggested}, or a narrower one, to keep their bits")
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -203,14 +214,29 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(arguments.shards, arguments.index)
+    value_range = _value_range(arguments.range)
     with _progress() as progress:
         task = progress.add_task("reading", total=None)
-        statistics = examine(dataset, limit=arguments.examine, seed=arguments.seed, done=lambda: progress.advance(task))
+        statistics = examine(
+            dataset,
+            limit=arguments.examine,
+            seed=arguments.seed,
+            value_range=value_range,
+            done=lambda: progress.advance(task),
+        )
     console().print(_statistics_table(statistics))
     if arguments.out is not None:
-        save_sheet(dataset, arguments.out, count=arguments.count, seed=arguments.seed)
+        save_sheet(dataset, arguments.out, count=arguments.count, seed=arguments.seed, value_range=value_range)
         print(f"contact sheet: {arguments.out}")
     return 0
+
+
+def _value_range(given: list[float] | None) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if not given[0] < given[1]:
+        raise ValueError(f"--range {given[0]:g} {given[1]:g}: expected LOW < HIGH")
+    return given[0], given[1]
 
 
 def _statistics_table(statistics: Statistics) -> Table:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pretrain.core.images import ValueRange
 from pretrain.core.text import shown
+from pretrain.data.depths import DeepValues, look_at_values
 from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
-from pretrain.data.views.decode import DecodeError, decode_image
+from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
 from pretrain.data.views.orientation import UPRIGHT, read_orientation
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 
@@ -36,6 +38,7 @@ class Statistics:
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
     turned: int = 0
+    deep: DeepValues | None = None
     modes: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
@@ -61,6 +64,8 @@ class Statistics:
         if self.turned:
             rows.append(("EXIF orientation", f"{self.turned} photos are turned upright (data.orientation)"))
         rows.append(("modes", ", ".join(f"{mode} {count}" for mode, count in self.modes.most_common())))
+        if self.deep is not None:
+            rows.append(("more than 8 bits", f"{self.deep}; data.range={self.deep.suggested} keeps all of them"))
         for channels in sorted(self.channel_sums):
             mean, std = self.mean_std(channels)
             of = "RGB" if channels == 3 else f"{channels} channels"
@@ -75,11 +80,21 @@ class Statistics:
 
 
 def examine(
-    dataset: Dataset, *, limit: int = 2000, seed: int = 0, done: Callable[[], None] = lambda: None
+    dataset: Dataset,
+    *,
+    limit: int = 2000,
+    seed: int = 0,
+    value_range: ValueRange | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> Statistics:
-    """Decode up to `limit` samples, chosen by `seed`, and describe them."""
+    """Decode up to `limit` samples, chosen by `seed`, and describe them.
+
+    Args:
+        value_range: `data.range`, under which mean and std are measured.
+    """
     size = sum(row.bytes for row in dataset.rows)
     statistics = Statistics(dataset.num_samples, len(dataset.rows), size, dataset.extensions)
+    statistics.deep = look_at_values(dataset)
     names = _class_names(dataset)
     for key, sample in _choose(dataset, limit, seed):
         statistics.examined += 1
@@ -90,7 +105,7 @@ def examine(
             if "cls" in sample:
                 label = _label(sample)
                 statistics.labels[names.get(label, label)] += 1
-            mode, pixels = decode(sample)
+            mode, pixels = decode(sample, value_range)
         except UnreadableImageError as error:
             statistics.unreadable.append((key, str(error)))
             continue
@@ -106,7 +121,9 @@ def examine(
     return statistics
 
 
-def save_sheet(dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0) -> None:
+def save_sheet(
+    dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0, value_range: ValueRange | None = None
+) -> None:
     """A PNG of `count` images chosen by `seed`, each over its key and label; an unreadable one shows the reason."""
     chosen = list(_choose(dataset, count, seed))
     columns = min(_COLUMNS, len(chosen))
@@ -122,7 +139,7 @@ def save_sheet(dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0) 
             if isinstance(sample, BadSample):
                 raise UnreadableImageError(sample.reason)
             label = _label(sample)
-            pixels = decode(sample)[1]
+            pixels = decode(sample, value_range)[1].round().astype(np.uint8)
             image = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else np.ascontiguousarray(pixels[..., :3]))
             image.thumbnail((_CELL - 8, _CELL - 4))
             sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
@@ -153,17 +170,21 @@ def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict
     reader.close()
 
 
-def decode(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
-    """(PIL mode or "npy C", uint8 [H, W, C], upright); gray, palette and CMYK as RGB, 16 bits cut to their upper 8."""
+def decode(sample: dict[str, Any], value_range: ValueRange | None = None) -> tuple[str, np.ndarray]:
+    """(PIL mode or "npy C", uint8 [H, W, C], upright); gray, palette and CMYK as RGB, 16 bits cut to their upper 8.
+
+    With a range of the stored values: float32 in the same unit, 0 to 255.
+    """
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
     if extension is None:
         raise UnreadableImageError(f"no image among its members: {', '.join(k for k in sample if k[:2] != '__')}")
     try:
         if extension == "npy":
             array = open_array(sample[extension])
-            array = array.reshape(*array.shape[:2], -1)
-            return f"npy {array.shape[2]}", array
-        return open_image(sample[extension]).mode, decode_image(sample[extension], 3)
+            channels = 1 if array.ndim == 2 else array.shape[2]
+            return f"npy {channels}", decode_npy(sample[extension], channels, value_range)
+        mode = open_image(sample[extension]).mode
+        return mode, decode_image(sample[extension], 3, value_range=value_range)
     except UnreadableImageError:
         raise
     except DecodeError as error:

@@ -34,6 +34,7 @@ class OnlineProbe:
                 batch_size=config.probe.batch_size,
                 resize=config.probe.resize,
                 orientation=config.data.orientation,
+                value_range=config.data.range,
                 max_samples=config.probe.max_images,
                 rank=world.rank,
                 world_size=world.world_size,

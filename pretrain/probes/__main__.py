@@ -128,6 +128,7 @@ def _images(subject: Subject, shards: list[str], chosen: argparse.Namespace) -> 
         batch_size=chosen.batch_size,
         resize=chosen.resize,
         orientation=subject.orientation,
+        value_range=subject.value_range,
         max_samples=chosen.max_images,
         num_workers=chosen.workers,
     )

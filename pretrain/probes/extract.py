@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.views.center_crop import CenterCrop
 from pretrain.data.views.pixels import ImageInput, to_images
 from pretrain.models.backbones.contract import ImageEncoder
@@ -44,6 +44,7 @@ class FeatureExtractor:
         mean, std: per channel of [0, 1] pixels.
         title: its source in words.
         report: how the weights matched, a line each.
+        value_range: of the stored values of files and of arrays of more than 8 bits, as `data.range`.
         orientation: exif: photos given as files are turned upright; stored: their EXIF orientation is ignored.
     """
 
@@ -56,11 +57,13 @@ class FeatureExtractor:
         title: str,
         report: Sequence[str] = (),
         orientation: Orientation = "exif",
+        value_range: ValueRange | None = None,
         device: torch.device | str = "cpu",
     ):
         self.backbone = backbone.requires_grad_(False).eval().to(device)
         self.mean, self.std, self.title, self.report = tuple(mean), tuple(std), title, tuple(report)
         self.orientation: Orientation = orientation
+        self.value_range = value_range
         self.device = torch.device(device)
         self._normalize = torch.tensor([self.mean, self.std], device=device)[:, None, :, None, None]
 
@@ -104,7 +107,7 @@ class FeatureExtractor:
         """
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct {crop_pct}: expected a number above 0 and at most 1")
-        arrays = to_images(images, self.in_chans, self.orientation)
+        arrays = to_images(images, self.in_chans, self.orientation, self.value_range)
         if not arrays:
             raise ValueError("no images")
         if size == "own":
@@ -136,7 +139,7 @@ class FeatureExtractor:
         """
         if patches and "patches" not in self.backbone.provides:
             raise ValueError(f"{self.title}: this backbone gives one vector per image, no patches")
-        arrays = to_images(images, self.in_chans, self.orientation)
+        arrays = to_images(images, self.in_chans, self.orientation, self.value_range)
         parts = [
             self._batch(self.prepare(arrays[start : start + batch_size], size=size, crop_pct=crop_pct), patches)
             for start in range(0, max(len(arrays), 1), batch_size)

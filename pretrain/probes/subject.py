@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
@@ -44,7 +45,7 @@ class Network(nn.Module):
 class Subject:
     """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels.
 
-    orientation: how the photos are read, for a release as those it was trained on.
+    orientation, value_range: how the photos are read, for a release as those it was trained on.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Subject:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     orientation: Orientation = "exif"
+    value_range: ValueRange | None = None
 
 
 def open_release(folder: Path) -> Subject:
@@ -81,6 +83,7 @@ def open_release(folder: Path) -> Subject:
         mean=tuple(release.record["mean"]),
         std=tuple(release.record["std"]),
         orientation=recorded_orientation(release.record),
+        value_range=recorded_range(release.record),
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.labels import refuse_splits
 from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
@@ -26,6 +27,7 @@ class EvalImages:
     size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
     resize       that many pixels; default 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
     orientation  exif: photos are turned upright; stored: their EXIF orientation is ignored
+    value_range  of images of any depth, as `data.range`
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
     rank, world_size  this rank takes its contiguous share
 
@@ -46,6 +48,7 @@ class EvalImages:
         resize: int | None = None,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         orientation: Orientation = "exif",
+        value_range: ValueRange | None = None,
         max_samples: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -69,7 +72,8 @@ class EvalImages:
         share = chosen[rank * len(chosen) // world_size : (rank + 1) * len(chosen) // world_size].astype(np.int64)
         geometry = CenterCrop(size, resize, interpolation)
         normalize = torch.tensor([list(mean), list(std)], dtype=torch.float32).view(2, in_chans, 1, 1)
-        self._batches = _EvalBatches(dataset, share, batch_size, geometry, in_chans, orientation, normalize)
+        decode = partial(decode_sample, in_chans=in_chans, orientation=orientation, value_range=value_range)
+        self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize)
         self._num_workers = num_workers
         self.bad: list[tuple[str, str, str]] = []
 
@@ -93,16 +97,14 @@ class _EvalBatches:
         samples: np.ndarray,
         batch_size: int,
         geometry: CenterCrop,
-        in_chans: int,
-        orientation: Orientation,
+        decode: Callable[[Mapping[str, bytes]], np.ndarray],
         normalize: Tensor,
     ) -> None:
         self.reader = Reader(dataset)
         self.samples = samples
         self.batch_size = batch_size
         self.geometry = geometry
-        self.in_chans = in_chans
-        self.orientation: Orientation = orientation
+        self.decode = decode
         self.normalize = normalize
 
     def __len__(self) -> int:
@@ -118,7 +120,7 @@ class _EvalBatches:
             try:
                 sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
                 label = read_label(sample, f"{name}/{sample['__key__']}")
-                images.append(self.geometry(decode_sample(sample, self.in_chans, self.orientation)))
+                images.append(self.geometry(self.decode(sample)))
             except BadSample as error:
                 bad.append((name, error.key, error.reason))
                 continue
@@ -127,6 +129,7 @@ class _EvalBatches:
                 continue
             labels.append(label)
         if not images:
-            return torch.zeros((0, self.in_chans, *self.geometry.size)), torch.zeros(0, dtype=torch.int64), bad
+            empty = torch.zeros((0, self.normalize.shape[1], *self.geometry.size))
+            return empty, torch.zeros(0, dtype=torch.int64), bad
         stacked = torch.stack(images).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         return stacked.sub_(self.normalize[0]).div_(self.normalize[1]), torch.tensor(labels), bad

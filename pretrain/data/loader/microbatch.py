@@ -56,7 +56,9 @@ class MicroBatches:
     def __getitem__(self, index: int) -> HostBatch:
         spec, positions = self.spec, self.positions(index).tolist()
         bad: list[BadRecord] = []
-        entries = [_Entry(name, views, spec.micro_batch, spec.in_chans) for name, views in stacks(spec.views).items()]
+        dtype = torch.uint8 if spec.value_range is None else torch.float32
+        shape = (spec.micro_batch, spec.in_chans)
+        entries = [_Entry(name, views, *shape, dtype) for name, views in stacks(spec.views).items()]
         for row, (position, image) in enumerate(zip(positions, self._images(positions, bad), strict=True)):
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             for entry in entries:
@@ -119,9 +121,10 @@ class _Source:
         )
 
     def decode(self, sample: Sample) -> np.ndarray:
+        spec = self.of.spec
         while True:
             try:
-                image = decode_sample(sample, self.of.spec.in_chans, self.of.spec.orientation)
+                image = decode_sample(sample, spec.in_chans, spec.orientation, spec.value_range)
             except DecodeError as error:
                 self._fail(str(error))
                 (sample,) = _through_stages(self.of.spec.stages, (self.read() for _ in range(1)), 1)
@@ -142,17 +145,19 @@ class _Source:
 class _Entry:
     """The instances of one name in the batch: their pixels, and the random numbers of their colours."""
 
-    def __init__(self, name: str, views: list[tuple[int, ViewSpec]], batch: int, channels: int) -> None:
+    def __init__(
+        self, name: str, views: list[tuple[int, ViewSpec]], batch: int, channels: int, dtype: torch.dtype
+    ) -> None:
         self.name = name
         self.views = views
         count = sum(view.count for _, view in views)
         height, width = views[0][1].size
-        pixels = torch.empty((batch, count, height, width, channels), dtype=torch.uint8)
+        pixels = torch.empty((batch, count, height, width, channels), dtype=dtype)
         self.images = pixels.permute(0, 1, 4, 2, 3)
         self.uniforms = np.empty((batch, count, crops.UNIFORMS))
 
     def crop(self, row: int, image: Tensor, seed: int, position: int) -> None:
-        """Cut all instances of one sample from its `image` uint8 [1, C, H, W]."""
+        """Cut all instances of one sample from its `image` [1, C, H, W]."""
         slot = 0
         for index, view in self.views:
             uniforms = keyed.generator(seed, position, keyed.view_purpose(index)).random((view.count, crops.UNIFORMS))

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
@@ -27,13 +27,18 @@ class Sample:
         sizes = ", ".join(f"{extension}: {len(data)} bytes" for extension, data in self.members.items())
         return f"Sample({self.key}: {sizes})"
 
-    def image(self, in_chans: int = 3, orientation: Orientation = "exif") -> np.ndarray:
+    def image(
+        self, in_chans: int = 3, orientation: Orientation = "exif", value_range: ValueRange | None = None
+    ) -> np.ndarray:
         """uint8 [H, W, in_chans], upright; "stored" ignores the EXIF orientation.
+
+        Args:
+            value_range: (low, high) of the stored values, or a pair per channel, as `data.range`: float32, 0 to 255.
 
         Raises:
             DecodeError: (a ValueError) there is none, or it is damaged.
         """
-        return decode_sample(self.members, in_chans, orientation)
+        return decode_sample(self.members, in_chans, orientation, value_range)
 
     @property
     def label(self) -> int | None:

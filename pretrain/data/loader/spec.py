@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.views.specs import InputSpec, check_channels, stacks
 
 Sample = dict[str, Any]
@@ -29,6 +29,7 @@ class LoaderSpec:
                         one by one, as they come in groups that depend on the number of ranks; with workers it must be
                         importable.
     skipped_positions   position -> how many of its candidates, the own sample first, are not used
+    value_range         of images of any depth, whose views are float32; None: 8 bits, uint8
     orientation         exif: photos are turned upright; stored: their EXIF orientation is ignored
 
     ValueError for sizes that do not divide, and for views the channels do not allow.
@@ -49,6 +50,7 @@ class LoaderSpec:
     stages: Sequence[Stage] = ()
     skipped_positions: Mapping[int, int] = field(default_factory=dict)
     orientation: Orientation = "exif"
+    value_range: ValueRange | None = None
 
     def __post_init__(self) -> None:
         if not stacks(self.views):

@@ -54,13 +54,17 @@ def apply(
 
 
 def augment(images: Tensor, params: Tensor, mean: Sequence[float], std: Sequence[float], *, sigma_max: float) -> Tensor:
-    """uint8 [b, n, C, H, W] on any device and its parameters float32 [b, n, P] on the host, to normalized float32."""
+    """Images [b, n, C, H, W], uint8 or float32 from 0 to 255, on any device, to normalized float32.
+
+    Args:
+        params: float32 [b, n, P] on the host.
+    """
     channels = images.shape[2]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"mean has {len(mean)} and std {len(std)} numbers for images of {channels} channels")
     codes, values = _plan(params.flatten(0, 1).numpy(), sigma_max)
     norm = torch.tensor([mean, std], dtype=torch.float32).view(2, channels, 1, 1).to(images.device, non_blocking=True)
-    x = images.flatten(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    x = images.flatten(0, 1).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     run = _one_by_one if images.device.type == "cpu" else _together
     return run(x, codes, values, _ops(sigma_max), norm).view(images.shape)
 

@@ -1,4 +1,5 @@
-"""Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` with the reason.
+"""Bytes of a sample to pixels: uint8 [height, width, channels], or a `DecodeError` with the reason. With a range of
+values (`data.range`): float32 in the same unit, 0 to 255, without loss of bits.
 
 The kind of image is read from its first bytes, never from its name. Photos are turned upright by their EXIF orientation
 unless the caller asks for the stored pixels. Nothing is decoded before its size is known to be within the limits, a
@@ -17,15 +18,17 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import Image
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.views.orientation import read_orientation, upright
+from pretrain.data.views.values import ARRAY_TYPES, is_16_bit_png, png_size, to_pixels_of_range
 
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384
 LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # ITU-R BT.601, as PIL's mode L
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 # Harmless to the pixels and common in images from the web and from phones; every other warning means damage.
 _HARMLESS_WARNINGS = ("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters")
@@ -35,24 +38,38 @@ class DecodeError(ValueError):
     """An image that cannot be used; the message is the reason."""
 
 
-def decode_sample(sample: Mapping[str, bytes], in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
-    """The image of a webdataset sample dict, uint8 [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
+def decode_sample(
+    sample: Mapping[str, bytes],
+    in_chans: int,
+    orientation: Orientation = "exif",
+    value_range: ValueRange | None = None,
+) -> np.ndarray:
+    """The image of a webdataset sample dict, [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
 
     Images give 1 (luma), 3 (RGB) or 4 (RGB and alpha, 255 where there is none) channels; `.npy` holds any number.
     """
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             data = sample[extension]
-            return decode_npy(data, in_chans) if extension == "npy" else decode_image(data, in_chans, orientation)
+            if extension == "npy":
+                return decode_npy(data, in_chans, value_range)
+            return decode_image(data, in_chans, orientation, value_range)
     raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
 
 
-def decode_image(data: bytes, in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
+def decode_image(
+    data: bytes, in_chans: int, orientation: Orientation = "exif", value_range: ValueRange | None = None
+) -> np.ndarray:
     """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans], upright; 16-bit values are shifted right by 8.
 
     Args:
         orientation: "stored" leaves the pixels as they lie in the file, whatever its EXIF orientation.
+        value_range: stored values of any depth become float32 pixels, see `to_pixels_of_range`.
     """
+    if value_range is not None:
+        values = _values_of_png(data, in_chans) if is_16_bit_png(data) else decode_image(data, in_chans, "stored")
+        pixels = _in_range(values, value_range)
+        return pixels if orientation == "stored" else upright(pixels, read_orientation(data))
     if in_chans not in PIL_MODES:
         raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
     if not data:
@@ -61,11 +78,40 @@ def decode_image(data: bytes, in_chans: int, orientation: Orientation = "exif") 
     return image if orientation == "stored" else upright(image, read_orientation(data))
 
 
-def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
-    """A `.npy` file of uint8 [H, W, in_chans], or [H, W] for one channel.
+def decode_npy(data: bytes, in_chans: int, value_range: ValueRange | None = None) -> np.ndarray:
+    """A `.npy` file of uint8 [H, W, in_chans], or [H, W] for one channel; with a range of any of ARRAY_TYPES.
 
     Its header is checked against the limits and the length of the file before anything else is done.
     """
+    dtype, shape, fortran_order, start = _npy_header(data)
+    shape = (*shape, 1) if len(shape) == 2 and in_chans == 1 else shape
+    types = ("uint8",) if value_range is None else ARRAY_TYPES
+    if str(dtype) not in types or len(shape) != 3 or shape[2] != in_chans or fortran_order:
+        order = "Fortran" if fortran_order else "C"
+        expected = f"expected {' or '.join(types)} (H, W, {in_chans}) in C order"
+        way_out = "; data.range=[low, high] reads it" if str(dtype) in ARRAY_TYPES and str(dtype) not in types else ""
+        raise DecodeError(f".npy holds {dtype} {shape} in {order} order, {expected}{way_out}")
+    _check_size(shape[1], shape[0])
+    if len(data) - start != math.prod(shape) * dtype.itemsize:
+        raise DecodeError(f".npy of shape {shape} has {len(data) - start} bytes of values")
+    values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    return values.copy() if value_range is None else _in_range(values, value_range)
+
+
+def stored_values(data: bytes) -> tuple[str, np.ndarray] | None:
+    """(kind, values as stored) of a file that holds more than 8 bits; None for another. DecodeError: it is damaged."""
+    if is_16_bit_png(data):
+        return "16-bit PNG", _read_16_bit_png(data)
+    if not data.startswith(b"\x93NUMPY"):
+        return None
+    dtype, shape, _, start = _npy_header(data)
+    if str(dtype) not in ARRAY_TYPES[1:] or len(data) - start != math.prod(shape) * dtype.itemsize:
+        return None
+    return f"{dtype} .npy", np.frombuffer(data, dtype, offset=start)
+
+
+def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """Type, shape, whether in Fortran order, and the offset of the values."""
     stream = io.BytesIO(data)
     try:
         version = npy.read_magic(stream)
@@ -77,14 +123,7 @@ def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
         raise
     except Exception as error:  # the header is a Python literal, whose parser raises errors of any type
         raise DecodeError(f"not a .npy array: {str(error) or type(error).__name__}") from error
-    shape = (*shape, 1) if len(shape) == 2 and in_chans == 1 else shape
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] != in_chans or fortran_order:
-        order = "Fortran" if fortran_order else "C"
-        raise DecodeError(f".npy holds {dtype} {shape} in {order} order, expected uint8 (H, W, {in_chans}) in C order")
-    _check_size(shape[1], shape[0])
-    if len(data) - stream.tell() != math.prod(shape):
-        raise DecodeError(f".npy of shape {shape} has {len(data) - stream.tell()} bytes of values")
-    return np.frombuffer(data, np.uint8, offset=stream.tell()).reshape(shape).copy()
+    return dtype, shape, fortran_order, stream.tell()
 
 
 def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
@@ -122,6 +161,43 @@ def _decode_with_pil(data: bytes, in_chans: int) -> np.ndarray:
         raise DecodeError(f"not a JPEG, PNG or WebP image: it starts with {data[:12]!r}") from error
     except Exception as error:  # decoders raise anything on damaged bytes: OSError, struct.error, AssertionError
         raise DecodeError(f"damaged image: {str(error) or type(error).__name__}") from error
+
+
+def _values_of_png(data: bytes, in_chans: int) -> np.ndarray:
+    """uint16 [H, W, in_chans] of a 16-bit PNG, float32 where colours become luma."""
+    if in_chans not in (1, 3):
+        raise DecodeError(f"a 16-bit PNG gives 1 or 3 channels, not in_chans={in_chans}; use .npy")
+    values = _read_16_bit_png(data)
+    if values.shape[2] == in_chans:
+        return values
+    return values.repeat(3, axis=2) if in_chans == 3 else values.astype(np.float32) @ _LUMA
+
+
+def _read_16_bit_png(data: bytes) -> np.ndarray:
+    """uint16 [H, W, 1 or 3], without alpha."""
+    try:
+        _check_size(*png_size(data))
+        if data[25] == 0:  # gray
+            image = Image.open(io.BytesIO(data), formats=["PNG"])
+            values = np.asarray(image)[..., None].astype(np.uint16)
+        else:  # PIL keeps 8 bits of colours
+            import torch
+            from torchvision.io import ImageReadMode, decode_png
+
+            read = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
+            values = read.permute(1, 2, 0).numpy()
+    except DecodeError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise DecodeError(f"damaged image: {str(error) or type(error).__name__}") from error
+    return values[..., : 1 if values.shape[2] < 3 else 3]
+
+
+def _in_range(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    try:
+        return to_pixels_of_range(values, value_range)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
 
 
 def _check_size(width: int, height: int) -> None:

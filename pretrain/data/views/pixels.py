@@ -10,14 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretrain.core.images import Orientation
+from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.views.decode import PIL_MODES, decode_image, decode_npy
+from pretrain.data.views.values import ARRAY_TYPES, to_pixels_of_range
 
 ImageInput = np.ndarray | Image.Image | Tensor | Path | str
 
 
-def to_pixels(image: ImageInput, in_chans: int, orientation: Orientation = "exif") -> np.ndarray:
-    """One image as uint8 [H, W, in_chans].
+def to_pixels(
+    image: ImageInput,
+    in_chans: int,
+    orientation: Orientation = "exif",
+    value_range: ValueRange | None = None,
+) -> np.ndarray:
+    """One image as uint8 [H, W, in_chans]; with a range of stored values, files and deep arrays as float32, 0 to 255.
 
     Read are arrays uint8 [H, W, C] ([H, W] for one channel), PIL images, tensors [C, H, W] (uint8, or floating point
     within [0, 1]) and paths of JPEG, PNG, WebP or `.npy` files. A file is turned upright by its EXIF orientation unless
@@ -29,25 +35,34 @@ def to_pixels(image: ImageInput, in_chans: int, orientation: Orientation = "exif
     if isinstance(image, str | Path):
         data = Path(image).read_bytes()
         is_array = Path(image).suffix.lower() == ".npy"
-        return decode_npy(data, in_chans) if is_array else decode_image(data, in_chans, orientation)
+        if is_array:
+            return decode_npy(data, in_chans, value_range)
+        return decode_image(data, in_chans, orientation, value_range)
     if isinstance(image, Image.Image):
         if in_chans not in PIL_MODES:
             raise ValueError(f"a PIL image has 1, 3 or 4 channels, not {in_chans}; give an array [H, W, {in_chans}]")
         return np.array(image.convert(PIL_MODES[in_chans])).reshape(image.height, image.width, in_chans)
     if isinstance(image, Tensor):
         return _array(_from_tensor(image), in_chans, "a tensor [C, H, W]")
+    if value_range is not None and image.dtype.name in ARRAY_TYPES[1:]:
+        image = image[..., None] if image.ndim == 2 else image
+        _check_shape(image, in_chans, "an array [H, W, C]")
+        return to_pixels_of_range(image, value_range)
     return _array(image, in_chans, "an array [H, W, C]")
 
 
 def to_images(
-    images: ImageInput | Sequence[ImageInput], in_chans: int, orientation: Orientation = "exif"
+    images: ImageInput | Sequence[ImageInput],
+    in_chans: int,
+    orientation: Orientation = "exif",
+    value_range: ValueRange | None = None,
 ) -> list[np.ndarray]:
     """A list of images, one image, or a batch [n, H, W, C] (array) or [n, C, H, W] (tensor): uint8 [H, W, C] each."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
-        return [to_pixels(image, in_chans) for image in images]
+        return [to_pixels(image, in_chans, value_range=value_range) for image in images]
     if isinstance(images, np.ndarray | Image.Image | Tensor | Path | str):
-        return [to_pixels(images, in_chans, orientation)]
-    return [to_pixels(image, in_chans, orientation) for image in images]
+        return [to_pixels(images, in_chans, orientation, value_range)]
+    return [to_pixels(image, in_chans, orientation, value_range) for image in images]
 
 
 def _from_tensor(image: Tensor) -> np.ndarray:
@@ -61,6 +76,12 @@ def _from_tensor(image: Tensor) -> np.ndarray:
 def _array(image: np.ndarray, in_chans: int, what: str) -> np.ndarray:
     if image.ndim == 2 and in_chans == 1:
         image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != in_chans or not image.size:
+    if image.dtype != np.uint8:
         raise ValueError(f"expected {what} of uint8 with {in_chans} channels, got {image.dtype} {tuple(image.shape)}")
+    _check_shape(image, in_chans, f"{what} of uint8")
     return np.require(image, requirements=["C", "W"])  # torch wants arrays that can be written to
+
+
+def _check_shape(image: np.ndarray, in_chans: int, what: str) -> None:
+    if image.ndim != 3 or image.shape[2] != in_chans or not image.size:
+        raise ValueError(f"expected {what} with {in_chans} channels, got {image.dtype} {tuple(image.shape)}")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pretrain.data.views.decode import MAX_PIXELS, MAX_SIDE, DecodeError, decode_image
 from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
+from pretrain.data.views.values import ARRAY_TYPES
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _NPY = b"\x93NUMPY"
@@ -61,15 +62,16 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def open_array(data: bytes) -> np.ndarray:
-    """An npy image, uint8 [H, W] or [H, W, C]; never a pickle."""
+    """An npy image [H, W] or [H, W, C] of one of ARRAY_TYPES; never a pickle."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise UnreadableImageError(f"npy format version {version} is not supported")
     shape, _, dtype = read(file)
-    if dtype != np.uint8 or len(shape) not in (2, 3) or 0 in shape:
-        raise UnreadableImageError(f"npy of {dtype} {shape}; expected uint8 (H, W) or (H, W, C)")
+    if str(dtype) not in ARRAY_TYPES or len(shape) not in (2, 3) or 0 in shape:
+        types = " or ".join(ARRAY_TYPES)
+        raise UnreadableImageError(f"npy of {dtype} {shape}; expected {types} (H, W) or (H, W, C)")
     _check_size(shape[1], shape[0])
     return np.load(io.BytesIO(data), allow_pickle=False)
 
@@ -121,12 +123,25 @@ def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
 
 def _prepare_array(data: bytes, size: int | None) -> bytes:
     array = open_array(data)
+    if array.dtype == np.float32 and np.isnan(array).any():
+        raise UnreadableImageError("holds NaN")
     if size is None or min(array.shape[:2]) <= size:
         return data if array.flags.c_contiguous else _saved(array)  # Fortran order is not read for training
     target = _target(array.shape[1], array.shape[0], size)
     channels = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-    resized = [np.asarray(Image.fromarray(c).resize(target, Image.Resampling.LANCZOS)) for c in channels]
+    resized = [_resize_channel(channel, target) for channel in channels]
     return _saved(np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:]))
+
+
+def _resize_channel(values: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """Values [H, W] at (width, height) `target`; Lanczos overshoots, so integers are clipped to their type."""
+    if values.dtype == np.uint8:
+        return np.asarray(Image.fromarray(values).resize(target, Image.Resampling.LANCZOS))
+    resized = np.asarray(Image.fromarray(values.astype(np.float32)).resize(target, Image.Resampling.LANCZOS))
+    if values.dtype == np.float32:
+        return resized
+    limits = np.iinfo(values.dtype)
+    return resized.round().clip(limits.min, limits.max).astype(values.dtype)
 
 
 def _saved(array: np.ndarray) -> bytes:

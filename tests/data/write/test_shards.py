@@ -76,7 +76,8 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
         "huge.png": (png_header_only(60_000, 60_000), "too large"),
         "cut.png": (image_bytes(1, image_format="PNG")[:-40], "cannot be decoded"),
         "pickle.npy": (pickled_array(), "npy of object"),
-        "float.npy": (saved(np.zeros((4, 4), np.float32)), "npy of float32"),
+        "float.npy": (saved(np.zeros((4, 4), np.float64)), "npy of float64"),
+        "nan.npy": (saved(np.full((4, 4), np.nan, np.float32)), "holds NaN"),
         "bomb.npy": (saved(np.zeros((1, 1), np.uint8)).replace(b"(1, 1)", b"(99999, 99999)"), "cannot be|too large"),
     }
     for name, (data, _) in bad.items():
@@ -89,7 +90,7 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
     for name, (_, reason) in bad.items():
         assert any(part in reasons[f"cat/{name}"] for part in reason.split("|")), reasons[f"cat/{name}"]
     assert "No such file" in reasons["cat/dangling.jpg"]
-    assert f"24 images in 1 shards, {size_of(tmp_path / 'out')}, 3 classes, 11 skipped" in capsys.readouterr().out
+    assert f"24 images in 1 shards, {size_of(tmp_path / 'out')}, 3 classes, 12 skipped" in capsys.readouterr().out
 
 
 def size_of(out: Path) -> str:
