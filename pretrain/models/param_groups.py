@@ -26,6 +26,8 @@ class GroupChange(TypedDict, total=False):
 def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all: bool = False) -> list[ParamGroup]:
     """Two groups of the trainable parameters: with weight decay, and without (biases, 1-D and `no_decay_names`).
 
+    A layer exempts more of its own in its attribute `no_decay`, as the temperatures of `XCA`.
+
     Args:
         decay_all: one group, in which everything decays (MoCo v3).
 
@@ -35,10 +37,12 @@ def split(module: nn.Module, *, no_decay_names: Collection[str] = (), decay_all:
     unknown = set(no_decay_names) - {name for name, _ in module.named_parameters()}
     if unknown:
         raise ValueError(f"no_decay_names: no parameter named {', '.join(sorted(unknown))}")
+    own = {f"{path}.{name}" for path, layer in module.named_modules() for name in getattr(layer, "no_decay", ())}
+    exempted = own | set(no_decay_names)
     groups = [group("decay"), group("no_decay", weight_decay_scale=0.0)]
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = not decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in no_decay_names)
+            exempt = not decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in exempted)
             groups[exempt]["names"].append(name)
             groups[exempt]["params"].append(parameter)
     return [g for g in groups if g["params"]]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.mechanisms.channel.xca import XCA
 from pretrain.models.param_groups import clip_together, split, take
 
 
@@ -67,3 +68,11 @@ def test_moving_parameters_keeps_what_their_group_says():
     moved = take(groups, "head.", into="last", frozen_steps=3)
     assert {g["lr_scale"] for g in moved} == {0.25}
     assert {(g["clip_group"], g["frozen_steps"]) for g in moved} == {("body.", 0), ("head.", 3)}
+
+
+def test_a_layer_exempts_parameters_of_its_own():
+    model = nn.ModuleDict({"attn": XCA(8, 2)})
+    decayed, exempt = split(model)
+    assert decayed["names"] == ["attn.qkv.weight", "attn.proj.weight"]
+    assert exempt["names"] == ["attn.temperature", "attn.qkv.bias", "attn.proj.bias"]
+    assert split(model, decay_all=True)[0]["names"][0] == "attn.temperature"

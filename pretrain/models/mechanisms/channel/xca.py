@@ -23,6 +23,8 @@ class XCA(xcit.XCA, Mixer):
         ValueError: one of these two.
     """
 
+    no_decay = ("temperature",)
+
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: QKVBias = True, rel_pos_grid: tuple[int, int] | None = None
     ):
