@@ -48,6 +48,10 @@ def test_no_character_acts_after_it_is_shown(text: str):
     assert not has_control_characters(shown_lines(text).replace("\n", ""))
 
 
+def test_bytes_that_are_not_utf_8_are_no_control_characters():
+    assert not has_control_characters("caf\udce9") and has_control_characters("\u202ecafe")
+
+
 def test_escapes_name_the_character_and_plain_text_stays():
     assert shown("\x1b[31m\n\u202e\udce9") == r"\x1b[31m\n\u202e\udce9"
     assert shown_lines("a\n\tb\x1b") == "a\n\tb\\x1b"

@@ -19,6 +19,7 @@ from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_strict
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.importers.safe_pickle import read_tensors
+from pretrain.models.importers.weights import not_finite
 from pretrain.models.release.folder import Release, read_release
 from pretrain.models.teachers.frozen import Fingerprint, Frozen, digest_of
 from pretrain.models.tokenizers.dalle import STRIDE, DalleEncoder
@@ -228,6 +229,8 @@ def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file; of a training checkpoint, those of its model."""
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
+    if broken := not_finite(state):
+        raise ValueError(f"{path}: the weights cannot be used: {broken}")
     for part in ("model.", "state_dict."):
         if any(name.startswith(part) for name in state):
             return _below(state, part)
