@@ -20,6 +20,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea launch check CONFIG [...]         find problems before a GPU is used; plan: time, memory on N nodes
   fovea release RUN OUT                   the run's backbone as a folder that timm loads (also: verify, seal)
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy; an untrained network and raw pixels compared
+  fovea attention RELEASE_OR_RUN SHARDS --out DIR   which attention uses the image, and what freezing it costs
   fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea doctor RUN                        whether it was learning; if not, why and since which step
@@ -51,6 +52,12 @@ def _release(arguments: list[str]) -> int:
 
 def _probe(arguments: list[str]) -> int:
     from pretrain.probes.__main__ import main
+
+    return main(arguments)
+
+
+def _attention(arguments: list[str]) -> int:
+    from finetune.attention.__main__ import main
 
     return main(arguments)
 
@@ -103,6 +110,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": _launch,
     "release": _release,
     "probe": _probe,
+    "attention": _attention,
     "doctor": _doctor,
     "replay": _replay,
     "scale": _scale,

@@ -29,6 +29,7 @@ class EvalImages:
     orientation  exif: photos are turned upright; stored: their EXIF orientation is ignored
     value_range  of images of any depth, as `data.range`
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
+    labelled     False: samples need no label, all labels are 0
     rank, world_size  this rank takes its contiguous share
 
     A label is the integer in the sample's `.cls` member. Images that cannot be used are omitted and listed in `bad`
@@ -50,11 +51,12 @@ class EvalImages:
         orientation: Orientation = "exif",
         value_range: ValueRange | None = None,
         max_samples: int | None = None,
+        labelled: bool = True,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        if LABEL_EXTENSION not in dataset.extensions:
+        if labelled and LABEL_EXTENSION not in dataset.extensions:
             raise ValueError(
                 f"the data set has no labels: {dataset.names[0]} ... hold {', '.join(dataset.extensions)}, "
                 f"and no .{LABEL_EXTENSION}; write it with labels, or remove the probe section"
@@ -73,7 +75,7 @@ class EvalImages:
         geometry = CenterCrop(size, resize, interpolation)
         normalize = torch.tensor([list(mean), list(std)], dtype=torch.float32).view(2, in_chans, 1, 1)
         decode = partial(decode_sample, in_chans=in_chans, orientation=orientation, value_range=value_range)
-        self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize)
+        self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize, labelled)
         self._num_workers = num_workers
         self.bad: list[tuple[str, str, str]] = []
 
@@ -99,6 +101,7 @@ class _EvalBatches:
         geometry: CenterCrop,
         decode: Callable[[Mapping[str, bytes]], np.ndarray],
         normalize: Tensor,
+        labelled: bool,
     ) -> None:
         self.reader = Reader(dataset)
         self.samples = samples
@@ -106,6 +109,7 @@ class _EvalBatches:
         self.geometry = geometry
         self.decode = decode
         self.normalize = normalize
+        self.labelled = labelled
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -119,7 +123,7 @@ class _EvalBatches:
             name = self.reader.dataset.names[shard]
             try:
                 sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
-                label = read_label(sample, f"{name}/{sample['__key__']}")
+                label = read_label(sample, f"{name}/{sample['__key__']}") if self.labelled else 0
                 images.append(self.geometry(self.decode(sample)))
             except BadSample as error:
                 bad.append((name, error.key, error.reason))

@@ -30,7 +30,7 @@ class Change(nn.Module):
 
     def __init__(self, given: Placed, dim: int):
         super().__init__()
-        self.kind, self.reads = given.kind, given.reads
+        self.kind, self.reads, self.slot = given.kind, given.reads, given.where
         self.mechanism = build_map(given, dim)
         needs_strength = given.start == "identity" and not self.mechanism.starts_as_identity
         self.strength = nn.Parameter(torch.zeros(dim)) if needs_strength else None

@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from finetune.report.page import Drawn, Page, render
 from finetune.report.write import board_pictures, write_report
-from tests.runs import LONG
+from tests.finetune.browser import CHROMIUM, screenshot
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ("apple", "<b>pear</b> & co", "plum")
 CONFUSION = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
 BLUE = (10, 60, 240)
@@ -151,20 +147,7 @@ def test_a_history_without_its_numbers_has_no_figure():
 def test_a_browser_shows_the_pictures_and_the_numbers_of_the_page(tmp_path: Path):
     assert CHROMIUM is not None, "install chromium"
     path = write_report(tmp_path / "report", page())
-    shot = tmp_path / "shot.png"
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--disable-extensions",
-    ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2600", f"--screenshot={shot}"]
-    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=LONG)
-    assert shot.exists(), done.stderr
-    assert "Refused" not in done.stderr and "Content Security" not in done.stderr
-    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    pixels = screenshot(path.as_uri(), tmp_path)
     blue = (np.abs(pixels - BLUE) < 12).all(-1)
     assert 0.9 < blue.sum() / (3 * 200 * 300) < 1.1  # two worst, one best, at their own size
     card = np.array([31, 119, 220])

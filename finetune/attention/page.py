@@ -1,0 +1,149 @@
+"""The study as a table of text, as JSON, and as one HTML page without a script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from finetune.attention.study import WAYS, Cost, Row, Study
+from finetune.report.style import STYLE
+from pretrain.core.text import html
+
+COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance")
+MEANING = """
+Image dependence: the share of the variance of the weights that is between images; 0: the same weights for each image.
+Entropy: over log of the number of keys (or branches); 1: uniform. Hoyer: sparsity of the weights, 0 to 1. Keys for 90
+%: the share of the keys that hold 90 % of the attention of a query. Distance: in patches, from a patch to what it
+attends to. Frozen: each image gets the mean weights over all images. Shuffled: each gets those of another image.
+Uniform: all weights are equal. The numbers are the accuracy that is lost, with the interval of 95 % over resampled
+images; where the interval of "frozen" is not above 0, no cost was seen: by these images, the module computes a fixed
+mixing.
+"""
+
+
+def as_json(study: Study, facts: dict[str, str]) -> dict[str, Any]:
+    """Everything but the mean weights."""
+    return {
+        **facts,
+        "images": study.images,
+        "accuracy": study.accuracy,
+        "modules": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "verdict": row.verdict,
+                "statistics": dict(zip(COLUMNS, _numbers(row), strict=True)) if row.measured else None,
+                "costs": {way: vars(cost) for way, cost in row.costs.items()},
+            }
+            for row in study.rows
+        ],
+    }
+
+
+def as_text(study: Study) -> str:
+    """A line per module."""
+    header = ["module", *COLUMNS, *(f"{way}: lost" for way in WAYS if study.rows[0].costs), ""]
+    lines = [header, *([row.name, *_cells(row), row.verdict] for row in study.rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -> str:
+    """The page."""
+    ways = [way for way in WAYS if study.rows[0].costs]
+    header = "".join(f"<th>{html(name)}</th>" for name in ("module", *COLUMNS, *(f"{way}: lost" for way in ways), ""))
+    rows = "".join(
+        f"<tr><td>{html(row.name)}</td>{''.join(f'<td>{html(cell)}</td>' for cell in _cells(row))}"
+        f'<td class="text">{html(row.verdict)}</td></tr>'
+        for row in study.rows
+    )
+    listed = "".join(f'<tr><td>{html(k)}</td><td class="text path">{html(v)}</td></tr>' for k, v in facts.items())
+    cards = f'<div class="card">images<b>{study.images}</b></div>'
+    if study.accuracy is not None:
+        cards = f'<div class="card first">accuracy<b>{study.accuracy:.3f}</b></div>{cards}'
+    figures = [("What freezing, shuffling and uniform weights cost", _costs_figure(study))] if ways else []
+    if grid is not None and (maps := _maps_figure(study, grid)) is not None:
+        figures.append(("Mean attention over the images, of the first token (all heads)", maps))
+    drawn = "".join(
+        f'<section><h2>{html(title)}</h2><img alt="{html(title)}" style="max-width:100%" src="{_data(figure)}">'
+        "</section>"
+        for title, figure in figures
+    )
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Attention</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style></head>\n<body>'
+        "<h1>Does it attend?</h1>"
+        f'<section><div class="cards">{cards}</div></section>{drawn}'
+        f"<section><h2>By module</h2><table><tr>{header}</tr>{rows}</table>"
+        f'<p class="pale">{html(" ".join(MEANING.split()))}</p></section>'
+        f"<section><h2>Measured</h2><table>{listed}</table></section></body></html>\n"
+    )
+
+
+def _numbers(row: Row) -> list[float | None]:
+    found = row.measured
+    if found is None:
+        return [None] * len(COLUMNS)
+    numbers = (found.dependence, found.entropy, found.hoyer, found.tokens_for_mass, found.distance)
+    return [None if number is None or math.isnan(number) else number for number in numbers]
+
+
+def _cells(row: Row) -> list[str]:
+    numbers = ["" if number is None else f"{number:.3f}" for number in _numbers(row)]
+    return numbers + [_interval(row.costs[way]) for way in WAYS if way in row.costs]
+
+
+def _interval(cost: Cost) -> str:
+    return f"{cost.lost:+.3f} [{cost.low:+.3f}, {cost.high:+.3f}]"
+
+
+def _costs_figure(study: Study) -> Figure:
+    figure = Figure(figsize=(9, 1.2 + 0.42 * len(study.rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (way, ink) in enumerate(zip(WAYS, ("#1f77dc", "#e65014", "#6e757d"), strict=True)):
+        costs = [row.costs[way] for row in study.rows]
+        places = np.arange(len(costs)) + 0.25 * (number - 1)
+        spread = np.array([[max(c.lost - c.low, 0) for c in costs], [max(c.high - c.lost, 0) for c in costs]])
+        axes.errorbar([c.lost for c in costs], places, xerr=spread, fmt="o", color=ink, label=way, markersize=4)
+    axes.set_yticks(range(len(study.rows)), [row.name for row in study.rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="#212529", linewidth=0.8)
+    axes.set_xlabel("accuracy lost")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _maps_figure(study: Study, grid: tuple[int, int]) -> Figure | None:
+    """The mean attention of the first token to the patches, a picture per block; None: none attends over the grid."""
+    shown: list[tuple[str, Tensor]] = []
+    for row in study.rows:
+        mean = None if row.measured is None or row.kind != "attention" else row.measured.mean
+        if mean is not None and mean.ndim == 3 and mean.shape[2] >= math.prod(grid):
+            shown.append((row.name, mean[:, 0, -math.prod(grid) :].mean(0).unflatten(0, grid)))
+    if not shown:
+        return None
+    columns = min(len(shown), 6)
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.2 * lines), layout="constrained")
+    for number, (name, picture) in enumerate(shown, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        axes.imshow(picture.float().cpu().numpy(), cmap="viridis")
+        axes.set_title(name, fontsize=8)
+        axes.axis("off")
+    return figure
+
+
+def _data(figure: Figure) -> str:
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
