@@ -74,8 +74,8 @@ def _flops(config: PretrainConfig, images: int = 2) -> float:
 
 
 def batch_bytes(config: PretrainConfig, images: int) -> int:
-    """Bytes of one micro-batch as a worker sends it to its rank, pixels in uint8."""
+    """Bytes of one micro-batch as a worker sends it to its rank, pixels in uint8, under `data.range` in float32."""
     channels = config.model.in_chans
     views = stacks(config.objective.views(config.model)).values()
     pixels = sum(view.count * view.size[0] * view.size[1] for stack in views for _, view in stack)
-    return images * channels * pixels
+    return images * channels * pixels * (1 if config.data.range is None else 4)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from launch.plan.cost import batch_bytes
 from pretrain.__main__ import check
-from pretrain.core.configlib import ConfigError
+from pretrain.config import PretrainConfig
+from pretrain.core.configlib import ConfigError, load_config
 from pretrain.data.__main__ import main
 from pretrain.data.depths import look_at_values
 from pretrain.data.loader.eval_images import EvalImages
@@ -178,6 +180,8 @@ def test_a_check_of_12_bit_images_names_the_key_and_passes_with_it(tmp_path: Pat
     ):
         check(config, given, world_size=1)
     assert check(config, [*given, "data.range=[0, 4095]"], world_size=1)[0].data.range == RANGE
+    plain, deep = (load_config(PretrainConfig, config, extra) for extra in ([], ["data.range=[0, 4095]"]))
+    assert batch_bytes(deep, 8) == 4 * batch_bytes(plain, 8)
     for wrong in ("[5, 5]", "[[0, 1], [0, 1]]", "[]"):
         with pytest.raises(ConfigError, match=r"data\.range"):
             check(config, [*given, f"data.range={wrong}"], world_size=1)

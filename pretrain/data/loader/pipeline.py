@@ -3,7 +3,7 @@
 A host batch of b samples is a dict:
 
     "position"       int64   [b]
-    "<view>"         uint8   [b, n, C, H, W], channels last in memory
+    "<view>"         uint8   [b, n, C, H, W], channels last in memory; float32 from 0 to 255 with a `value_range`
     "<view>.params"  float32 [b, n, NUM_PARAMS], see specs.Param
     "<noise>"        float32 [b, *shape]
     "<mask>"         bool or int64 [b, ...], see masks.py
