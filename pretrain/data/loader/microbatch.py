@@ -1,8 +1,8 @@
 """One micro-batch: a pure function of its number, on any process.
 
-Its samples are found by the order, read, passed through the user's stages, decoded, and cropped to views in 8 bits, or in
-float32 under a range of values; random numbers are keyed by position. So the number of ranks and workers, a kill and a
-resume do not change it.
+Its samples are found by the order, read, passed through the user's stages, decoded, and cropped to views in uint8, or
+in float32 under a range of values. Random numbers are keyed by position: the number of ranks and workers, a kill and
+a resume do not change it.
 """
 
 from __future__ import annotations
