@@ -19,6 +19,8 @@ from pretrain.data.shards.image_files import SUFFIXES
 
 Parts = tuple[str, ...]
 Form = Callable[[str], str]
+# of a file to a name: less the folders alike; number of the form; suffix, 0: the same, 1: the same but for case, 2: any
+Fit = tuple[int, int, int]
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # of a file; in "scan_1.0" and "x.rf.0a1b2c3d4e" it is none
 _DOT = "%2E"
 
@@ -90,9 +92,10 @@ class Names:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
         self._paths = [_parts(_original(name)) for name in self._names]
+        self._deepest = max((len(path) - 1 for path in self._paths), default=0)  # folders above a file
         self._literal = {"/".join(path): name for path, name in zip(self._paths, self._names, strict=True)}
         self._literal |= {name: name for name in self._names}
-        self._indices: dict[Form, dict[str, list[int]]] = {}
+        self._indices: dict[Form, dict[tuple[str | None, str], list[int]]] = {}
 
     def match(self, wanted: Sequence[str]) -> list[str | None]:
         """The file of each name, or None.
@@ -101,51 +104,53 @@ class Names:
         another name means is no candidate for a name that must be changed to fit.
         """
         found = [self._literal.get(name) or self._literal.get("/".join(_parts(name))) for name in wanted]
+        fits = {place: self._fits(wanted[place]) for place, name in enumerate(found) if name is None}
         for rank in range(len(FORMS)):  # the least changed names choose first
-            left = [place for place, name in enumerate(found) if name is None]
             taken = {name for name in found if name is not None}
-            best = {place: self._best(wanted[place], taken) for place in left}
-            fits = {place: alike[0][0] for place, alike in best.items() if len(alike) == 1 and alike[0][1] == rank}
-            claims = Counter(fits.values())
-            for place, name in fits.items():
+            best = {place: _best(some, taken) for place, some in fits.items() if found[place] is None}
+            chosen = {place: alike[0][1] for place, alike in best.items() if len(alike) == 1 and alike[0][0][1] == rank}
+            claims = Counter(chosen.values())
+            for place, name in chosen.items():
                 if rank == 0 or claims[name] == 1:  # two names that are one file unchanged are the caller's matter
                     found[place] = name
         return found
 
     def why_not(self, wanted: str) -> str:
         """Why `match` has no file for a name, to follow it in a sentence."""
-        alike = [name for name, _ in self._best(wanted, ())]
+        alike = [name for _, name in _best(self._fits(wanted), ())]
         if len(alike) > 1:
             return f"could be {len(alike)} files ({', '.join(sorted(alike)[:3])}); name its folder too"
         if alike:
             return f"is not there; {alike[0]}, with almost this name, is another image"
         return "is not among the images"
 
-    def _best(self, wanted: str, taken: Collection[str]) -> Sequence[tuple[str, int]]:
-        """The files that fit best, each with the number of the form in which it does.
-
-        First the most folders alike, then the least changed name, then the suffix: the same, but for case, any.
-        """
-        fits: list[tuple[tuple[int, int, int], str]] = []
+    def _fits(self, wanted: str) -> list[tuple[Fit, str]]:
+        """The files that a name can mean, up to the least change that leaves all of its folders."""
+        fits: list[tuple[Fit, str]] = []
         *folders, last = _parts(wanted) or ("",)
         stem, suffix = _split(last)
         for rank, form in enumerate(FORMS):
             changed = tuple(map(form, folders))
-            for number in self._index(form).get(form(stem), ()):
-                *above, file = self._paths[number]
-                other = _split(file)[1]
-                if (rank == 0 or self._names[number] not in taken) and _ends_alike(tuple(map(form, above)), changed):
-                    suffixes = 0 if other == suffix else 1 if other.lower() == suffix.lower() else 2
-                    fits.append(((-min(len(above), len(changed)), rank, suffixes), self._names[number]))
-        best = min(fits)[0] if fits else None
-        return [(name, fit[1]) for fit, name in fits if fit == best]
+            index = self._index(form)
+            for folder in (changed[-1], "") if changed else (None,):
+                for number in index.get((folder, form(stem)), ()):
+                    *above, file = self._paths[number]
+                    if _ends_alike(tuple(map(form, above)), changed):
+                        other = _split(file)[1]
+                        suffixes = 0 if other == suffix else 1 if other.lower() == suffix.lower() else 2
+                        fits.append(((-min(len(above), len(changed)), rank, suffixes), self._names[number]))
+            if any(fit[0] == -min(len(changed), self._deepest) for fit, _ in fits):
+                break
+        return fits
 
-    def _index(self, form: Form) -> Mapping[str, Sequence[int]]:
-        """Numbers of files by their stem in a form."""
+    def _index(self, form: Form) -> Mapping[tuple[str | None, str], Sequence[int]]:
+        """Numbers of files by their last folder ("" for none; None: any) and stem, both in a form."""
         if form not in self._indices:
             index = self._indices[form] = {}
             for number, path in enumerate(self._paths):
-                index.setdefault(form(_split(path[-1])[0]), []).append(number)
+                stem = form(_split(path[-1])[0])
+                for folder in (form(path[-2]) if len(path) > 1 else "", None):
+                    index.setdefault((folder, stem), []).append(number)
         return self._indices[form]
 
 
@@ -237,6 +242,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _split_any(name: str) -> tuple[str, str]:
     return os.path.splitext(name)  # noqa: PTH122 - names in a tar are no paths
+
+
+def _best(fits: Sequence[tuple[Fit, str]], taken: Collection[str]) -> list[tuple[Fit, str]]:
+    """Those that fit best; files that are `taken` fit unchanged names only."""
+    free = [(fit, name) for fit, name in fits if fit[1] == 0 or name not in taken]
+    best = min(free)[0] if free else None
+    return [(fit, name) for fit, name in free if fit == best]
 
 
 def _ends_alike(a: Parts, b: Parts) -> bool:
