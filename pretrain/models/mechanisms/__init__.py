@@ -20,7 +20,7 @@ Slot = Literal["gate", "mixer", "stage", "conv", "front"]
 Reads = Literal["set", "grid"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mechanism:
     """An entry of the table.
 
@@ -62,15 +62,16 @@ def _of(
 
 
 ATTENTION, BOTH = "attention", "channel and spatial"
+OptionalPositive = Annotated[int | None, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _reduction, _flag = (PositiveInt, 16), (bool, False)
-_inner, _norm = (PositiveInt | None, None), (Literal["batch", "layer"], "batch")
+_inner, _norm = (OptionalPositive, None), (Literal["batch", "layer"], "batch")
 MECHANISMS: dict[str, Mechanism] = {
     ATTENTION: Mechanism(
         "spatial", ("mixer",), "set", "pretrain.models.layers.attention:Attention", relative_positions=True
     ),
     "se": _of("channel", "gate", "set", "channel.squeeze_excitation:SqueezeExcitation", reduction=_reduction),
-    "eca": _of("channel", "gate", "set", "channel.eca:ECA", kernel_size=(PositiveInt | None, None)),
+    "eca": _of("channel", "gate", "set", "channel.eca:ECA", kernel_size=(OptionalPositive, None)),
     "fca": _of(
         "channel",
         "gate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, create_model, model_validator
@@ -105,8 +106,9 @@ def _branch(given: Any) -> Placed:
     return branch
 
 
-def _settings(kind: str) -> type[Placed]:
-    fields: dict[str, Any] = dict(mechanisms.MECHANISMS[kind].options)
+@cache
+def _settings(kind: str, entry: Mechanism) -> type[Placed]:
+    fields: dict[str, Any] = dict(entry.options)
     return create_model(f"Placed_{kind}", __base__=Placed, **fields)
 
 
@@ -123,9 +125,9 @@ def parse(given: Any) -> Placed:
             f"each entry needs its kind and places, such as {{kind: se, places: blocks.*.mlp}}; got {given!r}"
         )
     kind = given["kind"]
-    mechanisms.find(kind)
+    entry = mechanisms.find(kind)
     try:
-        return validate(_settings(kind), dict(given), source=kind)
+        return validate(_settings(kind, entry), dict(given), source=kind)
     except ConfigError as error:
         raise ValueError("\n".join(f"{kind}: {problem}" for problem in error.problems)) from None
 
