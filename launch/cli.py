@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 from pretrain.core.machine.failures import failure_of
 from pretrain.core.machine.terminal import safe_output
@@ -104,6 +106,14 @@ def _launch(arguments: list[str]) -> int:
     return main(arguments)
 
 
+_OPTION_WITH_HOME = re.compile(r"^(?P<option>--[\w-]+=)(?P<path>~[\w.-]*/.*)$", re.DOTALL)
+
+
+def _with_home(match: re.Match[str]) -> str:
+    """`--option=~/path` with the path of the home, which bash does not expand after an equals sign."""
+    return match["option"] + str(Path(match["path"]).expanduser())
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": _data,
     "pretrain": _pretrain,
@@ -135,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fovea: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return command(arguments[1:])
+        return command([_OPTION_WITH_HOME.sub(_with_home, word) for word in arguments[1:]])
     except KeyboardInterrupt:  # a running run saves and stops instead
         print("fovea: interrupted", file=sys.stderr)
         return 130

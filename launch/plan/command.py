@@ -145,7 +145,11 @@ def _plan(chosen: argparse.Namespace) -> str:
     config = load_config(PretrainConfig, chosen.config, chosen.overrides)
     images, image_bytes = chosen.images, chosen.image_kb * 1e3
     if images is None:
-        dataset = Dataset.open(config.data.shards, config.data.index)
+        try:
+            dataset = Dataset.open(config.data.shards, config.data.index)
+        except ValueError as error:
+            way_out = "where the data are not on this machine, give the number of images: --images 1281167"
+            raise ConfigError(f"{chosen.config}: data.shards", [*str(error).splitlines(), way_out]) from error
         images, image_bytes = dataset.num_samples, sum(row.bytes for row in dataset.rows) / dataset.num_samples
     gpu = find_gpu(chosen.gpu)
     cluster = Cluster(

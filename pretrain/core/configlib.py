@@ -7,7 +7,9 @@ a typo is reported before torch is imported.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
@@ -41,6 +43,37 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 ConfigSource = str | Path | Mapping[str, Any] | Config  # a YAML file, or its content
 
 
+_HOME = re.compile(r"~[\w.-]*/")
+_POWER = re.compile(r"[+-]?[\d_]+(\.\d*)?[eE]\+?\d+")
+# What other tools call them -> keys of Fovea, of which those that a configuration has are suggested.
+_OTHER_NAMES = {
+    name: keys.split()
+    for names, keys in {
+        "learning_rate base_lr init_lr lr0 max_lr": "optim.lr optim.blr",
+        "batch_size train_batch_size per_device_train_batch_size batch_size_per_gpu bs": "optim.global_batch_size",
+        "epochs num_epochs max_epochs num_train_epochs n_epochs": "optim.epochs",
+        "max_steps num_steps max_iters iterations total_iters": "optim.total_steps",
+        "warmup num_warmup_steps warmup_iters": "optim.warmup_steps optim.warmup_epochs",
+        "wd weight_decay_rate": "optim.weight_decay",
+        "grad_clip max_grad_norm gradient_clip_val clip_norm max_norm": "optim.clip_grad",
+        "workers n_workers num_data_workers dataloader_num_workers": "data.num_workers",
+        "prefetch_factor": "data.prefetch",
+        "accum_iter accumulate_grad_batches gradient_accumulation_steps grad_accum_steps": "engine.accumulation_steps",
+        "amp fp16 bf16 mixed_precision dtype": "engine.precision",
+        "output_dir out_dir save_dir work_dir log_dir exp_dir output out project": "run_dir",
+        "data_path data_dir data_root dataset dataset_path train_dir": "data.shards data.train",
+        "val_dir val_path": "data.val",
+        "arch architecture backbone model_name": "model.name model.release",
+        "image_size imgsz input_size img_sz resolution": "model.img_size",
+        "pretrained weights checkpoint_path pretrained_weights resume_from": "init.release init.official model.release",
+        "gpu gpus devices accelerator": "engine.device",
+        "save_every save_freq save_steps save_interval": "checkpoint.every_steps",
+        "log_every log_freq logging_steps log_interval print_freq": "log.every_steps",
+    }.items()
+    for name in names.split()
+}
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, which refuses duplicate keys (YAML itself silently keeps the last one)."""
 
@@ -54,7 +87,7 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, 
         if not isinstance(key, Hashable):
             continue  # for instance an unfilled {{placeholder}}: refused below
         if key in seen:
-            raise ConfigError(str(node.start_mark.name), [f"{key}: given twice (line {key_node.start_mark.line + 1})"])
+            raise ConfigError("YAML", [f"{key}: given twice (line {key_node.start_mark.line + 1})"])
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -96,8 +129,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
     try:
         values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(str(path), error.problems) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date, or not UTF-8
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
     except OSError as error:
@@ -111,11 +144,16 @@ def validate(model: type[ConfigType], values: dict[str, Any], *, source: str) ->
     """`values` as `model`, or a ConfigError naming `source` and every problem."""
     if problems := [f"{key}: control character in {text!r}; remove it" for key, text in _controlling(values)]:
         raise ConfigError(source, problems)
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [line for detail in error.errors() for line in _sentences(model, values, detail)]
-        raise ConfigError(source, problems) from None
+    values, problems = _with_homes(values), list[str]()
+    for _ in range(2):
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            details = error.errors()
+            problems = [line for detail in details for line in _sentences(model, values, detail)]
+            if not any([_write_out(values, detail) for detail in details]):
+                break
+    raise ConfigError(source, problems)
 
 
 def dump(config: Config) -> str:
@@ -145,6 +183,31 @@ def _controlling(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _controlling(item, key)
 
 
+def _with_homes(value: Any) -> Any:
+    """A copy of `value` in which every string that begins with `~/` or `~USER/` has the path of that home instead.
+
+    A shell expands neither those of a YAML file nor those of `key=~/...`.
+    """
+    if isinstance(value, str):
+        return str(Path(value).expanduser()) if _HOME.match(value) else value
+    if isinstance(value, dict):
+        return {key: _with_homes(inner) for key, inner in cast(dict[Any, Any], value).items()}
+    return [_with_homes(inner) for inner in cast(list[Any], value)] if isinstance(value, list) else value
+
+
+def _write_out(values: dict[str, Any], detail: Any) -> bool:
+    """Replace a text such as 1e3, which YAML 1.1 reads as no number, where an integer is expected; True if replaced."""
+    text, *parts = detail["input"], *detail["loc"]
+    if detail["type"] != "int_parsing" or not _POWER.fullmatch(str(text)) or not float(text).is_integer():
+        return False
+    node: Any = values
+    for part in parts[:-1]:
+        with suppress(KeyError, IndexError, TypeError):  # a part that is no key is the tag of a union
+            node = node[part]
+    node[parts[-1]] = int(float(text))
+    return True
+
+
 def _apply(values: dict[str, Any], override: str) -> str | None:
     """Set one `a.b=value` in place; the problem as text, or None."""
     key, equals, text = override.partition("=")
@@ -152,7 +215,7 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
     if not equals or not all(parts):
         return f"{override}: expected key.sub=value"
     try:
-        value = yaml.safe_load(text) if text else None
+        value = _override_value(text.strip())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         return f"{override}: value is not valid YAML: {' '.join(str(error).split())}"
     node = values
@@ -165,6 +228,20 @@ def _apply(values: dict[str, Any], override: str) -> str | None:
         node = cast(dict[str, Any], child)
     node[parts[-1]] = value
     return None
+
+
+def _override_value(text: str) -> Any:
+    """The value of an override: a number, true, false, null, a quoted text, [...] or {...} of YAML, else `text` itself.
+
+    So `#` is no comment and `: ` no mapping in a path.
+    """
+    if text.startswith(("[", "{", "'", '"')):
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    try:
+        value: Any = None if " #" in text else yaml.safe_load(text) if text else None
+    except (yaml.YAMLError, ValueError):
+        return text
+    return value if text in ("", "~") or isinstance(value, bool | int | float) or text.lower() == "null" else text
 
 
 def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list[str]:
@@ -229,6 +306,9 @@ def _tags(model: type[Config]) -> set[str]:
 def _nearest_keys(model: type[Config], location: tuple[Any, ...]) -> list[str]:
     """Candidates for an unknown key: a similar one in its section, the same one in others, else a less similar one."""
     name, beside = str(location[-1]), _valid_names(model, location)
+    paths = set(_paths(model))
+    if known := [path for path in _OTHER_NAMES.get(name.lower().replace("-", "_"), ()) if path in paths]:
+        return known
     if near := difflib.get_close_matches(name, beside, n=1, cutoff=0.75):
         return near
     endings = ("." + name, "_" + name) if "_" in name else ("." + name,)  # batch_size, global_batch_size

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Config, ConfigError, dump, load_config, validate
 
 
@@ -120,7 +121,10 @@ def test_a_number_written_as_1e_minus_4_is_a_number(tmp_path: Path):
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path):
-    assert "paint: given twice (line 4)" in problems(write(tmp_path, "title: a\npaint: {}\nshape: {}\npaint: {}\n"))
+    path = write(tmp_path, "title: a\npaint: {}\nshape: {}\npaint: {}\n")
+    assert "paint: given twice (line 4)" in problems(path)
+    with pytest.raises(ConfigError, match=f"^{path}: 1 problem"):
+        load_config(Drawing, path)
 
 
 def test_values_that_are_not_numbers_are_refused(tmp_path: Path):
@@ -159,8 +163,64 @@ def test_what_is_not_a_plain_mapping_is_refused(tmp_path: Path, text: str):
 
 def test_an_override_that_is_no_yaml_is_named(tmp_path: Path):
     path = write(tmp_path, "title: a\nshape: {name: circle}\n")
-    found = problems(path, "title={{name}}", "title=2024-99-99", "paint.coats=[")
-    assert [problem.partition(": ")[0] for problem in found] == ["title={{name}}", "title=2024-99-99", "paint.coats=["]
+    found = problems(path, "title={{name}}", "paint.coats=[", "paint={coats: 1, coats: 2}")
+    for problem, override in zip(found, ("title={{name}}", "paint.coats=[", "paint={coats: 1, coats: 2}"), strict=True):
+        assert problem.startswith(f"{override}: value is not valid YAML")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/x/a #1",
+        "/x/a: b",
+        "- a",
+        "@home",
+        "*x",
+        "a: b: c",
+        "2024-99-99",
+        "2024-01-31",
+        "%d",
+        "! x",
+        "| x",
+        "7 #1",
+        "it's",
+    ],
+)
+def test_an_override_is_the_text_that_was_written(tmp_path: Path, text: str):
+    path = write(tmp_path, "title: a\nshape: {name: circle}\n")
+    assert load_config(Drawing, path, [f"title={text}"]).title == text
+    assert load_config(Drawing, path, [f'title="{text}"']).title == text
+
+
+def test_an_integer_may_be_written_with_an_exponent(tmp_path: Path):
+    path = write(tmp_path, "title: a\nshape: {name: circle}\npaint: {coats: 1e3}\n")
+    assert load_config(Drawing, path).paint == Paint(coats=1000)
+    assert load_config(Drawing, path, ["paint.coats=2E+1"]).paint == Paint(coats=20)
+    assert "paint.coats" in problems(path, "paint.coats=1.5e0")[0]
+
+
+@pytest.mark.parametrize("how", ["file", "override"])
+def test_a_home_is_expanded_where_no_shell_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(tmp_path, f"title: {'~/run' if how == 'file' else 'a'}\nshape: {{name: circle}}\n")
+    overrides = ["title=~/run"] if how == "override" else []
+    assert load_config(Drawing, path, overrides).title == "/home/me/run"
+
+
+def test_names_of_other_tools_are_translated(tmp_path: Path):
+    path = write(tmp_path, "run_dir: a\nobjective: {name: mae}\ndata: {shards: a}\noptim: {lr: 1.0, epochs: 1}\n")
+    overrides = ["learning_rate=1", "batch_size=8", "optim.max_epochs=3", "workers=2", "output_dir=a"]
+    with pytest.raises(ConfigError) as error:
+        load_config(PretrainConfig, path, overrides)
+    said = "\n".join(error.value.problems)
+    for name, key in (
+        ("learning_rate", "optim.lr or optim.blr"),
+        ("batch_size", "optim.global_batch_size"),
+        ("optim.max_epochs", "optim.epochs"),
+        ("workers", "data.num_workers"),
+        ("output_dir", "run_dir"),
+    ):
+        assert f"{name}: unknown key (did you mean {key}?)" in said
 
 
 def test_a_mapping_may_be_merged_into_another_and_overridden(tmp_path: Path):

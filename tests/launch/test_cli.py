@@ -29,6 +29,14 @@ def test_an_interruption_before_anything_runs_is_a_line(
     assert capsys.readouterr().err == "fovea: interrupted\n"
 
 
+def test_a_home_after_an_option_is_expanded(monkeypatch: pytest.MonkeyPatch):
+    given: list[str] = []
+    monkeypatch.setitem(COMMANDS, "predict", lambda arguments: given.extend(arguments) or 0)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert main(["predict", "--out=~/x y", "a~/b", "--ids=~"]) == 0
+    assert given == ["--out=/home/me/x y", "a~/b", "--ids=~"]
+
+
 def test_finetune_refuses_a_missing_configuration(capsys: pytest.CaptureFixture[str]):
     assert main(["finetune", "x.yaml"]) == 2
     assert "x.yaml: 1 problem\n  no such file" in capsys.readouterr().err

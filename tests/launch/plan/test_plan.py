@@ -61,3 +61,9 @@ def test_a_cluster_without_nodes_or_speed_is_refused_by_its_flag(flag: str, caps
 
 def test_a_cluster_that_fails_faster_than_it_restarts_never_ends():
     assert forecast(LOAD, replace(CLUSTER, failures_per_gpu_day=10.0)).total == float("inf")
+
+
+def test_a_plan_without_the_data_names_the_flag_that_replaces_them(capsys: pytest.CaptureFixture[str]):
+    flags = ["configs/debug/mae.yaml", "data.shards=/nowhere", "--nodes", "1", "--gpu", "h200"]
+    assert main(flags) == 2
+    assert "give the number of images: --images 1281167" in capsys.readouterr().err
