@@ -25,6 +25,43 @@ PLACES: dict[Slot, str] = {
     "front": "images",
 }
 CLIPS = "clips"  # in place of a slot: no objective reads clips yet
+# Mechanism -> its golden cases in tests/golden/cases.
+GOLDEN = {
+    "se": "se_bias, se_nobias",
+    "eca": "eca",
+    "fca": "fca",
+    "xca": "xca, xca_block",
+    "cam": "danet_cam",
+    "non_local": "nonlocal_gaussian, nonlocal_dot, nonlocal_video",
+    "pam": "danet_pam",
+    "ema_unit": "ema_unit",
+    "hamburger": "ham_nmf, ham_cd, ham_vq, ham_dual",
+    "external": "external_attention",
+    "criss_cross": "criss_cross",
+    "stand_alone": "sasa_paper, sasa_per_channel",
+    "dcn": "dcn_v1, dcn_v2",
+    "stn": "stn_affine",
+    "cbam": "cbam",
+    "bam": "bam",
+    "coord": "coord",
+    "simam": "simam",
+    "gc": "gc_add, gc_mul_add",
+    "lka": "lka, lka_block",
+    "sk": "selective_kernel",
+    "split_attention": "split_attention",
+    "cond_conv": "condconv",
+    "dynamic_conv": "dynamic_conv",
+    "tam": "tam",
+}
+# Mechanism -> a model of timm's that has it by itself: (name, arguments). Its release stays timm's.
+IN_TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: ("resnet50", {"block_args": {"attn_layer": kind}}) for kind in ("se", "eca", "cbam", "coord", "gc")},
+    "non_local": ("resnet50", {"block_args": {"attn_layer": "nl"}}),
+    "xca": ("xcit_small_12_p16_224", {}),
+    "sk": ("skresnet50", {}),
+    "split_attention": ("resnest50d", {}),
+    "cond_conv": ("efficientnet_cc_b0_4e", {}),
+}
 
 
 def placeable() -> dict[str, Mechanism]:
@@ -58,11 +95,21 @@ def verdict(kind: str, objective: str) -> str:
 
 def facts() -> list[list[str]]:
     """Rows of the table of mechanisms."""
-    rows = [["mechanism", "weights by", "slots", "reads", f"weights added to a block of {DIM} channels"]]
+    head = ["mechanism", "kind", "slots", "reads", f"weights added to a block of {DIM} channels", "golden cases"]
+    rows = [[*head, "timm has it as"]]
     for kind, found in MECHANISMS.items():
         if kind != ATTENTION:
-            rows.append([kind, found.kind, ", ".join(found.slots) or CLIPS, found.reads, _weights(kind, found)])
+            own = [kind, found.kind, ", ".join(found.slots) or CLIPS, found.reads, _weights(kind, found)]
+            rows.append([*own, GOLDEN.get(kind, ""), _in_timm(kind)])
     return rows
+
+
+def _in_timm(kind: str) -> str:
+    if kind not in IN_TIMM:
+        return ""
+    name, arguments = IN_TIMM[kind]
+    given = f", attn_layer: {arguments['block_args']['attn_layer']}" if arguments else ""
+    return f"timm/{name}{given}"
 
 
 def _weights(kind: str, found: Mechanism) -> str:

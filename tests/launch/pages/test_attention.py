@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from launch.pages.attention import WORKS, model, objectives, page, placeable, verdict
+from launch.pages.attention import GOLDEN, IN_TIMM, WORKS, model, objectives, page, placeable, verdict
 from pretrain.config import PretrainConfig
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.mechanisms import ATTENTION, MECHANISMS
 from tests.launch.pages.test_backbones import trains
 from tests.objectives.released import reads
 from tests.objectives.tiny import small_settings
+from tests.runs import ROOT
 
 SMALLER = {"embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
 SIZE = (64, 64)
@@ -46,6 +50,24 @@ def test_a_cell_holds(kind: str, name: str, expected: str):
     else:
         with pytest.raises(ValidationError, match=rf"model\.(attention|name): {name} "):
             configured(kind, name)
+
+
+def test_every_mechanism_has_golden_cases_and_every_case_that_is_named_is_there():
+    assert GOLDEN.keys() == MECHANISMS.keys() - {ATTENTION, "general"}
+    cases = {path.stem for path in (ROOT / "tests" / "golden" / "cases").glob("*.json")}
+    assert {name for names in GOLDEN.values() for name in names.split(", ")} <= cases
+
+
+@pytest.mark.parametrize("kind", IN_TIMM)
+def test_timms_models_with_a_mechanism_of_their_own_can_be_built(kind: str):
+    name, arguments = IN_TIMM[kind]
+    with torch.device("meta"):
+        found = TimmBackbone(name, (64, 64), **arguments)
+    names = {type(module).__name__ for module in found.modules()}
+    assert names & {
+        *("SEModule", "EcaModule", "CbamModule", "CoordAttn", "GlobalContext", "NonLocalAttn"),
+        *("XCA", "SelectiveKernel", "SplitAttn", "CondConv2d"),
+    }
 
 
 def test_a_page_without_the_markers_of_a_table_is_refused():
