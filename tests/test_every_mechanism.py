@@ -45,3 +45,27 @@ def test_each_has_a_debug_configuration_that_places_it_and_says_how_to_run_it():
         text = (DEBUG / f"{kind}.yaml").read_text()
         assert kind in [entry["kind"] for entry in yaml.safe_load(text)["model"]["attention"]]
         assert f"fovea pretrain configs/debug/attention/{kind}.yaml" in text
+
+
+# What could differ between ranks: state that is no weight, batch norms, random bases, a choice.
+DIVIDED = {
+    "ema_unit": "zero2",
+    "hamburger": "ddp",
+    "dynamic_conv": "zero1",
+    "bam": "ddp",
+    "external": "zero2",
+    "se": "zero2",
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", DIVIDED)
+def test_two_ranks_have_the_losses_of_one(kind: str, tmp_path: Path):
+    config, alone, divided = DEBUG / f"{kind}.yaml", tmp_path / "alone", tmp_path / "divided"
+    status, said = finish(config, f"run_dir={alone}", *SHORT)
+    assert status == 0, said
+    zero = ["engine.name=deepspeed", f"engine.zero_stage={DIVIDED[kind][-1]}"]
+    chosen = ["engine.name=accelerate"] if DIVIDED[kind] == "ddp" else zero
+    status, said = finish(config, f"run_dir={divided}", *SHORT, *chosen, processes=2)
+    assert status == 0, said
+    assert losses(divided) == pytest.approx(losses(alone), abs=2e-5)
