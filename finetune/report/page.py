@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from finetune.metrics.metric import Scores
-from finetune.report import curves, tables
-from finetune.report.style import STYLE
+from finetune.report import curves, elements, tables
 from pretrain.core.text import html
 
 _LINES = 100  # of findings, per set
@@ -55,21 +51,13 @@ class Page:
 def render(page: Page) -> str:
     """The page as one HTML text."""
     parts = [_header(page), _pictures(page), _classes(page), _figures(page), _history(page), _findings(page)]
-    body = "\n".join([*(part for part in parts if part), _facts(page)])
-    # Nothing may be loaded or run, so that a page that needs a file or a script fails visibly.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html(page.title)}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    body = "\n".join([*(part for part in parts if part), elements.facts("The run", page.facts)])
+    return elements.document(page.title, body)
 
 
 def _header(page: Page) -> str:
-    warnings = "".join(f'<section class="warn">{html(line)}</section>' for line in page.warnings)
     return (
-        f'<h1>{html(page.title)}</h1><div class="pale path">{html(page.subtitle)}</div>{warnings}'
+        f"{elements.header(page.title, page.subtitle, page.warnings)}"
         f"<section>{_numbers(page.scores)}"
         f'<div class="pale">How it was measured: {html(page.scores.protocol)}</div></section>'
     )
@@ -81,12 +69,9 @@ def _numbers(scores: Scores) -> str:
     if grouped is not None:
         columns, rows = grouped
         shown = {f"{group} {columns[0]}": row[columns[0]] for group, row in rows.items()}
-        head = "".join(f"<th>{html(name)}</th>" for name in ["", *columns])
-        body = "".join(
-            f"<tr><td>{html(group)}</td>{''.join(_cell(row[name], bar=False) for name in columns)}</tr>"
-            for group, row in rows.items()
+        table = elements.table(
+            ["", *columns], [[group, *(row[name] for name in columns)] for group, row in rows.items()]
         )
-        table = f"<table><tr>{head}</tr>{body}</table>"
     first = next(iter(shown))
     cards = "".join(
         f'<div class="card{" first" if name == first else ""}">{html(name)}<b>{tables.number(value)}</b></div>'
@@ -106,8 +91,7 @@ def _pictures(page: Page) -> str:
 
 def _picture(drawn: Drawn, place: int) -> str:
     caption = f"{place}. {html(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
-    image = f'<img alt="{html(drawn.name)}" src="{_jpeg(drawn.picture)}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return elements.photo(drawn.name, drawn.picture, caption)
 
 
 def _classes(page: Page) -> str:
@@ -115,24 +99,12 @@ def _classes(page: Page) -> str:
     if not rows:
         return ""
     columns, ranked = tables.columns_of(rows), tables.sort_column(page.scores)
-    head = "".join(f"<th>{html(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(_cell(row.get(name), bar=name == ranked) for name in columns) + "</tr>" for row in rows
-    )
-    table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    listed = elements.table(columns, [[row.get(name) for name in columns] for row in rows], bar=ranked)
+    table = f'<div class="scroll">{listed}</div>'
     wrong = "" if page.scores.confusion is None else _mistakes(page.scores.confusion, page.classes)
     order = f"the lowest {html(ranked)} first" if ranked else "in their order"
     both = f'<div class="side"><div>{table}</div>{wrong}</div>'
     return f'<section><h2>By class</h2><div class="pale">{order}</div>{both}</section>'
-
-
-def _cell(value: object, *, bar: bool) -> str:
-    if isinstance(value, str):
-        return f'<td class="text">{html(value)}</td>'
-    drawn = ""
-    if bar and isinstance(value, float) and 0 <= value <= 1:
-        drawn = f'<span class="bar"><i style="width:{value:.1%}"></i></span>'
-    return f"<td>{drawn}{tables.number(value)}</td>"
 
 
 def _mistakes(confusion: np.ndarray, classes: Sequence[str]) -> str:
@@ -154,7 +126,7 @@ def _figures(page: Page) -> str:
     for name, series in (page.scores.curves or {}).items():
         if series:
             found.append((name, curves.precision_recall_figure(series)))
-    drawn = "".join(f"<div><h2>{html(name)}</h2>{_figure(name, png)}</div>" for name, png in found)
+    drawn = "".join(f"<div><h2>{html(name)}</h2>{elements.figure(name, png)}</div>" for name, png in found)
     return f'<section class="side">{drawn}</section>' if drawn else ""
 
 
@@ -166,7 +138,7 @@ def _history(page: Page) -> str:
     chosen = [name for name in measured if name.rsplit("/", 1)[-1] == primary] or measured[:4]
     groups = (("loss", losses), ("on the validation set", chosen), ("learning rate", ["lr"]))
     figures = [(title, curves.history_figure(page.rows, series, title=title)) for title, series in groups]
-    drawn = "".join(_figure(title, png) for title, png in figures if png is not None)
+    drawn = "".join(elements.figure(title, png) for title, png in figures if png is not None)
     return f'<section><h2>Training</h2><div class="side">{drawn}</div></section>' if drawn else ""
 
 
@@ -183,31 +155,3 @@ def _findings(page: Page) -> str:
 def _first(lines: Sequence[str]) -> str:
     more = len(lines) - _LINES
     return "\n".join([*lines[:_LINES], *([f"... and {more} more"] if more > 0 else [])])
-
-
-def _facts(page: Page) -> str:
-    short = {name: value for name, value in page.facts.items() if "\n" not in value}
-    rows = "".join(
-        f'<tr><td>{html(name)}</td><td class="text path">{html(value)}</td></tr>' for name, value in short.items()
-    )
-    long = "".join(
-        f"<details><summary>{html(name)}</summary><pre>{html(value, lines=True)}</pre></details>"
-        for name, value in page.facts.items()
-        if name not in short
-    )
-    return f"<section><h2>The run</h2><table>{rows}</table>{long}</section>"
-
-
-def _figure(name: str, png: bytes) -> str:
-    size = Image.open(io.BytesIO(png)).size[0] * 3 // 4
-    return f'<img alt="{html(name)}" width="{size}" style="max-width:100%" src="{_data(png, "png")}">'
-
-
-def _jpeg(picture: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, "JPEG", quality=90, subsampling=0)
-    return _data(data.getvalue(), "jpeg")
-
-
-def _data(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
