@@ -28,6 +28,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea doctor RUN                        whether it was learning; if not, why and since which step
   fovea finetune CONFIG [key=value ...]   classification, detection, segmentation or depth from any backbone
   fovea predict RELEASE_OR_RUN IMAGES... --out DIR   predictions of a fine-tuned task on images, with pictures
+  fovea explain RUN_OR_RELEASE IMAGES...  where it looks, and whether that is true of it: maps, checks, a page
   fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
 
 Each command has --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
@@ -94,6 +95,12 @@ def _predict(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _explain(arguments: list[str]) -> int:
+    from finetune.explain.command import main
+
+    return main(arguments)
+
+
 def _export(arguments: list[str]) -> int:
     from finetune.export.command import main
 
@@ -126,6 +133,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "scale": _scale,
     "finetune": _finetune,
     "predict": _predict,
+    "explain": _explain,
     "export": _export,
 }
 

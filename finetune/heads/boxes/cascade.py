@@ -26,6 +26,12 @@ class CascadeRoIHeads(RoIHeads):
         self.box_heads = nn.ModuleList(BoxHead(channels, num_classes, sizes, agnostic=True) for _ in THRESHOLDS)
         self.coders = [BoxCoder(weights) for weights in WEIGHTS]
 
+    def class_scores(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        stages = [self._read(stage, features, boxes, image_shapes)[0] for stage in range(len(THRESHOLDS))]
+        return torch.stack([logits.softmax(-1) for logits in stages]).mean(0)
+
     def _box_losses(
         self,
         features: dict[str, Tensor],

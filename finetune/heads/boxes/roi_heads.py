@@ -143,6 +143,12 @@ class RoIHeads(TorchvisionRoIHeads):
             kept |= box_iou(proposals, target["boxes"].to(proposals)).amax(dim=1) >= self.threshold
         return proposals[kept]
 
+    def class_scores(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Probabilities [n, K + 1] of the classes of given boxes, which stay where they are; 0 is the background."""
+        return self.box_head(self.box_roi_pool(features, boxes, image_shapes))[0].softmax(-1)
+
     def _box_losses(
         self,
         features: dict[str, Tensor],

@@ -22,7 +22,7 @@ def recorded_attention(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     Raises:
         ValueError: the module has no such layer.
     """
-    layers: dict[str, Any] = {name: layer for name, layer in module.named_modules() if _records(layer)}
+    layers = attention_layers(module)
     if not layers:
         raise ValueError(f"{type(module).__name__} has no attention layer whose probabilities could be recorded")
     maps: dict[str, Tensor] = {}
@@ -38,6 +38,11 @@ def recorded_attention(module: nn.Module) -> Iterator[dict[str, Tensor]]:
             hook.remove()
         for name, layer in layers.items():
             layer.fused_attn = before[name]
+
+
+def attention_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers of `module` whose probabilities can be recorded, by name, in the order of the modules."""
+    return {name: layer for name, layer in module.named_modules() if _records(layer)}
 
 
 def _records(layer: Any) -> bool:

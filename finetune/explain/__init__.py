@@ -1,0 +1,1 @@
+"""Explanations that are checked: where a network looks, whether that is true of it, and when it fails."""

@@ -1,0 +1,196 @@
+"""Maps of what an answer depends on, one number for each cell of the image: the table of methods.
+
+attention              of the last layer, or of the one asked for, mean over its heads
+rollout                the product of all layers' attention (Abnar & Zuidema 2020); the same for every class
+relevance              attention times its gradient for the answer, through all layers (Chefer et al. 2021)
+occlusion              the fall of the score when a window is blurred (Zeiler & Fergus 2014, section 4.2)
+integrated_gradients   gradients on the way from the blurred image (Sundararajan et al. 2017), by captum
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.explain.subjects import Aim, Grid, Subject
+from pretrain.models.explain.recording import attention_layers, recorded_attention
+from pretrain.models.explain.rollout import relevance, rollout
+
+WINDOWS = 8  # a side, of occlusion
+IG_STEPS, IG_AT_ONCE = 32, 8
+
+
+class NotExplainableError(ValueError):
+    """A method cannot explain this network; the message says why."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What computes a map, float32 [b, *cells]: (subject, images [b, C, h, w], aims, attention layer or None) -> it.
+
+    needs_attention: it reads attention layers. whole_image: of the network's answer as a whole, not of one class.
+    """
+
+    compute: Callable[[Subject, Tensor, Sequence[Aim], str | None], Tensor]
+    needs_attention: bool
+    words: str
+
+
+def attention_of(subject: Subject, images: Tensor) -> dict[str, Tensor]:
+    """The attention of the backbone's layers for `images`, by name, without gradients."""
+    with recorded_attention(subject.backbone) as maps, torch.no_grad():
+        subject.scores(images, _some_aims(subject, images))
+        return dict(maps)
+
+
+def read_rows(subject: Subject, maps: Tensor) -> Tensor:
+    """Attention [b, h, t, s] -> what its readers see of each patch, [b, h, N]: of the class token, or of all patches.
+
+    Raises:
+        NotExplainableError: the layer does not attend from tokens to the patches of the whole image.
+    """
+    count, (t, s) = _patch_count(subject, maps.shape[-1]), maps.shape[2:]
+    if len(maps.shape) != 4 or t not in (1, s):
+        raise NotExplainableError(f"its attention is [{t}, {s}], not between the {count} patches of an image")
+    prefix = s - count
+    rows = maps[:, :, :1] if subject.reads_token or t == 1 else maps[:, :, prefix:]
+    return rows.mean(2)[:, :, prefix:]
+
+
+def on_grid(subject: Subject, values: Tensor) -> Tensor:
+    """Values of the patches [b, N] -> of the cells [b, rows, columns]."""
+    tokens = subject.tokens
+    assert tokens is not None
+    return to_cells(values.unflatten(1, tokens), subject.cells)
+
+
+def to_cells(values: Tensor, cells: Grid) -> Tensor:
+    """Maps [b, h, w] of any size -> [b, *cells]: means of smaller pixels, or interpolated between larger ones."""
+    if tuple(values.shape[1:]) == cells:
+        return values.float()
+    if values.shape[1] >= cells[0] and values.shape[2] >= cells[1]:
+        return F.adaptive_avg_pool2d(values[:, None].float(), cells)[:, 0]
+    return F.interpolate(values[:, None].float(), size=cells, mode="bilinear", align_corners=False)[:, 0]
+
+
+def lacking(subject: Subject, method: str) -> str | None:
+    """Why `method` cannot explain this subject; None: it can, as far as one sees without computing it."""
+    if METHODS[method].needs_attention and (not attention_layers(subject.backbone) or subject.tokens is None):
+        return f"{type(subject.backbone).__name__} ({subject.backbone.title}) has no attention between patches"
+    if method == "integrated_gradients":
+        try:
+            import captum  # pyright: ignore[reportMissingImports]  # noqa: F401
+        except ModuleNotFoundError:
+            return 'captum is not installed: pip install "fovea[explain]", or pip install captum'
+    return None
+
+
+def _attention(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
+    with recorded_attention(subject.backbone) as maps, torch.no_grad():
+        subject.scores(images, aims)
+    chosen = maps.get(layer) if layer is not None else list(maps.values())[-1]
+    if chosen is None:
+        raise NotExplainableError(f"{layer} is not computed for this answer")
+    return on_grid(subject, read_rows(subject, chosen).mean(1))
+
+
+def _rollout(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
+    with recorded_attention(subject.backbone) as maps, torch.no_grad():
+        subject.scores(images, aims)
+    return _of_readers(subject, _chained(rollout, [_square(m) for m in maps.values()]))
+
+
+def _relevance(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
+    with recorded_attention(subject.backbone) as maps, torch.enable_grad():
+        # The images require the gradient, so that frozen networks have one too.
+        score = subject.scores(images.detach().requires_grad_(True), aims, logits=True).sum()
+        recorded = list(maps.values())
+        found = torch.autograd.grad(score, recorded, allow_unused=True)
+    gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(recorded, found, strict=True)]
+    squares = [[_square(m.detach()) for m in group] for group in (recorded, gradients)]
+    total = _chained(relevance, *squares)
+    return _of_readers(subject, total - torch.eye(total.shape[1], device=total.device))
+
+
+def _occlusion(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
+    """Windows of whole cells, at most `WINDOWS` a side, are replaced by the blurred image."""
+    rows, columns = (_edges(cells, length) for cells, length in zip(subject.cells, subject.size, strict=True))
+    falls = images.new_zeros(len(images), len(rows) - 1, len(columns) - 1)
+    with torch.no_grad():
+        blurred, whole = subject.substrate(images), subject.scores(images, aims)
+        for i, (top, bottom) in enumerate(pairwise(rows)):
+            for j, (left, right) in enumerate(pairwise(columns)):
+                hidden = images.clone()
+                hidden[:, :, top:bottom, left:right] = blurred[:, :, top:bottom, left:right]
+                falls[:, i, j] = whole - subject.scores(hidden, aims)
+    return to_cells(falls, subject.cells)
+
+
+def _integrated_gradients(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
+    from captum.attr import IntegratedGradients  # pyright: ignore[reportMissingImports]
+
+    found = []
+    for image, blurred, aim in zip(images, subject.substrate(images), aims, strict=True):
+
+        def score(some: Tensor, aim: Aim = aim) -> Tensor:
+            return subject.scores(some, [aim] * len(some), logits=True)
+
+        with torch.enable_grad():
+            given: dict[str, Any] = {"n_steps": IG_STEPS, "internal_batch_size": IG_AT_ONCE}
+            found.append(IntegratedGradients(score).attribute(image[None], baselines=blurred[None], **given)[0])
+    return to_cells(torch.stack(found).detach().sum(1), subject.cells)
+
+
+def _chained(combine: Callable[..., Tensor], *maps: Sequence[Tensor]) -> Tensor:
+    try:
+        return combine(*maps)
+    except ValueError as error:
+        raise NotExplainableError(str(error)) from error
+
+
+def _square(values: Tensor) -> Tensor:
+    """[b, h, 1, s], of a last block that computes the class token only, as the first row of zeros [b, h, s, s]."""
+    return values if values.shape[2] != 1 else F.pad(values, (0, 0, 0, values.shape[3] - 1))
+
+
+def _of_readers(subject: Subject, shares: Tensor) -> Tensor:
+    """[b, s, s] -> the cells of the tokens that the answer reads."""
+    return on_grid(subject, read_rows(subject, shares[:, None])[:, 0])
+
+
+def _patch_count(subject: Subject, tokens: int) -> int:
+    assert subject.tokens is not None
+    count = subject.tokens[0] * subject.tokens[1]
+    if tokens < count:
+        raise NotExplainableError(f"its layers attend between {tokens} tokens, not the {count} patches of an image")
+    return count
+
+
+def _edges(cells: int, length: int) -> list[int]:
+    """Edges in pixels of the windows along a side: each of equally many cells but the last."""
+    each = -(-cells // WINDOWS)
+    return [round(min(cell, cells) * length / cells) for cell in range(0, cells + each, each)]
+
+
+def _some_aims(subject: Subject, images: Tensor) -> list[Aim]:
+    """An aim for each image, whatever it is: attention does not depend on it."""
+    found = subject.aims(images)
+    some = next((aim for aim in found if aim is not None), None)
+    if some is None:
+        raise NotExplainableError("the network gives no answer for these images")
+    return [some if aim is None else aim for aim in found]
+
+
+METHODS: dict[str, Method] = {
+    "attention": Method(_attention, True, "attention of one layer"),
+    "rollout": Method(_rollout, True, "the product of all layers' attention"),
+    "relevance": Method(_relevance, True, "attention times gradient, through all layers"),
+    "occlusion": Method(_occlusion, False, "fall of the score when a window is blurred"),
+    "integrated_gradients": Method(_integrated_gradients, False, "gradients from the blurred image to the image"),
+}
