@@ -5,6 +5,7 @@ The cells are what a configuration is refused by; a test trains each of them, or
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from pretrain.core.configlib import validate
@@ -83,10 +84,15 @@ def model(kind: str) -> dict[str, Any]:
     return {"name": "vit_tiny", "img_size": 64, "patch_size": 8, "depth": 2, "attention": [entry(kind)]}
 
 
+@cache
+def _validated(kind: str) -> ModelConfig:
+    return validate(ModelConfig, model(kind), source=kind)
+
+
 def verdict(kind: str, objective: str) -> str:
     """Whether an objective trains a backbone with this mechanism: "yes", or "no: " and what it takes away from it, or
     "not last": everywhere but in the last block, of which the objective reads the class token only."""
-    built = validate(ModelConfig, model(kind), source=kind)
+    built = _validated(kind)
     needs: frozenset[str] = OBJECTIVES[objective].needs
     if missing := needs - built.provides:
         return f"no: {', '.join(sorted(missing))}"

@@ -165,6 +165,7 @@ def test_the_command_measures_a_release(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(tmp_path / "nothing"), shards, "--out", str(tmp_path / "out")]) == 2
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no chromium here")
 def test_a_browser_shows_the_page(tmp_path: Path):
     assert CHROMIUM is not None, "install chromium"

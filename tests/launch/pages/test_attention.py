@@ -39,6 +39,7 @@ def configured(kind: str, name: str, **placed: Any) -> PretrainConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "expected"), CELLS)
 def test_a_cell_holds(kind: str, name: str, expected: str):
     if expected == WORKS:

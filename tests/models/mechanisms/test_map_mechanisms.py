@@ -138,6 +138,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(name: str):
     torch.testing.assert_close(module(x)[:2], module(x[:2]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_one_exported_graph_serves_every_batch_and_size(name: str):
     module = trained(EVERY[name])

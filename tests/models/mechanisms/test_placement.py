@@ -191,7 +191,8 @@ def test_an_objective_with_mechanisms_starts_from_a_release_without():
     assert torch.equal(placed.backbone.eval()(images), plain.backbone.eval()(images))  # type: ignore[operator]
 
 
-TIMM_PLACES = {"resnet18": "layer[34].*", "test_convnext": "stages.*", "swin_tiny_patch4_window7_224": "layers.1"}
+SWIN = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+TIMM_PLACES = {"test_resnet": "layer[34].*", "test_convnext": "stages.*", "swin_tiny_patch4_window7_224": "layers.1"}
 
 
 @pytest.mark.parametrize("name", TIMM_PLACES)
@@ -199,7 +200,8 @@ TIMM_PLACES = {"resnet18": "layer[34].*", "test_convnext": "stages.*", "swin_tin
 def test_modules_of_timms_models_take_mechanisms_under_their_names(name: str, kind: str):
     def built(*attention: dict[str, Any]) -> TimmBackbone:
         torch.manual_seed(0)
-        return TimmBackbone(name, (64, 96), attention=attention).eval()
+        arguments = SWIN if name.startswith("swin") else {}
+        return TimmBackbone(name, (64, 96), attention=attention, **arguments).eval()
 
     entry, images = {"kind": kind, "places": TIMM_PLACES[name]}, torch.randn(2, 3, 64, 96)
     plain, placed = built(), built(entry)

@@ -77,6 +77,7 @@ def test_it_starts_exactly_as_the_network_without_it(name: str, slot: Slot):
     assert torch.equal(placed(images), plain(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "slot"), CASES)
 def test_it_trains_all_its_weights_and_evaluates_alike_twice(name: str, slot: Slot):
     objective = objective_of(slot, network(slot, entry(name, slot)))
