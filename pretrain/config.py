@@ -176,6 +176,8 @@ class PretrainConfig(Config):
                 f"optim.clip_mode: per_module is for objectives that name their modules, {self.objective.name} does "
                 "not; use global or per_tensor"
             )
+        if self.engine.compile and self.model.activation_penalty is not None:
+            found.append("model.activation_penalty: is not possible in a compiled model; set engine.compile=false")
         if self.engine.device == "cpu" and self.engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
         return found + sam_problems(self.optim, self.engine)

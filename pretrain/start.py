@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,6 +19,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights, load_official, load_strict
+from pretrain.models.layers.ffn import TOPK
 from pretrain.models.release.folder import read_release
 from pretrain.models.tokenizers.dvae import ConvEncoder
 from pretrain.objectives import build
@@ -24,9 +27,19 @@ from pretrain.objectives.base import Horizon, Objective
 
 
 def build_objective(config: PretrainConfig, horizon: Horizon) -> Objective:
-    """The objective with its initial weights: equal on every rank, drawn from the seed alone."""
+    """The objective with its initial weights: equal on every rank, drawn from the seed alone.
+
+    Raises:
+        ConfigError: the backbone has nothing that `model.activation_penalty` could act on.
+    """
     torch.manual_seed(config.seed)
-    return build(config.objective.name)(config.objective, build_backbone(config.model), horizon)
+    objective = build(config.objective.name)(config.objective, build_backbone(config.model), horizon)
+    if penalty := config.model.activation_penalty:
+        try:
+            objective.penalize_activations(penalty.kind, penalty.weight)
+        except ValueError as error:
+            raise ConfigError("model.activation_penalty", [f"{config.model.name}: {error}"]) from None
+    return objective
 
 
 def build_backbone(model: ModelConfig) -> ImageEncoder:
@@ -58,9 +71,12 @@ def start_weights(objective: Objective, config: PretrainConfig) -> list[str]:
 
 def _load(objective: Objective, init: InitConfig) -> list[str]:
     key, source = init.source
+    notes: list[str] = []
     try:
         if key == "release":
-            report = objective.load_weights(_chosen(read_release(source), init))
+            release = read_release(source)
+            notes = _other_function(release.model, objective.backbone)
+            report = objective.load_weights(_chosen(release, init))
         elif key == "official":
             report = objective.load_weights(_chosen(load_official(source), init))
         else:
@@ -70,7 +86,17 @@ def _load(objective: Objective, init: InitConfig) -> list[str]:
             )
     except (ValueError, CheckpointError) as error:
         raise ConfigError(f"init.{key}={source}", str(error).splitlines()) from error
-    return [f"weights from {source}", *str(report).splitlines()]
+    return [f"weights from {source}", *str(report).splitlines(), *notes]
+
+
+def _other_function(model: Mapping[str, Any], backbone: ImageEncoder) -> list[str]:
+    """What computes something else here with the same weights."""
+    given, own = ({"ffn": "mlp", "ffn_topk": TOPK, **of} for of in (model, backbone.release_model()))
+    differ = [name for name in ("ffn", "ffn_topk") if given[name] != own[name]]
+    return [
+        f"model.{name} is {own[name]} here, and {given[name]} in the release: it computes differently"
+        for name in differ
+    ]
 
 
 def _chosen(weights: Weights, init: InitConfig) -> Weights:

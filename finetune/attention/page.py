@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ from finetune.attention.study import WAYS, Cost, Row, Study
 from finetune.report.style import STYLE
 from pretrain.core.text import html
 
-COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance")
+COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance", "active", "dead")
 MEANING = """
 Image dependence: the share of the variance of the weights that is between images; 0: the same weights for each image.
 Entropy: over log of the number of keys (or branches); 1: uniform. Hoyer: sparsity of the weights, 0 to 1. Keys for 90
 %: the share of the keys that hold 90 % of the attention of a query. Distance: in patches, from a patch to what it
-attends to. Frozen: each image gets the mean weights over all images. Shuffled: each gets those of another image.
-Uniform: all weights are equal. The numbers are the accuracy that is lost, with the interval of 95 % over resampled
-images; where the interval of "frozen" is not above 0, no cost was seen: by these images, the module computes a fixed
-mixing.
+attends to. Active: the share of the hidden units of an MLP that are active for a token; dead: of those that no token
+activates; active is not 0 after ReLU, its square or top-k, else above 1 % of the root mean square. Frozen: each image
+gets the mean weights over all images. Shuffled: each gets those of another image. Uniform: all weights are equal. The
+numbers are the accuracy that is lost, with the interval of 95 % over resampled images; where the interval of "frozen"
+is not above 0, no cost was seen: by these images, the module computes a fixed mixing.
 """
 
 
@@ -39,7 +41,7 @@ def as_json(study: Study, facts: dict[str, str]) -> dict[str, Any]:
                 "name": row.name,
                 "kind": row.kind,
                 "verdict": row.verdict,
-                "statistics": dict(zip(COLUMNS, _numbers(row), strict=True)) if row.measured else None,
+                "statistics": dict(zip(COLUMNS, _numbers(row), strict=True)) if row.measured or row.sparsity else None,
                 "costs": {way: vars(cost) for way, cost in row.costs.items()},
             }
             for row in study.rows
@@ -49,8 +51,8 @@ def as_json(study: Study, facts: dict[str, str]) -> dict[str, Any]:
 
 def as_text(study: Study) -> str:
     """A line per module."""
-    header = ["module", *COLUMNS, *(f"{way}: lost" for way in WAYS if study.rows[0].costs), ""]
-    lines = [header, *([row.name, *_cells(row), row.verdict] for row in study.rows)]
+    header = ["module", *COLUMNS, *(f"{way}: lost" for way in study.ways), ""]
+    lines = [header, *([row.name, *_cells(row, study.ways), row.verdict] for row in study.rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -59,10 +61,10 @@ def as_text(study: Study) -> str:
 
 def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -> str:
     """The page."""
-    ways = [way for way in WAYS if study.rows[0].costs]
+    ways = study.ways
     header = "".join(f"<th>{html(name)}</th>" for name in ("module", *COLUMNS, *(f"{way}: lost" for way in ways), ""))
     rows = "".join(
-        f"<tr><td>{html(row.name)}</td>{''.join(f'<td>{html(cell)}</td>' for cell in _cells(row))}"
+        f"<tr><td>{html(row.name)}</td>{''.join(f'<td>{html(cell)}</td>' for cell in _cells(row, ways))}"
         f'<td class="text">{html(row.verdict)}</td></tr>'
         for row in study.rows
     )
@@ -92,15 +94,17 @@ def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -
 
 def _numbers(row: Row) -> list[float | None]:
     found = row.measured
-    if found is None:
-        return [None] * len(COLUMNS)
-    numbers = (found.dependence, found.entropy, found.hoyer, found.tokens_for_mass, found.distance)
+    numbers: tuple[float | None, ...] = (None,) * len(COLUMNS)
+    if row.sparsity is not None:
+        numbers = (None, None, row.sparsity.hoyer, None, None, row.sparsity.active, row.sparsity.dead)
+    elif found is not None:
+        numbers = (found.dependence, found.entropy, found.hoyer, found.tokens_for_mass, found.distance, None, None)
     return [None if number is None or math.isnan(number) else number for number in numbers]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, ways: Sequence[str]) -> list[str]:
     numbers = ["" if number is None else f"{number:.3f}" for number in _numbers(row)]
-    return numbers + [_interval(row.costs[way]) for way in WAYS if way in row.costs]
+    return numbers + [_interval(row.costs[way]) if way in row.costs else "" for way in ways]
 
 
 def _interval(cost: Cost) -> str:
@@ -108,14 +112,15 @@ def _interval(cost: Cost) -> str:
 
 
 def _costs_figure(study: Study) -> Figure:
-    figure = Figure(figsize=(9, 1.2 + 0.42 * len(study.rows)), layout="constrained")
+    rows = [row for row in study.rows if row.costs]
+    figure = Figure(figsize=(9, 1.2 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for number, (way, ink) in enumerate(zip(WAYS, ("#1f77dc", "#e65014", "#6e757d"), strict=True)):
-        costs = [row.costs[way] for row in study.rows]
+        costs = [row.costs[way] for row in rows]
         places = np.arange(len(costs)) + 0.25 * (number - 1)
         spread = np.array([[max(c.lost - c.low, 0) for c in costs], [max(c.high - c.lost, 0) for c in costs]])
         axes.errorbar([c.lost for c in costs], places, xerr=spread, fmt="o", color=ink, label=way, markersize=4)
-    axes.set_yticks(range(len(study.rows)), [row.name for row in study.rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="#212529", linewidth=0.8)
     axes.set_xlabel("accuracy lost")

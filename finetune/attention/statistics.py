@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MASS = 0.9  # share of the attention that `tokens_for_mass` counts
+from pretrain.models.explain.sparsity import tokens_for_mass
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ class Gathering:
     def _tokens(self, w: Tensor) -> Tensor:
         if self.kind != "attention":
             return w.new_tensor(math.nan)
-        mass = w.sort(-1, descending=True).values.cumsum(-1)
-        return ((mass < MASS).sum(-1) + 1).double().mean() / w.shape[-1]
+        return tokens_for_mass(w)
 
     def _distance(self, w: Tensor) -> Tensor:
         if self.kind != "attention" or self.grid is None or w.shape[-1] != self.prefix + math.prod(self.grid):

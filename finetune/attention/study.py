@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from finetune.attention.statistics import Gathering, Measured
 from finetune.attention.weights import Source, readable, sources
+from pretrain.models.activations import Sparsity, observed
 
 FROZEN, SHUFFLED, UNIFORM = "frozen", "shuffled", "uniform"
 WAYS = (FROZEN, SHUFFLED, UNIFORM)
@@ -46,12 +47,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """A module. costs: by way, see `WAYS`; empty without labels."""
+    """A module. costs: by way, see `WAYS`; empty without labels. A feed-forward network has `sparsity` alone."""
 
     name: str
     kind: str
     measured: Measured | None
-    costs: dict[str, Cost]
+    costs: dict[str, Cost] = field(default_factory=dict)
+    sparsity: Sparsity | None = None
 
     @property
     def verdict(self) -> str:
@@ -62,11 +64,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """accuracy: of the unchanged network; None without labels. rows: first all attention together, then each module."""
+    """accuracy: of the unchanged network; None without labels. rows: all attention together, then each module, then the
+    feed-forward networks."""
 
     accuracy: float | None
     images: int
     rows: list[Row]
+
+    @property
+    def ways(self) -> list[str]:
+        """Those of `WAYS` whose costs were measured."""
+        return [way for way in WAYS if any(way in row.costs for row in self.rows)]
 
 
 def study(
@@ -92,7 +100,7 @@ def study(
         raise ValueError("the network has no attention module, gate or router whose weights can be read")
     gathered = {source.name: Gathering(source.kind, grid, num_prefix_tokens) for source in found}
     with readable(network):
-        with _all(found, lambda source: gathered[source.name]):
+        with observed(network) as activity, _all(found, lambda source: gathered[source.name]):
             intact = judge()
         rows = []
         attention = [source for source in found if source.kind == "attention"]
@@ -107,6 +115,7 @@ def study(
             measured = gathered[single.name].measured() if single is not None and name != ALL else None
             rows.append(Row(name, single.kind if single is not None else "attention", measured, costs))
             log(f"{name}: " + ", ".join(f"{way} {cost.lost:+.3f}" for way, cost in costs.items()))
+    rows += [Row(name, "mlp", None, sparsity=of.sparsity) for name, of in activity.items() if of.tokens]
     count = next(iter(gathered.values())).count
     return Study(None if intact is None else float(intact.mean()), count, rows)
 

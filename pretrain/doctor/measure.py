@@ -1,4 +1,5 @@
-"""Measurements of a network for the doctor: feature rank and spread, attention entropy, distances, gradient norms.
+"""Measurements of a network for the doctor: feature rank and spread, attention entropy, sparsity of activations and
+attention, choices of routers, distances, gradient norms.
 
 RankMe is of Garrido et al. 2023, "RankMe: Assessing the downstream performance of pretrained self-supervised
 representations by their rank", eq. 1.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ from torch import (
     _foreach_norm,  # pyright: ignore[reportPrivateImportUsage]
     nn,
 )
+
+from pretrain.models.activations import observed
+from pretrain.models.backbones.contract import ImageEncoder
+from pretrain.models.explain.recording import recorded_attention
+from pretrain.models.explain.sparsity import tokens_for_mass
+from pretrain.models.mechanisms.routing import observed_routing
 
 _BLOCK = re.compile(r"^(.*?\bblocks\.\d+)\.")
 _EPS = 1e-7
@@ -52,6 +60,31 @@ def attention_entropy(attention: Tensor, *, class_token: bool) -> float:
     rows = rows.double()
     entropy = -(rows * rows.clamp(min=torch.finfo(torch.float64).tiny).log()).sum(-1).mean()
     return float(entropy) / math.log(rows.shape[-1])
+
+
+@torch.no_grad()
+def layer_measures(network: ImageEncoder, images: Tensor) -> dict[str, float]:
+    """Of each layer, from one forward pass of images [b, C, H, W], by the name of the layer.
+
+    "active/", "hoyer/" and "dead/" of feed-forward networks (`models.activations`); "keys_90/": share of the keys that
+    hold 90 % of a query's attention; "router/" of general blocks (`models.mechanisms.routing`).
+    """
+    with observed(network) as activity, observed_routing(network) as routing, ExitStack() as stack:
+        keys: dict[str, Tensor] = {}
+        with suppress(ValueError):  # it has no attention
+            keys = stack.enter_context(recorded_attention(network, tokens_for_mass))
+        if "patches" in network.provides:
+            network(images)
+        else:
+            network.forward_cls(images)
+        found = {f"keys_90/{name}": float(share) for name, share in keys.items()}
+    for name, of in activity.items():
+        if of.tokens:
+            sparsity = of.sparsity
+            found |= {f"active/{name}": sparsity.active, f"hoyer/{name}": sparsity.hoyer, f"dead/{name}": sparsity.dead}
+    for name, of in routing.items():
+        found |= {f"router/{name}/{key}": value for key, value in of.numbers().items()}
+    return found
 
 
 def block_norms(norms: Mapping[str, float]) -> dict[str, float]:

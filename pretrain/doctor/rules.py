@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.doctor import signs
 from pretrain.doctor.history import Facts, History
-from pretrain.doctor.signs import GRADIENT
+from pretrain.doctor.signs import GRADIENT, ROUTER
 
 
 @dataclass(frozen=True)
@@ -216,5 +216,31 @@ RULES: dict[str, Rule] = {
         "check that the loss depends on these blocks; lower optim.lr if the gradients were healthy before",
         (GRADIENT,),
         signs.dead_blocks,
+    ),
+    "router_dead": Rule(
+        "the routers of the general blocks choose nothing",
+        "since the first measurement one branch has a mean p above 0.99 in every block",
+        "routers start with equal shares: a choice that was made before training is none, and a softmax of 0.99 has "
+        "hardly a gradient",
+        "lower optim.lr; where one branch alone is wanted, place it without a router (kind: its name)",
+        (ROUTER,),
+        signs.router_dead,
+    ),
+    "router_idle": Rule(
+        "the routers of the general blocks do not choose: they are an ensemble",
+        "200 steps after the warm-up the entropy of p is above 0.999 of log K in every block, in two measurements",
+        "shares that differ by less than 5 % are the same for every image: the branches are averaged, not chosen among",
+        "train longer or raise optim.lr; choice: uniform computes the same without a router",
+        (ROUTER,),
+        signs.router_idle,
+    ),
+    "branches_unused": Rule(
+        "no branch beside the attention is used",
+        "200 steps after the warm-up the mean of p |g| of every branch is below 1e-4, in two measurements",
+        "g starts at 0 and multiplies each branch: the network is still the one without them",
+        "check that the strengths are trained (not frozen, not decayed to 0); raise optim.lr; if the branches do not "
+        "help, leave them out: fovea release --prune drops them",
+        (ROUTER,),
+        signs.branches_unused,
     ),
 }

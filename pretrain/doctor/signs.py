@@ -13,6 +13,8 @@ from itertools import takewhile
 from pretrain.doctor.history import FIRST, Facts, History
 
 GRADIENT = "doctor/grad/"  # prefix; the name of the block follows
+ROUTER = "doctor/router/"  # prefix; the name of the block and what is measured follow
+UNUSED = 1e-4  # mean of p |g|: below it a branch adds nothing
 ONE_HOT = 0.05  # nats: an assignment with lower entropy counts as one-hot
 SPREAD = 0.02  # spread of features below which all images have the same features
 
@@ -215,6 +217,41 @@ def attention_one(h: History, f: Facts) -> str | None:
     if held(h, "doctor/attention_entropy", lambda entropy: entropy < 0.02, steps=1) is None:
         return None
     return f"entropy {h.now['doctor/attention_entropy']:.4f} of its maximum"
+
+
+def router_dead(h: History, f: Facts) -> str | None:
+    names = _of_routers(h, "winner")
+    if not names or any(held(h, name, lambda p: p > 0.99, steps=1) is None for name in names):
+        return None
+    if any(h.first[name][0] <= 0.99 for name in names):
+        return None  # chosen in training
+    return f"the least decided block gives {min(h.now[name] for name in names):.4f} to one branch"
+
+
+def router_idle(h: History, f: Facts) -> str | None:
+    names = _of_routers(h, "entropy")
+    if not names or h.step < f.warmup_steps + 200 or _most_used(h) < UNUSED:
+        return None
+    if any(held(h, name, lambda entropy: entropy > 0.999, steps=1) is None for name in names):
+        return None
+    return f"its entropy is {min(h.now[name] for name in names):.5f} of log K or more in every block"
+
+
+def branches_unused(h: History, f: Facts) -> str | None:
+    names = _of_routers(h, "use/")
+    if not names or h.step < f.warmup_steps + 200:
+        return None
+    if any(held(h, name, lambda use: use < UNUSED, steps=1) is None for name in names):
+        return None
+    return f"the most used has a mean p |g| of {_most_used(h):.1e}"
+
+
+def _of_routers(h: History, what: str) -> list[str]:
+    return [name for name in h.now if name.startswith(ROUTER) and f"/{what}" in name]
+
+
+def _most_used(h: History) -> float:
+    return max((h.now[name] for name in _of_routers(h, "use/")), default=0.0)
 
 
 def dead_blocks(h: History, f: Facts) -> str | None:

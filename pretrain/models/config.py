@@ -15,8 +15,17 @@ from pretrain.models.mechanisms import places, settings
 from pretrain.models.mechanisms.settings import Placed
 
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
-_OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "pos_offset")
+_OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "ffn_topk", "pos_offset")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
+
+
+class ActivationPenaltyConfig(Config):
+    """A term of the loss that is small where few hidden units of the feed-forward networks are active."""
+
+    kind: Literal["l1", "hoyer"] = Field(
+        description="l1: mean size of the units; hoyer: (sum |a|)^2 / (n sum a^2) of each token, whatever their scale"
+    )
+    weight: float = Field(gt=0, description="factor of its mean over tokens and layers")
 
 
 class ModelConfig(Config):
@@ -46,9 +55,12 @@ class ModelConfig(Config):
     layer_scale: float | None = Field(None, gt=0, description="initial factors on the branches; null: none")
     qk_scale: float | None = Field(None, gt=0, description="of queries times keys; null: 1 / sqrt(channels of a head)")
     proj_bias: bool = Field(True, description="bias of the attention's last layer")
-    ffn: Literal["mlp", "swiglu", "identity"] = Field(
-        "mlp", description="swiglu: as in DINOv2's giant, same number of weights; identity: blocks of attention alone"
+    ffn: Literal["mlp", "swiglu", "relu2", "topk", "identity"] = Field(
+        "mlp",
+        description="swiglu: as in DINOv2's giant, same number of weights; relu2: squared ReLU; topk: each token keeps "
+        "its largest units; identity: blocks of attention alone",
     )
+    ffn_topk: float = Field(0.1, gt=0, le=1, description="share of the units that ffn: topk keeps")
     ffn_bias: bool = Field(True, description="biases of the feed-forward network")
     norm_eps: float = Field(1e-6, gt=0)
     attention: tuple[SerializeAsAny[Placed], ...] = Field(
@@ -56,6 +68,9 @@ class ModelConfig(Config):
     )
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
+    activation_penalty: ActivationPenaltyConfig | None = Field(
+        None, description="{kind: l1 | hoyer, weight: ...}: added to the loss of any objective, for sparse activations"
+    )
     args: dict[str, Any] = Field(
         {}, description="of a timm model: arguments of timm.create_model; of a Swin also ape, patch_norm and qk_scale"
     )
@@ -161,7 +176,7 @@ class ModelConfig(Config):
 
     def vit_arguments(self) -> dict[str, Any]:
         """The arguments of `pretrain.models.backbones.vit.ViT`."""
-        plain = self.model_dump(exclude={"name", "img_size", "activation_checkpointing", "args"})
+        plain = self.model_dump(exclude={"name", "img_size", "activation_checkpointing", "activation_penalty", "args"})
         return {"img_size": self.size, **plain}
 
     def conv_arguments(self) -> dict[str, Any]:
@@ -195,6 +210,10 @@ class ModelConfig(Config):
             except ValueError as error:
                 found.append(f"model.attention: {error}: model.pos_embed=learned, model.rel_pos_bias=none")
         found += [f"model.attention: {problem}" for problem in self._attention_problems()]
+        if self.activation_penalty is not None and self.ffn == "identity":
+            found.append("model.activation_penalty: the blocks have no feed-forward network (model.ffn: identity)")
+        if self.ffn_topk != type(self).model_fields["ffn_topk"].default and self.ffn != "topk":
+            found.append(f"model.ffn_topk: is read with model.ffn=topk only, and it is {self.ffn}")
         if self.embed_dim % self.num_heads:
             found.append(f"model.num_heads: {self.num_heads} does not divide embed_dim {self.embed_dim}")
         elif self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:
@@ -217,9 +236,8 @@ class ModelConfig(Config):
 
     def _conv_problems(self) -> list[str]:
         patch = self.patch_size
-        found = self._foreign(
-            (*_OF_OUR_VIT, *_OF_A_TRANSFORMER, "attention", "drop_path_rate", "activation_checkpointing", "args")
-        )
+        others = ("attention", "drop_path_rate", "activation_checkpointing", "activation_penalty", "args")
+        found = self._foreign((*_OF_OUR_VIT, *_OF_A_TRANSFORMER, *others))
         if self.class_token:
             found.append(f"model.class_token: true, but {self.name} has none; leave it out")
         if patch < 2 or patch & (patch - 1):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pretrain.core import distributed
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
+from pretrain.models.activations import ActivationPenalty, PenaltyKind, feed_forwards
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
@@ -56,12 +57,36 @@ class Objective(nn.Module, Generic[ConfigT]):
     kept_prefixes: tuple[str, ...] = ()
     renewed_prefixes: tuple[str, ...] = ()
     _statistics: BatchStatistics | None = None
+    _penalty: tuple[ActivationPenalty, float] | None = None
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.training:
             self._statistics = self._statistics or BatchStatistics(self)
             self._statistics.remember()
-        return super().__call__(batch, step)
+        if self._penalty is None or not (self.training and torch.is_grad_enabled()):
+            return super().__call__(batch, step)
+        penalty, weight = self._penalty
+        with penalty.gathered() as terms:
+            losses = super().__call__(batch, step)
+        totals, counts = zip(*(terms[name] for name in penalty.names if name in terms), strict=True)
+        counts = torch.tensor(counts, dtype=torch.float32, device=totals[0].device)
+        part = weight * mean_over_ranks(torch.stack(totals), counts).mean()
+        return {**losses, "loss": losses["loss"] + part, "activation_penalty": part.detach()}
+
+    def penalize_activations(self, kind: PenaltyKind, weight: float) -> None:
+        """From now on the loss has one more part, "activation_penalty": `weight` times the mean over all tokens of the
+        penalty `kind` (`models.activations`), over the feed-forward networks of the copies of the backbone that are
+        trained.
+
+        Raises:
+            ValueError: the backbone has none.
+        """
+        trained = {
+            name: ffn
+            for name, ffn in feed_forwards(self).items()
+            if name.startswith(self.backbone_prefixes) and any(p.requires_grad for p in ffn.parameters())
+        }
+        self._penalty = ActivationPenalty(trained, kind), weight
 
     @property
     def backbone(self) -> ImageEncoder:

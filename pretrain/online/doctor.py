@@ -19,7 +19,15 @@ from pretrain.data.views import augment
 from pretrain.data.views.specs import ViewSpec
 from pretrain.doctor.diagnosis import Diagnosis, Doctor
 from pretrain.doctor.history import FIRST, LAST
-from pretrain.doctor.measure import WeightSamples, attention_entropy, average_distance, block_norms, rank_me, spreads
+from pretrain.doctor.measure import (
+    WeightSamples,
+    attention_entropy,
+    average_distance,
+    block_norms,
+    layer_measures,
+    rank_me,
+    spreads,
+)
 from pretrain.doctor.signs import GRADIENT
 from pretrain.engine.protocol import StepResult
 from pretrain.loader import loader_spec
@@ -29,6 +37,7 @@ from pretrain.online.examine import facts_of
 from pretrain.probes.features import backbone_features
 
 _ATTENTION_IMAGES = 4
+_LAYER_IMAGES = 16  # for the sparsity of activations and attention
 
 
 class AlarmError(RuntimeError):
@@ -133,13 +142,14 @@ class OnlineDoctor:
         try:
             with autocast(self.world.device, self._precision):
                 features, attention = self._encode(backbone, self._images)
+                layers = layer_measures(backbone, self._images[:_LAYER_IMAGES])
         finally:
             backbone.train(was_training)
         every = torch.cat(distributed.all_gather_object(features.cpu()))
         found = {"doctor/rankme": rank_me(every), **{f"doctor/{name}": value for name, value in spreads(every).items()}}
         if attention is not None:
             found["doctor/attention_entropy"] = attention
-        return found
+        return found | {f"doctor/{name}": value for name, value in layers.items()}
 
     def _encode(self, backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, float | None]:
         """One vector per image: the class token, else the mean patch; and the entropy of a vision transformer's

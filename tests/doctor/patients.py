@@ -175,5 +175,27 @@ def deaden(objective: Any) -> None:
         parameter.register_hook(torch.zeros_like)
 
 
+GENERAL = {"depth": 2, "attention": [{"kind": "general", "places": "blocks.*.attn", "branches": ["xca", "none"]}]}
+
+
+def decide(objective: Any) -> None:
+    """The routers prefer one branch from the start."""
+    for block in objective.encoder.blocks:
+        block.attn.router.bias.data[0] = 20.0
+
+
+def hold_router(objective: Any) -> None:
+    """The routers get gradients of 0."""
+    for block in objective.encoder.blocks:
+        for parameter in block.attn.router.parameters():
+            parameter.register_hook(torch.zeros_like)
+
+
+def hold_strength(objective: Any) -> None:
+    """The strengths of the branches get gradients of 0."""
+    for block in objective.encoder.blocks:
+        block.attn.strength.register_hook(torch.zeros_like)
+
+
 def _entropy(probabilities: Tensor) -> Tensor:
     return -(probabilities * probabilities.clamp(min=1e-30).log()).sum(-1)

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.doctor.measure import WeightSamples, attention_entropy, average_distance, block_norms, rank_me, spreads
+from pretrain.doctor.measure import (
+    WeightSamples,
+    attention_entropy,
+    average_distance,
+    block_norms,
+    layer_measures,
+    rank_me,
+    spreads,
+)
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.teachers.ema import EMA
 
 
@@ -89,3 +99,26 @@ def test_the_distance_of_an_average_is_over_what_it_follows():
     average.update(source, 0.5)
     assert average_distance([(average, source)]) == pytest.approx(0.25)
     assert average_distance([]) is None
+
+
+def test_every_layer_is_measured_by_name():
+    torch.manual_seed(0)
+    general = {"kind": "general", "places": "blocks.0.attn", "branches": ["external", "none"], "choice": "hard"}
+    backbone = ViT((16, 16), 8, 3, 16, 2, 2, 4.0, ffn="topk", ffn_topk=0.125, attention=[general]).eval()
+    backbone.blocks[0].attn.strength.data.fill_(-0.5)  # type: ignore[union-attr]
+    found = layer_measures(backbone, torch.randn(3, 3, 16, 16))
+    assert found["active/blocks.0.mlp"] == found["active/blocks.1.mlp"] == pytest.approx(0.125)
+    assert 0 < found["hoyer/blocks.1.mlp"] < 1 and 0 <= found["dead/blocks.1.mlp"] <= 0.875
+    assert {name for name in found if name.startswith("keys_90/")} == {"keys_90/blocks.0.attn", "keys_90/blocks.1.attn"}
+    router = {name.removeprefix("router/blocks.0.attn/"): v for name, v in found.items() if name.startswith("router/")}
+    expected = {"p/external": 0.5, "p/none": 0.5, "winner": 0.5, "entropy": 1.0, "use/external": 0.25}
+    assert router == pytest.approx(expected), "of a hard choice, the shares before it"
+
+
+def test_a_network_without_tokens_is_measured_too():
+    assert (
+        layer_measures(
+            TimmBackbone("resnet18", (32, 32), layers=[1] * 4, channels=[8] * 4).eval(), torch.zeros(2, 3, 32, 32)
+        )
+        == {}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from pretrain.config import PretrainConfig
 from pretrain.core.configlib import load_config
 from tests.doctor.patients import (
     DINO_TINY,
+    GENERAL,
     MAE_TINY,
     STEPS,
     Copied,
@@ -18,6 +20,9 @@ from tests.doctor.patients import (
     Unstopped,
     become,
     deaden,
+    decide,
+    hold_router,
+    hold_strength,
     settings,
     treat,
 )
@@ -49,6 +54,22 @@ def test_a_planted_failure_is_named_within_50_steps(objective, changes, infect, 
     assert report.rules, f"not noticed; the last row is {report.rows[STEPS]}"
     assert report.rules[0] == first, report.verdicts
     assert report.verdicts[0].step <= STEPS
+
+
+def test_a_router_that_decided_before_training_is_named_at_once(tmp_path: Path):
+    report = treat(settings(MAE_TINY, tmp_path, model=GENERAL), decide, until_named=True)
+    assert report.rules == ["router_dead"] and report.verdicts[0].step <= STEPS
+
+
+@pytest.mark.parametrize(
+    ("infect", "rules"),
+    [(hold_router, ["router_idle"]), (hold_strength, ["branches_unused"]), (None, [])],
+    ids=["routers held", "strengths held", "healthy"],
+)
+def test_a_general_block_that_does_not_choose_is_named_after_its_warm_up(infect, rules: list[str], tmp_path: Path):
+    changes: dict[str, Any] = {"optim": {"total_steps": 240, "warmup_steps": 5}, "doctor": {"every_steps": 20}}
+    report = treat(settings(MAE_TINY, tmp_path, model=GENERAL, **changes), infect)
+    assert report.rules == rules, report.rows[240]
 
 
 def test_a_teacher_that_is_the_student_is_named_beside_the_collapse(tmp_path: Path):

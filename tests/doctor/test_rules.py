@@ -22,6 +22,12 @@ LOG_K = math.log(K)
 Row = dict[str, float]
 
 
+def routed(*, p: float, entropy: float, use: float = 0.1) -> Row:
+    """Measures of the routers of two blocks."""
+    of_block = {"p/xca": p, "p/none": 1 - p, "winner": max(p, 1 - p), "entropy": entropy, "use/xca": use}
+    return {f"doctor/router/blocks.{i}.attn/{name}": value for i in range(2) for name, value in of_block.items()}
+
+
 def healthy(step: int) -> Row:
     """A run as it should be, of every kind at once; measured in every row."""
     wobble = math.sin(step * 1.7)
@@ -45,6 +51,7 @@ def healthy(step: int) -> Row:
         "doctor/attention_entropy": 0.8,
         "doctor/grad/blocks.0": 0.5,
         "doctor/grad/blocks.1": 0.4,
+        **routed(p=0.7, entropy=0.8),
     }
 
 
@@ -105,8 +112,38 @@ def test_a_loss_that_stays_where_it_began_is_named_after_500_steps_of_full_rate(
     assert [verdict.rule for verdict in found] == ["loss_flat"] and 500 < found[0].step < 520
 
 
+LATE: dict[str, tuple[Row, str]] = {
+    "router_idle": (routed(p=0.5, entropy=0.9999), "0.99990 of log K"),
+    "branches_unused": (routed(p=0.5, entropy=0.9999, use=2e-5), "mean p |g| of 2.0e-05"),
+}
+
+
+@pytest.mark.parametrize("rule", LATE)
+def test_a_block_that_does_not_choose_is_named_200_steps_after_the_warm_up(rule: str):
+    sick, numbers = LATE[rule]
+    found = told(from_step(1, 300, sick))
+    assert [verdict.rule for verdict in found] == [rule] and found[0].step == FACTS.warmup_steps + 200
+    assert numbers in found[0].text
+    assert told(from_step(1, 300, sick | {"doctor/router/blocks.1.attn/use/lka": 0.2, **_of_one_block()})) == []
+
+
+def _of_one_block() -> Row:
+    """One block that chooses is enough."""
+    return {"doctor/router/blocks.1.attn/entropy": 0.7}
+
+
+def test_a_router_that_chose_before_it_was_trained_is_dead_and_one_that_chose_in_training_is_not():
+    dead = routed(p=0.999, entropy=0.01)
+    found = told(from_step(1, 50, dead))
+    assert [(verdict.rule, verdict.step) for verdict in found] == [("router_dead", 2)]
+    assert "gives 0.9990 to one branch" in found[0].text
+    assert told(from_step(30, 80, dead)) == []
+    one_block = {"doctor/router/blocks.0.attn/winner": 0.999}
+    assert told(from_step(1, 50, one_block)) == []
+
+
 def test_every_rule_is_tested():
-    assert set(SICK) | {"loss_flat"} == set(RULES)
+    assert set(SICK) | set(LATE) | {"loss_flat", "router_dead"} == set(RULES)
 
 
 @pytest.mark.parametrize("rule", SICK)

@@ -26,7 +26,7 @@ from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
 from pretrain.engine.step import StepEngine
 from tests.engine.settings import settings
-from tests.engine.toys import GLOBAL_BATCH, Plain, Toy, batches, tiny_dino, tiny_mae
+from tests.engine.toys import GLOBAL_BATCH, Plain, Toy, batches, tiny_dino, tiny_mae, tiny_sparse
 
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"name": "accelerate"},
@@ -46,7 +46,7 @@ OPTIMS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.1, "clip_mode": "per_tensor", "clip_grad": 0.1},
     "sam": {"sam": {"rho": 0.2}, "clip_mode": "global", "clip_grad": 0.3},
 }
-MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "dino": tiny_dino}
+MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "sparse": tiny_sparse, "dino": tiny_dino}
 
 
 def build(world: World, model: nn.Module, engine: str, optim: str = "global", *, accumulation: int = 1) -> StepEngine:

@@ -23,6 +23,7 @@ CASES = [
     *[["toy", engine, "sam"] for engine in ("ddp", "zero0")],
     *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
     *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
+    *[["sparse", engine, "global"] for engine in ("ddp", "zero2", "zero3")],
 ]
 LOW_PRECISION = [["plain", engine, "global"] for engine in ("ddp+fp16", "zero1+fp16", "zero2+bf16", "zero3+fp16")]
 TRAINED = {(model, optim) for model, _, optim in CASES + LOW_PRECISION}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.core import distributed
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.ffn import FFN
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import DINOConfig, MAEConfig
 from pretrain.objectives.dino import DINO
@@ -104,6 +105,15 @@ def tiny_mae() -> MAE:
     return MAE(config, _tiny_vit(), Horizon(total_steps=20, steps_per_epoch=5))
 
 
+def tiny_sparse() -> MAE:
+    """With a penalty on the activations of its encoder."""
+    torch.manual_seed(3)
+    config = MAEConfig(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+    objective = MAE(config, _tiny_vit(ffn="relu2"), Horizon(total_steps=20, steps_per_epoch=5))
+    objective.penalize_activations("hoyer", 2.0)
+    return objective
+
+
 def tiny_dino() -> DINO:
     """The last layer is frozen for 5 steps."""
     torch.manual_seed(3)
@@ -119,8 +129,8 @@ def tiny_dino() -> DINO:
     return DINO(config, _tiny_vit(), Horizon(total_steps=20, steps_per_epoch=5))
 
 
-def _tiny_vit() -> ViT:
-    return ViT((32, 32), 8, embed_dim=48, depth=2, num_heads=3)
+def _tiny_vit(ffn: FFN = "mlp") -> ViT:
+    return ViT((32, 32), 8, embed_dim=48, depth=2, num_heads=3, ffn=ffn)
 
 
 def batches(
@@ -145,7 +155,7 @@ def batches(
 
 def _sample(kind: str, position: int, poisoned: bool) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1000 + position)
-    if kind == "mae":
+    if kind in ("mae", "sparse"):
         sample = {"image": torch.randn(1, 3, 32, 32, generator=generator)}
         return {**sample, "mask_noise": torch.rand(16, generator=generator)}
     if kind == "dino":

@@ -24,7 +24,7 @@ from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos, rope
 from pretrain.models.layers.attention import Attention, Block
-from pretrain.models.layers.ffn import FFN
+from pretrain.models.layers.ffn import FFN, TOPK
 from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, NewMixer, QKVBias
 from pretrain.models.layers.patches import gather_pixels, grid_of
 from pretrain.models.mechanisms import placement, places, settings
@@ -32,7 +32,7 @@ from pretrain.models.mechanisms.settings import Placed
 
 CLS_ONLY = slice(0, 1)
 # Arguments that a release names only where they differ from these.
-RARE = {"qk_scale": None, "proj_bias": True, "ffn_bias": True, "pos_offset": positions.DINO_OFFSET}
+RARE = {"qk_scale": None, "proj_bias": True, "ffn_bias": True, "ffn_topk": TOPK, "pos_offset": positions.DINO_OFFSET}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ViT(Backbone):
             the weights start, see `initialize_vit`.
         pos_resize, pos_offset: how the table is resampled, see `pos_embed.resize`.
         rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks, one for each, or both.
-        qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, norm_eps: see `Block`.
+        qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, ffn_topk, norm_eps: see `Block`.
         attention: entries of `mechanisms.settings`: mechanisms in place of the attention, or on the output of it, of
             the MLP or of the block.
 
@@ -99,6 +99,7 @@ class ViT(Backbone):
         qk_scale: float | None = None,
         proj_bias: bool = True,
         ffn_bias: bool = True,
+        ffn_topk: float = TOPK,
         attention: Sequence[Mapping[str, Any] | Placed] = (),
     ):
         super().__init__()
@@ -124,7 +125,7 @@ class ViT(Backbone):
         self.qkv_bias: QKVBias = qkv_bias
         self.layer_scale, self.norm_eps = layer_scale, norm_eps
         self.ffn: FFN = ffn
-        self.qk_scale, self.proj_bias, self.ffn_bias = qk_scale, proj_bias, ffn_bias
+        self.qk_scale, self.proj_bias, self.ffn_bias, self.ffn_topk = qk_scale, proj_bias, ffn_bias, ffn_topk
         self.provides = families.vit_provides(class_token=class_token, attention=self.attention)
         self.checkpointing = False
 
@@ -149,6 +150,7 @@ class ViT(Backbone):
                 qk_scale=qk_scale,
                 proj_bias=proj_bias,
                 ffn_bias=ffn_bias,
+                ffn_topk=ffn_topk,
                 mixer=self._mixer(i),
             )
             for i in range(depth)

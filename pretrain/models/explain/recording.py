@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def recorded_attention(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+def recorded_attention(
+    module: nn.Module, keep: Callable[[Tensor], Tensor] = lambda probabilities: probabilities
+) -> Iterator[dict[str, Tensor]]:
     """Inside it, a forward pass of `module` leaves the probabilities of each of its attention layers [b, h, t, s].
 
     They are in the order of computation, by the name of the layer, before dropout, and part of the graph: a gradient
     of the output with respect to them is `torch.autograd.grad(output, list(maps.values()))`. The layers are those of
     Fovea and timm, which compute fused attention at all other times: fused attention has no probabilities. A second
     forward pass replaces those of the first. Those of cross-covariance attention are between channels.
+
+    Args:
+        keep: what stays of the probabilities of a layer.
 
     Raises:
         ValueError: the module has no such layer.
@@ -31,7 +36,7 @@ def recorded_attention(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         for name, layer in layers.items():
             layer.fused_attn = False
-            hooks.append(layer.attn_drop.register_forward_pre_hook(partial(_keep, maps, name)))
+            hooks.append(layer.attn_drop.register_forward_pre_hook(partial(_keep, maps, name, keep)))
         yield maps
     finally:
         for hook in hooks:
@@ -49,6 +54,8 @@ def _records(layer: Any) -> bool:
     return hasattr(layer, "fused_attn") and isinstance(getattr(layer, "attn_drop", None), nn.Module)
 
 
-def _keep(maps: dict[str, Tensor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _keep(
+    maps: dict[str, Tensor], name: str, keep: Callable[[Tensor], Tensor], _: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
     maps.pop(name, None)
-    maps[name] = inputs[0]
+    maps[name] = keep(inputs[0])

@@ -11,13 +11,12 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import Attention as TimmAttention  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from pretrain.models.layers import drop_path, rel_pos, rope
-from pretrain.models.layers.ffn import FFN, SwiGLU, swiglu_hidden
+from pretrain.models.layers.ffn import FFN, TOPK, build_ffn
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, NewMixer, QKVBias
 
 Kernel = Literal["sdpa", "bmm"]
@@ -147,8 +146,7 @@ class Block(TimmBlock):
 
     Args:
         layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
-        ffn: "swiglu": the gated network of `ffn.SwiGLU`, with the number of weights of the MLP of `mlp_ratio`;
-            "identity": none. ffn_bias: biases of its layers.
+        ffn: see `ffn.build_ffn`. ffn_bias: biases of its layers. ffn_topk: share of its units that "topk" keeps.
         qk_scale, proj_bias: see `Attention`.
         qkv_bias, rel_pos_grid: see `Attention`.
         mixer: builds the module in place of the attention, under its name `attn`.
@@ -169,6 +167,7 @@ class Block(TimmBlock):
         layer_scale: float | None = None,
         ffn: FFN = "mlp",
         ffn_bias: bool = True,
+        ffn_topk: float = TOPK,
         norm_eps: float = 1e-6,
         rel_pos_grid: tuple[int, int] | None = None,
         qk_scale: float | None = None,
@@ -183,12 +182,8 @@ class Block(TimmBlock):
         if not proj_bias:
             only_attention["proj_bias"] = False
         self.attn: Mixer = mixer(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid, **only_attention)
-        if ffn == "swiglu":
-            self.mlp = SwiGLU(dim, swiglu_hidden(int(dim * mlp_ratio)), bias=ffn_bias)
-        elif ffn == "identity":
-            self.mlp = nn.Identity()
-        elif not ffn_bias:
-            self.mlp = Mlp(dim, int(dim * mlp_ratio), bias=False)
+        if ffn != "mlp" or not ffn_bias:
+            self.mlp = build_ffn(ffn, dim, int(dim * mlp_ratio), bias=ffn_bias, topk=ffn_topk)
         self.drop_rate, self.drop_subset = 0.0, False
         self.placed: nn.ModuleDict | None = None
 

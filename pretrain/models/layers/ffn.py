@@ -1,13 +1,64 @@
-"""The gated feed-forward network SwiGLU (Shazeer 2020), as DINOv2 sizes it, with timm's parameter names."""
+"""Feed-forward networks with timm's parameter names: gated (SwiGLU, Shazeer 2020, as DINOv2 sizes it) and sparse."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
+from timm.layers import Mlp  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-FFN = Literal["mlp", "swiglu", "identity"]
+FFN = Literal["mlp", "swiglu", "relu2", "topk", "identity"]
+TOPK = 0.1  # usual share of the units that "topk" keeps
+
+
+class SquaredReLU(nn.Module):
+    """max(0, x)^2 (So et al. 2021, Primer, section 4.1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] -> the same shape."""
+        return F.relu(x).square()
+
+
+class TopK(nn.Module):
+    """GELU of the units of each token where it is among the largest, else 0: the Top-K transformer of Li et al. 2022
+    (The Lazy Neuron Phenomenon, section 4), with the GELU of a vision transformer.
+
+    Args:
+        share: of the units, above 0 to 1; at least one unit is kept. 1: GELU.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., units] -> the same shape."""
+        x, units = F.gelu(x), x.shape[-1]
+        kept = x.topk(max(1, round(self.share * units)), dim=-1, sorted=False)
+        return torch.zeros_like(x).scatter(-1, kept.indices, kept.values)
+
+    def extra_repr(self) -> str:
+        return f"share={self.share:g}"
+
+
+def build_ffn(kind: FFN, dim: int, hidden: int, *, bias: bool = True, topk: float = TOPK) -> nn.Module:
+    """The feed-forward network of a block: tokens [..., D] -> [..., D].
+
+    Args:
+        hidden: units of the MLP; of a SwiGLU with as many weights. topk: share of the units that "topk" keeps.
+    """
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "swiglu":
+        return SwiGLU(dim, swiglu_hidden(hidden), bias=bias)
+    mlp = Mlp(dim, hidden, bias=bias)
+    if kind == "relu2":
+        mlp.act = SquaredReLU()
+    elif kind == "topk":
+        mlp.act = TopK(topk)
+    return mlp
 
 
 class SwiGLU(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pretrain.core.text import markdown
+from pretrain.models.layers.ffn import TOPK
 
 TITLES = {"vit": "Vision transformer", "timm": "Backbone of timm's", "conv_encoder": "Convolutional encoder"}
 NAMES = {"mae": "masked autoencoder (He et al. 2021)", "dino": "DINO (Caron et al. 2021)"}
@@ -53,6 +54,8 @@ def _widths(kind: str, model: Mapping[str, Any]) -> str:
         f"relative-position bias {model.get('rel_pos_bias')}": model.get("rel_pos_bias", "none") != "none",
         "layer scale": model.get("layer_scale") is not None,
         "SwiGLU": model.get("ffn", "mlp") == "swiglu",
+        "squared ReLU in the MLPs": model.get("ffn") == "relu2",
+        f"{model.get('ffn_topk', TOPK):.3g} of the units of each MLP": model.get("ffn") == "topk",
     }
     return ", ".join([*parts, *(text for text, holds in more.items() if holds)])
 

@@ -59,6 +59,8 @@ def timm_model(backbone: ImageEncoder) -> TimmModel | str:
         return _of_timm(backbone)
     if backbone.qk_scale is not None or backbone.ffn == "identity":
         return "timm's vision transformers have an MLP, and scores divided by the root of a head's channels"
+    if backbone.ffn in ("relu2", "topk"):
+        return f"timm's vision transformers have GELU or SwiGLU in their MLP, this backbone {backbone.ffn}"
     if backbone.proj_bias != backbone.ffn_bias:
         return "timm's vision transformers have both biases, of the attention's last layer and of the MLP, or neither"
     if backbone.rel_pos_kind != "none":

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from finetune.attention.__main__ import main
 from finetune.attention.judges import Neighbours
-from finetune.attention.page import as_html
+from finetune.attention.page import as_html, as_json, as_text
 from finetune.attention.statistics import Gathering
 from finetune.attention.study import ALL, FROZEN, SHUFFLED, UNIFORM, study
 from finetune.attention.weights import readable, sources
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.ffn import TopK
 from pretrain.models.release.folder import write_release
 from tests.finetune.browser import CHROMIUM, screenshot
 
@@ -53,11 +54,13 @@ def costs(backbone: ViT, **changes: Any) -> Any:
 
 def test_attention_that_is_constant_costs_nothing_when_it_is_frozen():
     found = costs(vit(scale=0.0))
-    assert [row.name for row in found.rows] == [ALL, "blocks.0.attn", "blocks.1.attn"]
-    for row in found.rows:
+    attention, mlps = found.rows[:3], found.rows[3:]
+    assert [row.name for row in attention] == [ALL, "blocks.0.attn", "blocks.1.attn"]
+    assert [row.name for row in mlps] == ["blocks.0.mlp", "blocks.1.mlp"]
+    for row in attention:
         assert {(cost.lost, cost.low, cost.high) for cost in row.costs.values()} == {(0.0, 0.0, 0.0)}
         assert row.verdict == "no cost seen when frozen"
-    for row in found.rows[1:]:
+    for row in attention[1:]:
         assert row.measured.entropy == pytest.approx(1) and row.measured.hoyer == pytest.approx(0, abs=1e-6)
         assert math.isnan(row.measured.dependence) and row.measured.images == 40
 
@@ -65,6 +68,17 @@ def test_attention_that_is_constant_costs_nothing_when_it_is_frozen():
 def test_attention_that_depends_on_the_image_is_seen_to():
     strong = costs(vit(scale=8.0)).rows[1].measured
     assert 0.2 < strong.dependence <= 1 and strong.entropy < 0.95 and strong.tokens_for_mass < 0.9
+
+
+def test_the_sparsity_of_each_mlp_is_in_the_table():
+    backbone = vit()
+    for index, block in enumerate(backbone.blocks):
+        block.mlp.act = TopK((0.125, 0.5)[index])  # type: ignore[union-attr]
+    found = costs(backbone)
+    assert [row.sparsity.active for row in found.rows[3:]] == pytest.approx([0.125, 0.5])
+    lines = as_text(found).splitlines()
+    assert lines[0].endswith("uniform: lost") and "0.125" in lines[-2] and "0.500" in lines[-1]
+    assert as_json(found, {})["modules"][-1]["statistics"]["active"] == pytest.approx(0.5)
 
 
 def test_the_network_is_as_before_after_the_study():
@@ -131,7 +145,7 @@ def test_statistics_of_known_weights():
 def test_the_interval_is_of_resampled_images_and_repeats():
     first, second = costs(vit(scale=6.0), seed=3), costs(vit(scale=6.0), seed=3)
     assert [row.costs for row in first.rows] == [row.costs for row in second.rows]
-    for row in first.rows:
+    for row in first.rows[:3]:
         for way in (FROZEN, SHUFFLED, UNIFORM):
             assert row.costs[way].low <= row.costs[way].lost <= row.costs[way].high
 
@@ -156,7 +170,8 @@ def test_the_command_measures_a_release(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = [str(tmp_path / "release"), shards, "--out", str(tmp_path / "out"), "--max-images", "40", "--k", "5"]
     assert main(arguments) == 0
     said = json.loads((tmp_path / "out" / "attention.json").read_text())
-    assert [row["name"] for row in said["modules"]] == [ALL, "backbone.blocks.0.attn", "backbone.blocks.1.attn"]
+    names = [f"backbone.blocks.{i}.{part}" for part in ("attn", "mlp") for i in range(2)]
+    assert [row["name"] for row in said["modules"]] == [ALL, *names]
     assert said["images"] == 40 and 0 <= said["accuracy"] <= 1
     page = (tmp_path / "out" / "attention.html").read_text()
     assert "<script" not in page and page.count("data:image/png") == 2 and "frozen" in page

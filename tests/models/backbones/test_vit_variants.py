@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "BEiT by block": {"pos_embed": "learned", "rel_pos_bias": "per_block", "num_registers": 1, "qkv_bias": False},
     "few biases": {"proj_bias": False, "ffn_bias": False, "qk_scale": 0.6},
     "attention alone": {"pos_embed": "rope", "ffn": "identity", "qk_scale": 0.6},
+    "squared": {"ffn": "relu2"},
+    "few units": {"ffn": "topk", "ffn_topk": 0.25},
     "BEiT, both": {"pos_embed": "none", "rel_pos_bias": "both", "qkv_bias": "no_key"},
     "bias alone": {"pos_embed": "none", "rel_pos_bias": "per_block", "class_token": False},
 }

@@ -169,6 +169,8 @@ WITHOUT_CLASS = {
     "have both biases": {"ffn_bias": False, "pos_embed": "learned", "pos_offset": 0.2},
     "have an MLP": {"ffn": "identity"},
     "scores divided by the root of a head's channels": {"qk_scale": 0.3},
+    "this backbone relu2": {"ffn": "relu2"},
+    "this backbone topk": {"ffn": "topk", "ffn_topk": 0.2},
     "Beit has biases in": {"rel_pos_bias": "shared", "proj_bias": False, "ffn_bias": False},
     "Eva has biases in": {"pos_embed": "rope", "proj_bias": False, "ffn_bias": False},
 }
