@@ -132,7 +132,7 @@ def read_ids(path: Path) -> dict[str, int]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["images"]
         ids = {str(row["file_name"]): _integer_id(row["id"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
     if len(ids) < len(rows):
         raise ValueError(f"{path}: {len(rows) - len(ids)} file names are used by more than one image")

@@ -127,7 +127,7 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
 def _record(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.core import heartbeat
-from pretrain.core.ranks import forget_mpi, read_launch
+from pretrain.core.ranks import forget_launchers, read_launch
 
 _RENDEZVOUS_SECONDS = 300.0
 _acts_alone = False
@@ -74,7 +74,7 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
             )
         torch.cuda.set_device(local_rank)
     where = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
-    forget_mpi(os.environ)
+    forget_launchers(os.environ)
     if launch is None:
         return World(0, 1, 0, where)
     # accelerate and deepspeed read these; SLURM and MPI use other names.

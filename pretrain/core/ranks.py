@@ -37,6 +37,7 @@ _HYDRA = _Mpi("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # M
 # Libraries read some of these too, in an order of their own.
 _MPI_VARIABLES = {name for mpi in (_OPEN_MPI, _MVAPICH, _HYDRA) for name in vars(mpi).values()}
 _PLAIN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
+_TORCH_VARIABLES = {*_PLAIN_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE"}
 _BY_HAND = "start the ranks with torchrun, srun or `fovea launch local N`"
 
 
@@ -80,9 +81,13 @@ def read_launch(env: Mapping[str, str]) -> Launch | None:
     return None
 
 
-def forget_mpi(env: MutableMapping[str, str]) -> None:
-    """Remove the variables of mpirun, so that no library finds other ranks in them than `read_launch` did."""
-    for name in _MPI_VARIABLES & env.keys():
+def forget_launchers(env: MutableMapping[str, str]) -> None:
+    """Remove the variables of mpirun and empty ones: no library finds other ranks in them than `read_launch` did.
+
+    accelerate reads an empty WORLD_SIZE as a number.
+    """
+    empty = {name for name in _TORCH_VARIABLES if not env.get(name, "").strip()}
+    for name in (_MPI_VARIABLES | empty) & env.keys():
         del env[name]
 
 

@@ -81,7 +81,7 @@ def read_classes(path: Path) -> dict[int, str]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid json: {error}") from error
     pairs = _pairs(found)
     if not pairs:

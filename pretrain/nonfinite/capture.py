@@ -105,7 +105,7 @@ def read(folder: Path) -> Capture:
     """Read a capture. Raises ValueError if `folder` contains none that this version supports."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         inside = sorted(str(path) for path in (folder / "captures").glob("step-*"))
         hint = f"; those of this run: {', '.join(inside)}" if inside else ""
         raise ValueError(f"{folder}: no capture there ({FILE}: {error}){hint}") from None

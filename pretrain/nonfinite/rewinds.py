@@ -82,6 +82,6 @@ def _read(path: Path) -> list[Rewind]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["rewinds"]
         return [Rewind(**{**rewind, "positions": tuple(rewind["positions"])}) for rewind in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"not a list of rewinds ({error!r}); restore it: it decides which positions the run skips"
         raise ConfigError(str(path), [problem]) from error

@@ -18,7 +18,7 @@ from torch.distributed import HashStore
 
 from pretrain.core import distributed
 from pretrain.core.distributed import RendezvousError, World, _agree_on_incarnation
-from pretrain.core.ranks import Launch, first_host, forget_mpi, job_port, read_launch, without_ranks
+from pretrain.core.ranks import Launch, first_host, forget_launchers, job_port, read_launch, without_ranks
 from tests.engine.ranks import launch
 from tests.runs import LONG
 
@@ -104,12 +104,15 @@ def test_empty_variables_are_unset():
     empty = dict.fromkeys(["RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS", "PMI_SIZE"], "")
     assert read_launch(empty) is None
     assert read_launch(SRUN | {"RANK": "", "SLURM_STEP_NODELIST": " "}) == read_launch(SRUN)
+    env = {"RANK": "", "WORLD_SIZE": " ", "MASTER_ADDR": "n1"}
+    forget_launchers(env)
+    assert env == {"MASTER_ADDR": "n1"}, "accelerate reads an empty WORLD_SIZE as a number"
 
 
 def test_no_library_finds_other_ranks_in_variables_of_mpi():
     env = SRUN | OPEN_MPI | HYDRA | {"HOME": "/"}
     assert without_ranks(env) == {"HOME": "/"}
-    forget_mpi(env)
+    forget_launchers(env)
     assert not [name for name in env if name.startswith(("OMPI_COMM", "PMI_", "MPI_LOCAL"))]
 
 

@@ -79,7 +79,7 @@ def load(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot read the annotations: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8; nested without end
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected COCO's {{images, annotations, categories}}, got a {type(data).__name__}")

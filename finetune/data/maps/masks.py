@@ -188,7 +188,7 @@ def _format(source: Any) -> str:
     if source.annotations is not None:
         try:
             rows = json.loads(Path(source.annotations).read_bytes()).get("annotations") or [{}]
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{source.annotations}: cannot be read as COCO json: {error}") from error
         return "coco_panoptic" if "segments_info" in rows[0] else "coco"
     if source.masks is not None:

@@ -48,7 +48,7 @@ def read_rows(folder: Path) -> dict[str, ShardRow]:
         version, recorded = content["version"], content["fingerprint"]
         rows = [ShardRow(**{**row, "extensions": tuple(row["extensions"])}) for row in content["shards"]]
         checksum = content.get("checksum")  # older versions wrote none
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or not a dataset.json; delete it and run fovea data index again") from error
     if version != _VERSION:
         raise ValueError(f"{path}: version {version}, but this program reads {_VERSION}; index the shards again")

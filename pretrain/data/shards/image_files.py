@@ -18,9 +18,17 @@ def walk(folder: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(here) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in found:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield entry
                 continue
             real = Path(entry.path).resolve()
             if real not in above:  # a link to a folder above would never end
                 pending.append((entry.path, above | {real}))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere or to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -114,7 +114,7 @@ def _images(folder: Path) -> tuple[list[str], Counter[str]]:
         path = Path(entry.path)
         if path.suffix.lower() not in SUFFIXES:
             ignored[path.suffix.lower() or "no suffix"] += 1
-        elif entry.is_file() or entry.is_symlink():
+        elif entry.is_symlink() or entry.is_file():
             names.append(path.relative_to(folder).as_posix())
     return sorted(names), ignored
 

@@ -108,7 +108,7 @@ def read_data(folder: Path) -> dict[str, Any]:
     """The run's data.json. Raises ConfigError when it is missing or damaged."""
     try:
         return json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(folder), [f"data.json: {error}; it identifies the run's data, copy it too"]) from error
 
 
@@ -116,7 +116,7 @@ def last_start(folder: Path) -> dict[str, Any]:
     """The last complete line of the run's environment.jsonl. Raises ConfigError when there is none."""
     path = folder / "environment.jsonl"
     for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):
             return json.loads(line)
     raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it records how the run was started"])
 

@@ -136,7 +136,7 @@ def _damaged(folder: Path, what: str) -> DamagedReleaseError:
 def _names_a_manifest(record: Path) -> bool:
     try:
         loaded = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # reported when it is read
+    except (OSError, ValueError, RecursionError):  # reported when it is read
         return False
     return isinstance(loaded, dict) and "manifest" in loaded
 

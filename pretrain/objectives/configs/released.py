@@ -17,7 +17,7 @@ def facts(path: str) -> dict[str, Any] | None:
     record = Path(path) / "fovea.json"
     try:
         loaded: Any = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     found = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
     return found if isinstance(found.get("model"), dict) else None

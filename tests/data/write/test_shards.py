@@ -83,14 +83,15 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
     for name, (data, _) in bad.items():
         (folder / "cat" / name).write_bytes(data)
     (folder / "cat" / "dangling.jpg").symlink_to("nowhere")
+    (folder / "cat" / "itself.jpg").symlink_to("itself.jpg")
     assert run(folder, tmp_path / "out") == 0
     lines = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
     reasons = dict(line.split("\t") for line in lines)
-    assert sorted(reasons) == sorted(f"cat/{name}" for name in (*bad, "dangling.jpg"))
+    assert sorted(reasons) == sorted(f"cat/{name}" for name in (*bad, "dangling.jpg", "itself.jpg"))
     for name, (_, reason) in bad.items():
         assert any(part in reasons[f"cat/{name}"] for part in reason.split("|")), reasons[f"cat/{name}"]
     assert "No such file" in reasons["cat/dangling.jpg"]
-    assert f"24 images in 1 shards, {size_of(tmp_path / 'out')}, 3 classes, 12 skipped" in capsys.readouterr().out
+    assert f"24 images in 1 shards, {size_of(tmp_path / 'out')}, 3 classes, 13 skipped" in capsys.readouterr().out
 
 
 def size_of(out: Path) -> str:

@@ -382,9 +382,10 @@ def test_a_file_that_is_not_coco_is_refused_with_the_reason(tmp_path: Path, chan
         opened(tmp_path, [annotation(1)], **changes)
 
 
-def test_a_file_that_is_not_json_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("text", ["{", "[" * 100_000], ids=["cut", "nested"])
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path, text: str):
     source = write(tmp_path, [annotation(1)])
-    (tmp_path / "train.json").write_text("{")
+    (tmp_path / "train.json").write_text(text)
     with pytest.raises(ValueError, match=r"train\.json: not JSON"):
         open_examples(MASKS, source)
 
