@@ -30,6 +30,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea predict RELEASE_OR_RUN IMAGES... --out DIR   predictions of a fine-tuned task on images, with pictures
   fovea explain RUN_OR_RELEASE IMAGES...  where it looks, and whether that is true of it: maps, checks, a page
   fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
+  fovea lab --faults all --trials N --out DIR   faults in real runs on this machine: what held, what did not
 
 Each command has --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
 """
@@ -113,6 +114,12 @@ def _launch(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _lab(arguments: list[str]) -> int:
+    from launch.lab.command import main
+
+    return main(arguments)
+
+
 _OPTION_WITH_HOME = re.compile(r"^(?P<option>--[\w-]+=)(?P<path>~[\w.-]*/.*)$", re.DOTALL)
 
 
@@ -135,6 +142,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _predict,
     "explain": _explain,
     "export": _export,
+    "lab": _lab,
 }
 
 

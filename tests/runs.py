@@ -1,4 +1,4 @@
-"""Tiny runs of the real commands; each rank is a process of its own (tests/forks.py)."""
+"""Tiny runs of the real commands; each rank is a process of its own (launch/lab/forks.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.forks import ROOT, Fork
+from launch.lab.forks import Fork
+from pretrain.core.machine.children import HOME as ROOT
 
 SHARDS = ROOT / "samples" / "grocery"
 LONG = 600.0  # seconds: more than anything takes on a busy machine; only what hangs is ended by it

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Fork
+from launch.lab.forks import Fork
 from tests.runs import (
     LONG,
     SHARDS,

@@ -1,10 +1,11 @@
 """`python -m MODULE WORD ...` without the imports: processes forked from one server that has imported torch and Fovea.
 
-A test then costs its steps, not its imports. Each process is real: it has its own memory, session and exit status, and
+A trial then costs its steps, not its imports. Each process is real: it has its own memory, session and exit status, and
 signals kill it. What it shares with the others is the seed of str hashes; tests/launch/hosts/test_local.py compares,
 bitwise, a run of such processes with a run of separate commands.
 
-The server (`python -m tests.forks`) reads requests as JSON lines, and writes the pids and exit statuses as JSON lines.
+The server (`python -m launch.lab.forks`) reads requests as JSON lines, and writes the pids and exit statuses as JSON
+lines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -20,28 +22,44 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from launch.lab.plants import plant
+from pretrain.core.machine.children import HOME, child_environment
+
+# What the processes would import one by one; no module that is run with `python -m`.
+_PRELOADED = ("accelerate", "deepspeed", "timm", "torch.utils.tensorboard", "finetune.run", "pretrain.run")
 
 
 @dataclass(frozen=True)
 class Request:
-    """words: MODULE and its arguments. environment: complete. output: a file that gets stdout and stderr."""
+    """A process to fork.
+
+    Attributes:
+        words: MODULE and its arguments. environment: complete. output: a file that gets stdout and stderr.
+        folder: the current folder.
+        limits: soft limits by name, for instance {"RLIMIT_NOFILE": 64}.
+        plants: faults that are planted in the process before MODULE runs (launch/lab/plants.py).
+    """
 
     words: list[str]
     environment: dict[str, str]
     output: str
+    folder: str = str(HOME)
+    limits: dict[str, int] = field(default_factory=dict)
+    plants: list[list[Any]] = field(default_factory=list)
 
 
 class Fork:
-    """A process that was forked; as subprocess.Popen, as far as the tests use it."""
+    """A process that was forked; as subprocess.Popen, as far as it is used."""
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path):
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path, **more: Any):
         self._server = server()
-        self.pid = self._server.fork(Request([str(word) for word in words], dict(environment), str(output)))
+        self.pid = self._server.fork(Request([str(word) for word in words], dict(environment), str(output), **more))
 
     @property
     def returncode(self) -> int | None:
@@ -73,11 +91,10 @@ class Server:
     """The client's end of the fork server. statuses: exit statuses by pid, of the processes that have ended."""
 
     def __init__(self):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment = os.environ | child_environment() | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"], cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, bufsize=0
-        )
+        command = [sys.executable, "-m", "launch.lab.forks"]
+        self.process = subprocess.Popen(command, cwd=HOME, env=environment, stdin=pipe, stdout=pipe, bufsize=0)
         self.statuses: dict[int, int] = {}
         self._forked: list[int] = []
         self._unread = b""
@@ -87,7 +104,7 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
         while not self._forked:
-            self.read(60)
+            self.read(600)
         pid = self._forked.pop()
         self.statuses.pop(pid, None)  # of an earlier process with the same pid
         return pid
@@ -141,14 +158,14 @@ def serve() -> Request | None:
 
 
 def _answer(answers: int, pid: int, status: int | None) -> None:
-    with suppress(BrokenPipeError):  # the tests have ended
+    with suppress(BrokenPipeError):  # the client has ended
         os.write(answers, json.dumps([pid, status]).encode() + b"\n")
 
 
 def become(request: Request) -> None:
     """Be the process that was requested, to the end of the interpreter."""
     os.setsid()
-    os.chdir(ROOT)
+    os.chdir(request.folder)
     nothing = os.open(os.devnull, os.O_RDONLY)
     said = os.open(request.output, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for source, target in ((nothing, 0), (said, 1), (said, 2)):
@@ -157,14 +174,18 @@ def become(request: Request) -> None:
     os.close(said)
     os.environ.clear()
     os.environ.update(request.environment)
+    for name, value in request.limits.items():
+        number = getattr(resource, name)
+        resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
+    plant(request.plants)
     module, *words = request.words
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    import tests.imports  # noqa: F401
-
+    for name in _PRELOADED:
+        import_module(name)
     gc.freeze()  # or every process copies, to free it at its end, what it shares with the server
     if request := serve():
         become(request)

@@ -1,0 +1,1 @@
+"""`fovea lab`: faults are injected into real runs; what happens is compared with what the documentation promises."""
