@@ -15,7 +15,7 @@ from launch.lab.bench import Bench
 from launch.lab.kinds import GUARDED_BY, KINDS
 from launch.lab.results import append, read_results, write_tables
 from launch.lab.trial import Trial
-from launch.lab.verdicts import FAILED, HELD, BrokenPromiseError, Result
+from launch.lab.verdicts import EXECUTED, FAILED, HELD, BrokenPromiseError, Result
 from pretrain.core.files import new_folder
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
@@ -48,10 +48,10 @@ class Laboratory:
             verdict, why = broken.verdict, str(broken)
         except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:  # what was left cannot be read
             verdict, why = FAILED, f"{type(error).__name__}: {error}"
-        try:
-            trial.end()
-        except BrokenPromiseError as broken:
-            verdict, why = broken.verdict, str(broken)
+        finally:
+            trial.stop()
+        if trial.canary.exists():
+            verdict, why = EXECUTED, "a command in an input was run"
         if verdict == HELD:
             shutil.rmtree(folder, ignore_errors=True)
         return Result(kind, number, seed, verdict, why, round(time.monotonic() - start, 2))

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from launch.lab.command import Laboratory, main
-from launch.lab.kinds import GUARDED_BY, KINDS
+from launch.lab.kinds import GUARDED_BY, KINDS, Kind
 from launch.lab.plants import PROTECTIONS
 from launch.lab.results import read_results, write_tables
-from launch.lab.verdicts import EXECUTED, FAILED, HELD, SILENT, Result
+from launch.lab.trial import Trial
+from launch.lab.verdicts import EXECUTED, FAILED, HELD, SILENT, BrokenPromiseError, Result
 
 # A second or two each; the others start many processes.
 SLICE = (
@@ -56,6 +57,20 @@ def test_without_a_protection_its_kind_does_not_hold(laboratory: Laboratory, pro
     plants = [["without", protection]]
     verdicts = (laboratory.run(kind, number, 0, plants).verdict for number in range(12))
     assert any(verdict in (FAILED, SILENT) for verdict in verdicts)
+
+
+def broken(trial: Trial) -> None:
+    raise BrokenPromiseError(str(trial.rng.random()), SILENT)
+
+
+def test_a_verdict_says_what_happened_and_a_replay_is_the_same_trial(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+):
+    for name, trial in {"canary": lambda trial: trial.canary.touch(), "broken": broken}.items():
+        monkeypatch.setitem(KINDS, name, Kind("a fault", "a promise", trial))
+    assert laboratory.run("canary", 0, 0).verdict == EXECUTED
+    first, again, other = (laboratory.run("broken", number, 5) for number in (1, 1, 2))
+    assert first.verdict == SILENT and first.why == again.why != other.why
 
 
 def test_every_protection_has_kinds_that_depend_on_it():
