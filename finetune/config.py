@@ -126,6 +126,9 @@ class EvaluateConfig(Config):
     every_epochs: float | None = Field(None, gt=0)
     batch_size: Positive = Field(16, description="images per batch on each process")
     pictures: int = Field(8, ge=0, description="number of best and of worst predictions that are drawn")
+    explain: int = Field(
+        2, ge=0, description="number of images whose predictions the report explains, as `fovea explain` does; 0: none"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")

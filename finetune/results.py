@@ -13,6 +13,12 @@ from torch import Tensor
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.evaluate import Evaluation
+from finetune.explain.data import ImageSet
+from finetune.explain.dense_subjects import subject_of_task
+from finetune.explain.maps import NotExplainableError, lacking
+from finetune.explain.page import lines as explanation_lines
+from finetune.explain.pictures import maps_picture
+from finetune.explain.study import Plan, explain
 from finetune.report.page import Page
 from finetune.report.write import board_pictures, draw, write_report
 from finetune.tasks.base import Task
@@ -92,6 +98,7 @@ def report(
     warnings = [f"{len(evaluation.failed)} images could not be decoded; they do not count"] if failed else []
     if config.model.random:
         warnings.append("a control: the initial weights were random")
+    explained, checks = _explanations(model, val, config.evaluate.explain)
     page = Page(
         title=f"{folder.name}: {config.task.name}",
         subtitle=f"{title}; {config.optim.global_batch_size} images a step",
@@ -100,9 +107,29 @@ def report(
         worst=draw(model, val, evaluation.worst),
         best=draw(model, val, evaluation.best),
         rows=rows,
+        explained=explained,
+        checks=checks,
         findings={**findings, **({"undecodable images": failed} if failed else {})},
         facts={"configuration": dump(config), "how the weights fitted": "\n".join(match)},
         warnings=warnings,
     )
     write_report(folder / REPORT, page)
     return board_pictures(page)
+
+
+def _explanations(model: Task, val: Examples, count: int) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+    """Maps of `count` predictions by the name of the image, and what is to say of them; none for a task without a
+    class."""
+    if not count or model.config.name == "depth":
+        return [], []
+    was_training, device = model.training, model.mean.device
+    subject = subject_of_task(model, model.config.name)
+    method = "relevance" if lacking(subject, "relevance") is None else "occlusion"
+    try:
+        study = explain(subject, ImageSet(val, labelled=True), Plan([method], limit=count, quick=True), device=device)
+    except NotExplainableError as error:
+        return [], [f"{method}: left out: {error}"]
+    finally:
+        model.train(was_training)
+    more = f"{count} images only; `fovea explain RUN IMAGES` checks maps on many, with randomized weights"
+    return [(one.name, maps_picture(one)) for one in study.explained], [*explanation_lines(study), more]

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
 
 if TYPE_CHECKING:
@@ -60,7 +62,13 @@ def _run(chosen: argparse.Namespace) -> int:
     subject, task, record = open_subject(chosen.task)
     layers = chosen_layers(subject, chosen.layer)
     methods, skipped = possible(subject, chosen.method)
-    images = open_images(task, chosen.images, chosen.annotations, orientation=recorded_orientation(record))
+    images = open_images(
+        task,
+        chosen.images,
+        chosen.annotations,
+        orientation=recorded_orientation(record),
+        value_range=recorded_range(record),
+    )
     plan = Plan(
         methods,
         layer=layers[-1] if chosen.layer else None,
@@ -69,7 +77,7 @@ def _run(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
         batch_size=chosen.batch_size,
     )
-    study = explain(subject.to(device), images, plan, device=device, say=print)
+    study = explain(subject.to(device), images, plan, device=device, say=partial(print, flush=True))
     study.skipped |= skipped
     facts = {
         "network": chosen.task,
@@ -102,7 +110,7 @@ def open_subject(path: str) -> tuple[Subject, Task | None, dict[str, Any]]:
         task, record = open_task(folder)
         return subject_of_task(task, f"{task.config.name} of {path}"), task, record
     opened = open_source(locate(path))
-    return BackboneSubject(opened), None, {"orientation": opened.orientation}
+    return BackboneSubject(opened), None, {"orientation": opened.orientation, "range": opened.value_range}
 
 
 def chosen_layers(subject: Subject, asked: list[str]) -> list[str]:

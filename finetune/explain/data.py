@@ -21,7 +21,7 @@ from finetune.predictions import Classes
 from finetune.tasks import open_examples
 from finetune.tasks.base import Task
 from pretrain.core.configlib import validate
-from pretrain.core.images import DataOrientation, Orientation
+from pretrain.core.images import DataOrientation, Orientation, ValueRange
 from pretrain.data.image_list import SUFFIXES as LISTS
 from pretrain.data.shards.listing import is_shard
 from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
@@ -30,13 +30,14 @@ FOUND = 0.5  # overlap (IoU) of a detection with the true object that it found
 
 
 class ImageFiles:
-    """Image files without labels."""
+    """Image files without labels; value_range: see `to_pixels_of_range`."""
 
     classes = Classes()
 
-    def __init__(self, files: Sequence[Path], orientation: Orientation):
+    def __init__(self, files: Sequence[Path], orientation: Orientation, value_range: ValueRange | None = None):
         self.files: list[Path] = list(files)
         self.orientation: Orientation = orientation
+        self.value_range: ValueRange | None = value_range
 
     def __len__(self) -> int:
         return len(self.files)
@@ -46,7 +47,10 @@ class ImageFiles:
         try:
             data = path.read_bytes()
             is_array = path.suffix.lower() == ".npy"
-            image = decode_npy(data, 3) if is_array else decode_image(data, 3, self.orientation)
+            if is_array:
+                image = decode_npy(data, 3, self.value_range)
+            else:
+                image = decode_image(data, 3, self.orientation, self.value_range)
         except (OSError, DecodeError) as error:
             raise BadExample(str(path), str(error)) from error
         return Example(str(path), str(path), image, None)
@@ -91,7 +95,12 @@ class ImageSet:
 
 
 def open_images(
-    task: Task | None, given: Sequence[str], annotations: str | None, *, orientation: Orientation
+    task: Task | None,
+    given: Sequence[str],
+    annotations: str | None,
+    *,
+    orientation: Orientation,
+    value_range: ValueRange | None = None,
 ) -> ImageSet:
     """The images named on the command line.
 
@@ -100,11 +109,18 @@ def open_images(
         given: files, folders and patterns; or one source as the task's `data.val.images` is: class folders, a csv,
             shards, a tar.
         annotations: COCO json, or a folder or tar of label maps for a segmenter.
+        value_range: of images of more than 8 bits, which the readers of labelled sets do not read.
 
     Raises:
         ValueError: nothing can be read there.
     """
     name = None if task is None else task.config.name
+    labelled = annotations is not None or (len(given) == 1 and _has_labels(given[0], task))
+    if value_range is not None and labelled:
+        raise ValueError(
+            f"{given[0]}: the backbone was trained on values of data.range={value_range}, and labelled sets are read "
+            "with 8 bits; give files or folders without --annotations"
+        )
     if name in (None, "classification") and len(given) == 1 and _has_labels(given[0], task):
         source = validate(DataSource, {"images": given[0]}, source="IMAGES")
         examples = classification.open_examples(
@@ -112,7 +128,7 @@ def open_images(
         )
         return ImageSet(examples, labelled=True, objects=_objects(given[0], annotations, orientation))
     if annotations is None:
-        return ImageSet(ImageFiles(find_images(given), orientation), labelled=False)
+        return ImageSet(ImageFiles(find_images(given), orientation, value_range), labelled=False)
     if len(given) != 1:
         raise ValueError(f"--annotations {annotations}: they belong to one folder of images, {len(given)} were given")
     if task is not None and name in ("detection", "segmentation"):

@@ -49,15 +49,17 @@ def attention_of(subject: Subject, images: Tensor) -> dict[str, Tensor]:
         return dict(maps)
 
 
-def read_rows(subject: Subject, maps: Tensor) -> Tensor:
-    """Attention [b, h, t, s] -> what its readers see of each patch, [b, h, N]: of the class token, or of all patches.
+def read_rows(subject: Subject, maps: Tensor, images: int) -> Tensor:
+    """Attention [b, h, t, s] of b images -> what its readers see of each patch, [b, h, N].
+
+    They are the class token, or all patches.
 
     Raises:
         NotExplainableError: the layer does not attend from tokens to the patches of the whole image.
     """
     count, (t, s) = _patch_count(subject, maps.shape[-1]), maps.shape[2:]
-    if len(maps.shape) != 4 or t not in (1, s):
-        raise NotExplainableError(f"its attention is [{t}, {s}], not between the {count} patches of an image")
+    if t not in (1, s) or len(maps) != images:
+        raise NotExplainableError("it attends within windows or to pooled tokens, not between the patches of an image")
     prefix = s - count
     rows = maps[:, :, :1] if subject.reads_token or t == 1 else maps[:, :, prefix:]
     return rows.mean(2)[:, :, prefix:]
@@ -97,13 +99,13 @@ def _attention(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str
     chosen = maps.get(layer) if layer is not None else list(maps.values())[-1]
     if chosen is None:
         raise NotExplainableError(f"{layer} is not computed for this answer")
-    return on_grid(subject, read_rows(subject, chosen).mean(1))
+    return on_grid(subject, read_rows(subject, chosen, len(images)).mean(1))
 
 
 def _rollout(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
     with recorded_attention(subject.backbone) as maps, torch.no_grad():
         subject.scores(images, aims)
-    return _of_readers(subject, _chained(rollout, [_square(m) for m in maps.values()]))
+    return _of_readers(subject, _chained(subject, rollout, [_square(m) for m in maps.values()]))
 
 
 def _relevance(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
@@ -114,7 +116,7 @@ def _relevance(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str
         found = torch.autograd.grad(score, recorded, allow_unused=True)
     gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(recorded, found, strict=True)]
     squares = [[_square(m.detach()) for m in group] for group in (recorded, gradients)]
-    total = _chained(relevance, *squares)
+    total = _chained(subject, relevance, *squares)
     return _of_readers(subject, total - torch.eye(total.shape[1], device=total.device))
 
 
@@ -147,7 +149,9 @@ def _integrated_gradients(subject: Subject, images: Tensor, aims: Sequence[Aim],
     return to_cells(torch.stack(found).detach().sum(1), subject.cells)
 
 
-def _chained(combine: Callable[..., Tensor], *maps: Sequence[Tensor]) -> Tensor:
+def _chained(subject: Subject, combine: Callable[..., Tensor], *maps: Sequence[Tensor]) -> Tensor:
+    for values in maps[0]:
+        _patch_count(subject, values.shape[-1])
     try:
         return combine(*maps)
     except ValueError as error:
@@ -161,14 +165,17 @@ def _square(values: Tensor) -> Tensor:
 
 def _of_readers(subject: Subject, shares: Tensor) -> Tensor:
     """[b, s, s] -> the cells of the tokens that the answer reads."""
-    return on_grid(subject, read_rows(subject, shares[:, None])[:, 0])
+    return on_grid(subject, read_rows(subject, shares[:, None], len(shares))[:, 0])
 
 
 def _patch_count(subject: Subject, tokens: int) -> int:
     assert subject.tokens is not None
     count = subject.tokens[0] * subject.tokens[1]
-    if tokens < count:
-        raise NotExplainableError(f"its layers attend between {tokens} tokens, not the {count} patches of an image")
+    if tokens != count + subject.backbone.num_prefix_tokens:
+        raise NotExplainableError(
+            f"a layer attends between {tokens} elements, not the {count} patches of an image and its "
+            f"{subject.backbone.num_prefix_tokens} prefix tokens"
+        )
     return count
 
 

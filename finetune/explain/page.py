@@ -66,9 +66,10 @@ def lines(study: Study) -> list[str]:
     """The result in a few lines: of each map whether it is better than knowing nothing, and whether it is sane."""
     found = []
     for row in study.rows:
-        if row.lead is not None and row.sanity is not None:
+        if row.lead is not None:
             better = "better than every baseline" if row.better else "not better than every baseline"
-            found.append(f"{row.name}: {better} (lead {_interval(row.lead)}); sanity {row.sanity.line}")
+            sane = "" if row.sanity is None else f"; sanity {row.sanity.line}"
+            found.append(f"{row.name}: {better} (lead {_interval(row.lead)}){sane}")
     found += [f"{name}: left out: {why}" for name, why in study.skipped.items()]
     if study.shortcuts is not None:
         found += [place.line for place in study.shortcuts.found if place.is_shortcut] or ["no shortcut found"]

@@ -93,6 +93,7 @@ class Plan:
 
     methods: of METHODS. layer: the attention layer of method "attention"; None: the last. layers: whose attention is
     drawn. limit: images to explain, spread over the set. attention: images whose attention is drawn, the first.
+    quick: maps and their faithfulness only: no randomized weights, slices and shortcuts.
     """
 
     methods: Sequence[str]
@@ -102,6 +103,7 @@ class Plan:
     attention: int = 2
     seed: int = 0
     batch_size: int = 8
+    quick: bool = False
 
 
 def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cpu", say: Say = lambda _: None) -> Study:
@@ -113,7 +115,7 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
     study = Study(subject, images, plan.seed)
     numbers: dict[str, dict[str, list[float]]] = {}
     methods = {name: name for name in plan.methods}
-    first: tuple[Tensor, list[Aim]] | None = None
+    first: tuple[list[Tensor], list[Aim]] = [], []
     for batch, aims, chosen in _batches(study, plan, device):
         maps: dict[str, Tensor] = {}
         for name in list(methods):
@@ -141,16 +143,23 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
         for i, (number, name, view) in enumerate(chosen):
             own = {key: values[i].numpy() for key, values in maps.items()}
             study.explained.append(Explained(number, name, view, aims[i], regions[i], own, attention.get(i, {})))
-        if first is None:
-            first = batch[:SANITY_IMAGES], list(aims[:SANITY_IMAGES])
+        if len(first[1]) < SANITY_IMAGES:
+            first[0].append(batch)
+            first[1].extend(aims)
         say(f"{len(study.explained)} images explained")
-    if first is None:
+    if not first[1]:
         why = f": {study.failed[0][0]}: {study.failed[0][1]}" if study.failed else ": the network gives no answer"
         raise NotExplainableError(f"none of the {len(images)} images can be explained{why}")
-    say("weights are randomized")
-    compute = {name: partial(_computed, METHODS[name].compute, first[0], plan.layer) for name in methods}
-    study.rows = _rows(numbers, sanity.check(subject, *first, compute, seed=plan.seed), seed=plan.seed)
+    checks: dict[str, Sanity] = {}
+    if not plan.quick:
+        say("weights are randomized")
+        some, aims = torch.cat(first[0])[:SANITY_IMAGES], first[1][:SANITY_IMAGES]
+        compute = {name: partial(_computed, METHODS[name].compute, some, plan) for name in methods}
+        checks = sanity.check(subject, some, aims, compute, seed=plan.seed)
+    study.rows = _rows(numbers, checks, seed=plan.seed)
     study.area = mean_of(numbers["random"]["area"], seed=plan.seed)
+    if plan.quick:
+        return study
     batched: dict[str, Any] = {"device": device, "batch_size": plan.batch_size, "say": say}
     if isinstance(subject, TaskSubject) and images.labelled:
         study.slices, study.measure = slices.measured(subject, images, seed=plan.seed, **batched)
@@ -173,8 +182,10 @@ def possible(subject: Subject, asked: Sequence[str]) -> tuple[list[str], dict[st
     return [name for name in asked or METHODS if name not in reasons], reasons
 
 
-def _computed(compute: Any, images: Tensor, layer: str | None, subject: Subject, aims: Sequence[Aim]) -> Tensor:
-    return compute(subject, images, aims, layer).cpu()
+def _computed(compute: Any, images: Tensor, plan: Plan, subject: Subject, aims: Sequence[Aim]) -> Tensor:
+    """The maps of `images`, batch by batch."""
+    parts = [slice(start, start + plan.batch_size) for start in range(0, len(images), plan.batch_size)]
+    return torch.cat([compute(subject, images[part], aims[part], plan.layer).cpu() for part in parts])
 
 
 def _batches(study: Study, plan: Plan, device: Any) -> Any:
@@ -190,7 +201,7 @@ def _batches(study: Study, plan: Plan, device: Any) -> Any:
                 study.failed.append((error.name, error.reason))
                 continue
             prepared.append(study.subject.prepare(example))
-            view = study.subject.pixels(example).permute(1, 2, 0).numpy()
+            view = study.subject.pixels(example).permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
             chosen.append((number, example.name, np.ascontiguousarray(view)))
         if not prepared:
             continue
@@ -213,7 +224,7 @@ def _attention(study: Study, plan: Plan, images: Tensor) -> dict[int, dict[str, 
         if name not in plan.layers:
             continue
         try:
-            rows = read_rows(study.subject, maps).unflatten(2, tokens)
+            rows = read_rows(study.subject, maps, wanted).unflatten(2, tokens)
         except NotExplainableError as error:
             study.skipped[f"attention of {name}"] = str(error)
             continue

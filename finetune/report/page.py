@@ -31,6 +31,7 @@ class Page:
         title: the run. subtitle: model and data, one line.
         worst, best: the worst and the best first.
         rows: of metrics.jsonl.
+        explained: maps of what predictions depend on, by the name of the image. checks: lines about these maps.
         findings: lines about the annotations, by the name of the set.
         facts: name and value; a value of several lines (a configuration, a match report) is collapsed.
         warnings: shown before the numbers.
@@ -43,6 +44,8 @@ class Page:
     worst: Sequence[Drawn] = ()
     best: Sequence[Drawn] = ()
     rows: Sequence[Mapping[str, float]] = ()
+    explained: Sequence[tuple[str, np.ndarray]] = ()
+    checks: Sequence[str] = ()
     findings: Mapping[str, Sequence[str]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -50,7 +53,8 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as one HTML text."""
-    parts = [_header(page), _pictures(page), _classes(page), _figures(page), _history(page), _findings(page)]
+    parts = [_header(page), _pictures(page), _explained(page), _classes(page), _figures(page), _history(page)]
+    parts.append(_findings(page))
     body = "\n".join([*(part for part in parts if part), elements.facts("The run", page.facts)])
     return elements.document(page.title, body)
 
@@ -92,6 +96,15 @@ def _pictures(page: Page) -> str:
 def _picture(drawn: Drawn, place: int) -> str:
     caption = f"{place}. {html(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
     return elements.photo(drawn.name, drawn.picture, caption)
+
+
+def _explained(page: Page) -> str:
+    """Maps of what predictions depend on, beside maps that know nothing of the network."""
+    if not page.explained and not page.checks:
+        return ""
+    lines = "".join(f"<li>{html(line)}</li>" for line in page.checks)
+    drawn = "".join(elements.photo(name, picture, html(name)) for name, picture in page.explained)
+    return f'<section><h2>What predictions depend on</h2><ul>{lines}</ul><div class="pictures">{drawn}</div></section>'
 
 
 def _classes(page: Page) -> str:

@@ -131,7 +131,7 @@ def test_attention_is_that_of_the_layer_asked_for():
     subject = classifier(pool="mean")
     maps = attention_of(subject, IMAGES)
     first = METHODS["attention"].compute(subject, IMAGES, aims_of(subject, IMAGES), "blocks.0.attn")
-    torch.testing.assert_close(first.flatten(1), read_rows(subject, maps["blocks.0.attn"]).mean(1))
+    torch.testing.assert_close(first.flatten(1), read_rows(subject, maps["blocks.0.attn"], 2).mean(1))
     assert not torch.equal(first, METHODS["attention"].compute(subject, IMAGES, aims_of(subject, IMAGES), None))
 
 
@@ -151,8 +151,20 @@ def test_attention_in_windows_cannot_be_chained():
     name = "swin_tiny_patch4_window7_224" if "test_swin" not in timm.list_models() else "test_swin"
     subject = subject_of(TimmBackbone(name, (224, 224)).eval())
     images = torch.randn(1, 3, 224, 224)
-    with pytest.raises(NotExplainableError):
+    with pytest.raises(NotExplainableError, match="windows and pooled tokens cannot be chained"):
         METHODS["rollout"].compute(subject, images, aims_of(subject, images), None)
+    with pytest.raises(NotExplainableError, match="it attends within windows"):
+        METHODS["attention"].compute(subject, images, aims_of(subject, images), "model.layers.0.blocks.0.attn")
+
+
+def test_attention_between_channels_is_no_map_of_the_image():
+    subject = subject_of(vit(attention=[{"kind": "xca", "places": "blocks.*.attn"}]))
+    aims = aims_of(subject, IMAGES)
+    for name in ("attention", "rollout", "relevance"):
+        with pytest.raises(
+            NotExplainableError, match="between 12 elements, not the 16 patches of an image and its 1 pre"
+        ):
+            METHODS[name].compute(subject, IMAGES, aims, None)
 
 
 def test_without_captum_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
