@@ -25,6 +25,13 @@ class ModelSource(Config):
     timm: str | None = Field(None, description="name in timm's registry, with `weights` or random=true")
     huggingface: str | None = Field(None, description="folder with config.json and model.safetensors")
     weights: str | None = Field(None, description="for `timm`: a local file or folder; nothing is downloaded")
+    prefix: str | None = Field(
+        None,
+        description="for `official` and `weights`: prefix of the names to read, where the file holds several networks",
+    )
+    grid: tuple[Positive, Positive] | None = Field(
+        None, description="for `official` and `huggingface`: rows and columns of position tables that are not square"
+    )
     random: bool = Field(False, description="the control: the same architecture with random weights")
     img_size: Size | None = Field(None, description="position tables are resampled to it; default: that of the source")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
@@ -47,6 +54,10 @@ class ModelSource(Config):
             problems.append("weights: only for a timm model; the other sources contain theirs")
         if self.timm is not None and self.weights is None and not self.random:
             problems.append("weights: give a local file or folder for the timm model, or random: true")
+        if self.prefix is not None and self.official is None and self.weights is None:
+            problems.append("prefix: only for official, or weights of a timm model")
+        if self.grid is not None and self.official is None and self.huggingface is None:
+            problems.append("grid: only for official and huggingface; a release records its own, timm takes img_size")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -30,6 +30,9 @@ from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface import huggingface
+from pretrain.models.importers.libraries import resnet_depth
+from pretrain.models.importers.prefixes import part_below, search, the_only
+from pretrain.models.importers.weights import Source, State, under
 from pretrain.models.release.folder import backbone_of, read_release
 
 __all__ = ["OpenedBackbone", "open_source"]
@@ -92,7 +95,14 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
         lines += ("random weights: nothing was loaded (model.random)",)
     else:
         weights = found.weights
-        report = load_strict(backbone, weights.backbone, grid=weights.grid, left_out=weights.left_out)
+        report = load_strict(
+            backbone,
+            weights.backbone,
+            grid=weights.grid,
+            left_out=weights.left_out,
+            converted=weights.converted,
+            pos_resize=weights.pos_resize,
+        )
         lines += tuple(str(report).splitlines())
     if model.activation_checkpointing:
         backbone.set_checkpointing(True)
@@ -156,7 +166,7 @@ def _of_task(path: str) -> _SourceContents:
 def _of_official(model: ModelSource) -> _SourceContents:
     assert model.official is not None
     path = Path(model.official)
-    weights = load_official(path)
+    weights = load_official(path, prefix=model.prefix, grid=model.grid)
     described, lines = _described(model, weights)
     lines += ("mean and std: ImageNet's; give model.mean and model.std if others were used (BEiT: 0.5)",)
     record = {"objective": weights.kind, "sha256": _sha256(path)}
@@ -172,7 +182,7 @@ def _of_huggingface(model: ModelSource) -> _SourceContents:
     if "architecture" in config:
         name = config["architecture"]
         raise ValueError(f"{folder}: a model of timm; use model.timm={name} model.weights={folder}")
-    weights = huggingface(_read_folder(folder), folder)
+    weights = huggingface(_read_folder(folder), Source(folder, model.grid))
     if weights is None:
         raise ValueError(f"{folder}: no vision transformer of Hugging Face ({config.get('model_type')})")
     known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
@@ -198,17 +208,44 @@ def _of_timm(model: ModelSource) -> _SourceContents:
         return _SourceContents(described, None, f"timm/{model.timm}", mean, std)
     path = Path(model.weights)
     state = _read_folder(path) if path.is_dir() else read_state(path)
-    own = {name.removeprefix("model.") for name in built.state_dict()}
     classifier = defaults.get("classifier") or ()
     heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-    left_out = tuple(name for name in state if name.startswith(heads)) if heads else ()
-    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
-    if kept.keys() <= own or path.is_dir():
-        weights = Weights("timm", {f"model.{name}": tensor for name, tensor in kept.items()}, {}, left_out=left_out)
-    else:
-        weights = load_official(path)
+    own = {name.removeprefix("model.") for name in built.state_dict()}
+    weights = _named_as(own, state, heads, model.prefix, Source(path))
+    if weights is None:
+        if path.is_dir():
+            weights = Weights("timm", under("model.", state), {})  # what does not fit is listed
+        else:
+            weights = load_official(path, prefix=model.prefix)
     record = {} if path.is_dir() else {"sha256": _sha256(path)}
     return _SourceContents(described, weights, f"timm/{model.timm} with {path.name}", mean, std, record=record)
+
+
+def _named_as(
+    own: set[str], state: State, heads: tuple[str, ...], prefix: str | None, source: Source
+) -> Weights | None:
+    """A state that has timm's names, maybe below a prefix; a classifier is left out. None: it has other names."""
+
+    def read(part: State) -> Weights | None:
+        kept = {name: tensor for name, tensor in part.items() if not (heads and name.startswith(heads))}
+        left_out = tuple(name for name in part if name not in kept)
+        return Weights("timm", under("model.", kept), {}, left_out=left_out) if kept.keys() <= own else None
+
+    if prefix is None and (weights := read(state)) is not None:
+        return weights
+    anchors = (min(own),)
+    if prefix is None:
+        found = {
+            chosen: weights for chosen, weights in search(state, anchors, read, source).items() if weights.backbone
+        }
+    else:
+        chosen, part = part_below(state, prefix, anchors, source)
+        found = {} if (weights := read(part)) is None else {chosen: weights}
+    if not found:
+        return None
+    chosen, weights = the_only(found, source)
+    left_out = (*(f"{chosen}{name}" for name in weights.left_out), *(n for n in state if not n.startswith(chosen)))
+    return replace(weights, left_out=left_out, converted=(f"prefix {chosen} removed",))
 
 
 _READERS: dict[str, Callable[[ModelSource], _SourceContents]] = {
@@ -222,6 +259,15 @@ _READERS: dict[str, Callable[[ModelSource], _SourceContents]] = {
 def _described(model: ModelSource, weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The recipe of the ViT that the weights belong to, as `ViT.release_model` returns it."""
     state, grid = weights.backbone, weights.grid
+    if depth := resnet_depth(state):
+        size = model.size or (DEFAULT_SIDE, DEFAULT_SIDE)
+        described = {
+            "class": "timm",
+            "name": f"resnet{depth}",
+            "img_size": size,
+            "in_chans": state["conv1.weight"].shape[1],
+        }
+        return described, (f"a ResNet of {depth} layers: timm/resnet{depth}",)
     if "patch_embed.proj.weight" not in state:
         raise ValueError(
             f"the weights ({weights.kind}) are not of a plain ViT; name their model: model.timm=NAME model.weights=FILE"

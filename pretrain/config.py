@@ -59,6 +59,12 @@ class InitConfig(Config):
     checkpoint: str | None = Field(
         None, description="folder of a checkpoint: all weights, including EMA and heads; new optimizer state"
     )
+    prefix: str | None = Field(
+        None, description="for `official`: prefix of the names to read, where the file holds several networks"
+    )
+    grid: tuple[Positive, Positive] | None = Field(
+        None, description="for `official`: rows and columns of its position tables; default: they are square"
+    )
     fresh_heads: bool = Field(
         False, description="load the backbone only, even if the source has this objective's heads"
     )
@@ -73,6 +79,8 @@ class InitConfig(Config):
         given = [key for key in INIT_SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
+        if self.official is None and (self.prefix is not None or self.grid is not None):
+            raise ValueError("prefix, grid: only for official; the other sources record theirs")
         return self
 
     @property

@@ -78,7 +78,7 @@ def _load(objective: Objective, init: InitConfig) -> list[str]:
             notes = _other_function(release.model, objective.backbone)
             report = objective.load_weights(_chosen(release, init))
         elif key == "official":
-            report = objective.load_weights(_chosen(load_official(source), init))
+            report = objective.load_weights(_chosen(load_official(source, prefix=init.prefix, grid=init.grid), init))
         else:
             verify(Path(source))
             report = load_strict(

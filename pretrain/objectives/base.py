@@ -139,7 +139,15 @@ class Objective(nn.Module, Generic[ConfigT]):
             allow_missing = self.renewed_prefixes + added_names(self)
         else:
             left_out += tuple(f"{name} ({weights.kind})" for name in weights.heads)
-        return load_strict(self, state, allow_missing=allow_missing, grid=weights.grid, left_out=left_out)
+        return load_strict(
+            self,
+            state,
+            allow_missing=allow_missing,
+            grid=weights.grid,
+            left_out=left_out,
+            converted=weights.converted,
+            pos_resize=weights.pos_resize,
+        )
 
     def begin(self) -> None:
         """Prepare a new run, once, after its initial weights are loaded and before its first step; not at resume.

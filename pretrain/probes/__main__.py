@@ -36,13 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
     if (chosen.release is None) == (chosen.official is None):
         parser.error("give a release folder or --official FILE")
     try:
-        subject = open_release(chosen.release) if chosen.release else open_official(chosen.official)
+        subject = _subject(chosen)
         report = measure(subject, chosen)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     print(json.dumps(report, indent=2) if chosen.json else table(report))
     return 0
+
+
+def _subject(chosen: argparse.Namespace) -> Subject:
+    def size(own: tuple[int, int], patch: int | None) -> tuple[int, int]:
+        """--img-size, or the part of the network's size that --resize leaves, in complete patches."""
+        if chosen.img_size is not None:
+            return chosen.img_size, chosen.img_size
+        if chosen.resize is None:
+            return own
+        side = max(chosen.resize // (patch or 1), 1) * (patch or 1)
+        return min(own[0], side), min(own[1], side)
+
+    if chosen.release:
+        if chosen.prefix is not None or chosen.grid is not None:
+            raise ValueError("--prefix and --grid are for --official; a release records its own")
+        return open_release(chosen.release, size)
+    return open_official(chosen.official, size, prefix=chosen.prefix, grid=chosen.grid and tuple(chosen.grid))
 
 
 def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +89,11 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
         "train": " ".join(chosen.train),
         "val": " ".join(chosen.val),
         "queries": queries,
-        "protocol": [f"images: shorter side {resize} px, central {height} x {width} px", *asked.in_words()],
+        "protocol": [
+            f"images: shorter side {resize} px, central {height} x {width} px",
+            *subject.lines,
+            *asked.in_words(),
+        ],
         "seed_of_untrained": chosen.seed,
         "trained": trained,
         "untrained": untrained,
@@ -138,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fovea probe", description=__doc__)
     parser.add_argument("release", type=Path, nargs="?", help="a folder written by `fovea release`")
     parser.add_argument("--official", type=Path, metavar="FILE", help="instead: an official or timm checkpoint")
+    parser.add_argument("--prefix", help="of --official: prefix of the names to read, where several networks are in it")
+    parser.add_argument(
+        "--grid", type=_positive, nargs=2, metavar=("ROWS", "COLUMNS"), help="of its positions, if not square"
+    )
     parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
     parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to classify")
     parser.add_argument("--k", type=_positive, nargs="+", default=[20], help="neighbours (default 20; DINO: 10 20 100)")
@@ -145,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-linear", action="store_true", help="neighbours only")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained network (default 0)")
     parser.add_argument("--resize", type=_positive, help="shorter side before the centre crop; default: 256/224 of it")
+    parser.add_argument("--img-size", type=_positive, help="side of the crop; default: the network's, or --resize")
     parser.add_argument("--max-images", type=_positive, help="per side, evenly spaced; default: all")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--per-class", type=_positive, metavar="N", help="learn from N train images of each class")

@@ -16,13 +16,17 @@ from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
-from pretrain.models.importers import load_official, load_strict
-from pretrain.models.release.folder import read_release
+from pretrain.models.importers import Grid, load_official, load_strict
+from pretrain.models.importers.weights import some
+from pretrain.models.release.folder import Release, backbone_of, read_release
 from pretrain.models.tokenizers.tokenizer import RELEASED, Normalized, from_release
 from pretrain.probes.features import Features, backbone_features
 
 # Initial positions of an untrained network of the kind; the weights contain a table only.
 _FIXED_POSITIONS = {"mae": "sincos", "mocov3": "sincos_rows_first", "ijepa": "sincos"}
+
+# Size and patch of a network in pixels -> the size of the images it reads.
+Sizing = Callable[[tuple[int, int], int | None], tuple[int, int]]
 
 
 class Network(nn.Module):
@@ -45,7 +49,8 @@ class Network(nn.Module):
 class Subject:
     """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels.
 
-    orientation, value_range: how the photos are read, for a release as those it was trained on.
+    orientation, value_range: how the photos are read, for a release as those it was trained on. lines: what was changed
+    in the weights to read them.
     """
 
     title: str
@@ -57,19 +62,24 @@ class Subject:
     std: tuple[float, ...]
     orientation: Orientation = "exif"
     value_range: ValueRange | None = None
+    lines: tuple[str, ...] = ()
 
 
-def open_release(folder: Path) -> Subject:
+def open_release(folder: Path, size: Sizing | None = None) -> Subject:
     """A folder written by `fovea release`.
+
+    Args:
+        size: of the images, from the size and the patch of the network; default: its own.
 
     Raises:
         ValueError: it is no release, or is damaged.
     """
     release = read_release(folder)
+    chosen = _chosen(release, size)
 
     def network(*, trained: bool) -> Network:
         tokenizer = from_release(release, trained=trained) if release.kind in RELEASED else None
-        backbone = tokenizer.encoder if tokenizer else release.build() if trained else release.untrained()
+        backbone = tokenizer.encoder if tokenizer else _resized(release, chosen, trained=trained)
         return Network(backbone, tokenizer)
 
     trained = network(trained=True)
@@ -87,13 +97,36 @@ def open_release(folder: Path) -> Subject:
     )
 
 
-def open_official(path: Path) -> Subject:
+def _chosen(release: Release, size: Sizing | None) -> tuple[int, int]:
+    own = release.model["img_size"]
+    chosen = own if size is None else size(own, release.model.get("patch_size"))
+    if chosen != own and release.kind in RELEASED:
+        raise ValueError(f"a tokenizer reads images of its own size, {own[0]} x {own[1]} px")
+    return chosen
+
+
+def _resized(release: Release, size: tuple[int, int], *, trained: bool) -> ImageEncoder:
+    """The backbone of a release for images of `size`; its position tables are resampled."""
+    if size == release.model["img_size"]:
+        return release.build() if trained else release.untrained()
+    backbone = backbone_of({**release.model, "img_size": size})
+    if trained:
+        load_strict(backbone, release.backbone, grid=release.grid, pos_resize=release.pos_resize)
+    return backbone
+
+
+def open_official(
+    path: Path, size: Sizing | None = None, *, prefix: str | None = None, grid: Grid | None = None
+) -> Subject:
     """A checkpoint of an official code or of timm, with ImageNet's mean and standard deviation.
+
+    Args:
+        size: see `open_release`. prefix, grid: see `load_official`.
 
     Raises:
         ValueError: it is no ViT of a known size.
     """
-    weights = load_official(path)
+    weights = load_official(path, prefix=prefix, grid=grid)
     arguments = vit_arguments(weights.backbone, grid=weights.grid)
     width, depth, channels = (arguments[name] for name in ("embed_dim", "depth", "in_chans"))
     if (width, depth) not in {(size["embed_dim"], size["depth"]) for size in SIZES.values()} or channels != 3:
@@ -103,12 +136,30 @@ def open_official(path: Path) -> Subject:
         )
     if "pos_embed" in weights.backbone:
         arguments["pos_embed"] = _FIXED_POSITIONS.get(weights.kind, "learned")
+    if size is not None:
+        arguments["img_size"] = size(arguments["img_size"], arguments["patch_size"])
     backbone = ViT(**arguments)
-    load_strict(backbone, weights.backbone, grid=weights.grid)
+    report = load_strict(
+        backbone,
+        weights.backbone,
+        grid=weights.grid,
+        left_out=weights.left_out,
+        converted=weights.converted,
+        pos_resize=weights.pos_resize,
+    )
     title = f"{weights.kind}, {path}"
     untrained = _seeded(lambda: Network(ViT(**arguments)))
     network = Network(backbone).eval()
-    return Subject(title, network, untrained, arguments["img_size"], channels, IMAGENET_MEAN, IMAGENET_STD)
+    return Subject(
+        title,
+        network,
+        untrained,
+        arguments["img_size"],
+        channels,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        lines=tuple(f"{what}: {some(names)}" for what, names in report.changes().items()),
+    )
 
 
 def _seeded(build: Callable[[], Network]) -> Callable[[int], Network]:

@@ -87,5 +87,5 @@ def _square_grid(state: Mapping[str, Tensor]) -> tuple[int, int]:
     else:
         raise ValueError("not the weights of a ViT with a position table or relative biases: its grid is unknown")
     if not is_square:
-        raise ValueError(f"{what} is not of a square grid")
+        raise ValueError(f"{what} is not of a square grid; state its rows and columns: model.grid, init.grid or --grid")
     return side, side

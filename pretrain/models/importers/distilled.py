@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from pretrain.models.importers.names import is_vit, mask_token, take, to_vit
-from pretrain.models.importers.weights import State, Weights, below, some, under
+from pretrain.models.importers.weights import Source, State, Weights, below, some, under
 
 BRANCHES = ("student.", "teacher.")
 
 
-def dino(state: State, source: object) -> Weights | None:
+def dino(state: State, source: Source) -> Weights | None:
     """DINO and iBOT: `student` and `teacher` with backbone and head, and the loss with its centres."""
     branches = {name: below(state, name) for name in BRANCHES}
     if not any("head.mlp.0.weight" in branch or "head.mlp.weight" in branch for branch in branches.values()):
@@ -40,7 +40,7 @@ def dino(state: State, source: object) -> Weights | None:
     return Weights(kind, to_vit(backbones["teacher."], source), heads, left_out=left_out)
 
 
-def dinov2(state: State, source: object) -> Weights | None:
+def dinov2(state: State, source: Source) -> Weights | None:
     """A complete model (student and teacher with `dino_head`, losses), or the teacher that evaluations read."""
     branches = {name: below(state, name) for name in BRANCHES}
     teacher, student = branches["teacher."], branches["student."]
@@ -69,7 +69,7 @@ def dinov2(state: State, source: object) -> Weights | None:
     return Weights("dinov2", to_vit(backbone, source), heads, left_out=tuple(left_out))
 
 
-def mocov3(state: State, source: object) -> Weights | None:
+def mocov3(state: State, source: Source) -> Weights | None:
     """`base_encoder` with its projector as head, `momentum_encoder`, `predictor`; a ViT, or a CNN in timm's names."""
     base, momentum = below(state, "base_encoder."), below(state, "momentum_encoder.")
     if not base:
@@ -84,7 +84,7 @@ def mocov3(state: State, source: object) -> Weights | None:
     return Weights("mocov3", encoders["base."], heads, left_out=left_out)
 
 
-def ijepa(state: State, source: object) -> Weights | None:
+def ijepa(state: State, source: Source) -> Weights | None:
     """`encoder`, `predictor` and `target_encoder`, the one that is evaluated."""
     target = below(state, "target_encoder.")
     if not target:

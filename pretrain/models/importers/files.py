@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import pickle
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pretrain.models.importers.safe_pickle import Record, read_object
 from pretrain.models.importers.weights import State, some
 from pretrain.models.release.manifest import check_file
 
@@ -42,20 +45,40 @@ STAND_INS = [
 CONTAINERS = ("model", "state_dict", "module")
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "_forward_module"})
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
-NOT_WEIGHTS = ("optimizer", "optim", "opt", "scaler", "lr_scheduler", "scheduler", "fp16_scaler", "loss_scaler")
+NOT_WEIGHTS = (
+    *("optimizer", "optim", "opt", "scaler", "lr_scheduler", "scheduler", "fp16_scaler", "loss_scaler"),
+    *("optimizer_states", "lr_schedulers", "callbacks", "loops", "hyper_parameters", "hparams"),  # Lightning
+    *("datamodule_hyper_parameters", "message_hub", "meta", "param_schedulers"),  # and mmengine
+)
+# Modules of Python whose objects trainers save as data. Others reach the system: a file that names them was made to.
+_DATA_MODULES = {"argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "functools"}
+_DATA_MODULES |= {"logging", "operator", "pathlib", "random", "re", "types", "typing", "uuid", "_codecs"}
+
+
+class StateFile(NamedTuple):
+    """Every weight of a file, and the classes of the objects next to them, which were not made."""
+
+    state: State
+    foreign: tuple[str, ...]
 
 
 def read_state(path: Path) -> State:
+    """The weights of `read_file`."""
+    return read_file(path).state
+
+
+def read_file(path: Path) -> StateFile:
     """Every weight in the file by one name; those of several models of a checkpoint have its key before their names.
 
     {"model": state} and the like give the names of the state, {"student": ..., "teacher": ...} give student.* and
-    teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is removed.
+    teacher.*; what DDP, FSDP, torch.compile and activation checkpointing add to names is removed. Objects of classes
+    (the callbacks and settings that Lightning and mmengine save) are skipped: no class of a file is imported.
 
     Raises:
         ValueError: the file is missing, unreadable or not the one that a manifest of Fovea next to it records, holds
-            more than tensors and plain values, or no state dict.
+            no state dict, or names functions of Python that reach the system.
     """
-    content = _read(path)
+    content, foreign = _read(path)
     state: State = {}
     container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
     if container is not None:
@@ -68,9 +91,11 @@ def read_state(path: Path) -> State:
         if nested and any(isinstance(inner, Tensor) for inner in value.values()):
             _add(state, f"{key}.", value, path)
     if not state:
+        if saved := next((value for value in content.values() if isinstance(value, Record)), None):
+            raise ValueError(_refused(path, saved.qualified_name))
         names = some([str(name) for name in content]) or "(it is empty)"
         raise ValueError(f"{path}: not a state dict; these entries are not tensors: {names}")
-    return state
+    return StateFile(state, foreign)
 
 
 def read_safetensors(path: Path) -> State:
@@ -105,40 +130,57 @@ def _add(state: State, prefix: str, content: Mapping[Any, Any], path: Path) -> N
         state[new] = tensor
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The content by key, and the classes of objects in it that were not made."""
     if path.is_dir():
         raise ValueError(f"{path}: a folder; give the file in it that holds the weights")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     check_file(path)
     if path.suffix == ".safetensors":
-        return dict(read_safetensors(path))
+        return dict(read_safetensors(path)), ()
+    foreign: tuple[str, ...] = ()
     try:
         with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from error
+        cause = " ".join(str(error).partition("WeightsUnpickler error:")[2].split())
+        if not _FOREIGN.search(cause):
+            cause = cause.partition(" Check the documentation")[0] or _short(error)
+            raise ValueError(
+                f"{path}: not a checkpoint of tensors and plain values; nothing in it was executed ({cause[:300]})"
+            ) from error
+        content, foreign = read_object(path)
+        if reaching := next(filter(_reaches_the_system, foreign), None):
+            raise ValueError(_refused(path, reaching)) from error
+        foreign = tuple(name for name in foreign if name.partition(".")[0] not in sys.stdlib_module_names)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(
             f"{path}: not a readable checkpoint, damaged or cut off: {type(error).__name__}: {_short(error)}"
         ) from error
+    if isinstance(content, Record):
+        raise ValueError(_refused(path, content.qualified_name))
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}, foreign
 
 
-def _refusal(path: Path, message: str) -> str:
-    """Where torch's reader of tensors and plain values stopped; its advice to execute the file is left out."""
-    cause = " ".join(message.partition("WeightsUnpickler error:")[2].split())
-    if found := _FOREIGN.search(cause):
-        return (
-            f"{path}: refused, it holds a {found[1]}, which is no tensor and no plain value; nothing in it was "
-            "executed. Save the state_dict alone where it was made"
-        )
-    cause = cause.partition(" Check the documentation")[0] or _short(message)
-    return f"{path}: not a checkpoint of tensors and plain values; nothing in it was executed ({cause[:300]})"
+def _reaches_the_system(name: str) -> bool:
+    """Whether a name of a pickle is of Python itself and no data: os.system, builtins.eval."""
+    module, _, attribute = name.rpartition(".")
+    if module in ("builtins", "__builtin__"):  # the second is its name in older pickles
+        return not isinstance(getattr(builtins, attribute, None), type) and attribute != "getattr"
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names and root not in _DATA_MODULES
+
+
+def _refused(path: Path, name: str) -> str:
+    return (
+        f"{path}: refused, it holds a {name}, which is no tensor and no plain value; nothing in it was "
+        "executed. Save the state_dict alone where it was made"
+    )
 
 
 def _short(error: object) -> str:

@@ -10,7 +10,7 @@ import re
 import torch
 
 from pretrain.models.importers.names import square_grid, to_vit
-from pretrain.models.importers.weights import State, Weights
+from pretrain.models.importers.weights import Source, State, Weights
 
 _PREFIX = r"^(vit|beit|data2vec_vision|dinov2|dinov2_with_registers|dinov3_vit|deit|ijepa|model)\."
 _RENAMED = (
@@ -36,7 +36,7 @@ _RENAMED = (
 _PARTS = ("query", "key", "value")
 
 
-def huggingface(state: State, source: object) -> Weights | None:
+def huggingface(state: State, source: Source) -> Weights | None:
     """A backbone; heads have no counterpart here and are left out by name."""
     if not any("embeddings.patch_embeddings." in name for name in state):
         return None
@@ -50,8 +50,10 @@ def huggingface(state: State, source: object) -> Weights | None:
             result[_up(name, gated=gated)] = tensor
         elif not name.startswith("rope_embeddings."):
             left_out.append(original)
+    if "patch_embed.proj.weight" not in result:
+        return None  # below another prefix
     backbone = to_vit(_merge(result), source)
-    return Weights("vit", backbone, {}, grid=square_grid(backbone), left_out=tuple(left_out))
+    return Weights("vit", backbone, {}, grid=source.grid or square_grid(backbone), left_out=tuple(left_out))
 
 
 def _rename(name: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pretrain.models.importers.names import is_vit, mask_token, rename, swin_to_timm, take, to_vit
-from pretrain.models.importers.weights import State, Weights, below, under
+from pretrain.models.importers.weights import Source, State, Weights, below, under
 
 
-def mae(state: State, source: object) -> Weights | None:
+def mae(state: State, source: Source) -> Weights | None:
     """Encoder and decoder_* in one state; a fine-tuned or released encoder has no decoder and is not this."""
     if not any(name.startswith("decoder_") for name in state):
         return None
@@ -15,7 +15,7 @@ def mae(state: State, source: object) -> Weights | None:
     return Weights("mae", to_vit(state, source), heads)
 
 
-def beit(state: State, source: object) -> Weights | None:
+def beit(state: State, source: Source) -> Weights | None:
     """BEiT, BEiT v2 (`cls_pt_*`) and data2vec, whose head keeps the width."""
     if "lm_head.weight" not in state or not is_vit(state):
         return None
@@ -30,7 +30,7 @@ def beit(state: State, source: object) -> Weights | None:
     return Weights(kind, to_vit(state, source), named, left_out=tuple(f"model_ema.{name}" for name in teacher))
 
 
-def _data2vec(state: State, heads: State, teacher: State, source: object) -> Weights:
+def _data2vec(state: State, heads: State, teacher: State, source: Source) -> Weights:
     backbone = to_vit(state, source)
     average = backbone
     if teacher:
@@ -40,9 +40,9 @@ def _data2vec(state: State, heads: State, teacher: State, source: object) -> Wei
     return Weights("data2vec", backbone, named | under("teacher.average.", average))
 
 
-def simmim(state: State, source: object) -> Weights | None:
+def simmim(state: State, source: Source) -> Weights | None:
     """`encoder` (ViT or Swin) and a 1 x 1 convolution `decoder.0`."""
-    if "decoder.0.weight" not in state or "encoder.mask_token" not in state:
+    if "decoder.0.weight" not in state or "encoder.patch_embed.proj.weight" not in state:
         return None
     encoder = below(state, "encoder.")
     heads = {"mask_token": mask_token(encoder.pop("mask_token"))}
@@ -53,7 +53,7 @@ def simmim(state: State, source: object) -> Weights | None:
     return Weights("simmim", backbone, heads, left_out=left_out)
 
 
-def vqkd(state: State, source: object) -> Weights | None:
+def vqkd(state: State, source: Source) -> Weights | None:
     """BEiT v2's tokenizer. Its encoder's `fc_norm` reads every patch, as our last norm does."""
     if "quantize.embedding.weight" not in state or "encode_task_layer.0.weight" not in state:
         return None

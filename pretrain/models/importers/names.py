@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.models.importers.forms import SHARED_TABLE, TABLE
-from pretrain.models.importers.weights import Grid, State
+from pretrain.models.importers.weights import Grid, Source, State
 from pretrain.models.layers import rope
 from pretrain.models.layers.rel_pos import PREFIX_ROWS, num_rows
 
@@ -26,6 +26,9 @@ _RENAMED = (
 )
 
 
+STATE_GRID = "where it is not square, state its rows and columns: model.grid, init.grid or --grid"
+
+
 def is_vit(state: State) -> bool:
     return "patch_embed.proj.weight" in state and any(name.startswith("blocks.") for name in state)
 
@@ -35,7 +38,7 @@ def take(state: State, *prefixes: str) -> State:
     return {name: state.pop(name) for name in list(state) if name.startswith(prefixes)}
 
 
-def to_vit(state: State, source: object) -> State:
+def to_vit(state: State, source: Source) -> State:
     """A plain, BEiT-style or DINOv2/v3-style transformer in our names and layout, computing the same features.
 
     Raises:
@@ -67,25 +70,35 @@ def rename(name: str) -> str:
     return name
 
 
-def with_class_row(backbone: State, source: object) -> State:
+def with_class_row(backbone: State, source: Source) -> State:
     """A ViT state whose position table has exactly the rows [class, patches], computing the same features.
 
     timm can leave the class row out (`no_embed_class`) or give the registers positions; the first becomes a zero row,
-    the second move into the register tokens. Without a class token the table has the rows of the patches.
+    the second move into the register tokens. Without a class token the table has the rows of the patches, which are
+    those of a square grid unless the source states another.
     """
+
+    def is_grid(count: int) -> bool:
+        if source.grid is not None:
+            return count == math.prod(source.grid)
+        return count > 0 and math.isqrt(count) ** 2 == count
+
     table, registers = backbone["pos_embed"], backbone.get("reg_token")
     rows, extra = table.shape[1], 0 if registers is None else registers.shape[1]
     if "cls_token" not in backbone:
-        if _is_square(rows):
+        if is_grid(rows):
             return backbone
-    elif _is_square(rows - 1) and not (extra and _is_square(rows)):
+    elif is_grid(rows - 1) and not (extra and is_grid(rows)):
         return backbone
-    elif _is_square(rows):
+    elif is_grid(rows):
         return backbone | {"pos_embed": torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)}
-    elif registers is not None and _is_square(rows - 1 - extra):
+    elif registers is not None and is_grid(rows - 1 - extra):
         moved = registers + table[:, 1 : 1 + extra]
         return backbone | {"reg_token": moved, "pos_embed": torch.cat([table[:, :1], table[:, 1 + extra :]], dim=1)}
-    raise ValueError(f"{source}: cannot tell the grid of a position table of {rows} rows and {extra} registers")
+    what = f"a position table of {rows} rows and {extra} registers"
+    if source.grid is not None:
+        raise ValueError(f"{source}: {what} is not of a grid of {source.grid[0]} x {source.grid[1]} patches")
+    raise ValueError(f"{source}: cannot tell the grid of {what}; {STATE_GRID}")
 
 
 def square_grid(backbone: State) -> Grid | None:
@@ -123,7 +136,7 @@ def blocks_of(state: State) -> Sequence[int]:
     return sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")})
 
 
-def _check_rates(state: State, source: object) -> None:
+def _check_rates(state: State, source: Source) -> None:
     """DINOv3 keeps the periods of its rotations with the weights."""
     for name in ("rope_embed.periods", "rope.periods"):
         if name in state:
@@ -139,14 +152,10 @@ def _without_key(bias: Tensor) -> Tensor:
     return torch.cat([q, torch.zeros_like(k), v])
 
 
-def _refuse_eva02(state: State, source: object) -> None:
+def _refuse_eva02(state: State, source: Source) -> None:
     first = state.get("blocks.0.mlp.fc2.weight")
     gated = first is not None and len(state["blocks.0.mlp.fc1.weight"]) == 2 * first.shape[1]
     if "blocks.0.mlp.norm.weight" in state or (gated and "blocks.0.attn.q_bias" in state and "pos_embed" in state):
         raise ValueError(
             f"{source}: EVA-02, which rotates positions in another way than our ViT: its weights are not read"
         )
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count

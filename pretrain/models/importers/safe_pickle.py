@@ -75,25 +75,36 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     Raises:
         ValueError: no such file, or not one of torch's formats; the file is damaged, or refers to what it lacks.
     """
+    return dict(_walk(read_object(path)[0], "", set()))
+
+
+def read_object(path: Path | str) -> tuple[Any, tuple[str, ...]]:
+    """The saved object with a `Record` for each object of a class, and the names of these classes and functions.
+
+    Raises:
+        ValueError: as `read_tensors`.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    names: dict[str, None] = {}
     try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        content = _read_zip(path, names) if zipfile.is_zipfile(path) else _read_legacy(path, names)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a pickle can fail in any way; none of them runs code of its own
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path}: not a readable torch file ({reason}); nothing in it was executed") from error
-    return dict(_walk(content, "", set()))
+    return content, tuple(names)
 
 
 class _Unpickler(pickle.Unpickler):
-    """`storage(dtype, key, numel)` gives the flat tensor behind a storage of the file."""
+    """`storage(dtype, key, numel)` gives the flat tensor behind a storage of the file; `names` gathers those of foreign
+    classes and functions."""
 
-    def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Tensor] | None):
+    def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Tensor] | None, names: dict[str, None]):
         super().__init__(file, encoding="utf-8")
-        self._storage = storage
+        self._storage, self._names = storage, names
 
     def find_class(self, module: str, name: str) -> Any:
         # A new object each time: an opcode can set attributes of it.
@@ -113,6 +124,7 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if module in ("builtins", "__builtin__") and name in ("set", "frozenset"):
             return {"set": set, "frozenset": frozenset}[name]
+        self._names[f"{module}.{name}"] = None
         return type(name.rpartition(".")[2] or "Unnamed", (Record,), {"qualified_name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
@@ -139,7 +151,7 @@ def _tensor(flat: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tenso
     return torch.as_strided(flat, tuple(size), tuple(stride), int(offset))
 
 
-def _read_zip(path: Path) -> Any:
+def _read_zip(path: Path, names: dict[str, None]) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
@@ -161,10 +173,10 @@ def _read_zip(path: Path) -> Any:
 
         if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
             raise ValueError("data.pkl is compressed")
-        return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage).load()
+        return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage, names).load()
 
 
-def _read_legacy(path: Path) -> Any:
+def _read_legacy(path: Path, names: dict[str, None]) -> Any:
     """The format of torch before 1.6: pickles one after the other, then the bytes of each storage."""
     storages: dict[str, Tensor] = {}
     limit = path.stat().st_size
@@ -177,13 +189,13 @@ def _read_legacy(path: Path) -> Any:
         return storages[key]
 
     with path.open("rb") as file:
-        if _Unpickler(file, None).load() != _LEGACY_MAGIC:
+        if _Unpickler(file, None, names).load() != _LEGACY_MAGIC:
             raise ValueError("not a file of torch.save")
-        if _Unpickler(file, None).load() != _LEGACY_PROTOCOL:
+        if _Unpickler(file, None, names).load() != _LEGACY_PROTOCOL:
             raise ValueError("of a version of torch.save that is not read")
-        _Unpickler(file, None).load()  # about the machine
-        content = _Unpickler(file, storage).load()
-        for key in _Unpickler(file, None).load():
+        _Unpickler(file, None, names).load()  # about the machine
+        content = _Unpickler(file, storage, names).load()
+        for key in _Unpickler(file, None, names).load():
             (numel,) = struct.unpack("<q", file.read(8))
             flat = storages.get(str(key))
             if flat is None or numel != len(flat):

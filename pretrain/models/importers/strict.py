@@ -20,6 +20,8 @@ def load_strict(
     allow_missing: Sequence[str] = (),
     grid: Grid | None = None,
     left_out: tuple[str, ...] = (),
+    converted: Sequence[str] = (),
+    pos_resize: positions.PosResize = "exact",
 ) -> MatchReport:
     """Load `state` into `module`; the module is unchanged when it does not fit.
 
@@ -29,13 +31,15 @@ def load_strict(
     Args:
         allow_missing: prefixes of names that may keep their initial values.
         grid: rows and columns of the state's position tables; None: square.
+        pos_resize: how position tables are resampled.
+        left_out, converted: of the reading of the file, for the report.
 
     Raises:
         ValueError: names are unexpected, or missing and not allowed to be, or shapes differ; all of them are listed.
             Or a value is NaN or infinite.
     """
     own = module.state_dict()
-    fitted, converted = in_the_form_of(module, own, dict(state))
+    fitted, rewritten = in_the_form_of(module, own, dict(state))
     unexpected = [name for name in fitted if name not in own]
     missing = [name for name in own if name not in fitted]
     resized, problems = [], []
@@ -48,7 +52,7 @@ def load_strict(
             problems.append(f"{name}: {list(value.shape)} in the file, {list(wanted.shape)} in the model")
             continue
         try:
-            fitted[name], old = _resize(name, value, wanted, grid, new)
+            fitted[name], old = _resize(name, value, wanted, grid, new, pos_resize)
         except ValueError as error:
             problems.append(str(error))
         else:
@@ -62,10 +66,14 @@ def load_strict(
     if broken := not_finite(fitted):
         raise ValueError(f"the weights cannot be used: {broken}")
     module.load_state_dict(fitted, strict=False)
-    return MatchReport(sorted(own.keys() & fitted.keys()), missing, [], sorted(resized), left_out, converted)
+    return MatchReport(
+        sorted(own.keys() & fitted.keys()), missing, [], sorted(resized), left_out, [*converted, *rewritten]
+    )
 
 
-def _resize(name: str, value: Tensor, wanted: Tensor, grid: Grid | None, new: Grid) -> tuple[Tensor, Grid]:
+def _resize(
+    name: str, value: Tensor, wanted: Tensor, grid: Grid | None, new: Grid, how: positions.PosResize
+) -> tuple[Tensor, Grid]:
     """A position table on another grid, and the grid it had."""
     if name.endswith(TABLE):
         offsets = len(value) - rel_pos.PREFIX_ROWS
@@ -76,7 +84,7 @@ def _resize(name: str, value: Tensor, wanted: Tensor, grid: Grid | None, new: Gr
     old = grid or _square(math.isqrt(max(patches, 0)) ** 2 == patches, math.isqrt(patches), name)
     if old[0] * old[1] != patches:
         raise ValueError(f"{name}: {value.shape[1]} rows in the file, {class_rows} + {old[0]} x {old[1]} expected")
-    return positions.resize(value.float(), old, new), old
+    return positions.resize(value.float(), old, new, how=how), old
 
 
 def _square(is_square: bool, side: int, name: str) -> Grid:

@@ -8,8 +8,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pretrain.models.layers.pos_embed import PosResize
+
 State = dict[str, Tensor]
 Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from, for messages; `grid`: rows and columns of its position tables where they are stated."""
+
+    place: object
+    grid: Grid | None = None
+
+    def __str__(self) -> str:
+        return str(self.place)
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class Weights:
         heads: the rest of the objective's own state, as its `heads_state` names it; empty for a backbone alone.
         grid: rows and columns of its position tables; None: square.
         left_out: names in the file of a classifier, or of parts that no objective here has.
+        pos_resize: how the project resamples its position tables, see `layers.pos_embed.resize`.
+        converted: what was renamed on reading: a prefix that was removed, the names of another library.
     """
 
     kind: str
@@ -29,6 +44,8 @@ class Weights:
     heads: State
     grid: Grid | None = None
     left_out: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
+    pos_resize: PosResize = "exact"
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,11 @@ class MatchReport:
     resized: list[str]
     left_out: tuple[str, ...] = ()
     converted: list[str] = field(default_factory=list)
+
+    def changes(self) -> dict[str, Sequence[str]]:
+        """What is not as in the file."""
+        rows = {"resized": self.resized, "converted": self.converted, "left out": self.left_out}
+        return {title: names for title, names in rows.items() if names}
 
     def __str__(self) -> str:
         rows = {

@@ -150,7 +150,8 @@ def read_release(folder: Path | str) -> Release:
     check_finite(folder, backbone, heads)
     if (folder / TIMM).is_file():
         backbone = from_timm(backbone, record.get("timm", "vit"), model)
-    return Release(record["objective"], backbone, heads, grid=grid, model=model, record=record)
+    rule = model.get("pos_resize", "exact")
+    return Release(record["objective"], backbone, heads, grid=grid, pos_resize=rule, model=model, record=record)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

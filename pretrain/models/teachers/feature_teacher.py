@@ -66,7 +66,7 @@ def open_teacher(
         else:
             weights = load_official(path)
             vit = ViT(**vit_arguments(weights.backbone, num_heads=num_heads, grid=weights.grid))
-            load_strict(vit, weights.backbone, grid=weights.grid)
+            load_strict(vit, weights.backbone, grid=weights.grid, pos_resize=weights.pos_resize)
             teacher = FeatureTeacher(vit, IMAGENET_MEAN, IMAGENET_STD)
     except ValueError as error:
         raise ConfigError(KEY, str(error).splitlines()) from error

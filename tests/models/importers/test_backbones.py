@@ -16,6 +16,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import load_official, load_strict
 from pretrain.models.importers.huggingface import huggingface
+from pretrain.models.importers.weights import Source
 from pretrain.models.layers import rope
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
@@ -247,7 +248,7 @@ def test_a_hugging_face_file_gives_our_state(tmp_path: Path, kind: str):
     assert weights.kind == "vit" and set(weights.left_out) == extra.keys()
     assert weights.backbone.keys() == vit.state_dict().keys()
     has_table = vit.pos_embed is not None or vit.rel_pos_kind != "none"
-    alone = huggingface(theirs, "a folder")
+    alone = huggingface(theirs, Source("a folder"))
     assert alone is not None and alone.grid == weights.grid == (vit.grid_size if has_table else None)
     for name, tensor in vit.state_dict().items():
         assert torch.equal(weights.backbone[name], tensor), name
