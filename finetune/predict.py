@@ -25,8 +25,9 @@ import numpy as np
 from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
-from pretrain.core.files import write_json
+from pretrain.core.files import kind_of_special, read_bytes, read_text, write_json
 from pretrain.core.images import Orientation
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
 from pretrain.data.names import Names
@@ -108,7 +109,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
     for argument in given:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
             if not inside:
                 raise ValueError(f"{argument}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
         elif path.is_file():
@@ -116,6 +117,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207
             inside = [match for match in matches if match.is_file()]
+            if not inside and (kind := kind_of_special(path)) is not None:
+                raise ValueError(f"{argument} is {kind}, not an image file")
             if not inside:
                 raise ValueError(f"{argument}: no such file, folder or pattern")
         for file in inside:
@@ -130,7 +133,7 @@ def read_ids(path: Path) -> dict[str, int]:
         ValueError: it is no such file, or two of its images share a name or an id.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["images"]
+        rows = json.loads(read_text(path))["images"]
         ids = {str(row["file_name"]): _integer_id(row["id"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a COCO annotation file with images of file_name and id ({error!r})") from error
@@ -208,11 +211,11 @@ def _batches(
             failed.append((path, "--ids has no image of this name, or several files have it"))
             continue
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
             is_array = path.suffix.lower() == ".npy"
             image = decode_npy(data, 3) if is_array else decode_image(data, 3, orientation)
         except (OSError, DecodeError) as error:
-            failed.append((path, str(error)))
+            failed.append((path, f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)))
             continue
         waiting.append(Example(id, name, image, None))
         if len(waiting) == size:
@@ -283,4 +286,4 @@ def _save_map(path: Path, prediction: Prediction) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea predict", main))

@@ -18,9 +18,10 @@ import google_crc32c
 import numpy as np
 
 from finetune.data.examples import BadExample
+from pretrain.core.files import open_file, read_bytes
 from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.image_files import walk
+from pretrain.data.shards.image_files import SUFFIXES, walk
 from pretrain.data.shards.listing import expand, is_shard
 from pretrain.data.shards.opener import local_path, open_shard
 from pretrain.data.shards.sidecar import read_sidecar, sidecar_path
@@ -76,7 +77,7 @@ class Files:
     def listed(folder: Path, names: Iterable[str]) -> Files:
         """The files `names`, absolute or relative to `folder`; its other files are not read."""
         found = sorted(set(names))
-        sizes = np.array([(folder / name).stat().st_size for name in found], dtype=np.int64)
+        sizes = np.array([_size(folder / name) for name in found], dtype=np.int64)
         nowhere = np.zeros(len(found), dtype=np.int64)
         table = _Table(tuple(found), nowhere, nowhere, sizes, nowhere)
         return Files(str(folder), [folder], table, content="", folder=folder)
@@ -128,7 +129,7 @@ class Files:
             raise BadExample(f"{self.where}/{name}", "no such file")
         if self._folder is not None:
             try:
-                return (self._folder / name).read_bytes()
+                return read_bytes(self._folder / name)
             except OSError as error:
                 raise BadExample(f"{self._folder}/{name}", f"cannot be read: {error.strerror}") from error
         of, length = int(self._table.of[row]), int(self._table.length[row])
@@ -148,7 +149,7 @@ class Files:
         of, offset = int(self._table.of[row]), int(self._table.offset[row])
         path = self._containers[of] if self._folder is None else self._folder / name
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(offset)
                 return file.read(min(size, int(self._table.length[row])))
         except OSError as error:
@@ -175,14 +176,23 @@ class Files:
 def _open_folder(where: str, folder: Path) -> Files:
     try:
         members: list[Member] = [
-            (Path(entry.path).relative_to(folder).as_posix(), 0, entry.stat().st_size, -1)
+            (Path(entry.path).relative_to(folder).as_posix(), 0, _size(entry.path), -1)
             for entry in walk(folder)
-            if entry.is_file()
+            if Path(entry.name).suffix.lower() in SUFFIXES
+            or Path(entry.path).is_file()  # an image that is no file is unusable
         ]
     except OSError as error:
         why = f"{error.filename}: cannot be read: {error.strerror}"
         raise ValueError(f"{why}; make it readable, or give a folder without it instead of {folder}") from error
     return Files(where, [folder], _table(where, [members]), content="", folder=folder)
+
+
+def _size(path: Path | str) -> int:
+    """Bytes of a file; 0 for a link to nothing, which cannot be read."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
 
 
 def _open_tars(where: str, tars: Sequence[str]) -> Files:

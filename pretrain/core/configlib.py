@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.core.files import write_text
+from pretrain.core.files import kind_of_special, read_text, write_text
 from pretrain.core.text import has_control_characters, shown, shown_lines
 
 
@@ -125,10 +125,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if path.is_dir():
             raise ConfigError(str(path), ["is a folder; give one of the YAML files in it"])
+        if (kind := kind_of_special(path)) is not None:
+            raise ConfigError(str(path), [f"is {kind}, not a regular file; write the configuration to a file"])
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
         raise ConfigError(str(path), ["no such file" + (f" (did you mean {path.parent / near[0]}?)" if near else "")])
     try:
-        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+        values: Any = yaml.load(read_text(path), Loader=_UniqueKeyLoader) or {}
     except ConfigError as error:
         raise ConfigError(str(path), error.problems) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date, or not UTF-8

@@ -1,18 +1,89 @@
-"""Atomic writes: a file or folder is complete or does not exist, also after a kill or a power failure.
+"""Files of the user are read if they are regular files; what is written is complete or does not exist.
 
-Every function writes next to the target, fsyncs, renames, and fsyncs the folder that holds the name. Modes follow the
-umask. A failed write leaves the old content, and at most a hidden temporary file or folder.
+Reading never waits for a pipe and never reads a device without end. Writes are atomic, also under a kill or a power
+failure: every function writes next to the target, fsyncs, renames, and fsyncs the folder that holds the name. Modes
+follow the umask. A failed write leaves the old content, and at most a hidden temporary file or folder.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class SpecialFileError(OSError):
+    """What was to be read as a file is a pipe, device, socket or folder; `strerror` says which."""
+
+
+def kind_of_special(path: Path | str) -> str | None:
+    """ "a named pipe", "a device", "a socket" or "a folder", links followed; None for a regular file or nothing."""
+    try:
+        return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def check_regular(path: Path | str) -> None:
+    """Check before a library opens `path`, which would wait for a pipe and read a device without end.
+
+    Raises:
+        SpecialFileError: it is no regular file.
+    """
+    kind = kind_of_special(path)
+    if kind is not None:
+        raise SpecialFileError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+
+
+def open_descriptor(path: Path | str) -> int:
+    """A descriptor of the regular file `path`, for reading; the caller closes it.
+
+    Raises:
+        OSError: it cannot be opened. SpecialFileError: it is no regular file.
+    """
+    check_regular(path)
+    # It may be replaced meanwhile: then O_NONBLOCK opens a pipe without waiting for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    kind = _KINDS.get(stat.S_IFMT(os.fstat(descriptor).st_mode))
+    if kind is not None:
+        os.close(descriptor)
+        raise SpecialFileError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+    return descriptor
+
+
+def open_file(path: Path | str) -> io.BufferedReader:
+    """The regular file `path`, opened for reading; errors as `open_descriptor`."""
+    return open(open_descriptor(path), "rb")
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of the regular file `path`; errors as `open_descriptor`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: Path | str, *, encoding: str = "utf-8") -> str:
+    """The text of the regular file `path`, any line end as a newline; errors as `open_descriptor`.
+
+    Raises:
+        UnicodeDecodeError: it is in another encoding.
+    """
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding=encoding).read()
 
 
 @contextmanager

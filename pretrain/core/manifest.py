@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.files import open_file, read_bytes
+
 MANIFEST = "MANIFEST.json"
 SHOWN = 12  # digits of a sha256 in a message
 
@@ -28,7 +30,7 @@ class FileRecord:
 
 def record_of(path: Path) -> FileRecord:
     """Size and sha256 of an existing file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(path.name, file.tell(), digest)
 
@@ -63,7 +65,7 @@ def read_body(folder: Path) -> dict[str, Any]:
         ManifestError: it is missing or was changed.
     """
     try:
-        raw = (folder / MANIFEST).read_bytes()
+        raw = read_bytes(folder / MANIFEST)
         body = json.loads(raw)["body"]
     except FileNotFoundError:
         raise ManifestError(f"no {MANIFEST}") from None

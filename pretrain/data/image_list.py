@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.files import read_bytes, read_text
 from pretrain.core.text import shown
 
 SUFFIXES = frozenset({".csv", ".tsv"})
@@ -48,11 +49,11 @@ def read_list(path: Path) -> ImageList:
         ValueError: it cannot be read, is not UTF-8, has no such column, or a row names no file or has too many fields.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = read_bytes(path)[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}: not UTF-8 in line {line}; save the list as UTF-8") from error
     head = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=head.count)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.core.files import read_text
 from pretrain.core.text import shown
 from pretrain.data.image_list import ListedImage
 
@@ -78,7 +79,7 @@ def read_classes(path: Path) -> dict[int, str]:
         ValueError: it is none of these, or two classes have one name or one number.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_text(path, encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

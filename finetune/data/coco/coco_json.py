@@ -17,6 +17,7 @@ from finetune.data.coco.instances import Instances
 from finetune.data.coco.objects import CocoEntry, ObjectReader
 from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
+from pretrain.core.files import read_bytes
 from pretrain.core.text import shown
 
 _KEYS = {"images": list, "annotations": list, "categories": list}
@@ -76,7 +77,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, is not JSON, or lacks one of the lists.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bytes(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot read the annotations: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8; nested without end

@@ -25,6 +25,7 @@ from finetune.data.files import Files
 from finetune.data.maps.label_maps import VOID, decode_segment_ids
 from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_pair, report_pairs, split_container
 from finetune.predictions import Classes
+from pretrain.core.files import read_bytes
 from pretrain.core.images import DataOrientation
 
 
@@ -141,7 +142,7 @@ class PanopticMaps:
         pairs = [row.pair for row in self.rows]
         report_pairs(self.findings, images, targets, pairs, orientation)
         of_files = fingerprint(pairs, images, targets)
-        self.fingerprint = hashlib.sha256(of_files.encode() + path.read_bytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(of_files.encode() + read_bytes(path)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune.data.files import Files
 from finetune.predictions import Classes
+from pretrain.core.files import read_text
 
 CITYSCAPES_IMAGE = "_leftImg8bit"
 _TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds", "_gtFine_labelIds"
@@ -79,7 +80,7 @@ def voc(listed: str) -> tuple[Files, Files, list[str], Classes]:
     for folder in (images, masks):
         _need(folder, "voc", "VOC2012/ImageSets/Segmentation/train.txt")
     try:
-        only = path.read_text(encoding="utf-8").split()
+        only = read_text(path).split()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     return Files.open(str(images)), Files.open(str(masks)), only, Classes(VOC)

@@ -27,6 +27,7 @@ from finetune.data.maps import mask_layouts
 from finetune.data.maps.label_maps import VOID, Labels, decode_ids
 from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
 from finetune.predictions import Classes
+from pretrain.core.files import read_bytes
 from pretrain.core.images import DataOrientation
 from pretrain.core.text import shown
 
@@ -187,7 +188,7 @@ def _format(source: Any) -> str:
     """The format of a source with `format: auto`."""
     if source.annotations is not None:
         try:
-            rows = json.loads(Path(source.annotations).read_bytes()).get("annotations") or [{}]
+            rows = json.loads(read_bytes(source.annotations)).get("annotations") or [{}]
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{source.annotations}: cannot be read as COCO json: {error}") from error
         return "coco_panoptic" if "segments_info" in rows[0] else "coco"

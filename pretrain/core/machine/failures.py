@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretrain.core.configlib import ConfigError
+from pretrain.core.files import SpecialFileError
 
 EXIT_FAILED = 1
 EXIT_INPUT = 2
@@ -39,6 +40,14 @@ class DataError(ValueError):
 
 class MachineError(RuntimeError):
     """This machine lacks a resource; the message names it and the way out."""
+
+
+class StoppedWaitingError(RuntimeError):
+    """The run was requested to stop, and the data that it waits for does not come."""
+
+
+class DiskError(MachineError):
+    """The disk is too small for what the run will write."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,12 @@ def _failure(error: BaseException, place: str) -> Failure | None:
     first = text.strip().partition("\n")[0]
     if isinstance(error, DataError | ConfigError):
         return Failure(text, EXIT_INPUT)
+    if isinstance(error, StoppedWaitingError):
+        return Failure(f"{text}; not saved: the same command resumes from the newest checkpoint", EXIT_FAILED)
     if isinstance(error, MachineError):
-        return Failure(text, EXIT_MACHINE)
+        return Failure(text, EXIT_DISK if isinstance(error, DiskError) else EXIT_MACHINE)
+    if isinstance(error, SpecialFileError):
+        return Failure(f"{error.filename} {error.strerror}", EXIT_INPUT)
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error, place)
     # torch.OutOfMemoryError has a name of its own; this module imports no torch.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from pretrain.core.files import write_bytes
+from pretrain.core.files import read_bytes, write_bytes
 
 CATALOG = "dataset.json"
 LOCK = ".dataset.lock"
@@ -38,7 +38,7 @@ def read_rows(folder: Path) -> dict[str, ShardRow]:
     """The rows of `folder/dataset.json` by shard name; empty if there is none. ValueError if it is damaged."""
     path = folder / CATALOG
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except FileNotFoundError:
         return {}
     except OSError as error:

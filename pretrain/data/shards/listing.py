@@ -12,6 +12,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from pretrain.core.files import kind_of_special
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.shards.opener import local_path
 
@@ -28,6 +29,9 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
     shards = [shard for item in items for shard in _expand_one(str(item))]
     if not shards:
         raise ValueError("the list of shards is empty")
+    special = [f"{shard} is {kind}, not a shard" for shard in shards if (kind := kind_of_special(shard))]
+    if special:
+        raise ValueError("; ".join(special[:5]))
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing and missing == [str(spec)]:
         raise ValueError(f"{missing[0]}: no such file or folder")

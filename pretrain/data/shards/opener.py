@@ -5,9 +5,10 @@ A shard list is data, never a command: no name makes this package start a proces
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from pretrain.core.files import open_descriptor
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -33,6 +34,6 @@ def open_shard(url: str) -> int:
     """Open a shard for reading; a file descriptor that the caller closes. ValueError when it cannot be opened."""
     path = local_path(url)
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_descriptor(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot open shard: {error.strerror}") from error

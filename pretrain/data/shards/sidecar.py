@@ -15,7 +15,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pretrain.core.files import write_bytes
+from pretrain.core.files import open_file, write_bytes
 
 INDEX_VERSION = 1
 _MAGIC = b"FOVEAIDX"
@@ -71,7 +71,7 @@ def write_sidecar(path: Path, index: ShardIndex) -> None:
 def read_sidecar(path: Path) -> ShardIndex:
     """Map a sidecar into memory. ValueError: missing, damaged or of another version, with the remedy."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretrain.core.files import read_bytes
 from pretrain.core.images import Orientation, ValueRange
 from pretrain.data.views.decode import PIL_MODES, decode_image, decode_npy
 from pretrain.data.views.values import ARRAY_TYPES, to_pixels_of_range
@@ -33,7 +34,7 @@ def to_pixels(
         ValueError: another shape, type, range or number of channels, or a file that cannot be decoded.
     """
     if isinstance(image, str | Path):
-        data = Path(image).read_bytes()
+        data = read_bytes(image)
         is_array = Path(image).suffix.lower() == ".npy"
         if is_array:
             return decode_npy(data, in_chans, value_range)

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pretrain.core.files import replacing_file, write_bytes
+from pretrain.core.files import read_bytes, replacing_file, write_bytes
 from pretrain.core.text import shown
 from pretrain.data.labels import classes_json, read_classes
 from pretrain.data.shards.index import build_index, index_shard
@@ -263,7 +263,7 @@ def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, 
     if file.size > _MAX_FILE:
         return "", f"too large: {file.size} bytes"
     try:
-        data = (root / file.name).read_bytes()
+        data = read_bytes(root / file.name)
         return prepare(data, size=settings.size, quality=settings.quality)
     except UnreadableImageError as error:
         return "", str(error)

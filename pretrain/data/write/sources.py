@@ -114,7 +114,7 @@ def _images(folder: Path) -> tuple[list[str], Counter[str]]:
         path = Path(entry.path)
         if path.suffix.lower() not in SUFFIXES:
             ignored[path.suffix.lower() or "no suffix"] += 1
-        elif entry.is_symlink() or entry.is_file():
+        else:  # what is no file is reported when it cannot be read
             names.append(path.relative_to(folder).as_posix())
     return sorted(names), ignored
 

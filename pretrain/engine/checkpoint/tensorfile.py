@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pretrain.core.files import check_regular
 from pretrain.engine.checkpoint.commit import FileRecord, HashedFile
 
 _DTYPES = {
@@ -57,11 +58,13 @@ class TensorFile(Protocol):
 
 def open_tensors(path: Path) -> TensorFile:
     """The safetensors file `path`, to be read in parts."""
+    check_regular(path)
     return cast(TensorFile, safetensors.safe_open(str(path), framework="pt"))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of the safetensors file `path`, on the CPU."""
+    check_regular(path)
     return cast(Any, safetensors.torch).load_file(str(path))
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pretrain.core.files import check_regular
 from pretrain.models.importers.safe_pickle import Record, read_object
 from pretrain.models.importers.weights import State, some
 from pretrain.models.release.manifest import check_file
@@ -105,6 +106,7 @@ def read_safetensors(path: Path) -> State:
         ValueError: it is damaged.
     """
     try:
+        check_regular(path)
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file: {_short(error)}") from error
