@@ -15,6 +15,7 @@ from finetune.data.first_look import look
 from finetune.locate import problem_of
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
@@ -124,4 +125,4 @@ def describe(checked: CheckedRun) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea finetune", main))

@@ -112,6 +112,8 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
         record = _record(folder / RECORD)
         if "task" not in record:
             raise ValueError(f"{folder}: a release of a backbone only; `fovea finetune` trains a task on it")
+        if not (folder / WEIGHTS).exists():
+            raise ValueError(f"{folder}: a release without its weights, {WEIGHTS}; copy the release again")
         task = _untrained(folder, record)
         return _with(task, task.imported(read_safetensors(folder / WEIGHTS)), folder), record
     if not (path / TASK).is_file():

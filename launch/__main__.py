@@ -10,6 +10,7 @@ from importlib import import_module
 from launch.hosts.local import run_local
 from launch.programs import PROGRAMS, check_program
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 
 # Words with their own parser -> module.
@@ -60,4 +61,4 @@ def _local(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea launch", main))

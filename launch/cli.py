@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from pretrain.core.machine.failures import failure_of
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 
 USAGE = """usage: fovea COMMAND ...
@@ -32,7 +31,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea export RELEASE_OR_RUN OUT         torch.export, ONNX and int8 of a fine-tuned task, each checked
   fovea lab --faults all --trials N --out DIR   faults in real runs on this machine: what held, what did not
 
-Each command has --help; each is also `python -m pretrain`, `python -m pretrain.data`, ...
+Each command has --help; where `fovea` is not on the PATH: python -m fovea COMMAND ...
 """
 
 
@@ -160,20 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command is None:
         print(f"fovea: unknown command {arguments[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    try:
-        return command([_OPTION_WITH_HOME.sub(_with_home, word) for word in arguments[1:]])
-    except KeyboardInterrupt:  # a running run saves and stops instead
-        print("fovea: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader has closed the pipe: | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        failure = failure_of(error)
-        if failure is None:
-            raise
-        print(f"fovea {arguments[0]}: {failure.text}", file=sys.stderr)
-        return failure.status
+    words = [_OPTION_WITH_HOME.sub(_with_home, word) for word in arguments[1:]]
+    return run_command(f"fovea {arguments[0]}", lambda: command(words))
 
 
 if __name__ == "__main__":

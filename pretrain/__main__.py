@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.data.depths import look_at_values
@@ -117,4 +118,4 @@ def describe(config: PretrainConfig, steps: Plan) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea pretrain", main))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import read_rows
@@ -175,4 +176,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea release", main))

@@ -22,6 +22,7 @@ from finetune.tasks.classification import Classification
 from pretrain.core.device import find_device
 from pretrain.core.files import write_json, write_text
 from pretrain.core.images import Orientation, ValueRange
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
@@ -136,4 +137,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea attention", main))

@@ -25,6 +25,7 @@ from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.files import write_json
 from pretrain.core.images import DataOrientation
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import versions
@@ -241,4 +242,4 @@ def _in_patches(size: Size, patch: int) -> Size:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea export", main))

@@ -23,6 +23,7 @@ from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
 from launch.programs import PROGRAMS, check_program, device_of
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.children import child_environment
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 
 # Variables of this shell that are passed to the ranks; others by --environment.
@@ -161,4 +162,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command("fovea launch hosts", lambda: main(sys.argv[1:])))

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Config, ConfigError, read_values, validate, write_values
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 
 Rule = Literal["linear", "sqrt", "none"]
@@ -211,4 +212,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea scale", main))

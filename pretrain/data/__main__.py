@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
 from pretrain.data.depths import look_at_values
@@ -273,4 +274,4 @@ def _human(size: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea data", main))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
@@ -89,4 +90,4 @@ def _weights(folder: Path, captured: Capture) -> tuple[Mapping[str, Any], str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea replay", main))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.record import read_rows
 from pretrain.doctor.diagnosis import Diagnosis, Doctor
@@ -105,4 +106,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea doctor", main))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
@@ -206,4 +207,4 @@ def _device(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea probe", main))

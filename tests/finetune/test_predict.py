@@ -56,6 +56,18 @@ def test_classification_names_the_likely_classes_of_every_image(photos: Path, tm
     ]  # fmt: skip
 
 
+def test_a_release_without_its_weights_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    release = write_release(tmp_path / "release", small_task("classification"), {"source": {"title": "a test"}})
+    for name in ("model.safetensors", "MANIFEST.json"):
+        (release / name).unlink()
+    record = json.loads((release / "fovea.json").read_text())
+    del record["manifest"]  # as version 0.1.0 wrote it
+    (release / "fovea.json").write_text(json.dumps(record))
+    assert main([str(release), str(photos), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{release}: a release without its weights, model.safetensors" in said and "--out" not in said
+
+
 def test_predictions_do_not_depend_on_other_images_of_the_batch(photos: Path, tmp_path: Path):
     task = small_task("classification")
     together = predictions(run(task, tmp_path / "1", photos))
