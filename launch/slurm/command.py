@@ -22,6 +22,7 @@ from launch.slurm import jobs, scheduler
 from launch.slurm.scheduler import SchedulerError
 from launch.slurm.template import read_options, read_template, render
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.children import HOME, is_installed
 from pretrain.core.machine.terminal import safe_output
 
 # Our flag -> sbatch's option.
@@ -243,7 +244,16 @@ def _script(template: str, chosen: argparse.Namespace, program: str) -> str:
         settings["LAUNCHER"] = chosen.launcher
     if chosen.no_preflight:
         settings["PREFLIGHT"] = "no"
-    return render(template, options=options, settings=settings, environment=chosen.environment)
+    path = [] if chosen.container else _checkout_on_path(template)
+    return render(template, options=options, settings=settings, environment=[*path, *chosen.environment])
+
+
+def _checkout_on_path(template: str) -> list[str]:
+    """The line by which a job finds Fovea where it runs from a checkout, which may not be installed."""
+    if is_installed():
+        return []
+    line = f"export PYTHONPATH={shlex.quote(str(HOME))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    return [] if line in template.splitlines() else [line]  # a resumed job has it
 
 
 def _placed(script: str, chosen: argparse.Namespace, run_dir: Path, folder: Path) -> str:

@@ -30,9 +30,14 @@ def child_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
     searched = (os.environ if given is None else given).get("PYTHONPATH", "").split(os.pathsep)
     here = {"", ".", *_current_folder()}
     paths = [path for path in searched if path not in here and path != str(HOME)]
-    if HOME.name not in ("site-packages", "dist-packages"):  # these come after the standard library
+    if not is_installed():  # those folders come after the standard library
         paths.insert(0, str(HOME))
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def is_installed() -> bool:
+    """Whether Fovea is imported from where packages are installed, not from a checkout."""
+    return HOME.name in ("site-packages", "dist-packages")
 
 
 def _current_folder() -> list[str]:

@@ -117,6 +117,24 @@ def test_the_requested_options_are_in_the_script(
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
+def test_a_job_finds_fovea_in_a_checkout_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = write_config(tmp_path, "mae")
+    shape = ["--nodes", "1", "--gpus-per-node", "1", "--dry-run"]
+    assert main(["pretrain", str(config), *shape]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "PYTHONPATH" in line]
+    for before, after in (("", f"{ROOT}"), ("/mine", f"{ROOT}:/mine")):
+        done = subprocess.run(
+            ["bash", "-c", f"{line}\necho $PYTHONPATH"],
+            env={"PYTHONPATH": before},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == after
+    assert main(["pretrain", str(config), *shape, "--container", "fovea.sif"]) == 0
+    assert "PYTHONPATH" not in capsys.readouterr().out, "the container has its own"
+
+
 def test_a_run_folder_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config, name = write_config(tmp_path, "mae"), "it's 50%,#1"
     assert main(["pretrain", str(config), f"run_dir={tmp_path}/{name}", "--ranks-per-node", "1", "--dry-run"]) == 0
