@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pretrain.engine.session.preempt import written
+
 EXIT_PREEMPTED = 85
 EXIT_UNFINISHED = 1
 
@@ -38,23 +40,24 @@ class StopRequest:
 def keep_running(run_dir: Path, attempt: Callable[[StopRequest], int], *, max_restarts: int) -> int:
     """Call `attempt` (it starts the ranks and waits for them) until the run is done; its exit status.
 
-    Status 0 requires the run's own marker DONE. A run that ended on request (marker PREEMPTED, or a signal here) is
+    Status 0 requires the run's own marker DONE, written during this call: a run that was complete before writes it
+    again. A run that ended on request (marker PREEMPTED, or a signal here) is
     not restarted: status 85 if it has saved. A run whose process died is restarted from its newest checkpoint, at most
     `max_restarts` times and while it makes progress; then the status is the attempt's.
     """
     for left_before in ("PREEMPTED", "stop"):
         (run_dir / left_before).unlink(missing_ok=True)
-    before, status = None, 0
+    before, status, done = None, 0, written(run_dir, "DONE")
     with _listening(StopRequest(run_dir)) as request:
         for left in range(max_restarts, -1, -1):
             status = attempt(request)
-            if status == 0 and (run_dir / "DONE").exists():
+            if status == 0 and written(run_dir, "DONE") not in ([], done):
                 return 0
             if (run_dir / "PREEMPTED").exists():
                 say(f"{run_dir} was stopped on request and saved; the same command resumes it")
                 return EXIT_PREEMPTED
             if status == 0:
-                say(f"its processes ended with status 0, but {run_dir} has no marker DONE: the run did not finish")
+                say(f"its processes ended with status 0, but wrote no marker DONE to {run_dir}: the run did not finish")
                 return EXIT_UNFINISHED
             if request.asked:
                 say(f"{run_dir} ended before it saved; the same command resumes from its newest checkpoint")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from launch.hosts.restarts import EXIT_PREEMPTED, say
 from pretrain.engine.checkpoint.commit import MANIFEST, checkpoints
+from pretrain.engine.session.preempt import written
 
 Outcome = Literal["done", "preempted", "time limit", "stopped", "ended", "failed", "lost"]
 Action = Literal["go", "done", "requeue", "stop"]
@@ -123,8 +124,14 @@ class AttemptLog:
                 Attempt(self.job, begun[-1]["restart"], "lost", step, node, f"{detail}, with the batch script")
             )
             self._add("end", **_without_identity(ended[-1]), restart=begun[-1]["restart"])
-        self._add("begin", nodes=list(nodes), step=newest_step(self.run_dir), restart=self.restart)
+        done = written(self.run_dir, "DONE")
+        self._add("begin", nodes=list(nodes), step=newest_step(self.run_dir), done=done, restart=self.restart)
         return ended
+
+    def done_before(self) -> list[int]:
+        """What `written` gave for the marker DONE when this attempt began."""
+        begun = [row for row in self._rows() if (row["event"], row["restart"]) == ("begin", self.restart)]
+        return begun[-1].get("done", []) if begun else []
 
     def end(self, outcome: Outcome, *, node: str | None, detail: str) -> list[Attempt]:
         """Record how this attempt ended; return all ended attempts of this job."""
@@ -193,15 +200,19 @@ def newest_step(run_dir: Path) -> int:
     return 0
 
 
-def outcome(run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = ()) -> Outcome:
+def outcome(
+    run_dir: Path, *, status: int, asked: str, lost: Iterable[str] = (), done_before: Sequence[int] = ()
+) -> Outcome:
     """How the ranks ended, by the markers they left: launchers do not pass on their exit status.
 
     Args:
         status: of srun. asked: why the batch script requested a stop: "signal" (preemption), "limit" (the time limit
             is near), "overdue" (they did not stop in time and were killed) or "" (no request); followed by
             "term" if SLURM then ended the job, and decides what follows. lost: nodes of the attempt that are down.
+        done_before: what `written` gave for the marker DONE before: one that was not written since is not this
+            attempt's.
     """
-    if status == 0 and (run_dir / "DONE").exists():
+    if status == 0 and written(run_dir, "DONE") not in ([], list(done_before)):
         return "done"
     why = asked.removesuffix("term").strip()
     saved = (run_dir / "PREEMPTED").exists() and why != "overdue"

@@ -17,6 +17,7 @@ from typing import Any
 from launch.programs import PROGRAMS, check_program
 from launch.slurm.attempts import AttemptLog, RestartDecision, blame, cancel_mark, decide, describe_lost, outcome
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import variable
 from pretrain.engine.watchdog.faults import read_faults
@@ -74,7 +75,8 @@ def _end(chosen: argparse.Namespace) -> int:
     log = chosen.srun_log
     node, said = blame(log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else "")
     lost = set(chosen.nodes) & set(chosen.down)
-    how = outcome(run_dir, status=chosen.status, asked=chosen.asked, lost=lost)
+    before = _book(run_dir).done_before()
+    how = outcome(run_dir, status=chosen.status, asked=chosen.asked, lost=lost, done_before=before)
     why = chosen.asked.partition(" ")[0]
     if why == "overdue":
         node, said = None, "did not stop in time"
@@ -123,4 +125,4 @@ def _nodes(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea launch attempt", main))

@@ -15,6 +15,7 @@ from pretrain.core.files import write_text
 STOP, SAVE = 1, 2  # bits of a request
 EXIT_PREEMPTED = 85
 _POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -28,7 +29,7 @@ class Watch:
     def __init__(self, run_dir: Path, *, rank: int):
         self._run_dir, self._rank = run_dir, rank
         self._signal: int | None = None
-        self._next_look = 0.0
+        self._next_look, self._waits_since = 0.0, 0.0
         self._folder = run_dir.stat() if rank == 0 else None
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.getsignal(number) for number in _SIGNALS if in_main_thread}
@@ -54,6 +55,21 @@ class Watch:
                     path.unlink(missing_ok=True)
                     wanted |= bit
         return wanted
+
+    def gives_up_waiting(self) -> bool:
+        """Whether a rank that waits for data should stop waiting: a stop was requested some seconds ago.
+
+        Usually the data comes, and the step ends as any other; storage that does not answer would hold the run.
+        """
+        by_file = self._rank == 0 and (self._run_dir / "stop").exists()
+        if self._signal is None and not by_file:
+            return False
+        self._waits_since = self._waits_since or time.monotonic()
+        if time.monotonic() - self._waits_since < _PATIENCE_SECONDS:
+            return False
+        if by_file:
+            (self._run_dir / "stop").unlink(missing_ok=True)
+        return True
 
     @property
     def reason(self) -> str:
@@ -86,6 +102,22 @@ def mark(run_dir: Path, name: str, text: str = "") -> None:
     if name not in ("PREEMPTED", "DONE"):
         raise ValueError(f"marker {name!r}: expected PREEMPTED or DONE")
     write_text(run_dir / name, text + "\n")
+
+
+def mark_again(run_dir: Path, *, rank: int) -> None:
+    """Rank 0 writes DONE again, for a launcher: the run was complete before, and this launch has seen it."""
+    if rank == 0:
+        write_text(run_dir / "DONE", (run_dir / "DONE").read_text(encoding="utf-8"))
+
+
+def written(run_dir: Path, name: str) -> list[int]:
+    """Tells one writing of a marker from another; empty without a marker. Launchers compare it before and after."""
+    try:
+        with (run_dir / name).open("rb") as file:  # a network file system asks its server when a file is opened
+            found = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return []
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def unmark(run_dir: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.hosts.restarts import StopRequest, keep_running
+from pretrain.engine.session.preempt import mark
 from tests.runs import LONG, ROOT, children, finish, hashes, kill_all, losses, reached, wait_until, write_config
 
 STEPS = 24
@@ -72,7 +73,7 @@ def attempts(run_dir: Path, *ends: tuple[int, str, str]) -> Callable[[StopReques
     [
         ([(1, "step-4", ""), (0, "step-8", "DONE")], 0, "3 restarts left"),
         ([(1, "step-4", "PREEMPTED")], 85, "was stopped on request and saved"),
-        ([(0, "step-4", "")], 1, "has no marker DONE: the run did not finish"),
+        ([(0, "step-4", "")], 1, "wrote no marker DONE to"),
         ([(1, "step-4", ""), (9, "step-4", "")], 9, "again without a new checkpoint"),
         ([(1, f"step-{step}", "") for step in range(4)], 1, "0 restarts left"),
     ],
@@ -156,6 +157,13 @@ def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path: Path, slow_to_sa
     assert process.poll() is None and not (tmp_path / "run" / "stop").exists()
     process.send_signal(signal.SIGTERM)
     assert process.wait(LONG) == 85
+
+
+@pytest.mark.parametrize(("written_again", "status"), [(False, 1), (True, 0)])
+def test_a_marker_of_an_earlier_launch_is_no_success(tmp_path: Path, written_again: bool, status: int):
+    mark(tmp_path, "DONE")
+    launch = attempts(tmp_path, (0, "", "DONE" if written_again else ""))
+    assert keep_running(tmp_path, launch, max_restarts=0) == status
 
 
 def test_an_unhandled_request_to_stop_does_not_stop_the_next_run(tmp_path: Path):

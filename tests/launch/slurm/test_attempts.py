@@ -10,6 +10,7 @@ import pytest
 
 from launch.slurm.attempts import MAX_FAILURES, Attempt, AttemptLog, Outcome, blame, decide, newest_step, outcome
 from launch.slurm.jobs import jobs_of, submissions
+from pretrain.engine.session.preempt import mark
 
 
 def history(*attempts: tuple[Any, ...]) -> list[Attempt]:
@@ -55,6 +56,15 @@ def test_ranks_killed_on_one_node_are_tried_on_another_and_exceptions_are_not():
     raised = history(*[("failed", 10, "n2", "n2 ranks 0: Exited with exit code 1")] * 2)
     assert decide(raised, spare=1).action == "stop"
     assert decide([*killed, *history(("failed", 10, "n3", "n3 ranks 1: Killed"))], spare=1).action == "stop"
+
+
+def test_a_marker_of_an_earlier_attempt_is_no_success(tmp_path: Path):
+    mark(tmp_path, "DONE")
+    book = AttemptLog(tmp_path, job="7", restart=0)
+    book.begin(nodes=["n1"], down=[])
+    assert outcome(tmp_path, status=0, asked="", done_before=book.done_before()) == "failed"
+    mark(tmp_path, "DONE")  # by this attempt
+    assert outcome(tmp_path, status=0, asked="", done_before=book.done_before()) == "done"
 
 
 @pytest.mark.parametrize(
