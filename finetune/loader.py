@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainBatches, move
-from finetune.data.examples import Examples
+from finetune.data.examples import BadExample, Examples
 from finetune.tasks.base import Task
 from pretrain.core.distributed import World
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.sampling.bad_samples import BadList, BadSamples
 from pretrain.engine.plan import Plan
+from pretrain.engine.session.needs import Reading
+
+_TRIED = 16  # examples, of which one must be readable
 
 
 class FinetuneLoader:
@@ -35,6 +41,7 @@ class FinetuneLoader:
         *,
         start_step: int,
         say: Callable[[str], None],
+        give_up: Callable[[], bool] | None = None,
     ):
         self.waited = 0.0
         self._device = world.device
@@ -60,6 +67,7 @@ class FinetuneLoader:
             num_workers=config.data.num_workers,
             prefetch_factor=config.data.prefetch,
             pin_memory=world.device.type == "cuda",
+            give_up=give_up,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -75,3 +83,27 @@ class FinetuneLoader:
     def close(self) -> None:
         """Stop the reading processes."""
         self._loader.close()
+
+
+def reading_of(config: FinetuneConfig, task: Task, examples: Examples, steps: Plan) -> Reading:
+    """How one rank reads its data."""
+    batch = batch_bytes(task, examples, steps.micro_batch)
+    return Reading(1, config.data.num_workers, config.data.prefetch, batch)
+
+
+def batch_bytes(task: Task, examples: Examples, micro_batch: int) -> int:
+    """Bytes of a micro-batch as a worker sends it, measured on the first example that can be read; 0: on none."""
+    transform = task.train_transform()
+    for index in range(min(len(examples), _TRIED)):
+        with suppress(BadExample):
+            return micro_batch * _bytes(transform(examples[index], np.random.default_rng(0)))
+    return 0
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of the tensors and arrays in nested dictionaries and lists."""
+    if isinstance(value, dict):
+        return sum(map(_bytes, cast(dict[str, Any], value).values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, cast(list[Any], value)))
+    return int(getattr(value, "nbytes", 0))

@@ -16,7 +16,7 @@ from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.data.orientation import of_photos
 from finetune.evaluate import Evaluation, EvaluationError, evaluate
-from finetune.loader import FinetuneLoader
+from finetune.loader import FinetuneLoader, reading_of
 from finetune.release import TASK, described, open_task, write_release
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
@@ -39,6 +39,7 @@ from pretrain.engine.session import preempt
 from pretrain.engine.session.folder import check_same_run, read_data, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
+from pretrain.engine.session.needs import check_machines, checkpoint_bytes
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
 from pretrain.models.release.manifest import NotFiniteError
@@ -114,6 +115,7 @@ class FinetuneRun:
         else:
             check_not_started(self.folder)
         self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
+        size = checkpoint_bytes(self.task, config.optim.name)
         self.engine = build_engine(
             self.task, optim=config.optim, config=config.engine, plan=steps, world=world, seed=config.seed
         )
@@ -134,9 +136,14 @@ class FinetuneRun:
         )
         for line in [*greeting, *self._findings(_FINDINGS_SHOWN)]:
             self.say(line)
+        reading = reading_of(config, self.task, train, steps)
+        check_machines(config, reading, steps.total_steps, size, self.say)
         self.watch = preempt.Watch(self.folder, rank=world.rank)
         stack.callback(self.watch.close)
-        self.loader = FinetuneLoader(config, steps, self.task, train, world, start_step=self.start_step, say=self.say)
+        give_up = self.watch.gives_up_waiting
+        self.loader = FinetuneLoader(
+            config, steps, self.task, train, world, start_step=self.start_step, say=self.say, give_up=give_up
+        )
         stack.callback(self.loader.close)
         self.evaluate_every = config.evaluate.period(steps.steps_per_epoch)
         self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
@@ -146,6 +153,7 @@ class FinetuneRun:
         config, total = self.config, self.steps.total_steps
         if self.start_step >= total and (self.folder / "DONE").exists():
             self.say(f"all {total} steps are done; the report is {self.folder / results.REPORT / 'index.html'}")
+            preempt.mark_again(self.folder, rank=self.world.rank)
             return 0
         distributed.barrier()
         if self.first:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
-from pretrain.data.views.specs import ViewSpec
+from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, sam_problems
 from pretrain.engine.plan import Plan, plan_steps
@@ -211,3 +211,10 @@ def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
     if problems:
         raise ConfigError(config.run_dir, problems)
     return steps
+
+
+def batch_bytes(config: PretrainConfig, images: int, *, augmented: bool = False) -> int:
+    """Bytes of a micro-batch as a worker sends it: pixels in uint8, under `data.range` or `augmented` in float32."""
+    views = stacks(config.objective.views(config.model)).values()
+    pixels = sum(view.count * view.size[0] * view.size[1] for stack in views for _, view in stack)
+    return images * config.model.in_chans * pixels * (4 if augmented or config.data.range is not None else 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from pretrain.config import Plan, PretrainConfig
+from pretrain.config import Plan, PretrainConfig, batch_bytes
 from pretrain.core.distributed import World
 from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.loader.pipeline import make_loader
@@ -18,8 +18,9 @@ from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.sampling.bad_samples import BadList, BadSamples
 from pretrain.data.sampling.order import Order
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.reader import Reader
+from pretrain.data.shards.reader import MAX_OPEN, Reader
 from pretrain.data.views import augment
+from pretrain.engine.session.needs import Reading
 
 
 class PretrainLoader:
@@ -41,6 +42,7 @@ class PretrainLoader:
         start_step: int,
         say: Callable[[str], None],
         skipped_positions: Mapping[int, int] | None = None,
+        give_up: Callable[[], bool] | None = None,
     ):
         self.views = config.objective.views(config.model)
         self.latest: dict[str, Tensor] = {}
@@ -64,6 +66,7 @@ class PretrainLoader:
             bad_samples=self.bad,
             prefetch_factor=config.data.prefetch,
             pin_memory=on_gpu,
+            give_up=give_up,
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -91,6 +94,13 @@ class PretrainLoader:
         located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
         places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
         return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
+
+
+def reading_of(config: PretrainConfig, steps: Plan, dataset: Dataset, *, augmented: bool) -> Reading:
+    """How one rank reads its data. augmented: workers send augmented views, in float32."""
+    batch = batch_bytes(config, steps.micro_batch, augmented=augmented)
+    shards = min(len(dataset.names), MAX_OPEN)
+    return Reading(1, config.data.num_workers, config.data.prefetch, batch, open_shards=shards)
 
 
 def loader_spec(

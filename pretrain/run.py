@@ -29,9 +29,10 @@ from pretrain.engine.session import preempt
 from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
+from pretrain.engine.session.needs import check_machines, checkpoint_bytes
 from pretrain.engine.session.pace import Pace
 from pretrain.engine.session.session import session
-from pretrain.loader import PretrainLoader
+from pretrain.loader import PretrainLoader, reading_of
 from pretrain.models.release.manifest import NotFiniteError
 from pretrain.nonfinite.recovery import Recovery, RewindError
 from pretrain.nonfinite.rewinds import SkippedPositions
@@ -97,6 +98,7 @@ class PretrainRun:
             data = {"fingerprint": dataset.fingerprint, "num_samples": steps.num_samples}
             write_records(self.folder, config, data, world_size=world.world_size, device=world.device_name)
         self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
+        size = checkpoint_bytes(self.objective, config.optim.name)
         greeting = [] if found else start_weights(self.objective, config)
         head_warmup_steps = config.init.head_warmup_steps if config.init else 0
         self.engine = build_engine(
@@ -124,6 +126,8 @@ class PretrainRun:
         )
         for line in greeting:
             self.say(line)
+        reading = reading_of(config, steps, dataset, augmented=world.device.type != "cuda")
+        check_machines(config, reading, steps.total_steps, size, self.say)
         self.watch = watch()
         self.loader = PretrainLoader(
             config,
@@ -133,6 +137,7 @@ class PretrainRun:
             start_step=self.start_step,
             say=self.say,
             skipped_positions=self.skipped.counts,
+            give_up=self.watch.gives_up_waiting,
         )
         stack.callback(self.loader.close)
         self.recovery = Recovery(
@@ -157,6 +162,7 @@ class PretrainRun:
         config, steps = self.config, self.steps
         if self.start_step >= steps.total_steps and (self.folder / "DONE").exists():
             self.say(f"all {steps.total_steps} steps are done; the release is {self.folder / 'release'}")
+            preempt.mark_again(self.folder, rank=self.world.rank)
             return 0
         distributed.barrier()
         if self.first:

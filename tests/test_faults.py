@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from launch.lab.forks import Fork
 from tests.runs import (
     LONG,
     SHARDS,
+    children,
     finish,
     kill_all,
     losses,
@@ -74,17 +79,66 @@ def test_damaged_lines_of_the_log_are_dropped_when_the_run_resumes(tmp_path: Pat
     assert sorted(losses(tmp_path / "run")) == list(range(1, 9))
 
 
-def test_a_full_disk_has_a_status_of_its_own(tmp_path: Path):
+def test_a_full_disk_is_found_before_the_first_step_and_has_a_status_of_its_own(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"needs the right to mount: {mount.stderr.strip()}")
     try:
-        status, said = finish(write_config(tmp_path, "mae"), f"run_dir={disk / 'run'}", *LASTING)
+        config = write_config(tmp_path, "mae")
+        status, said = finish(config, f"run_dir={disk / 'run'}", *LASTING)
+        assert status == 5 and not losses(disk / "run"), said
+        words = ("checkpoint.keep: 12 checkpoints need", "are free under", "choose a run_dir on a larger disk")
+        assert all(word in sentence(said) for word in words), said
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        run = start(config, f"run_dir={disk / 'run'}", *LASTING)
+        try:
+            wait_until(lambda: reached(disk / "run") >= 1, run)
+            subprocess.run(["mount", "-o", "remount,size=2m", disk], check=False)
+            with suppress(OSError):
+                (disk / "fill").write_bytes(bytes(2**26))
+            assert run.wait() == 5
+        finally:
+            kill_all(run)
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-    assert status == 5 and "No space left on device" in sentence(said), said
+    assert "No space left on device" in sentence(run.said), run.said
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the file stop"])
+def test_a_run_whose_data_does_not_come_follows_a_request_to_stop_and_saves(tmp_path: Path, how: str):
+    run = start(write_config(tmp_path, "mae"), *LASTING, "data.num_workers=1", "checkpoint.every_steps=100000")
+    workers: list[int] = []
+    try:
+        wait_until(lambda: reached(tmp_path / "run") >= 2, run)
+        workers = data_workers(run.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # as one that waits for storage that does not answer
+        before = -1
+        while before != reached(tmp_path / "run"):  # the batches that were ready are used
+            before = reached(tmp_path / "run")
+            time.sleep(1.0)
+        if how == "the file stop":
+            (tmp_path / "run" / "stop").touch()
+        else:
+            run.send_signal(signal.Signals[how])
+        assert run.wait() == 85, run.said
+    finally:
+        kill_all(run)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+    step = reached(tmp_path / "run")
+    assert (tmp_path / "run" / "PREEMPTED").read_text() == f"step {step}\n"
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").exists()
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+def data_workers(pid: int) -> list[int]:
+    """Processes of the fork server that a run started."""
+    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
 
 
 @pytest.mark.parametrize("mpi", ["OMPI_COMM_WORLD", "PMI"])

@@ -12,18 +12,22 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from launch.check import preflight
-from launch.check.preflight import Finding, JobShape
+from launch.check.preflight import JobShape
 from launch.check.trial import run_steps
 from launch.plan import task_cost
-from launch.plan.cost import batch_bytes, count
+from launch.plan.cost import count
 from launch.plan.hardware import find_gpu
-from launch.plan.machine import GIB, Machine
+from launch.plan.machine import Machine
 from launch.programs import PROGRAMS, device_of
-from pretrain.config import Plan, PretrainConfig
+from pretrain.config import Plan, PretrainConfig, batch_bytes
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.command import run_command
+from pretrain.core.machine.resources import GIB
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import variable
 from pretrain.core.record import read_rows
+from pretrain.engine.session import needs
+from pretrain.engine.session.needs import Finding
 
 # On nodes: srun itself returns 2 for a node where the program does not exist.
 EXIT_IMPOSSIBLE = 78
@@ -74,13 +78,14 @@ def _pretrain(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     yield from preflight.run_folder(config, {"data.shards": dataset.fingerprint}, free=_free_keys)
     yield from preflight.sources(config)
     yield from preflight.workers(config, plan, job, machine)
-    yield from preflight.shared_memory(config, batch_bytes(config, plan.micro_batch), job, machine)
+    reading = preflight.reading(config, job, batch=batch_bytes(config, plan.micro_batch))
+    yield from _of_reading(reading, machine)
     yield from preflight.limits(job)
     estimate = None
     if not chosen.quick:
         cost = count(config)
         yield from preflight.memory(config, plan, cost, job)
-        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+        yield from _disk(config, plan, cost.checkpoint, machine)
         estimate = preflight.estimated_rate(cost, job, bf16=config.engine.precision != "fp32")
     yield from _duration(chosen, config, plan, job, machine, estimate)
 
@@ -100,12 +105,21 @@ def _finetune(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
         yield Finding("error", problem)
     yield from preflight.workers(config, plan, job, machine)
     yield from preflight.limits(job)
-    if problem is None and not chosen.quick:
-        cost = task_cost.count(config, train, plan)
-        yield from preflight.shared_memory(config, cost.batch, job, machine)
-        yield from preflight.disk(config, plan, cost.checkpoint, machine)
+    cost = task_cost.count(config, train, plan) if problem is None and not chosen.quick else None
+    yield from _of_reading(preflight.reading(config, job, batch=cost.batch if cost else 0), machine)
+    if cost:
+        yield from _disk(config, plan, cost.checkpoint, machine)
     if problem is None:
         yield from _duration(chosen, config, plan, job, machine, None)
+
+
+def _of_reading(reading: needs.Reading, machine: Machine) -> Iterator[Finding]:
+    for question in (needs.open_files, needs.shared_memory, needs.host_memory):
+        yield from question(reading, machine)
+
+
+def _disk(config: PretrainConfig | FinetuneConfig, plan: Plan, size: float, machine: Machine) -> Iterator[Finding]:
+    return needs.disk(config.checkpoint, plan.total_steps, size, machine, run_dir=config.run_dir)
 
 
 def _free_keys() -> Sequence[str]:
@@ -218,4 +232,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command("fovea launch check", lambda: main(sys.argv[1:])))

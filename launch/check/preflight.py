@@ -10,32 +10,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from finetune.config import FinetuneConfig
 from launch.plan.cost import Cost
 from launch.plan.hardware import UTILIZATION, Gpu
-from launch.plan.machine import GIB, Machine
+from launch.plan.machine import Machine
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core.configlib import ConfigError
+from pretrain.core.machine.resources import GIB
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.session.folder import check_same_run
+from pretrain.engine.session.needs import Finding, Reading
 from pretrain.models.release.manifest import source_problem
 
 RunConfig = PretrainConfig | FinetuneConfig
-FILES_OF_A_RANK = 128  # libraries, sockets, logs
 CHECKPOINT_MINUTES = 60  # more work than this between checkpoints gives a warning
-
-
-@dataclass(frozen=True)
-class Finding:
-    """level: "error" stops the job, "warning" and "fact" do not."""
-
-    level: Literal["error", "warning", "fact"]
-    text: str
-
-    def __str__(self) -> str:
-        return self.text if self.level == "fact" else f"{self.level}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -139,8 +128,13 @@ def sources(config: PretrainConfig) -> Iterator[Finding]:
             yield Finding("error", f"init.{key}: {problem}")
 
 
+def reading(config: RunConfig, job: JobShape, *, batch: float = 0) -> Reading:
+    """How the data will be read on a node. batch: bytes of a micro-batch; 0: not known."""
+    return Reading(job.ranks_per_node, config.data.num_workers, config.data.prefetch, batch)
+
+
 def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> Iterator[Finding]:
-    """Data workers against the cores of a node and the number of samples; open files of a rank."""
+    """Data workers against the cores of a node and the number of samples."""
     data, ranks = config.data, job.ranks_per_node
     if ranks * data.num_workers > machine.cpus:
         fits = max(1, machine.cpus // ranks)
@@ -156,32 +150,6 @@ def workers(config: RunConfig, plan: Plan, job: JobShape, machine: Machine) -> I
             f"data.num_workers: {data.num_workers}, but {plan.num_samples} samples are {batches} batches of "
             f"{plan.micro_batch} an epoch for each of {job.ranks} ranks; data.num_workers={batches} gives each "
             "worker one, or fewer ranks",
-        )
-    # A batch in flight is an open file for each of its tensors.
-    files = FILES_OF_A_RANK + data.num_workers * data.prefetch * 8
-    if files > machine.open_files:
-        enough = 2 ** math.ceil(math.log2(files))
-        yield Finding(
-            "error",
-            f"ulimit -n: {machine.open_files} open files, a rank needs about {files}; give the job "
-            f"--environment 'ulimit -n {enough}'",
-        )
-
-
-def shared_memory(config: RunConfig, one: int, job: JobShape, machine: Machine) -> Iterator[Finding]:
-    """Prefetched batches of a node's workers against its /dev/shm. one: bytes of a micro-batch."""
-    data, ranks = config.data, job.ranks_per_node
-    count = ranks * data.num_workers
-    needed = count * data.prefetch * one
-    if needed > machine.shm:
-        fits = int(machine.shm / (count * one))
-        way = f"data.prefetch={fits}" if fits else f"data.num_workers={max(0, int(machine.shm / (ranks * one)))}"
-        if not fits:
-            way += " data.prefetch=1"
-        yield Finding(
-            "error" if not fits or needed > 2 * machine.shm else "warning",
-            f"data.prefetch: {count} workers x {data.prefetch} batches of {_size(one)} need "
-            f"{_size(needed)} of /dev/shm, {_size(machine.shm)} are free; {way} fits, or mount it larger",
         )
 
 
@@ -220,35 +188,6 @@ def _bytes(config: PretrainConfig, cost: Cost, images: int, stage: int, ranks: i
 
     found = Footprint(cost.trained, cost.fixed, cost.per_batch, cost.per_image)
     return found.total(images=images, optimizer=config.optim.name, zero_stage=stage, world_size=ranks)
-
-
-def disk(config: RunConfig, plan: Plan, size: float, machine: Machine) -> Iterator[Finding]:
-    """The kept checkpoints, and one being written, against the free space of run_dir. size: bytes of one."""
-    checkpoint = config.checkpoint
-    every = checkpoint.milestone_every_steps
-    milestones = plan.total_steps // every if every else 0
-    count = checkpoint.keep + milestones + 2  # one being written, one to rewind to
-    needed = count * size
-    yield Finding("fact", f"disk     {count} checkpoints of {_size(size)}, {_size(machine.disk)} free")
-    if needed > machine.disk:
-        fits = int(machine.disk / size) - 2
-        way = _fewer(checkpoint.keep, fits, plan.total_steps if milestones else 0) if fits >= 1 else ""
-        way = f"{way} fits" if way else "choose a run_dir on a larger disk"
-        yield Finding(
-            "error",
-            f"checkpoint.keep: {count} checkpoints need {_size(needed)}, {_size(machine.disk)} are free "
-            f"under {config.run_dir}; {way}",
-        )
-
-
-def _fewer(keep: int, fits: int, total_steps: int) -> str:
-    """Settings by which at most `fits` checkpoints are kept. total_steps: 0 without milestones."""
-    keep = min(keep, max(1, fits - 1) if total_steps else fits)
-    way = f"checkpoint.keep={keep}"
-    if not total_steps:
-        return way
-    every = math.ceil(total_steps / (fits - keep)) if fits > keep else "null"
-    return f"{way} checkpoint.milestone_every_steps={every}"
 
 
 def duration(config: RunConfig, plan: Plan, job: JobShape, images_per_second: float, source: str) -> Iterator[Finding]:
@@ -304,10 +243,6 @@ def estimated_rate(cost: Cost, job: JobShape, *, bf16: bool) -> float | None:
         return None
     peak = (job.gpu.bf16 if bf16 else job.gpu.fp32) * 1e12
     return job.ranks * UTILIZATION * peak / cost.flops
-
-
-def _size(number: float) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
 
 
 def _time(seconds: float) -> str:

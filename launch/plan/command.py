@@ -12,9 +12,10 @@ import sys
 from dataclasses import dataclass
 
 from launch.plan.hardware import UTILIZATION, Gpu, find_gpu
-from launch.plan.machine import GIB
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, load_config
+from pretrain.core.machine.command import run_command
+from pretrain.core.machine.resources import GIB
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.shards.dataset import Dataset
 
@@ -218,4 +219,4 @@ def _amount(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command("fovea launch plan", lambda: main(sys.argv[1:])))

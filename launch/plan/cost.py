@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
-from pretrain.data.views.specs import stacks
+from pretrain.engine.session.needs import OPTIMIZER_BYTES
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def count(config: PretrainConfig) -> Cost:
     Raises:
         ConfigError: initial weights or a teacher (init, a tokenizer) cannot be read.
     """
-    from launch.plan.memory import OPTIMIZER_BYTES, footprint
+    from launch.plan.memory import footprint
 
     found = footprint(config)
     state = OPTIMIZER_BYTES[config.optim.name] / 4
@@ -71,11 +71,3 @@ def _flops(config: PretrainConfig, images: int = 2) -> float:
     finally:
         attention.choose = chosen
     return counter.get_total_flops() / images
-
-
-def batch_bytes(config: PretrainConfig, images: int) -> int:
-    """Bytes of one micro-batch as a worker sends it to its rank, pixels in uint8, under `data.range` in float32."""
-    channels = config.model.in_chans
-    views = stacks(config.objective.views(config.model)).values()
-    pixels = sum(view.count * view.size[0] * view.size[1] for stack in views for _, view in stack)
-    return images * channels * pixels * (1 if config.data.range is None else 4)

@@ -1,43 +1,25 @@
-"""The resources of this machine: cores, memory, shared memory, open files, disk. Measured without torch."""
+"""A node: the resources of this machine and its GPUs. Measured without torch."""
 
 from __future__ import annotations
 
-import os
-import resource
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-GIB = 2**30
-SHM = Path("/dev/shm")  # where data workers put their batches
+from pretrain.core.machine.resources import Resources
 
 
 @dataclass(frozen=True)
-class Machine:
-    """One node, as seen by a process on it. Memory and disk in bytes; gpu_memory is None without a GPU driver."""
+class Machine(Resources):
+    """One node, as seen by a process on it. gpu_memory: bytes of the first GPU, None without a GPU driver."""
 
-    cpus: int
-    memory: int
-    shm: int
-    open_files: int
-    disk: int
     gpu_memory: int | None
     gpus: int = 0
 
     @staticmethod
     def here(run_dir: Path) -> Machine:
         """Measure; `disk` is the free space for `run_dir`."""
-        home = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
-        return Machine(
-            cpus=len(os.sched_getaffinity(0)),
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            shm=shutil.disk_usage(SHM).free if SHM.exists() else 0,
-            open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            disk=shutil.disk_usage(home).free,
-            gpu_memory=_gpu_memory(),
-            gpus=count_gpus(),
-        )
+        return Machine(**vars(Resources.here(run_dir)), gpu_memory=_gpu_memory(), gpus=count_gpus())
 
 
 def count_gpus() -> int:

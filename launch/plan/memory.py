@@ -22,15 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config import PretrainConfig
+from pretrain.core.machine.resources import GIB
 from pretrain.data.views.maskdraw import BatchPosition, draw
 from pretrain.data.views.specs import Mask, Noise, stacks
+from pretrain.engine.session.needs import OPTIMIZER_BYTES
 from pretrain.models.layers import attention
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_objective
 
 RESERVE = 1.5 * 2**30  # bytes: context, libraries' workspaces, communication buckets
-OPTIMIZER_BYTES = {"adamw": 8, "lars": 4, "sgd": 4}  # per parameter, fp32
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pretrain.core import distributed, heartbeat
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.trainable import Batch, Trainable
 from pretrain.engine.optim.nonfinite import NonFiniteSteps
 from pretrain.engine.protocol import Engine, Requests, StepResult
@@ -33,7 +34,8 @@ def fit(
     """Train until `total_steps` optimizer steps are done, or until any rank requests a stop; return the step reached.
 
     Args:
-        batches: this rank's micro-batches on its device, from the first one of step `engine.step_count`.
+        batches: this rank's micro-batches on its device, from the first one of step `engine.step_count`. A
+            StoppedWaitingError of them is a request to stop; with other ranks, which cannot save then, it is raised.
         log: called every `log_every` steps, and at the first, the last, and each skipped step.
         save: called every `save_every` steps (0: never), at the end, and on a request to save or stop.
         probe: called every `probe_every` steps and at the end (0: never).
@@ -50,7 +52,13 @@ def fit(
     stragglers = Stragglers(distributed.all_gather_object(heartbeat.host_name()))
     try:
         while step < total_steps:
-            result = engine.train_step(batches, step, requests=requests())
+            try:
+                result = engine.train_step(batches, step, requests=requests())
+            except StoppedWaitingError:
+                if distributed.world_size() > 1:  # the other ranks wait inside the step
+                    raise
+                save(step)
+                break
             step += 1
             heartbeat.mark("after", step)
             if result.skipped:

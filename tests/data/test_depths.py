@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.plan.cost import batch_bytes
 from pretrain.__main__ import check
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, batch_bytes
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.data.__main__ import main
 from pretrain.data.depths import look_at_values

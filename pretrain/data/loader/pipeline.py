@@ -14,7 +14,7 @@ With `augment_on="worker"` the views are float32, as returned by `augment.apply`
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 
 from pretrain.data.loader.microbatch import HostBatch, MicroBatches
@@ -35,9 +35,11 @@ def make_loader(
     bad_samples: BadSamples | None = None,
     prefetch_factor: int = 2,
     pin_memory: bool = False,
+    give_up: Callable[[], bool] | None = None,
 ) -> Loader:
     """This rank's micro-batches of `num_steps` steps from the spec's start position, `spec.accumulation` per step.
 
+    give_up      asked while a batch is waited for; if it is true, StoppedWaitingError
     bad_samples  counts and records the replaced samples; may stop the run
 
     Its close() ends the workers; so does exhausting it.
@@ -51,6 +53,7 @@ def make_loader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor,
         pin_memory=pin_memory,
+        give_up=give_up,
     )
     return batches if bad_samples is None else _observed(batches, bad_samples)
 

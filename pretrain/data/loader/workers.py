@@ -12,7 +12,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import parent_process, util
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -23,21 +23,30 @@ from torch.utils.data._utils.pin_memory import pin_memory as pin_memory_of
 
 from pretrain.core import heartbeat
 from pretrain.core.machine.children import start_fork_server, without_main
-from pretrain.core.machine.failures import DataError, MachineError
+from pretrain.core.machine.failures import DataError, MachineError, StoppedWaitingError
 from pretrain.data.loader.handover import Items, Parcel, Parcels, shared_memory
 
 _KEPT_FROM_WORKERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _PRELOADED = (__name__, "pretrain.data.loader.microbatch")
 
+_LOOK_SECONDS = 1.0  # between looks at dead workers and requests to stop; DataLoader's own is 5
 _NO_LOCKS = {errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS}
 
 Item = TypeVar("Item")
 
 
 def run_in_workers(
-    items: Items[Item], length: int, *, num_workers: int, prefetch_factor: int = 2, pin_memory: bool = False
+    items: Items[Item],
+    length: int,
+    *,
+    num_workers: int,
+    prefetch_factor: int = 2,
+    pin_memory: bool = False,
+    give_up: Callable[[], bool] | None = None,
 ) -> Generator[Item, None, None]:
     """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if that is 0.
+
+    give_up: asked every second while an item is waited for; if it is true, StoppedWaitingError.
 
     An error raised by an item is raised here, a ValueError as DataError. MachineError with the number of the due item
     when a worker died, and when no worker can be started; ValueError when the items cannot be sent to a worker.
@@ -62,7 +71,7 @@ def run_in_workers(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws a seed, which is not used, from the run's generator
     )
-    return _iterate(loader, pickled)
+    return _iterate(loader, pickled, give_up or _never)
 
 
 def _computed_here(items: Items[Item], length: int, *, pinned: bool) -> Generator[Item, None, None]:
@@ -75,7 +84,7 @@ def _computed_here(items: Items[Item], length: int, *, pinned: bool) -> Generato
         yield cast(Item, pin_memory_of(item)) if pinned else item
 
 
-def _iterate(loader: DataLoader, pickled: bytes) -> Generator[Any, None, None]:
+def _iterate(loader: DataLoader, pickled: bytes, give_up: Callable[[], bool]) -> Generator[Any, None, None]:
     try:
         start_fork_server(preload=_PRELOADED, blocked=_KEPT_FROM_WORKERS)
         with without_main(pickled):
@@ -88,6 +97,14 @@ def _iterate(loader: DataLoader, pickled: bytes) -> Generator[Any, None, None]:
             ) from error
         raise
     workers: list[BaseProcess] = list(iterator._workers)
+    wait: Callable[[float], Any] = iterator._try_get_data
+
+    def look(timeout: float = _LOOK_SECONDS) -> Any:
+        if give_up():
+            raise StoppedWaitingError(f"requested to stop while item {index} of the data did not come")
+        return wait(min(timeout, _LOOK_SECONDS))
+
+    iterator._try_get_data = look  # where DataLoader waits, and notices dead workers
     # For an unfinished iterator: at exit multiprocessing would send SIGTERM, which workers block, and wait forever.
     kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
     index, said = 0, False
@@ -166,6 +183,10 @@ def _follow_the_run() -> None:
     assert run is not None, "a worker has a parent"
     run.join()
     os._exit(1)
+
+
+def _never() -> bool:
+    return False
 
 
 def _unchanged(item: Any) -> Any:

@@ -14,6 +14,8 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar
 
+MAX_OPEN = 64  # shards
+
 
 class BadSample(Exception):  # noqa: N818
     """A sample that cannot be used: `shard` (file name), `key`, `member` (extension, "" for all), `reason`."""
@@ -32,7 +34,7 @@ class Reader:
     A copy made by pickling (a worker process) opens its own files. Not thread-safe.
     """
 
-    def __init__(self, dataset: Dataset, *, max_open: int = 64) -> None:
+    def __init__(self, dataset: Dataset, *, max_open: int = MAX_OPEN) -> None:
         if max_open < 1:
             raise ValueError(f"max_open must be at least 1, got {max_open}")
         self.dataset = dataset

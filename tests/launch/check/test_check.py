@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from launch.check.command import _seconds, main
-from launch.plan.machine import GIB, Machine
+from launch.plan.machine import Machine
+from pretrain.core.machine.resources import GIB
 from tests.finetune.runs import make_release
 from tests.runs import ROOT, SHARDS, write_config
 
@@ -68,12 +69,19 @@ PLANTED = {
         ("data.prefetch: 8 workers", "/dev/shm", "data.prefetch=2 fits"),
         ["data.num_workers=8", "data.prefetch=40"],
         {"shm": 1_000_000},
+        level="warning",
+    ),
+    "batches that exceed the memory": Planted(
+        ("data.prefetch: 8 workers x 40 batches", "of memory, 1.0 MiB are free", "data.prefetch=2 fits"),
+        ["data.num_workers=8", "data.prefetch=40"],
+        {"memory": 2**20},
     ),
     "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), ["data.num_workers=1"], {"open_files": 64}),
     "shared memory that not one batch each fits in": Planted(
         ("data.prefetch: 8 workers", "data.num_workers=4 data.prefetch=1 fits"),
         ["data.num_workers=8"],
         {"shm": 200_000},
+        level="warning",
     ),
     "milestones that fill the disk": Planted(
         ("checkpoint.keep: 36 checkpoints", "checkpoint.keep=10 checkpoint.milestone_every_steps=8 fits"),
@@ -131,6 +139,7 @@ PLANTED_IN_A_TASK = {
         ("data.prefetch: 4 workers x 4 batches of", "of /dev/shm", "data.prefetch=1 fits"),
         ["data.num_workers=4"],
         {"shm": 500_000},
+        level="warning",
     ),
     "more workers than batches": Planted(
         ("data.num_workers: 8, but 640 samples are 2 batches of 320", "data.num_workers=2"),
