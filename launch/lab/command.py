@@ -17,6 +17,7 @@ from launch.lab.results import append, read_results, write_tables
 from launch.lab.trial import Trial
 from launch.lab.verdicts import EXECUTED, FAILED, HELD, BrokenPromiseError, Result
 from pretrain.core.files import new_folder
+from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
 
@@ -151,4 +152,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fovea lab", main))

@@ -22,7 +22,7 @@ def full_disk(trial: Trial) -> None:
     try:
         command = trial.start("pretrain", trial.config, f"run_dir={disk / 'run'}")
         if command.wait() != 0:
-            trial.refused(command, "No space left on device", statuses=(_DISK,))
+            trial.refused(command, str(disk), statuses=(_DISK,))
         _mount(["mount", "-o", "remount,size=64m", str(disk)])
         trial.done(trial.start("pretrain", trial.config, f"run_dir={disk / 'run'}"))
         trial.ended_as_undisturbed(disk / "run")

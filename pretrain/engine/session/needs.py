@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pretrain.core.machine.failures import DiskError, MachineError
-from pretrain.core.machine.resources import Resources, size_text
+from pretrain.core.machine.resources import Resources, open_now, size_text
 from pretrain.engine.checkpoint.commit import checkpoints
 from pretrain.engine.config import CheckpointConfig
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OPTIMIZER_BYTES = {"adamw": 8, "lars": 4, "sgd": 4}  # of state per trained parameter, fp32
 FILES_OF_A_RANK = 128  # libraries, sockets, logs
+_MORE_FILES = 16  # that a rank opens after its start: a checkpoint, a picture, pipes of its workers
 FILES_OF_A_BATCH = 8  # a batch in flight is an open file for each of its tensors
 
 
@@ -52,10 +53,14 @@ class Reading:
         return self.ranks * self.num_workers
 
 
-def open_files(reading: Reading, machine: Resources) -> Iterator[Finding]:
-    """The limit of a process against the files of a rank, with its batches in flight, and of a worker with shards."""
+def open_files(reading: Reading, machine: Resources, *, others: int = FILES_OF_A_RANK) -> Iterator[Finding]:
+    """The limit of a process against the files of a rank, with its batches in flight, and of a worker with shards.
+
+    Args:
+        others: files that a rank has open besides.
+    """
     in_flight = reading.num_workers * reading.prefetch * FILES_OF_A_BATCH
-    files = FILES_OF_A_RANK + max(in_flight, reading.open_shards)
+    files = others + max(in_flight, reading.open_shards)
     if files > machine.open_files:
         enough = 2 ** math.ceil(math.log2(files))
         yield Finding(
@@ -105,7 +110,8 @@ def disk(
     """
     every = checkpoint.milestone_every_steps
     milestones = total_steps // every if every else 0
-    count = checkpoint.keep + milestones + 2  # one being written, one to rewind to
+    saves = math.ceil(total_steps / checkpoint.every_steps)
+    count = min(saves, checkpoint.keep + milestones + 1) + 1  # one to rewind to, one being written
     needed = max(1, count - existing) * size
     have = f", {existing} of them exist" if existing else ""
     yield Finding("fact", f"disk     {count} checkpoints of {size_text(size)}{have}, {size_text(machine.disk)} free")
@@ -161,7 +167,7 @@ def check_machines(
 
     machine, rank = Resources.here(Path(config.run_dir)), distributed.rank()
     hosts = distributed.all_gather_object(socket.gethostname())
-    found = [*open_files(reading, machine)]
+    found = [*open_files(reading, machine, others=open_now() + _MORE_FILES)]
     if hosts.index(hosts[rank]) == rank:
         node = replace(reading, ranks=hosts.count(hosts[rank]))
         found += [*shared_memory(node, machine), *host_memory(node, machine)]

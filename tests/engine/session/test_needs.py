@@ -25,7 +25,11 @@ class Config:
 @pytest.mark.parametrize(
     ("lacking", "kind", "words"),
     [
-        ({"open_files": 150}, MachineError, ("ulimit -n: 150 open files, a rank needs about 192", "`ulimit -n 256`")),
+        (
+            {"open_files": 70},
+            MachineError,
+            ("ulimit -n: 70 open files, a rank needs", "raise it with `ulimit -n "),
+        ),
         ({"memory": 4 * 2**20}, MachineError, ("8.0 MiB of memory, 4.0 MiB are free", "data.prefetch=1 fits")),
         ({"disk": 3 * GIB}, DiskError, ("4 checkpoints need 4.0 GiB, 3.0 GiB are free", "checkpoint.keep=1 fits")),
     ],
@@ -35,7 +39,7 @@ def test_what_a_machine_lacks_ends_the_run_before_its_first_step(
 ):
     monkeypatch.setattr(Resources, "here", staticmethod(lambda run_dir: replace(GOOD, **lacking)))
     with pytest.raises(kind) as error:
-        needs.check_machines(Config(tmp_path), READING, 100, GIB, print)
+        needs.check_machines(Config(tmp_path), READING, 10_000, GIB, print)
     assert all(word in str(error.value) for word in words), error.value
     found = failure_of(error.value)
     assert found is not None and found.status == (5 if kind is DiskError else 6)
@@ -46,7 +50,7 @@ def test_small_shared_memory_is_a_warning_because_batches_go_another_way(
 ):
     monkeypatch.setattr(Resources, "here", staticmethod(lambda run_dir: replace(GOOD, shm=5 * 2**20)))
     said: list[str] = []
-    needs.check_machines(Config(tmp_path), READING, 100, GIB, said.append)
+    needs.check_machines(Config(tmp_path), READING, 10_000, GIB, said.append)
     assert len(said) == 1 and "8.0 MiB of /dev/shm, 5.0 MiB are free" in said[0] and "data.prefetch=1 fits" in said[0]
 
 
@@ -54,7 +58,12 @@ def test_checkpoints_that_exist_need_no_further_space(tmp_path: Path, monkeypatc
     for step in (1, 2):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     monkeypatch.setattr(Resources, "here", staticmethod(lambda run_dir: replace(GOOD, disk=2 * GIB)))
-    needs.check_machines(Config(tmp_path), READING, 100, GIB, print)
+    needs.check_machines(Config(tmp_path), READING, 10_000, GIB, print)
+
+
+def test_a_short_run_needs_only_the_checkpoints_that_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Resources, "here", staticmethod(lambda run_dir: replace(GOOD, disk=3 * GIB)))
+    needs.check_machines(Config(tmp_path), READING, 1000, GIB, print)
 
 
 def test_this_machine_is_measured(tmp_path: Path):

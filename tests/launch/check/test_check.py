@@ -63,7 +63,7 @@ PLANTED = {
     ),
     "a model too large for the GPU": Planted(("the GPU has 1.0", "GPUs with more memory"), [], {"gpu_memory": GIB}),
     "no disk for the checkpoints": Planted(
-        ("checkpoint.keep: 12 checkpoints", "are free under", "checkpoint.keep=1 fits"), [], {"disk": 4_000_000}
+        ("checkpoint.keep: 7 checkpoints", "are free under", "checkpoint.keep=1 fits"), [], {"disk": 4_000_000}
     ),
     "no room for the workers' batches": Planted(
         ("data.prefetch: 8 workers", "/dev/shm", "data.prefetch=2 fits"),
@@ -84,8 +84,8 @@ PLANTED = {
         level="warning",
     ),
     "milestones that fill the disk": Planted(
-        ("checkpoint.keep: 36 checkpoints", "checkpoint.keep=10 checkpoint.milestone_every_steps=8 fits"),
-        ["checkpoint.milestone_every_steps=1"],
+        ("checkpoint.keep: 61 checkpoints", "checkpoint.keep=10 checkpoint.milestone_every_steps=80 fits"),
+        ["checkpoint.milestone_every_steps=1", "optim.total_steps=240"],
         {"disk": 16_000_000},
     ),
     "more workers than batches": Planted(
@@ -133,7 +133,9 @@ optim: {{lr: 1e-3, global_batch_size: 32, total_steps: 24}}
 """
 PLANTED_IN_A_TASK = {
     "no disk for the checkpoints": Planted(
-        ("checkpoint.keep: 5 checkpoints", "are free under", "checkpoint.keep=1 fits"), [], {"disk": 220_000_000}
+        ("checkpoint.keep: 5 checkpoints", "are free under", "checkpoint.keep=1 fits"),
+        ["checkpoint.every_steps=4"],
+        {"disk": 220_000_000},
     ),
     "no room for the workers' batches": Planted(
         ("data.prefetch: 4 workers x 4 batches of", "of /dev/shm", "data.prefetch=1 fits"),
