@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing import parent_process, util
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -97,21 +98,15 @@ def _iterate(loader: DataLoader, pickled: bytes, give_up: Callable[[], bool]) ->
             ) from error
         raise
     workers: list[BaseProcess] = list(iterator._workers)
-    wait: Callable[[float], Any] = iterator._try_get_data
-
-    def look(timeout: float = _LOOK_SECONDS) -> Any:
-        if give_up():
-            raise StoppedWaitingError(f"requested to stop while item {index} of the data did not come")
-        return wait(min(timeout, _LOOK_SECONDS))
-
-    iterator._try_get_data = look  # where DataLoader waits, and notices dead workers
+    _look_while_waiting(iterator, give_up)
+    opener = ThreadPoolExecutor(1)  # a worker that does not answer holds what opens its parcels
     # For an unfinished iterator: at exit multiprocessing would send SIGTERM, which workers block, and wait forever.
     kill = util.Finalize(None, _kill, args=(workers,), exitpriority=100)
     index, said = 0, False
     try:
         while True:
             try:
-                parcel: Parcel = next(iterator).opened()
+                parcel = _opened(next(iterator), opener, give_up)
             except StopIteration:
                 return
             except (RuntimeError, OSError) as error:
@@ -131,6 +126,7 @@ def _iterate(loader: DataLoader, pickled: bytes, give_up: Callable[[], bool]) ->
     finally:
         del iterator
         kill()
+        opener.shutdown(wait=False, cancel_futures=True)
 
 
 def _data_error(error: ValueError) -> ValueError:
@@ -183,6 +179,31 @@ def _follow_the_run() -> None:
     assert run is not None, "a worker has a parent"
     run.join()
     os._exit(1)
+
+
+def _look_while_waiting(iterator: Any, give_up: Callable[[], bool]) -> None:
+    """Have DataLoader ask `give_up`, and notice dead workers, every second of its wait."""
+    look_once: Callable[[float], Any] = iterator._try_get_data
+
+    def look(timeout: float = _LOOK_SECONDS) -> Any:
+        _check(give_up)
+        return look_once(min(timeout, _LOOK_SECONDS))
+
+    iterator._try_get_data = look
+
+
+def _opened(parcel: Parcel, opener: ThreadPoolExecutor, give_up: Callable[[], bool]) -> Parcel:
+    if parcel.sent is None:
+        return parcel
+    opening = opener.submit(parcel.opened)
+    while not wait([opening], _LOOK_SECONDS).done:
+        _check(give_up)
+    return opening.result()
+
+
+def _check(give_up: Callable[[], bool]) -> None:
+    if give_up():
+        raise StoppedWaitingError("requested to stop while the next data did not come")
 
 
 def _never() -> bool:
