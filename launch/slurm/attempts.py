@@ -163,7 +163,7 @@ def _without_identity(attempt: Attempt) -> dict[str, Any]:
     return {key: value for key, value in asdict(attempt).items() if key not in ("job", "restart")}
 
 
-def read_json_lines(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, each with at least `keys`; an incomplete or damaged line is named on stderr."""
     rows: list[dict[str, Any]] = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
