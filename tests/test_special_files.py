@@ -82,6 +82,16 @@ def test_writing_shards_skips_what_is_no_file_and_says_so(tmp_path: Path, capsys
         assert any(reason in line for line in skipped), skipped
 
 
+def test_a_list_may_name_what_is_no_file(tmp_path: Path):
+    special = make_all(tmp_path, ".jpg")
+    (tmp_path / "good.jpg").write_bytes(stored(ramps(30, 20), 1))
+    rows = ["file,label", *(f"{name},{label}" for label, name in enumerate([*special, "good.jpg", "absent.jpg"]))]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    assert data(["write", str(tmp_path / "list.csv"), str(tmp_path / "out"), "--workers", "1"]) == 0
+    skipped = (tmp_path / "out" / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in skipped) == sorted([*special, "absent.jpg"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", [["index"], ["verify"], ["show"]], ids=lambda words: words[0])
 def test_a_shard_that_is_no_file_is_refused(

@@ -184,7 +184,7 @@ def find_files(folder: Path, wanted: Sequence[str]) -> list[str | None]:
         _below(folder, Path(entry.path))
         for place in places
         for entry in _entries(place)
-        if _split(entry.name)[1].lower() in SUFFIXES and entry.is_file()
+        if _split(entry.name)[1].lower() in SUFFIXES and Path(entry.path).is_file()
     }
     listed = [name for name in found if name is not None]
     matched = iter(Names(images | set(listed)).match([*listed, *missing])[len(listed) :])
@@ -196,7 +196,8 @@ def _descend(folder: Path, parts: Parts) -> Path | None:
     for part in parts:
         below = folder / part
         if not os.path.isdir(below):  # noqa: PTH112 - False for a name that no file system takes
-            alike = [entry.path for entry in _entries(folder) if _loose(entry.name) == _loose(part) and entry.is_dir()]
+            alike = [entry.path for entry in _entries(folder) if _loose(entry.name) == _loose(part)]
+            alike = [path for path in alike if Path(path).is_dir()]
             if len(alike) != 1:
                 return None
             below = Path(alike[0])
