@@ -35,10 +35,9 @@ from pretrain.engine.session.folder import run_values
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from finetune.export.graph import Graph, Size
+    from finetune.export.graph import Graph
     from finetune.tasks.base import Task
+    from pretrain.models.export.graph import Size
 
 Say = Callable[[str], None]
 # ONNX: the weights of a large graph are in a file of their own
@@ -133,10 +132,12 @@ def export(
     """
     import torch
 
-    from finetune.export import graph as graphs
-    from finetune.export.quantize import quantize, session
+    from finetune.export.graph import Graph
+    from finetune.export.quantize import quantize
+    from pretrain.models.export import graph as graphs
+    from pretrain.models.export.outputs import NotExportableError
 
-    graph = graphs.Graph(task)
+    graph = Graph(task)
     size = _in_patches(task.input_size if size is None else size, graph.patch)
     free = graph.fixed is None
     say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
@@ -156,7 +157,7 @@ def export(
         try:
             write(path)
             found = graphs.compare(graph, run(path), graphs.cases(graph, size))
-        except graphs.NotExportableError:
+        except NotExportableError:
             path.unlink(missing_ok=True)
             raise
         except (ValueError, RuntimeError) as error:
@@ -165,23 +166,11 @@ def export(
         say(f"{name}: {path.stat().st_size / 1e6:.1f} MB")
         for one in found:
             say(f"  {one}")
-        facts["files"][name] = [
-            {"batch": one.batch, "size": list(one.size), "largest_difference": one.difference} for one in found
-        ]
+        facts["files"][name] = [one.facts() for one in found]
 
-    def run_program(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-        module = torch.export.load(path).module()
-
-        def run(images: Tensor) -> Sequence[Tensor]:
-            with torch.no_grad():
-                found = module(images)
-            return (found,) if isinstance(found, torch.Tensor) else found
-
-        return run
-
-    checked("model.pt2", lambda path: torch.export.save(program, path), run_program)
+    checked("model.pt2", lambda path: torch.export.save(program, path), graphs.run_program)
     if onnx:
-        checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), session)
+        checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), graphs.session)
     write_json(out / EXPORT, facts)
     if val is not None:
         quantize(out / "model.onnx", out / "model.int8.onnx")
@@ -198,8 +187,9 @@ def _measure(
     import torch
 
     from finetune.evaluate import evaluate
-    from finetune.export.quantize import session, with_graph
+    from finetune.export.quantize import with_graph
     from pretrain.core.distributed import World
+    from pretrain.models.export.graph import session
 
     alone = World(0, 1, 0, torch.device("cpu"))
     found: dict[str, Any] = {}

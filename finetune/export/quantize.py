@@ -7,16 +7,13 @@ Static quantization of all products was measured to break attention; convolution
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.export.graph import Size
 from finetune.tasks.base import Task
+from pretrain.models.export.graph import Run, Size
 
 
 def quantize(path: Path, out: Path) -> None:
@@ -37,22 +34,7 @@ def quantize(path: Path, out: Path) -> None:
         raise ValueError(f"{path.name} has no matrix product with weights: int8 changes nothing; leave --int8 out")
 
 
-def session(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """An ONNX file on the CPU: pixels float32 [b, C, H, W] in 0 to 1 -> its outputs, with torch's number of threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> list[Tensor]:
-        outputs: Sequence[Any] = opened.run(None, {"images": images.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run
-
-
-def with_graph(task: Task, run: Callable[[Tensor], Sequence[Tensor]], *, patch: int, fixed: Size | None) -> Task:
+def with_graph(task: Task, run: Run, *, patch: int, fixed: Size | None) -> Task:
     """A copy of the task whose predictions come from a graph of `finetune.export.graph`.
 
     Args:

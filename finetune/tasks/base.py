@@ -16,11 +16,11 @@ from finetune.data import batches
 from finetune.data.examples import Example, Examples
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Prediction
-from finetune.tasks.exports import ExportOutput
 from finetune.tasks.groups import task_groups
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.trainable import ParamGroup
 from pretrain.models.backbones.contract import Backbone
+from pretrain.models.export.outputs import ExportOutput
 from pretrain.models.mechanisms.placement import settle
 from pretrain.models.teachers.ema import EMA
 

@@ -29,11 +29,12 @@ from finetune.predictions import Classes, Classified, Prediction
 from finetune.report.labels import classification_picture
 from finetune.tasks.base import Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
-from finetune.tasks.exports import EXPORTABLE, ExportOutput, NotExportableError
+from finetune.tasks.exports import EXPORTABLE
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.core.trainable import ParamGroup
 from pretrain.models import param_groups
+from pretrain.models.export.outputs import ExportOutput, NotExportableError
 from pretrain.models.layers.sync_batch_norm import BatchStatistics, synchronized
 
 _TOP = 5

@@ -14,10 +14,10 @@ from finetune.metrics.depth_errors import DepthMetric
 from finetune.predictions import Classes, DepthMap
 from finetune.report.maps import depth_picture
 from finetune.tasks.configs.depth import DepthConfig
-from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_reader
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
+from pretrain.models.export.outputs import ExportOutput
 
 
 class Depth(PixelTask):

@@ -18,8 +18,8 @@ from finetune.tasks import detection_heads
 from finetune.tasks.base import Task
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import RCNNHead
-from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
+from pretrain.models.export.outputs import ExportOutput
 
 
 class Detection(Task):

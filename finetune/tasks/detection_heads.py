@@ -23,7 +23,8 @@ from finetune.heads.queries.query_decoder import QueryDecoder
 from finetune.predictions import Detected
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
-from finetune.tasks.exports import EXPORTABLE, ExportOutput, NotExportableError
+from finetune.tasks.exports import EXPORTABLE
+from pretrain.models.export.outputs import ExportOutput, NotExportableError
 
 Pair = tuple[int, int]
 

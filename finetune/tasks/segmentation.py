@@ -15,10 +15,10 @@ from finetune.predictions import Classes, ClassMap
 from finetune.report.maps import segmentation_picture
 from finetune.tasks import sliding
 from finetune.tasks.configs.segmentation import SegmentationConfig
-from finetune.tasks.exports import ExportOutput
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_head
 from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
+from pretrain.models.export.outputs import ExportOutput
 
 
 class Segmentation(PixelTask):

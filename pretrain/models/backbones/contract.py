@@ -59,6 +59,19 @@ class ImageEncoder(nn.Module):
         """How a release rebuilds it: {"class": a name in `release.folder.BACKBONES`, **arguments of that class}."""
         raise NotImplementedError
 
+    # Read by export
+
+    resample_always: bool = False  # resample position tables for the trained grid too, while a graph is traced
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
+    def fixed_size_reason(self) -> str | None:
+        """Why a traced graph of it accepts one image size only; None: it accepts any."""
+        return f"{type(self).__name__} is built for one image size"
+
 
 class Trunk(Protocol):
     """The module of a transformer that holds its blocks and its last norm."""
@@ -162,14 +175,7 @@ class Backbone(ImageEncoder):
     def train_positions(self) -> None:
         """Let a fixed sin-cos table be trained from now on; nothing changes where there is none."""
 
-    # Read by fine-tuning and export
-
-    resample_always: bool = False  # resample position tables for the trained grid too, while a graph is traced
-
-    @property
-    def title(self) -> str:
-        """Its name in messages."""
-        return type(self).__name__
+    # Read by fine-tuning
 
     @property
     def num_stages(self) -> int:
@@ -188,7 +194,3 @@ class Backbone(ImageEncoder):
             ValueError: the layers of a plain transformer are its blocks (`models.layer_decay`).
         """
         raise ValueError(f"{self.title}: its layers are its blocks")
-
-    def fixed_size_reason(self) -> str | None:
-        """Why a traced graph of it accepts one image size only; None: it accepts any."""
-        return f"{type(self).__name__} is built for one image size"

@@ -85,6 +85,9 @@ class ConvEncoder(ImageEncoder):
         """Images -> the mean of their tokens [b, D]."""
         return self(x).mean(1)
 
+    def fixed_size_reason(self) -> str | None:
+        return None
+
 
 class DVAEDecoder(nn.Sequential):
     """Codes [b, D, h, w] -> images [b, C, h * patch_size, w * patch_size]."""

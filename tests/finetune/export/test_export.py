@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.export import graph as graphs
 from finetune.export.command import NotEqualError, export, main, val_source
-from finetune.export.graph import Graph, NotExportableError
-from finetune.export.quantize import quantize, session, with_graph
+from finetune.export.graph import Graph
+from finetune.export.quantize import quantize, with_graph
 from finetune.heads.queries.eomt import EoMT
 from finetune.release import write_release
 from finetune.tasks.base import Task
 from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.export import graph as graphs
+from pretrain.models.export.graph import session
+from pretrain.models.export.outputs import NotExportableError
 from tests.finetune.small_tasks import CLASSES, small_task
 
 pytestmark = pytest.mark.slow
@@ -247,7 +249,7 @@ def test_a_proposal_detector_is_refused_with_a_list_of_exportable_tasks():
 def test_a_graph_that_computes_something_else_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trace = graphs.trace
 
-    def wrong(graph: Graph, size: tuple[int, int]) -> torch.export.ExportedProgram:
+    def wrong(graph: graphs.Graph, size: tuple[int, int]) -> torch.export.ExportedProgram:
         program = trace(graph, size)
         name = next(name for name in program.state_dict if name.endswith("fc.bias"))
         program.state_dict[name] = torch.nn.Parameter(program.state_dict[name] + 0.01, requires_grad=False)

@@ -14,11 +14,11 @@ from finetune.heads.pooled.lora import AdaptedLinear
 from finetune.predictions import Classes
 from finetune.tasks.classification import Classification
 from finetune.tasks.configs import ClassificationConfig
-from finetune.tasks.exports import NotExportableError
 from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.export.outputs import NotExportableError
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
