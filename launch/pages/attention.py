@@ -5,10 +5,14 @@ The cells are what a configuration is refused by; a test trains each of them, or
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from pretrain.core.configlib import validate
+from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.mechanisms import ATTENTION, MECHANISMS, Mechanism, Slot
 from pretrain.models.mechanisms.placement import building_problem, weights_of
@@ -17,6 +21,7 @@ from pretrain.objectives import OBJECTIVES
 
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
 WORKS = "yes"
+ANY_SIZE, ONE_SIZE = "any size", "one size"
 DIM, HEADS = 384, 6  # of vit_small
 PLACES: dict[Slot, str] = {
     "gate": "blocks.*.mlp",
@@ -89,6 +94,20 @@ def _validated(kind: str) -> ModelConfig:
     return validate(ModelConfig, model(kind), source=kind)
 
 
+def network(entries: Sequence[Mapping[str, Any]]) -> Backbone:
+    """A tiny backbone with these entries of `model.attention`, a block for each: our ViT, a ResNet for convolutions."""
+    if entries[0]["slot"] == "conv":
+        return TimmBackbone("test_resnet", (64, 64), attention=entries)
+    return ViT((64, 64), 8, embed_dim=32, depth=len(entries), num_heads=2, class_token=False, attention=entries)
+
+
+def exports(kind: str) -> str:
+    """Image sizes of the graphs of `fovea export` of a network with this mechanism; "": nothing places it."""
+    if not MECHANISMS[kind].slots:
+        return ""
+    return ANY_SIZE if network([entry(kind)]).fixed_size_reason() is None else ONE_SIZE
+
+
 def verdict(kind: str, objective: str) -> str:
     """Whether an objective trains a backbone with this mechanism: "yes", or "no: " and what it takes away from it, or
     "not last": everywhere but in the last block, of which the objective reads the class token only."""
@@ -102,11 +121,11 @@ def verdict(kind: str, objective: str) -> str:
 def facts() -> list[list[str]]:
     """Rows of the table of mechanisms."""
     head = ["mechanism", "kind", "slots", "reads", f"weights added to a block of {DIM} channels", "golden cases"]
-    rows = [[*head, "timm has it as"]]
+    rows = [[*head, "timm has it as", "exports"]]
     for kind, found in MECHANISMS.items():
         if kind != ATTENTION:
             own = [kind, found.kind, ", ".join(found.slots) or CLIPS, found.reads, _weights(kind, found)]
-            rows.append([*own, GOLDEN.get(kind, ""), _in_timm(kind)])
+            rows.append([*own, GOLDEN.get(kind, ""), _in_timm(kind), exports(kind)])
     return rows
 
 

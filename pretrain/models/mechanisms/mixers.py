@@ -100,7 +100,7 @@ class Blend(Attention):
     def shares(self, x: Tensor) -> Tensor:
         """p of tokens [b, s, D], fp32 [b, K]: the branches in their order, then "none" if there is one."""
         if self.router is None:
-            return torch.full((len(x), self.count), 1.0 / self.count, device=x.device)
+            return torch.full((x.shape[0], self.count), 1.0 / self.count, device=x.device)
         scores = self.router(x.float().mean(1))
         if self.choice == "soft":
             return scores.softmax(-1)
