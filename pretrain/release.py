@@ -10,6 +10,7 @@ A run folder whose name is one of these words is given as ./verify or ./seal.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -75,7 +76,16 @@ def from_run(run_dir: Path, out: Path) -> str:
     opened = f"timm.create_model('local-dir:{out}', pretrained=True)"
     if not (out / "config.json").is_file():
         opened = f"pretrain.models.release.folder.read_release('{out}').build()"
-    return f"released step {step} as {out}: {opened}"
+    return f"released step {step} as {out}: {opened}{_graphs(out)}"
+
+
+def _graphs(folder: Path) -> str:
+    """The graphs of a release that timm cannot open, and what is lacking; "" for others."""
+    graphs = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("graphs")
+    if graphs is None:
+        return ""
+    lacking = (f"no {name} ({reason})" for name, reason in graphs["lacking"].items())
+    return "".join(f"; {part}" for part in (*graphs["files"], *lacking))
 
 
 def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pretrain.core.text import markdown
 from pretrain.models.layers.ffn import TOPK
+from pretrain.models.release.manifest import FEATURES_ONNX, FEATURES_PT2
 
 TITLES = {"vit": "Vision transformer", "timm": "Backbone of timm's", "conv_encoder": "Convolutional encoder"}
 NAMES = {"mae": "masked autoencoder (He et al. 2021)", "dino": "DINO (Caron et al. 2021)"}
@@ -21,6 +22,7 @@ def card(record: Mapping[str, Any]) -> str:
         f"A backbone pretrained without labels: {_widths(kind, model)}.",
         "## Load",
         *_loading(record.get("timm", "vit")),
+        *_graphs(record.get("graphs"), model["in_chans"]),
         f"Images are scaled to [0, 1], then normalized with mean {_numbers(record['mean'])} and standard deviation "
         f"{_numbers(record['std'])}.",
         "`heads.safetensors` holds the rest of the objective, for continued pretraining.",
@@ -72,6 +74,39 @@ def _loading(opened: str) -> list[str]:
         "```python\nfrom pretrain.models.release.folder import read_release\n\n"
         'model = read_release("THIS_FOLDER").build()\ntokens = model(images)\n```',
     ]
+
+
+def _graphs(graphs: Mapping[str, Any] | None, in_chans: int) -> list[str]:
+    """How others open the graphs of a release that timm cannot open, and why one is lacking."""
+    if graphs is None:
+        return []
+    files, sections = graphs["files"], list[str]()
+    if files:
+        names = " and ".join(f"`{name}`" for name in files)
+        outputs = "; ".join(f'"{name}" {markdown(content)}' for name, content in graphs["outputs"].items())
+        largest = max(row["largest_difference"] for rows in files.values() for row in rows)
+        sections.append(
+            f"Without Fovea: {names} take float32 pixels [batch, {in_chans}, height, width] in 0 to 1, which they "
+            f"normalize themselves; height and width {markdown(graphs['sides'])}. They give {outputs}. They were "
+            f"compared with the backbone before they were kept: largest difference {largest:.1e}."
+        )
+    if FEATURES_PT2 in files:
+        sections.append(
+            f'```python\nimport torch\n\nmodel = torch.export.load("{FEATURES_PT2}").module()\n'
+            "found = model(pixels)\n```"
+        )
+    if FEATURES_ONNX in files:
+        sections.append(
+            f'```python\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("{FEATURES_ONNX}")\n'
+            'found = session.run(None, {"images": pixels})  # of numpy\n```'
+        )
+    if FEATURES_PT2 in files:
+        sections.append(
+            f"`{FEATURES_PT2}` is a program in an archive of PyTorch's: open it only if you trust who wrote it. Fovea "
+            "does not open it."
+        )
+    sections += [f"There is no `{name}`: {markdown(reason)}." for name, reason in graphs["lacking"].items()]
+    return sections
 
 
 def _facts(values: Mapping[str, Any] | None, *, none: str) -> str:

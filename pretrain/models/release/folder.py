@@ -2,6 +2,7 @@
 
 model.safetensors, config.json    what `timm.create_model("local-dir:FOLDER", pretrained=True)` opens; equal features.
                                   Without config.json timm has no such class; the model card gives the reason.
+features.pt2, features.onnx       where there is no config.json: graphs for everybody else (`release.graphs`)
 heads.safetensors                 the rest of the objective, for continued pretraining
 fovea.json                        objective, model, recipe, data, metrics, versions
 MANIFEST.json                     size and sha256 of these files, compared at every opening
@@ -31,6 +32,7 @@ from pretrain.models.importers import State, Weights
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.importers.weights import not_finite
 from pretrain.models.release.card import card
+from pretrain.models.release.graphs import write_graphs
 from pretrain.models.release.manifest import (
     HEADS,
     RECORD,
@@ -122,6 +124,8 @@ def write_release(
             state = to_timm(state, other.kind)
             description = timm_config(other, backbone, mean=mean, std=std)
             (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
+        else:
+            facts["graphs"] = write_graphs(temporary, backbone, mean=mean, std=std)
         save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
         save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
         (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")

@@ -27,8 +27,10 @@ from pretrain.core.manifest import (
 FORMAT = 1
 WEIGHTS, HEADS, RECORD, TIMM = "model.safetensors", "heads.safetensors", "fovea.json", "config.json"
 EXPORT = "export.json"
+FEATURES_PT2, FEATURES_ONNX = "features.pt2", "features.onnx"
 # A file of these names is read if it exists, so one that the manifest does not list is refused.
 READ = (WEIGHTS, HEADS, RECORD, TIMM)
+GRAPHS = (FEATURES_PT2, FEATURES_ONNX)  # read by others
 
 
 class DamagedReleaseError(ValueError):
@@ -100,7 +102,7 @@ def files_to_seal(folder: Path) -> list[str]:
     Raises:
         ValueError: it is no release.
     """
-    names = [name for name in READ if (folder / name).is_file()]
+    names = [name for name in (*READ, *GRAPHS) if (folder / name).is_file()]
     if RECORD not in names or WEIGHTS not in names:
         raise ValueError(f"{folder}: not a release: it has no {RECORD if RECORD not in names else WEIGHTS}")
     return names
