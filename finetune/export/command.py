@@ -6,6 +6,8 @@
     export.json        inputs, outputs, classes, preparation of images, and the result of every comparison
     MANIFEST.json      size and sha256 of these files: `fovea release verify OUT`
 
+`fovea export --budget MS RELEASE...` measures releases on this machine and names the largest that is fast enough.
+
 Every graph is compared with the task itself, on several batch sizes and, unless its size is fixed, image sizes.
 """
 
@@ -47,6 +49,11 @@ GRAPHS = ("model.pt2", "model.onnx", "model.onnx.data", "model.int8.onnx", "mode
 @safe_output()
 def main(arguments: list[str] | None = None) -> int:
     """Export. Exit status 2: no task, not exportable, or wrong arguments; 1: a graph differs from the task."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument.partition("=")[0] == "--budget" for argument in arguments):
+        from finetune.export import budget
+
+        return budget.main(arguments)
     parser = argparse.ArgumentParser(
         prog="fovea export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
