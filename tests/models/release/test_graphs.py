@@ -22,6 +22,18 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 WITH_ECA = [{"kind": "eca", "places": "blocks.*.mlp"}]
 
 
+@pytest.fixture(autouse=True)
+def with_graphs(without_graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.models.release.graphs.MOST_BYTES", 1_000_000)
+
+
+def test_weights_above_the_limit_have_no_graphs(tmp_path: Path):
+    found = write_graphs(tmp_path, backbone(embed_dim=192, depth=1), mean=MEAN, std=STD)
+    assert found["lacking"] == dict.fromkeys(
+        (FEATURES_PT2, FEATURES_ONNX), "its weights are larger than 0.001 GB"
+    ) and not list(tmp_path.iterdir())
+
+
 def backbone(**changes: Any) -> ViT:
     torch.manual_seed(0)
     arguments = {"embed_dim": 16, "depth": 1, "num_heads": 2, "attention": WITH_ECA}
