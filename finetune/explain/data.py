@@ -190,19 +190,14 @@ def _found(subject: Subject, example: Example, truth: Instances, aim: Aim) -> In
     assert aim.box is not None and aim.label is not None
     fits = ~truth.crowd & (truth.labels == aim.label + 1)
     best, chosen = FOUND, None
-    detected = _area_of(aim.box.tolist(), subject.size)
-    for place in np.flatnonzero(fits):
-        one = truth.select(np.array([place]))
+    place = subject.place_of(aim)
+    assert place is not None
+    detected = place.numpy()
+    for number in np.flatnonzero(fits):
+        one = truth.select(np.array([number]))
         box = Instances(one.boxes, one.labels, one.crowd, one.areas, one.ids)
         true = subject.on_canvas(painted(box, example.image.shape[:2]))
         overlap = (true & detected).sum() / max((true | detected).sum(), 1)
         if overlap >= best:
             best, chosen = overlap, one
     return chosen
-
-
-def _area_of(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(size, dtype=bool)
-    x1, y1, x2, y2 = box
-    mask[max(round(y1), 0) : max(round(y2), round(y1) + 1), max(round(x1), 0) : max(round(x2), round(x1) + 1)] = True
-    return mask

@@ -153,6 +153,9 @@ class SegmenterSubject(TaskSubject):
         means = (shares * where).flatten(1).sum(1) / where.flatten(1).sum(1)
         return means.logit(_EPS) if logits else means
 
+    def place_of(self, aim: Aim) -> Tensor | None:
+        return aim.reads
+
     def pixels(self, example: Example, *, fill: int | None = None) -> Tensor:
         """The central window; a smaller image is filled at the right and below."""
         image = self.task.eval_transform()(example)["image"]

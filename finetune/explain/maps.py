@@ -9,7 +9,8 @@ integrated_gradients   gradients on the way from the blurred image (Sundararajan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -42,27 +43,29 @@ class Method:
     words: str
 
 
-def attention_of(subject: Subject, images: Tensor) -> dict[str, Tensor]:
+def attention_of(subject: Subject, images: Tensor, aims: Sequence[Aim]) -> dict[str, Tensor]:
     """The attention of the backbone's layers for `images`, by name, without gradients."""
     with recorded_attention(subject.backbone) as maps, torch.no_grad():
-        subject.scores(images, _some_aims(subject, images))
+        subject.scores(images, aims)
         return dict(maps)
 
 
-def read_rows(subject: Subject, maps: Tensor, images: int) -> Tensor:
+def read_rows(subject: Subject, maps: Tensor, aims: Sequence[Aim]) -> Tensor:
     """Attention [b, h, t, s] of b images -> what its readers see of each patch, [b, h, N].
 
-    They are the class token, or all patches.
+    They are the class token; without it the patches of the detected box or of the explained pixels, or else all.
 
     Raises:
         NotExplainableError: the layer does not attend from tokens to the patches of the whole image.
     """
     count, (t, s) = _patch_count(subject, maps.shape[-1]), maps.shape[2:]
-    if t not in (1, s) or len(maps) != images:
+    if t not in (1, s) or len(maps) != len(aims):
         raise NotExplainableError("it attends within windows or to pooled tokens, not between the patches of an image")
     prefix = s - count
-    rows = maps[:, :, :1] if subject.reads_token or t == 1 else maps[:, :, prefix:]
-    return rows.mean(2)[:, :, prefix:]
+    if subject.reads_token or t == 1:
+        return maps[:, :, 0, prefix:]
+    rows = torch.stack([_readers(subject, aim) for aim in aims]).to(maps)
+    return torch.einsum("bn,bhns->bhs", rows, maps[:, :, prefix:])[:, :, prefix:]
 
 
 def on_grid(subject: Subject, values: Tensor) -> Tensor:
@@ -99,25 +102,40 @@ def _attention(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str
     chosen = maps.get(layer) if layer is not None else list(maps.values())[-1]
     if chosen is None:
         raise NotExplainableError(f"{layer} is not computed for this answer")
-    return on_grid(subject, read_rows(subject, chosen, len(images)).mean(1))
+    return on_grid(subject, read_rows(subject, chosen, aims).mean(1))
 
 
 def _rollout(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
     with recorded_attention(subject.backbone) as maps, torch.no_grad():
         subject.scores(images, aims)
-    return _of_readers(subject, _chained(subject, rollout, [_square(m) for m in maps.values()]))
+    shares = _chained(subject, rollout, [_square(m) for m in maps.values()])
+    return on_grid(subject, read_rows(subject, shares[:, None], aims)[:, 0])
 
 
 def _relevance(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
-    with recorded_attention(subject.backbone) as maps, torch.enable_grad():
+    """The row of the class token, as in the official code, or the mean of the patches' rows, without their own columns.
+
+    Where the answer has a place in the image, each token of the last block counts as much as the answer reads of it:
+    the positive part of token times gradient.
+    """
+    tokens: list[Tensor] = []
+    with recorded_attention(subject.backbone) as maps, torch.enable_grad(), _outputs_of_blocks(subject, tokens):
         # The images require the gradient, so that frozen networks have one too.
         score = subject.scores(images.detach().requires_grad_(True), aims, logits=True).sum()
         recorded = list(maps.values())
-        found = torch.autograd.grad(score, recorded, allow_unused=True)
-    gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(recorded, found, strict=True)]
-    squares = [[_square(m.detach()) for m in group] for group in (recorded, gradients)]
+        wanted = [*recorded, *tokens[-1:]]
+        found = torch.autograd.grad(score, wanted, allow_unused=True)
+    gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(wanted, found, strict=True)]
+    squares = [[_square(m.detach()) for m in group[: len(recorded)]] for group in (recorded, gradients)]
     total = _chained(subject, relevance, *squares)
-    return _of_readers(subject, total - torch.eye(total.shape[1], device=total.device))
+    prefix = total.shape[1] - _patch_count(subject, total.shape[1])
+    placed = all(subject.place_of(aim) is not None for aim in aims)
+    if not placed or not tokens or tokens[-1].shape[1] != total.shape[1]:
+        own = total - torch.eye(total.shape[1], device=total.device)
+        return on_grid(subject, read_rows(subject, own[:, None], aims)[:, 0])
+    read = (gradients[-1] * tokens[-1].detach()).sum(-1).clamp(min=0)
+    read = read / read.sum(1, keepdim=True).clamp(min=1e-30)
+    return on_grid(subject, torch.einsum("bt,bts->bs", read, total)[:, prefix:])
 
 
 def _occlusion(subject: Subject, images: Tensor, aims: Sequence[Aim], layer: str | None) -> Tensor:
@@ -163,9 +181,25 @@ def _square(values: Tensor) -> Tensor:
     return values if values.shape[2] != 1 else F.pad(values, (0, 0, 0, values.shape[3] - 1))
 
 
-def _of_readers(subject: Subject, shares: Tensor) -> Tensor:
-    """[b, s, s] -> the cells of the tokens that the answer reads."""
-    return on_grid(subject, read_rows(subject, shares[:, None], len(shares))[:, 0])
+def _readers(subject: Subject, aim: Aim) -> Tensor:
+    """How much each patch [N] belongs to what was explained, summing to 1: of all patches where it is no place."""
+    grid = subject.tokens
+    assert grid is not None
+    area = subject.place_of(aim)
+    shares = torch.ones(grid) if area is None else F.adaptive_avg_pool2d(area[None, None].float().cpu(), grid)[0, 0]
+    return (shares / shares.sum().clamp(min=1e-12)).flatten()
+
+
+@contextmanager
+def _outputs_of_blocks(subject: Subject, outputs: list[Tensor]) -> Iterator[None]:
+    """Inside it the tokens [b, s, D] after each block are appended to `outputs`, in the order of computation."""
+    blocks = subject.backbone.trunk.blocks if "layers" in subject.backbone.provides else ()
+    hooks = [block.register_forward_hook(lambda _, __, out: outputs.append(out)) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _patch_count(subject: Subject, tokens: int) -> int:
@@ -183,15 +217,6 @@ def _edges(cells: int, length: int) -> list[int]:
     """Edges in pixels of the windows along a side: each of equally many cells but the last."""
     each = -(-cells // WINDOWS)
     return [round(min(cell, cells) * length / cells) for cell in range(0, cells + each, each)]
-
-
-def _some_aims(subject: Subject, images: Tensor) -> list[Aim]:
-    """An aim for each image, whatever it is: attention does not depend on it."""
-    found = subject.aims(images)
-    some = next((aim for aim in found if aim is not None), None)
-    if some is None:
-        raise NotExplainableError("the network gives no answer for these images")
-    return [some if aim is None else aim for aim in found]
 
 
 METHODS: dict[str, Method] = {

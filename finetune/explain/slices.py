@@ -145,8 +145,11 @@ def _groups(values: Sequence[Trait]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _difference(chosen: np.ndarray, rest: np.ndarray, *, seed: int) -> Mean:
+    """Of the means, with the interval over resamples to which the lowest and the highest quality are added once."""
     drawn = []
+    ends = [min(chosen.min(), rest.min()), max(chosen.max(), rest.max())]
     for part, values in enumerate((chosen, rest)):
+        values = np.append(values, ends)  # a few equal values say nothing of their spread (Agresti & Coull 1998)
         uniform = keyed.uniforms(seed, len(values), _PURPOSE, part, count=RESAMPLES * len(values))
         drawn.append(values[(uniform.reshape(RESAMPLES, -1) * len(values)).astype(int)].mean(1))
     low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])

@@ -139,7 +139,7 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
             found["pointing"] += measures.pointing(values, regions)
             found["mass"] += measures.mass(values, regions)
             found["area"] += measures.shares(regions)
-        attention = _attention(study, plan, batch)
+        attention = _attention(study, plan, batch, aims)
         for i, (number, name, view) in enumerate(chosen):
             own = {key: values[i].numpy() for key, values in maps.items()}
             study.explained.append(Explained(number, name, view, aims[i], regions[i], own, attention.get(i, {})))
@@ -213,18 +213,18 @@ def _batches(study: Study, plan: Plan, device: Any) -> Any:
             yield images[kept], [aims[i] for i in kept], [chosen[i] for i in kept]
 
 
-def _attention(study: Study, plan: Plan, images: Tensor) -> dict[int, dict[str, np.ndarray]]:
+def _attention(study: Study, plan: Plan, images: Tensor, aims: Sequence[Aim]) -> dict[int, dict[str, np.ndarray]]:
     """[heads, rows, columns] by layer, of the images of a batch whose attention is drawn."""
     wanted = min(plan.attention - len(study.explained), len(images))
     tokens = study.subject.tokens
     if wanted <= 0 or not plan.layers or tokens is None:
         return {}
     found: dict[int, dict[str, np.ndarray]] = {i: {} for i in range(wanted)}
-    for name, maps in attention_of(study.subject, images[:wanted]).items():
+    for name, maps in attention_of(study.subject, images[:wanted], aims[:wanted]).items():
         if name not in plan.layers:
             continue
         try:
-            rows = read_rows(study.subject, maps, wanted).unflatten(2, tokens)
+            rows = read_rows(study.subject, maps, aims[:wanted]).unflatten(2, tokens)
         except NotExplainableError as error:
             study.skipped[f"attention of {name}"] = str(error)
             continue

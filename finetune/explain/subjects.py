@@ -88,6 +88,15 @@ class Subject:
         """How much each image supports its aim, [b], about 0 to 1. logits: before the softmax, for gradients."""
         raise NotImplementedError
 
+    def place_of(self, aim: Aim) -> Tensor | None:
+        """Where on the canvas the answer is, bool [h, w]; None: it has no place."""
+        if aim.box is None:
+            return None
+        x1, y1, x2, y2 = (round(value) for value in aim.box.tolist())
+        place = torch.zeros(self.size, dtype=torch.bool)
+        place[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)] = True
+        return place
+
     def to(self, device: torch.device) -> Subject:
         """On a device, in eval mode."""
         self.network.to(device).eval()

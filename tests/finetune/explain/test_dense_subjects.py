@@ -15,7 +15,7 @@ from finetune.data.examples import Example
 from finetune.explain.command import main
 from finetune.explain.data import ImageSet, open_images
 from finetune.explain.dense_subjects import subject_of_task
-from finetune.explain.maps import METHODS, NotExplainableError
+from finetune.explain.maps import METHODS, NotExplainableError, read_rows
 from finetune.explain.subjects import Aim, Subject
 from finetune.release import write_release
 from tests.finetune.small_tasks import small_task
@@ -85,6 +85,15 @@ def test_the_score_of_a_detection_is_that_of_its_box_wherever_the_other_boxes_ar
     moved = image.clone()
     assert torch.equal(found.scores(moved, [aim]), found.scores(image, [aim]))
     assert not torch.equal(found.scores(found.substrate(image), [aim]), found.scores(image, [aim]))
+
+
+def test_maps_are_read_where_the_detection_is():
+    found = subject("mask_rcnn")
+    attention = torch.zeros(1, 1, 17, 17)
+    attention[0, 0, 1 + 5, 1 + 9] = 1  # the patch at row 1, column 1 attends to patch 9
+    inside, outside = (Aim("cat", 0, box=torch.tensor(box)) for box in ([8.0, 8, 16, 16], [0.0, 0, 8, 8]))
+    assert read_rows(found, attention, [inside])[0, 0].tolist() == [0.0] * 9 + [1.0] + [0.0] * 6
+    assert not read_rows(found, attention, [outside]).any()
 
 
 def test_the_region_of_a_detection_is_the_true_object_that_it_found():

@@ -129,9 +129,11 @@ def test_a_gradient_does_not_depend_on_other_images_of_the_batch():
 
 def test_attention_is_that_of_the_layer_asked_for():
     subject = classifier(pool="mean")
-    maps = attention_of(subject, IMAGES)
+    maps = attention_of(subject, IMAGES, aims_of(subject, IMAGES))
     first = METHODS["attention"].compute(subject, IMAGES, aims_of(subject, IMAGES), "blocks.0.attn")
-    torch.testing.assert_close(first.flatten(1), read_rows(subject, maps["blocks.0.attn"], 2).mean(1))
+    torch.testing.assert_close(
+        first.flatten(1), read_rows(subject, maps["blocks.0.attn"], aims_of(subject, IMAGES)).mean(1)
+    )
     assert not torch.equal(first, METHODS["attention"].compute(subject, IMAGES, aims_of(subject, IMAGES), None))
 
 

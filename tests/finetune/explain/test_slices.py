@@ -22,6 +22,13 @@ def test_a_planted_weakness_is_the_worst_slice():
     assert found == worst_first(sliced("image", items, seed=0))
 
 
+def test_a_few_wrong_answers_are_no_proof():
+    items = [Item(float(i >= 4), {"class": "rare" if i < 4 else "usual"}) for i in range(4)]
+    items += [Item(float(i % 4 == 0), {"class": "usual"}) for i in range(60)]
+    (rare, _) = worst_first(sliced("image", items, seed=0))
+    assert rare.value == "rare" and rare.mean == 0 and not rare.is_worse
+
+
 def test_traits_that_do_not_vary_and_tiny_slices_are_left_out():
     items = [Item(1.0, {"size": 5.0, "class": "a" if i < 9 else "b", "source": "x"}) for i in range(10)]
     assert sliced("image", items, seed=0) == []
