@@ -1,0 +1,64 @@
+"""Latency and size of a block with each attention mechanism on this machine: ONNX Runtime, one thread, one image.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.mechanisms
+
+A vision transformer of one block, 384 channels, 6 heads, a grid of 14 x 14, with the mechanism in its usual slot
+(start: identity: the attention is there too); convolutions in place of the second of `layer3.0` in timm/resnet18 at 112
+pixels.
+Weights are random (seed 0): accuracy is not of this table.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.export.budget import Latency, latency, machine
+from launch.pages.attention import DIM, HEADS, entry, placeable
+from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
+from pretrain.models.export import graph as graphs
+from pretrain.models.release.graphs import FeatureGraph
+
+PLACE = "layer3.0.conv2"
+
+
+def main() -> int:
+    print(f"{machine()}; seed 0\n")
+    print("| mechanism | network | ms per image (quartiles) | times the network without it | MB of ONNX |")
+    print("| --- | --- | --- | --- | --- |")
+    plain: dict[str, float] = {}
+    for kind in ("none", "none in a ResNet", *placeable()):
+        backbone = _network(kind)
+        measured, megabytes = _measure(backbone)
+        base = plain.setdefault(backbone.title, measured.median)
+        ratio = measured.median / base
+        print(f"| {kind} | {backbone.title} | {measured} | {ratio:.2f} | {megabytes:.2f} |", flush=True)
+    return 0
+
+
+def _network(kind: str) -> Backbone:
+    torch.manual_seed(0)
+    placed: list[dict[str, Any]] = [] if kind.startswith("none") else [entry(kind)]
+    if kind == "none in a ResNet" or (placed and placed[0]["slot"] == "conv"):
+        return TimmBackbone("resnet18", (112, 112), attention=[one | {"places": PLACE} for one in placed])
+    return ViT((224, 224), 16, embed_dim=DIM, depth=1, num_heads=HEADS, attention=placed).eval()
+
+
+def _measure(backbone: Backbone) -> tuple[Latency, float]:
+    """Of its graph: the latency, and the megabytes of its file."""
+    graph = FeatureGraph(backbone, (0.5,) * 3, (0.25,) * 3)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model.onnx"
+        graphs.write_onnx(graph, graphs.trace(graph, backbone.img_size), path)
+        run = graphs.session(path, threads=1)
+        return latency(run, backbone.img_size, backbone.in_chans), path.stat().st_size / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())
