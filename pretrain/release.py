@@ -1,6 +1,7 @@
 """`fovea release RUN OUT`: the backbone of a run's newest checkpoint, as a folder that timm loads.
 
     fovea release RUN OUT          write the release; one in OUT is replaced
+    fovea release RUN OUT --prune 0.02     without the branches of general blocks whose mean p |g| is below 0.02
     fovea release verify FOLDER... compare releases of backbones and tasks, and exports, with their manifests
     fovea release seal FOLDER...   write the manifest of the files as they are: after your change, or for version 0.1.0
 
@@ -13,7 +14,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, validate
@@ -32,13 +35,34 @@ from pretrain.models.release.manifest import (
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def from_run(run_dir: Path, out: Path) -> str:
-    """Write the release of the newest complete checkpoint of `run_dir` into `out`; return a one-line report.
+_BOUND, _IMAGES = 0.05, 64
+
+
+@dataclass(frozen=True)
+class Prune:
+    """What to drop, and what that may cost.
+
+    Attributes:
+        threshold: branches whose mean p |g| is below it are dropped.
+        bound: largest change of the tokens of an image, as a part of their norm.
+        shards: of the images it is measured on; None: those of the run. images: how many.
+    """
+
+    threshold: float
+    bound: float
+    shards: str | None
+    images: int
+
+
+def from_run(run_dir: Path, out: Path, prune: Prune | None = None) -> str:
+    """Write the release of the newest complete checkpoint of `run_dir` into `out`; return a report.
 
     Raises:
         ConfigError: `run_dir` is not a run folder. CheckpointError: no complete checkpoint.
-        ValueError: `out` contains other files.
+        ValueError: `out` contains other files, or pruning changes the features by too much.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(str(run_dir), ["not a run folder: it has no config.yaml"])
@@ -64,11 +88,21 @@ def from_run(run_dir: Path, out: Path) -> str:
         "commit": start["commit"],
         "versions": start["versions"],
     }
+    backbone, heads, lines = objective.backbone, objective.heads_state(), []
+    if prune is not None:
+        from pretrain.models.release.pruned import pruned, pruning_report
+
+        images = _images(config, prune)
+        copies = objective.backbone_prefixes[1:]
+        backbone, heads, facts = pruned(
+            backbone, heads, images, copies=copies, threshold=prune.threshold, bound=prune.bound
+        )
+        record["pruned"], lines = facts, [pruning_report(facts)]
     write_release(
         out,
-        objective.backbone,
+        backbone,
         objective=config.objective.name,
-        extra_state=objective.heads_state(),
+        extra_state=heads,
         record=record,
         mean=config.mean,
         std=config.std,
@@ -76,7 +110,7 @@ def from_run(run_dir: Path, out: Path) -> str:
     opened = f"timm.create_model('local-dir:{out}', pretrained=True)"
     if not (out / "config.json").is_file():
         opened = f"pretrain.models.release.folder.read_release('{out}').build()"
-    return f"released step {step} as {out}: {opened}{_graphs(out)}"
+    return "\n".join([*lines, f"released step {step} as {out}: {opened}{_graphs(out)}"])
 
 
 def _graphs(folder: Path) -> str:
@@ -86,6 +120,28 @@ def _graphs(folder: Path) -> str:
         return ""
     lacking = (f"no {name} ({reason})" for name, reason in graphs["lacking"].items())
     return "".join(f"; {part}" for part in (*graphs["files"], *lacking))
+
+
+def _images(config: PretrainConfig, prune: Prune) -> Tensor:
+    """Evenly spaced images [n, C, H, W] of the given shards, or of those of the run, normalized."""
+    import torch
+
+    from pretrain.data.loader.eval_images import EvalImages
+    from pretrain.data.shards.dataset import Dataset
+
+    found = EvalImages(
+        Dataset.open(prune.shards or config.data.shards),
+        config.model.size,
+        in_chans=config.model.in_chans,
+        mean=config.mean,
+        std=config.std,
+        batch_size=prune.images,
+        orientation=config.data.orientation,
+        value_range=config.data.range,
+        max_samples=prune.images,
+        labelled=False,
+    )
+    return torch.cat([images for images, _ in found])
 
 
 def _last_metrics(path: Path, step: int, config: PretrainConfig) -> dict[str, float]:
@@ -144,6 +200,17 @@ def _check_weights(folder: Path, files: Iterable[str]) -> None:
             check_finite(folder, read_safetensors(folder / name))
 
 
+def _prune(chosen: argparse.Namespace) -> Prune | None:
+    given = (chosen.prune_bound, chosen.prune_images, chosen.prune_shards)
+    if chosen.prune is None:
+        if given != (_BOUND, _IMAGES, None):
+            raise ValueError("--prune-bound, --prune-images and --prune-shards: nothing is pruned without --prune 0.02")
+        return None
+    if not chosen.prune > 0 or not chosen.prune_bound >= 0 or chosen.prune_images < 1:
+        raise ValueError("--prune and --prune-images must be above 0, --prune-bound 0 or more")
+    return Prune(chosen.prune, chosen.prune_bound, chosen.prune_shards, chosen.prune_images)
+
+
 WORDS: dict[str, Callable[[Path], str]] = {"verify": verify, "seal": seal}
 
 
@@ -173,9 +240,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("out", type=Path, help="the folder to write; a release in it is replaced")
+    parser.add_argument("--prune", type=float, metavar="USE", help="drop branches whose mean p |g| is below it")
+    parser.add_argument(
+        "--prune-bound",
+        type=float,
+        default=_BOUND,
+        help=f"largest change of an image's tokens, as a part of their norm (default {_BOUND})",
+    )
+    parser.add_argument("--prune-shards", help="of the images it is measured on (default: those of the run)")
+    parser.add_argument("--prune-images", type=int, default=_IMAGES, help=f"how many (default {_IMAGES})")
     chosen = parser.parse_args(arguments)
     try:
-        print(from_run(chosen.run, chosen.out))
+        print(from_run(chosen.run, chosen.out, _prune(chosen)))
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 3

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pretrain import release
 from pretrain.models.mechanisms import ATTENTION, MECHANISMS
 from tests.runs import ROOT, finish, hashes, kill_all, losses, reached, start, wait_until
 
@@ -23,7 +24,30 @@ SHORT = [
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(kind: str, tmp_path: Path):
-    config, undisturbed, killed = DEBUG / f"{kind}.yaml", tmp_path / "undisturbed", tmp_path / "killed"
+    check_resume(DEBUG / f"{kind}.yaml", tmp_path)
+
+
+@pytest.mark.processes
+def test_a_hard_choice_draws_the_same_noise_after_a_kill_and_is_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = yaml.safe_load((DEBUG / "general.yaml").read_text())
+    config["model"]["attention"][0]["choice"] = "hard"
+    config["model"]["activation_checkpointing"] = True
+    (tmp_path / "hard.yaml").write_text(yaml.safe_dump(config))
+    check_resume(tmp_path / "hard.yaml", tmp_path)
+    arguments = [str(tmp_path / "killed"), str(tmp_path / "release")]
+    assert release.main([*arguments, "--prune", "0.02", "--prune-bound", "0"]) == 2, "a bound that nothing holds"
+    assert not (tmp_path / "release").exists()
+    assert release.main([*arguments, "--prune", "0.02", "--prune-images", "8"]) == 0
+    said = capsys.readouterr()
+    assert "more than 0; lower --prune" in said.err and "images): the tokens of an image change by at most" in said.out
+    assert (tmp_path / "release" / "config.json").exists(), "in six steps no branch comes to be used"
+    assert release.main([*arguments, "--prune-bound", "1"]) == 2
+
+
+def check_resume(config: Path, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     status, said = finish(config, f"run_dir={undisturbed}", *SHORT)
     assert status == 0, said
     process = start(config, f"run_dir={killed}", *SHORT)

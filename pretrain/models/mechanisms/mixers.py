@@ -11,7 +11,7 @@ from pretrain.models.layers.attention import Attention
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer
 from pretrain.models.mechanisms import class_of
 from pretrain.models.mechanisms.placed import build_map, over_tokens
-from pretrain.models.mechanisms.settings import Placed
+from pretrain.models.mechanisms.settings import NO_BRANCH, Placed
 
 Choice = Literal["soft", "hard", "uniform"]
 
@@ -59,7 +59,7 @@ class Blend(Attention):
     and "none", which adds nothing; W and b start at 0.
 
     Args:
-        branches: the mixers B_k by name. none: whether p has a share for no branch.
+        branches: the mixers B_k by name. none: how many shares of p are for no branch.
         choice: "soft": all branches are weighted; "hard": the likeliest one alone (straight-through gradients; in
             training with Gumbel noise from torch's generator, which the engine seeds by step and rank); "uniform":
             p is constant, the control without a choice.
@@ -71,7 +71,7 @@ class Blend(Attention):
         num_heads: int,
         *,
         branches: dict[str, Mixer],
-        none: bool = False,
+        none: int = 0,
         choice: Choice = "uniform",
         **of_attention: Any,
     ):
@@ -98,7 +98,7 @@ class Blend(Attention):
         return out.to(attended.dtype)
 
     def shares(self, x: Tensor) -> Tensor:
-        """p of tokens [b, s, D], fp32 [b, K]: the branches in their order, then "none" if there is one."""
+        """p of tokens [b, s, D], fp32 [b, K]: the branches in their order, then "none", as often as it is given."""
         if self.router is None:
             return torch.full((x.shape[0], self.count), 1.0 / self.count, device=x.device)
         scores = self.router(x.float().mean(1))
@@ -131,7 +131,7 @@ def build_mixer(given: Placed, dim: int, num_heads: int, *, prefix: bool, **of_a
         ValueError: it cannot be built for this width.
     """
     if given.alternatives:
-        none = "none" in given.options["branches"]
+        none = given.options["branches"].count(NO_BRANCH)
         branches = {b.kind: _branch(b, dim, num_heads, prefix) for b in given.alternatives}
         choice = given.options["choice"]
         return Blend(dim, num_heads, branches=branches, none=none, choice=choice, **of_attention)

@@ -19,18 +19,27 @@ class Routing:
     Attributes:
         branches: their names, in the order of p; then "none", as often as p has a share for it.
         strengths: [B], mean size of g_k over channels.
+        shares: p of each image, [n, K], of a hard choice before it; without a router [1, K], the same for all.
     """
 
     def __init__(self, block: Blend):
         self.branches = list(block.branches)
+        self.is_hard = block.choice == "hard"
         self.branches += ["none"] * (block.count - len(self.branches))
         self.strengths = block.strength.detach().float().abs().mean(1)
         self.parts: list[Tensor] = []
 
     @property
     def shares(self) -> Tensor:
-        """p of each image, [n, K], of a hard choice before it; without a router [1, K], the same for all."""
         return torch.cat(self.parts) if self.parts else torch.full((1, len(self.branches)), 1 / len(self.branches))
+
+    @property
+    def used(self) -> Tensor:
+        """p |g| of each image, [n, B], by the p that evaluation uses: of a hard choice 0 or 1."""
+        p = self.shares
+        if self.is_hard:
+            p = torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1.0)
+        return p[:, : len(self.strengths)] * self.strengths.to(p)
 
     def numbers(self) -> dict[str, float]:
         """Per branch "p/NAME" (mean) and "use/NAME" (mean of p |g|); with a router "winner", the largest mean p, and

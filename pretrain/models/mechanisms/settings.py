@@ -39,7 +39,11 @@ class Placed(Config):
             raise ValueError(f"start: a {self.where} has no start as the network without it; set start: paper")
         if self.where == "front" and self.places != IMAGES:
             raise ValueError(f"places: {self.kind} stands before the network; set places: {IMAGES}")
-        _ = self.alternatives
+        kinds = [branch.kind for branch in self.alternatives]
+        if self.kind == GENERAL and not kinds:
+            raise ValueError("branches: at least one besides none")
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ValueError(f"branches: {twice} is given twice; each once, beside the others")
         return self
 
     @property

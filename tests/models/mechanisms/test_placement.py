@@ -12,7 +12,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights
-from pretrain.models.mechanisms import ATTENTION, MECHANISMS
+from pretrain.models.mechanisms import ATTENTION, MECHANISMS, settings
 from pretrain.models.mechanisms.mixers import Blend
 from pretrain.models.mechanisms.placement import mechanisms_of, settle
 from pretrain.models.release.folder import TIMM, read_release, write_release
@@ -160,6 +160,15 @@ def test_a_mixer_without_relative_positions_does_not_replace_attention_that_has_
         assert problem.startswith("model.attention: toy_mixer adds no relative positions")
         beside = vit(entry | {"start": "identity"}, **changes)
         assert isinstance(beside.blocks[0].attn, Blend)
+
+
+@pytest.mark.parametrize(
+    ("branches", "says"),
+    [(["none"], "at least one besides none"), (["xca", "none", "xca"], "xca is given twice")],
+)
+def test_branches_of_a_general_block_are_some_and_different(branches: list[str], says: str):
+    with pytest.raises(ValueError, match=says):
+        settings.parse({"kind": "general", "places": "blocks.*.attn", "branches": branches})
 
 
 def test_blends_weigh_their_branches_and_none():
