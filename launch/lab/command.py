@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from launch.lab.bench import Bench
@@ -27,7 +28,8 @@ class Laboratory:
 
     def __init__(self, place: Path):
         self.place = place
-        self.bench = Bench(place / "bench", self._start)
+        versions = "-".join(f"{name}{version(name)}" for name in ("fovea", "torch"))  # others end with other bits
+        self.bench = Bench(place / f"bench-{versions}", self._start)
         self.bench.folder.mkdir(parents=True, exist_ok=True)
 
     def _start(self, words: Sequence[str]) -> None:

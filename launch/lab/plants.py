@@ -1,19 +1,22 @@
 """Faults that the laboratory plants in a process of its own before the command runs; the product's files are unchanged.
 
-A plant is [NAME, argument, ...]. `die`, `lose_power`, `fail`, `slow` and `clock` are faults. `without` removes one
-protection: the trials that depend on it must then fail, or they prove nothing (`fovea lab --self-test`).
+A plant is [NAME, argument, ...]. `die`, `lose_power`, `fail`, `slow`, `clock` and `shared_memory` are faults. `without`
+removes one protection: the trials that depend on it must then fail, or they prove nothing (`fovea lab --self-test`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
 
 
 def plant(plants: Sequence[Sequence[Any]]) -> None:
@@ -117,6 +120,14 @@ def _clock(seconds: float, after: int) -> None:
     time.time = now
 
 
+def _shared_memory(kilobytes: int) -> None:
+    """A /dev/shm of this size, seen by this process and its children only."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    for words in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", "/dev/shm"]):
+        subprocess.run(["mount", *words], check=True)
+
+
 def _place(file: Any) -> str:
     return str(Path(f"/proc/self/fd/{file}").readlink()) if isinstance(file, int) else os.fspath(file)
 
@@ -205,5 +216,6 @@ _PLANTS: dict[str, Callable[..., None]] = {
     "slow": _slow,
     "lose_power": _lose_power,
     "clock": _clock,
+    "shared_memory": _shared_memory,
     "without": _without,
 }

@@ -55,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "failing-disk": Kind("writes, fsyncs or renames fail: EIO, ESTALE", _SENTENCE, limits.failing_disk),
     "descriptors": Kind("12 to 64 open files", _SENTENCE, limits.descriptors),
     "memory": Kind("a limit of address space", _SENTENCE, limits.memory),
+    "shm": Kind("a /dev/shm of 4 to 256 kB, with a data worker", _SENTENCE, limits.shared_memory, limits.can_mount),
     "empty-variables": Kind("variables of SLURM and torchrun that are empty", "as undisturbed", limits.empty_variables),
     "mpirun": Kind("variables of one rank of mpirun", "as undisturbed", limits.one_rank_of_mpirun),
     "tmpdir": Kind("a long TMPDIR", "as undisturbed", limits.long_tmpdir),

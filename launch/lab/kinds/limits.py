@@ -77,6 +77,12 @@ def memory(trial: Trial) -> None:
     trial.resumes()
 
 
+def shared_memory(trial: Trial) -> None:
+    shm = ["shared_memory", trial.rng.choice((4, 16, 64, 256))]
+    _ends_or_says(trial, trial.start("pretrain", trial.config, "data.num_workers=1", plants=[shm]), (_MACHINE,))
+    trial.resumes("data.num_workers=1")
+
+
 def _ends_or_says(trial: Trial, command: Command, statuses: Sequence[int]) -> None:
     """The run ends as the undisturbed one, or with a sentence and one of the statuses."""
     status = command.wait()
