@@ -16,6 +16,7 @@ from finetune.locate import problem_of
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.machine.command import run_command
+from pretrain.core.machine.failures import machine_failure
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.engine.plan import Plan, plan_steps
@@ -85,8 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         launch = read_launch(os.environ)
         checked = check(chosen.config, overrides, world_size=launch.world_size if launch else 1)
     except (ConfigError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        lacking = machine_failure(error)
+        print(lacking.text if lacking else error, file=sys.stderr)
+        return lacking.status if lacking else 2
     if chosen.check:
         print(describe(checked))
         problem = problem_of(checked.config.model)

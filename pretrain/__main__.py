@@ -12,6 +12,7 @@ from pathlib import Path
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
 from pretrain.core.machine.command import run_command
+from pretrain.core.machine.failures import machine_failure
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.data.depths import look_at_values
@@ -75,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
         launch = read_launch(os.environ)
         config, dataset, steps = check(chosen.config, chosen.overrides, world_size=launch.world_size if launch else 1)
     except (ConfigError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        lacking = machine_failure(error)
+        print(lacking.text if lacking else error, file=sys.stderr)
+        return lacking.status if lacking else 2
     if chosen.check:
         print(describe(config, steps))
         return _report_missing(config)

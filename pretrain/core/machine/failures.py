@@ -64,10 +64,19 @@ def failure_of(error: BaseException, *, place: str = "") -> Failure | None:
     Args:
         place: what was written, for an error of the disk that names no file.
     """
+    if (lacking := machine_failure(error)) is not None:  # also where a reader said of its data what it lacked
+        return lacking
     for cause in _causes(error):
         if (found := _failure(cause, place)) is not None:
             return found
     return None
+
+
+def machine_failure(error: BaseException) -> Failure | None:
+    """The failure if `error` was caused by too many open files, or by a lack of memory or processes."""
+    lacks = (cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _OPEN_FILES | _MEMORY)
+    cause = next(lacks, None)
+    return None if cause is None else _of_system(cause, "")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -94,6 +103,8 @@ def _failure(error: BaseException, place: str) -> Failure | None:
         return Failure(f"out of memory ({first or 'MemoryError'}){_limit()}; {_LESS_MEMORY}", EXIT_MACHINE)
     if isinstance(error, RuntimeError) and _has(text, _NO_THREAD):
         return Failure(f"{first}: {_MORE_PROCESSES}", EXIT_MACHINE)
+    if isinstance(error, RuntimeError) and os.strerror(errno.EMFILE) in text:  # of safetensors
+        return _too_many_files(first)
     if isinstance(error, RuntimeError) and _has(text, _LOST_RANK):
         return Failure(f"lost the connection to another rank, whose own message says why it ended ({first})", 1)
     if type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC}" in text:
@@ -116,8 +127,7 @@ def _of_system(error: OSError, place: str) -> Failure | None:
         what = f"{where or place}: {error.strerror}" if where or place else what
         return Failure(f"{what}; {_FREE_DISK}", EXIT_DISK)
     if error.errno in _OPEN_FILES:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return Failure(f"{what}: the limit is {limit}; raise it (ulimit -n), or lower data.num_workers", EXIT_MACHINE)
+        return _too_many_files(what)
     if error.errno in _MEMORY:
         way_out = _LESS_MEMORY if error.errno == errno.ENOMEM else _MORE_PROCESSES
         return Failure(f"{what}{_limit()}; {way_out}", EXIT_MACHINE)
@@ -126,6 +136,11 @@ def _of_system(error: OSError, place: str) -> Failure | None:
     if not where:
         return Failure(what, EXIT_FILES) if error.errno in (errno.EIO, errno.ESTALE) else None
     return Failure(f"{what}; restore it or its permissions, then the same command resumes", EXIT_FILES)
+
+
+def _too_many_files(what: str) -> Failure:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Failure(f"{what}: the limit is {limit}; raise it (ulimit -n), or lower data.num_workers", EXIT_MACHINE)
 
 
 def _limit() -> str:

@@ -85,12 +85,20 @@ def _computed_here(items: Items[Item], length: int, *, pinned: bool) -> Generato
         yield cast(Item, pin_memory_of(item)) if pinned else item
 
 
+def _free_quietly(error: BaseException) -> None:
+    """Free the iterator that DataLoader could not complete: its `__del__` reports what it lacks as a traceback."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    error.__traceback__ = None
+    sys.unraisablehook = before
+
+
 def _iterate(loader: DataLoader, pickled: bytes, give_up: Callable[[], bool]) -> Generator[Any, None, None]:
     try:
         start_fork_server(preload=_PRELOADED, blocked=_KEPT_FROM_WORKERS)
         with without_main(pickled):
             iterator: Any = iter(loader)
     except OSError as error:
+        _free_quietly(error)
         if error.errno in _NO_LOCKS:
             raise MachineError(
                 f"no data worker can be started: {error.strerror}; {shared_memory()}, and workers need it for their "

@@ -48,6 +48,18 @@ def test_bugs_keep_their_traceback():
     ]
 
 
+def test_data_that_cannot_be_read_for_lack_of_open_files_is_a_fault_of_the_machine():
+    lacking = ValueError("a.tar.idx: cannot read this index")
+    lacking.__cause__ = OSError(errno.EMFILE, "Too many open files", "a.tar.idx")
+    error = DataError(str(lacking))
+    error.__cause__ = lacking
+    failure = failure_of(error)
+    assert failure is not None and failure.status == 6 and "ulimit -n" in failure.text
+    gone = DataError("a.tar: gone")
+    gone.__cause__ = FileNotFoundError(errno.ENOENT, "No such file", "a.tar")
+    assert (failure_of(gone) or failure).status == 2
+
+
 def test_the_cause_of_an_error_counts():
     try:
         raise ValueError("wrapped") from system(errno.ENOSPC, "/full")
@@ -57,6 +69,8 @@ def test_the_cause_of_an_error_counts():
 
 
 def test_the_limit_of_open_files_is_named():
+    of_safetensors = failure_of(RuntimeError("unable to open file <a> in read-only mode: Too many open files (24)"))
+    assert of_safetensors is not None and of_safetensors.status == 6 and "ulimit -n" in of_safetensors.text
     failure = failure_of(system(errno.EMFILE, "/a"))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert (

@@ -100,8 +100,10 @@ def test_items_larger_than_shared_memory_arrive_and_one_line_names_the_cause():
     assert done.stderr.count("/dev/shm has 0.") == 1 and "docker: --shm-size or --ipc=host" in done.stderr
 
 
-def test_without_any_shared_memory_the_workers_are_refused_with_the_way_out():
-    done = with_shared_memory("4k", SMALL_SHARED_MEMORY)
+@pytest.mark.parametrize("size", ["4k", "16k"])  # of the locks of the workers, none and some are there
+def test_without_any_shared_memory_the_workers_are_refused_with_the_way_out(size: str):
+    done = with_shared_memory(size, SMALL_SHARED_MEMORY)
+    assert "Exception ignored" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert "no data worker can be started: No space left on device; /dev/shm has 0 of" in said, done.stderr
     assert said.endswith("or set data.num_workers=0")
