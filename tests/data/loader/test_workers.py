@@ -105,7 +105,7 @@ def test_without_any_shared_memory_the_workers_are_refused_with_the_way_out(size
     done = with_shared_memory(size, SMALL_SHARED_MEMORY)
     assert "Exception ignored" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
-    assert "no data worker can be started: No space left on device; /dev/shm has 0 of" in said, done.stderr
+    assert "no data worker can be started: No space left on device; /dev/shm has 0" in said, done.stderr
     assert said.endswith("or set data.num_workers=0")
 
 
