@@ -10,7 +10,7 @@ from finetune.tasks.configs import TaskConfig
 from finetune.tasks.configs.values import Size, pair
 from pretrain.core.configlib import Config, Positive
 from pretrain.core.images import DataOrientation
-from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, sam_problems
+from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -192,4 +192,5 @@ class FinetuneConfig(Config):
             found.append("optim.clip_mode: per_module is for pretraining objectives; use global or per_tensor")
         if engine.device == "cpu" and engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
-        return found + sam_problems(optim, engine)
+        averaged = "optim.ema_decay" if optim.ema_decay is not None else None
+        return found + optimizer_problems(optim, engine, averaged=averaged)

@@ -115,7 +115,7 @@ class FinetuneRun:
         else:
             check_not_started(self.folder)
         self.opened, self.task = build_task(config, train, total_steps=steps.total_steps)
-        size = checkpoint_bytes(self.task, config.optim.name)
+        size = checkpoint_bytes(self.task, config.optim)
         self.engine = build_engine(
             self.task, optim=config.optim, config=config.engine, plan=steps, world=world, seed=config.seed
         )
@@ -160,7 +160,7 @@ class FinetuneRun:
             preempt.unmark(self.folder)
         middle = 0 < self.start_step < total
         if middle and every(self.start_step, self.evaluate_every, total) and not self._is_evaluated():
-            self._measure(self.start_step)  # the run was killed between its checkpoint and its evaluation
+            self._probe(self.start_step)  # the run was killed between its checkpoint and its evaluation
         reached = fit(
             self.engine,
             self.task,
@@ -183,7 +183,8 @@ class FinetuneRun:
                 preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
             return preempt.EXIT_PREEMPTED
         self.loader.close()
-        self._finish(self._measure(total))
+        with self.engine.evaluating():
+            self._finish(self._measure(total))
         distributed.barrier()
         return 0
 
@@ -252,7 +253,8 @@ class FinetuneRun:
 
     def _probe(self, step: int) -> None:
         if step < self.steps.total_steps:
-            self._measure(step)
+            with self.engine.evaluating():
+                self._measure(step)
 
     def _measure(self, step: int) -> Evaluation:
         evaluation = _evaluate(self.config, self.task, self.val_set, self.world, say=self.say if self.first else None)

@@ -13,7 +13,7 @@ from pretrain.core.configlib import Config, ConfigError, Positive
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
 from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.doctor.config import DoctorConfig
-from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, sam_problems
+from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
 from pretrain.engine.plan import Plan, plan_steps
 from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
@@ -188,7 +188,8 @@ class PretrainConfig(Config):
             found.append("model.activation_penalty: is not possible in a compiled model; set engine.compile=false")
         if self.engine.device == "cpu" and self.engine.precision == "fp16":
             found.append("engine.precision: fp16 needs a GPU; use bf16 or fp32 with engine.device=cpu")
-        return found + sam_problems(self.optim, self.engine)
+        averaged = f"the teacher of {self.objective.name}" if self.objective.has_teacher else None
+        return found + optimizer_problems(self.optim, self.engine, averaged=averaged)
 
     @property
     def mean(self) -> tuple[float, ...]:

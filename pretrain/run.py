@@ -98,7 +98,7 @@ class PretrainRun:
             data = {"fingerprint": dataset.fingerprint, "num_samples": steps.num_samples}
             write_records(self.folder, config, data, world_size=world.world_size, device=world.device_name)
         self.objective = build_objective(config, Horizon(steps.total_steps, steps.steps_per_epoch))
-        size = checkpoint_bytes(self.objective, config.optim.name)
+        size = checkpoint_bytes(self.objective, config.optim)
         greeting = [] if found else start_weights(self.objective, config)
         head_warmup_steps = config.init.head_warmup_steps if config.init else 0
         self.engine = build_engine(
@@ -304,7 +304,8 @@ class PretrainRun:
     def _probe(self, step: int) -> None:
         if self.probe is None:
             return
-        scores = self.probe(self.objective.backbone, with_pixels=step == 0)
+        with self.engine.evaluating():
+            scores = self.probe(self.objective.backbone, with_pixels=step == 0)
         if self.log is None:
             return
         start = {} if step == 0 else self.log.row(0)

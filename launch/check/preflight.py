@@ -157,9 +157,11 @@ def memory(config: PretrainConfig, plan: Plan, cost: Cost, job: JobShape) -> Ite
     """The estimate of each ZeRO stage against the GPU, and settings that would fit."""
     if job.gpu_memory is None:
         return
+    from launch.plan.memory import possible_stages
+
     deepspeed = config.engine.name == "deepspeed"
     now = config.engine.zero_stage if deepspeed else 0
-    stages = (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3)
+    stages = possible_stages(config)
     need = {stage: _bytes(config, cost, plan.micro_batch, stage, job.ranks) for stage in stages}
     listed = ", ".join(f"ZeRO-{stage} {size / GIB:.1f}" for stage, size in need.items())
     yield Finding("fact", f"memory   GiB per GPU, estimated: {listed}; there are {job.gpu_memory / GIB:.1f}")
@@ -186,8 +188,8 @@ def memory(config: PretrainConfig, plan: Plan, cost: Cost, job: JobShape) -> Ite
 def _bytes(config: PretrainConfig, cost: Cost, images: int, stage: int, ranks: int) -> float:
     from launch.plan.memory import Footprint
 
-    found = Footprint(cost.trained, cost.fixed, cost.per_batch, cost.per_image)
-    return found.total(images=images, optimizer=config.optim.name, zero_stage=stage, world_size=ranks)
+    found = Footprint(cost.trained, cost.fixed, cost.optimizer, cost.per_batch, cost.per_image)
+    return found.total(images=images, zero_stage=stage, world_size=ranks)
 
 
 def duration(config: RunConfig, plan: Plan, job: JobShape, images_per_second: float, source: str) -> Iterator[Finding]:

@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
 
 def _plan(chosen: argparse.Namespace) -> str:
     from launch.plan.cost import count
-    from launch.plan.memory import Footprint
+    from launch.plan.memory import Footprint, possible_stages
 
     config = load_config(PretrainConfig, chosen.config, chosen.overrides)
     images, image_bytes = chosen.images, chosen.image_kb * 1e3
@@ -168,12 +168,10 @@ def _plan(chosen: argparse.Namespace) -> str:
     cost = count(config)
     batch = config.optim.global_batch_size
     load = Load(batch, steps.total_steps, cost.flops * batch, cost.trained, cost.checkpoint, image_bytes)
-    found = Footprint(cost.trained, cost.fixed, cost.per_batch, cost.per_image)
+    found = Footprint(cost.trained, cost.fixed, cost.optimizer, cost.per_batch, cost.per_image)
     sizes = []
-    for stage in (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3):
-        size = found.total(
-            images=steps.micro_batch, optimizer=config.optim.name, zero_stage=stage, world_size=cluster.gpus
-        )
+    for stage in possible_stages(config):
+        size = found.total(images=steps.micro_batch, zero_stage=stage, world_size=cluster.gpus)
         sizes.append(f"ZeRO-{stage} {size / GIB:.1f}")
     memory = [f"memory     GiB per GPU with {steps.micro_batch} images: {', '.join(sizes)}; there are {gpu.memory:.0f}"]
     return describe(config, load, cluster, forecast(load, cluster), memory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.config import PretrainConfig
-from pretrain.engine.session.needs import OPTIMIZER_BYTES
+from pretrain.engine.optim.table import KINDS
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Cost:
         flops: of one image in a step, forward and backward (twice with optim.sam), products and convolutions only.
         trained: bytes of the trained parameters in fp32. fixed: of the rest of the state (averages).
         per_batch, per_image: bytes that a micro-batch keeps alive: per_batch + per_image * images.
-        state: bytes of optimizer state per byte of `trained`.
+        optimizer: bytes of the optimizer's state. checkpoint: of one checkpoint: weights, averages, optimizer.
     """
 
     flops: float
@@ -27,12 +27,8 @@ class Cost:
     fixed: int
     per_batch: int
     per_image: int
-    state: float
-
-    @property
-    def checkpoint(self) -> float:
-        """Bytes of one checkpoint: weights, averages, optimizer."""
-        return self.trained * (1 + self.state) + self.fixed
+    optimizer: int
+    checkpoint: int
 
 
 def count(config: PretrainConfig) -> Cost:
@@ -44,9 +40,18 @@ def count(config: PretrainConfig) -> Cost:
     from launch.plan.memory import footprint
 
     found = footprint(config)
-    state = OPTIMIZER_BYTES[config.optim.name] / 4
+    weights = found.trained * (2 if KINDS[config.optim.name].averages else 1)
+    checkpoint = weights + found.fixed + found.optimizer
     passes = 1 if config.optim.sam is None else 2
-    return Cost(passes * _flops(config), found.trained, found.fixed, found.per_batch, found.per_image, state)
+    return Cost(
+        passes * _flops(config),
+        found.trained,
+        found.fixed,
+        found.per_batch,
+        found.per_image,
+        found.optimizer,
+        checkpoint,
+    )
 
 
 def _flops(config: PretrainConfig, images: int = 2) -> float:

@@ -25,7 +25,8 @@ from pretrain.config import PretrainConfig
 from pretrain.core.machine.resources import GIB
 from pretrain.data.views.maskdraw import BatchPosition, draw
 from pretrain.data.views.specs import Mask, Noise, stacks
-from pretrain.engine.session.needs import OPTIMIZER_BYTES
+from pretrain.engine.optim.optimizer import state_bytes
+from pretrain.engine.optim.table import KINDS
 from pretrain.models.layers import attention
 from pretrain.objectives.base import Horizon
 from pretrain.start import build_objective
@@ -38,23 +39,24 @@ class Footprint:
     """Bytes of one step on one device, before anything is divided among ranks.
 
     Attributes:
-        trained: parameters that are trained, fp32. fixed: the rest of the state, mostly averages.
+        trained: parameters that are trained, fp32. fixed: the rest of the model's state, mostly averages.
+        optimizer: the optimizer's state, fp32.
         per_batch, per_image: the most that a micro-batch keeps alive in addition to state and gradients:
             per_batch + per_image * images.
     """
 
     trained: int
     fixed: int
+    optimizer: int
     per_batch: int
     per_image: int
 
-    def total(self, *, images: int, optimizer: str, zero_stage: int = 0, world_size: int = 1) -> float:
+    def total(self, *, images: int, zero_stage: int = 0, world_size: int = 1) -> float:
         """Bytes on each GPU with DeepSpeed's stage (0: also plain DDP)."""
         weights = self.trained / (world_size if zero_stage == 3 else 1)
         gradients = self.trained / (world_size if zero_stage >= 2 else 1)
-        state = self.trained / 4 * OPTIMIZER_BYTES[optimizer]
         master = self.trained if zero_stage else 0  # DeepSpeed's own fp32 copy, divided with the optimizer
-        optimizer_share = (state + master) / (world_size if zero_stage else 1)
+        optimizer_share = (self.optimizer + master) / (world_size if zero_stage else 1)
         activations = self.per_batch + self.per_image * images
         return weights + self.fixed + gradients + optimizer_share + activations + RESERVE
 
@@ -118,13 +120,14 @@ def footprint(config: PretrainConfig) -> Footprint:
     per_batch = max(0.0, small.activations - 2 * per_image)
     if config.optim.sam is not None:
         per_batch += small.trained  # the weights from before the second pass
-    return Footprint(small.trained, small.fixed, round(per_batch), round(per_image))
+    return Footprint(small.trained, small.fixed, small.optimizer, round(per_batch), round(per_image))
 
 
 @dataclass(frozen=True)
 class _Measured:
     trained: int
     fixed: int
+    optimizer: int
     activations: int
 
 
@@ -146,7 +149,8 @@ def _step_peak(config: PretrainConfig, images: int) -> _Measured:
             loss = objective(batch, 0)["loss"]
         loss.backward()
         size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        return _Measured(trained=size, fixed=state - size, activations=memory.peak - start)
+        optimizer = state_bytes(config.optim, objective)
+        return _Measured(trained=size, fixed=state - size, optimizer=optimizer, activations=memory.peak - start)
 
 
 def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
@@ -175,6 +179,12 @@ def fused_attention() -> Iterator[None]:
         attention.choose = chosen
 
 
+def possible_stages(config: PretrainConfig) -> range:
+    """The ZeRO stages that can train it: those of its optimizer; 3 without a teacher; 0 for sharpness-aware steps."""
+    most = 0 if config.optim.sam is not None else 2 if config.objective.has_teacher else 3
+    return range(min(most, KINDS[config.optim.name].max_zero_stage) + 1)
+
+
 def describe(config: PretrainConfig, *, gpus: int, batch: int) -> str:
     """The estimate for each ZeRO stage, as text."""
     found = footprint(config)
@@ -183,10 +193,9 @@ def describe(config: PretrainConfig, *, gpus: int, batch: int) -> str:
         f"{config.engine.precision} (trained {found.trained / GIB:.2f} GiB, averages and other state "
         f"{found.fixed / GIB:.2f} GiB, {found.per_image / 2**20:.0f} MiB per image; not checked on a GPU yet)"
     )
-    stages = (0, 1, 2) if config.objective.has_teacher else (0, 1, 2, 3)
+    stages = possible_stages(config)
     rows = [
-        f"  ZeRO-{stage} on {gpus}: "
-        f"{found.total(images=batch, optimizer=config.optim.name, zero_stage=stage, world_size=gpus) / GIB:.1f} GiB"
+        f"  ZeRO-{stage} on {gpus}: {found.total(images=batch, zero_stage=stage, world_size=gpus) / GIB:.1f} GiB"
         for stage in stages
     ]
     return "\n".join([head, *rows])

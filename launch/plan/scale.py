@@ -145,7 +145,7 @@ def _untested(config: PretrainConfig, k: float, rule: Rule) -> list[str]:
         )
     if rule == "sqrt":
         found.append("optim.weight_decay: under the square-root rule the decay per sample changes by 1/sqrt(k); kept")
-    if config.optim.name == "adamw":
+    if config.optim.betas is not None:
         found.append("optim.betas, eps: kept, as the published recipes do (Malladi et al. 2022 would scale them)")
     found += [f"{config.objective.name}: {text}" for text in config.objective.batch_coupled]
     return found

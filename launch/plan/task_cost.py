@@ -33,4 +33,4 @@ def count(config: FinetuneConfig, train: Examples, plan: Plan) -> TaskCost:
 
     _, task = build_task(config, train, total_steps=plan.total_steps)
     batch = batch_bytes(task, train, plan.micro_batch)
-    return TaskCost(checkpoint_bytes(task, config.optim.name), batch)
+    return TaskCost(checkpoint_bytes(task, config.optim), batch)

@@ -24,6 +24,7 @@ class ParamGroup(TypedDict):
     frozen_steps: int  # the first steps, in which neither the parameters nor their optimizer state change
     keeps_moments: NotRequired[bool]  # if True, the optimizer state follows the gradients in the frozen steps too
     clip_group: NotRequired[str]  # clip_mode "per_module" clips the parameters of one clip group together
+    hidden: NotRequired[bool]  # set by the engine for Muon: if True, all are matrices of hidden layers
 
 
 class Trainable(Protocol):

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from pretrain.core.configlib import Config, Positive, Precision
+from pretrain.engine.optim.table import KINDS, OPTIONS, OptimizerName, option_problems, with_defaults, zero_problem
 
 OWNED_DEEPSPEED_KEYS = frozenset(
     {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"}
     | {"fp16", "bf16", "torch_autocast", "gradient_clipping"}
 )
+Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 ClipMode = Literal["global", "per_tensor", "per_module"]
 
 
@@ -27,7 +29,7 @@ class SAMConfig(Config):
 class OptimConfig(Config):
     """Optimizer and schedules. Durations in epochs or in steps, never both."""
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: OptimizerName = Field("adamw", description="docs/optimizers.md compares them")
     global_batch_size: Positive = Field(description="images per optimizer step, over all ranks")
     epochs: float | None = Field(None, gt=0, description="passes over the data, or total_steps")
     total_steps: Positive | None = Field(None, description="optimizer steps, or epochs")
@@ -49,10 +51,13 @@ class OptimConfig(Config):
     first_step: Literal[0, 1] = Field(0, description="step of the schedules at the first update; 1: I-JEPA")
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
-    trust_coefficient: float = Field(0.001, gt=0, description="of lars")
+    betas: Betas | None = Field(
+        None, description="of adamw, adam, lamb, muon, schedule_free_adamw (0.9, 0.999) and lion (0.9, 0.99)"
+    )
+    eps: float | None = Field(None, gt=0, description="of those of betas except lion; default: 1e-8, lamb 1e-6")
+    momentum: float | None = Field(None, ge=0, lt=1, description="of sgd and lars (0.9) and muon (0.95)")
+    nesterov: bool | None = Field(None, description="of sgd (false) and muon (true)")
+    trust_coefficient: float | None = Field(None, gt=0, description="of lars; default: 0.001")
     clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm; default: no clipping")
     clip_mode: ClipMode = Field(
         "global",
@@ -60,6 +65,11 @@ class OptimConfig(Config):
     )
 
     sam: SAMConfig | None = Field(None, description="sharpness-aware steps; default: none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        return with_defaults(cast(Mapping[str, Any], values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _one_of_each(self) -> OptimConfig:
@@ -71,6 +81,7 @@ class OptimConfig(Config):
             if all(missing) and a != "warmup_epochs":
                 problems.append(f"give one of {a} and {b}, got neither")
         problems += self._schedule_problems()
+        problems += option_problems(self.name, {key: getattr(self, key) for key in (*OPTIONS, "schedule")})
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -193,8 +204,23 @@ def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
     return cast(Mapping[str, Any], given) if isinstance(given, Mapping) else None
 
 
-def sam_problems(optim: OptimConfig, engine: EngineConfig) -> list[str]:
-    """Why the engine cannot take sharpness-aware steps: they move complete weights by unscaled gradients."""
+def optimizer_problems(optim: OptimConfig, engine: EngineConfig, *, averaged: str | None) -> list[str]:
+    """Why the engine cannot run the optimizer, or take sharpness-aware steps.
+
+    Args:
+        averaged: what else averages the weights, by its key or name; None: nothing does.
+    """
+    found = zero_problem(optim.name, engine.zero_stage) if engine.name == "deepspeed" else []
+    if averaged and KINDS[optim.name].averages:
+        found.append(
+            f"optim.name: {optim.name} evaluates its own average of the weights, and {averaged} keeps another one, "
+            "of weights that are only trained; use adamw"
+        )
+    return found + _sam_problems(optim, engine)
+
+
+def _sam_problems(optim: OptimConfig, engine: EngineConfig) -> list[str]:
+    """Sharpness-aware steps move complete weights by unscaled gradients."""
     if optim.sam is None:
         return []
     found: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -59,6 +60,10 @@ class Engine(Protocol):
 
     def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
         """One optimizer step from the next `accumulation_steps` micro-batches."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, the parameters are those that are evaluated and released. Collective."""
         ...
 
     def save(self, folder: Path) -> list[FileRecord]:

@@ -21,15 +21,24 @@ from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
 from pretrain.core.precision import autocast
 from pretrain.core.trainable import Batch, Trainable
-from pretrain.engine.checkpoint.commit import CheckpointError, FileRecord, write_file
-from pretrain.engine.checkpoint.tensorfile import open_tensors, read_tensors, write_tensors
+from pretrain.engine.checkpoint.commit import FileRecord, write_file
+from pretrain.engine.checkpoint.tensorfile import check_same_model, open_tensors, read_tensors, write_tensors
 from pretrain.engine.config import EngineConfig, OptimConfig, SAMConfig
 from pretrain.engine.optim import lars, sam
 from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
-from pretrain.engine.optim.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
+from pretrain.engine.optim.fragments import (
+    TRAINED,
+    Fragment,
+    SavedState,
+    restore_state,
+    state_ranges,
+    state_tensors,
+)
 from pretrain.engine.optim.head_warmup import HeadWarmup, freeze_backbone
+from pretrain.engine.optim.muon import hidden_apart
 from pretrain.engine.optim.optimizer import apply_schedules, forget, trainable_groups
 from pretrain.engine.optim.scaler import LossScaler
+from pretrain.engine.optim.schedule_free import ScheduleFreeAdamW, averaged, check_no_statistics
 from pretrain.engine.optim.schedules import Schedules
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
@@ -93,6 +102,10 @@ class StepEngine(ABC):
         self.scaler = LossScaler(enabled=config.precision == "fp16")
         groups = freeze_backbone(trainable.param_groups(), head_warmup or HeadWarmup())
         self.groups = trainable_groups(self.trainable, groups)
+        if optim.name == "muon":
+            self.groups = hidden_apart(self.trainable, self.groups)
+        elif optim.name == "schedule_free_adamw":
+            check_no_statistics(self.trainable)
         self.names = [name for group in self.groups for name in group["names"]]
         pairs = [pair for group in self.groups for pair in zip(group["names"], group["params"], strict=True)]
         self._vectors = {name for name, param in pairs if param.ndim <= 1}  # ZeRO-3 flattens the rest later
@@ -174,8 +187,8 @@ class StepEngine(ABC):
                 decision.norms, mode=optim.clip_mode, limit=optim.clip_grad, modules=self._clip_groups
             )
             scale_gradients(gradients, {name: factor / scale for name, factor in factors.items()})
-            if optim.name == "lars":
-                self._adapt(gradients, weight_decay)
+            if optim.trust_coefficient is not None:
+                self._adapt(gradients, weight_decay, optim.trust_coefficient)
             self._update()
             self._keep_frozen(step)
             self.scaler.good()
@@ -250,13 +263,13 @@ class StepEngine(ABC):
         both = [(one & two, place) for (one, place), (two, _) in zip(parts, worse_parts, strict=True)]
         return {**losses, "sharpness": worse["loss"] - losses["loss"]}, both
 
-    def _adapt(self, gradients: list[tuple[Fragment, Tensor]], weight_decay: float) -> None:
+    def _adapt(self, gradients: list[tuple[Fragment, Tensor]], weight_decay: float, coefficient: float) -> None:
         lars.adapt(
             gradients,
             weight_decays=[weight_decay * group["weight_decay_scale"] for group in self.groups],
             names=self.names,
             vectors=self._vectors,
-            coefficient=self.optim.trust_coefficient,
+            coefficient=coefficient,
             partitioned=self.partitioned,
             device=self.world.device,
         )
@@ -267,22 +280,35 @@ class StepEngine(ABC):
                 owners = {id(f.owner): f.owner for f in self.fragments if f.group == index}
                 forget(self.optimizer, list(owners.values()))
 
-    # Checkpoints
+    # Evaluation and checkpoints
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, the parameters are those that are evaluated and released; then the trained ones again. Collective."""
+        if not isinstance(self.optimizer, ScheduleFreeAdamW):
+            return nullcontext()
+        params = {name: p for group in self.groups for name, p in zip(group["names"], group["params"], strict=True)}
+        return averaged(params, self.optimizer, self.fragments, partitioned=self.partitioned)
 
     def save(self, folder: Path) -> list[FileRecord]:
-        """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments on their ranks."""
-        records = self.save_model(folder)
+        """Write this rank's files into `folder`: model and counters on rank 0, optimizer fragments on their ranks.
+
+        The model is as `evaluating` has it; the weights that are trained are then part of the optimizer's file.
+        """
+        with self.evaluating():
+            records = self.save_model(folder)
         if self.world.rank == 0:
             state = {"step_count": self.step_count, "scaler": self.scaler.state()}
             records.append(write_file(folder / ENGINE_FILE, json.dumps(state).encode()))
         if self.owns_fragments:
             name = f"optim-rank{self.world.rank:05d}.safetensors"
             tensors = state_tensors(self.optimizer, self.fragments)
+            if isinstance(self.optimizer, ScheduleFreeAdamW):
+                tensors |= {f"{TRAINED}/{f.name}": f.of(f.owner) for f in self.fragments}
             records.append(write_tensors(folder / name, tensors, state_ranges(self.fragments)))
         return records
 
     def save_model(self, folder: Path) -> list[FileRecord]:
-        """Rank 0 writes the model's parameters and buffers into `folder`; collective."""
+        """Rank 0 writes the model's parameters and buffers into `folder`, as they are trained; collective."""
         model = self._model_state()
         return [write_tensors(folder / MODEL_FILE, model)] if self.world.rank == 0 else []
 
@@ -300,7 +326,11 @@ class StepEngine(ABC):
         needed = {fragment.name: (fragment.numel,) for fragment in self.fragments}
         there = {name: (numel,) for name, numel in saved.numels.items() if name in needed}
         check_same_model(folder, needed, there)
-        self._set_model_state(read_tensors(folder / MODEL_FILE))
+        model = read_tensors(folder / MODEL_FILE)
+        for name in self.names:
+            if TRAINED in saved.keys_of(name):
+                model[name] = saved.whole(TRAINED, name).view_as(model[name])
+        self._set_model_state(model)
         with torch.no_grad():
             restore_state(self.optimizer, self.fragments, saved)
         state = json.loads((folder / ENGINE_FILE).read_bytes())
@@ -342,23 +372,6 @@ def _gather_bad(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tup
 def _first_bad(decision: ClipDecision) -> str:
     values = {**decision.losses, **decision.norms}
     return next((name for name, value in values.items() if not math.isfinite(value)), "gradient norm")
-
-
-def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError with the differences between this model and the one in `folder`."""
-    differences = [
-        f"{name}: {_shape(found.get(name))} in the checkpoint, {_shape(expected.get(name))} in this model"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if differences:
-        more = f"\n  ... and {len(differences) - 10} more" if len(differences) > 10 else ""
-        listed = "\n  ".join(differences[:10])
-        raise CheckpointError(f"{folder} was written for another model or config:\n  {listed}{more}")
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
 
 
 def keyed_seed(*key: int) -> int:

@@ -44,6 +44,12 @@ OPTIMS: dict[str, dict[str, Any]] = {
     "none": {},
     "lars": {"name": "lars", "lr": 3.0, "trust_coefficient": 0.02, "clip_mode": "global", "clip_grad": 0.3},
     "sgd": {"name": "sgd", "lr": 0.1, "clip_mode": "per_tensor", "clip_grad": 0.1},
+    "nesterov": {"name": "sgd", "lr": 0.1, "nesterov": True},
+    "adam": {"name": "adam", "clip_mode": "global", "clip_grad": 0.3},
+    "lamb": {"name": "lamb", "lr": 0.02, "clip_mode": "global", "clip_grad": 0.3},
+    "lion": {"name": "lion", "lr": 1e-3, "clip_mode": "per_tensor", "clip_grad": 0.1},
+    "muon": {"name": "muon", "lr": 1e-2},
+    "schedule_free": {"name": "schedule_free_adamw", "schedule": "constant", "lr": 1e-2},
     "sam": {"sam": {"rho": 0.2}, "clip_mode": "global", "clip_grad": 0.3},
 }
 MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "sparse": tiny_sparse, "dino": tiny_dino}
@@ -51,7 +57,8 @@ MODELS = {"toy": Toy, "plain": Plain, "mae": tiny_mae, "sparse": tiny_sparse, "d
 
 def build(world: World, model: nn.Module, engine: str, optim: str = "global", *, accumulation: int = 1) -> StepEngine:
     name, *extras = engine.split("+")
-    optims = {"lr": 3e-3, "weight_decay": 0.1, "weight_decay_end": 0.3, "eps": 1e-6, "warmup_steps": 3}
+    optims = {"lr": 3e-3, "weight_decay": 0.1, "weight_decay_end": 0.3, "warmup_steps": 3}
+    optims |= {} if OPTIMS[optim].get("name") in ("sgd", "lars", "lion") else {"eps": 1e-6}
     section = {
         **ENGINES[name],
         "accumulation_steps": accumulation,

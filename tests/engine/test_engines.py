@@ -21,11 +21,20 @@ CASES = [
     *[["plain", engine, "lars"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload")],
     *[["toy", engine, "per_module"] for engine in ("ddp", "zero2")],
     *[["toy", engine, "sam"] for engine in ("ddp", "zero0")],
+    *[["plain", engine, "nesterov"] for engine in ("ddp", "zero0", "zero1", "zero3")],
+    *[["plain", engine, "adam"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
+    *[["plain", engine, "lion"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload")],
+    *[["plain", engine, "lamb"] for engine in ("ddp", "zero0")],
+    *[["mae", engine, "muon"] for engine in ("ddp", "zero0")],
+    *[["plain", engine, "schedule_free"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero2+offload")],
     *[["mae", engine, "global"] for engine in ("ddp", "zero0", "zero1", "zero2", "zero3")],
     *[["dino", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
     *[["sparse", engine, "global"] for engine in ("ddp", "zero2", "zero3")],
 ]
-LOW_PRECISION = [["plain", engine, "global"] for engine in ("ddp+fp16", "zero1+fp16", "zero2+bf16", "zero3+fp16")]
+LOW_PRECISION = [
+    *[["plain", engine, "global"] for engine in ("ddp+fp16", "zero1+fp16", "zero2+bf16", "zero3+fp16")],
+    *[["plain", "ddp+fp16", optim] for optim in ("lamb", "schedule_free")],
+]
 TRAINED = {(model, optim) for model, _, optim in CASES + LOW_PRECISION}
 RESUMED = [
     *[["toy", engine, "per_tensor"] for engine in ("ddp", "zero0", "zero1", "zero2")],
@@ -36,6 +45,13 @@ RESUMED = [
     ["plain", "ddp", "lars"],
     ["plain", "zero2", "lars"],
     ["toy", "ddp", "sam"],
+    ["plain", "ddp", "lion"],
+    ["plain", "zero2", "lion"],
+    ["plain", "ddp", "lamb"],
+    ["mae", "ddp", "muon"],
+    ["mae", "zero0", "muon"],
+    ["plain", "ddp", "schedule_free"],
+    ["plain", "zero2", "schedule_free"],
     ["mae", "zero2", "global"],
     ["dino", "ddp", "per_tensor"],
     ["dino", "zero2", "per_tensor"],
@@ -44,7 +60,12 @@ RESUMED = [
 
 POISONED = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2+offload", "zero3+offload"]
 CLOSED = ["ddp", "zero0", "zero1", "zero2", "zero2+offload"]  # of ZeRO-3 DeepSpeed keeps a part in a cache of its own
-RESUMED_ALONE = [["toy", "ddp", "per_tensor"], ["toy", "zero2", "per_tensor"], ["plain", "zero3", "global"]]
+RESUMED_ALONE = [
+    ["toy", "ddp", "per_tensor"],
+    ["toy", "zero2", "per_tensor"],
+    ["plain", "zero3", "global"],
+    ["plain", "zero2", "schedule_free"],
+]
 ELSEWHERE = [
     ("toy", "ddp", "toy-zero2-per_tensor"),
     ("toy", "zero0", "toy-zero2-per_tensor"),
@@ -53,6 +74,7 @@ ELSEWHERE = [
     ("toy", "zero2", "toy-ddp-per_tensor"),
     ("plain", "zero3", "plain-zero3-global"),
     ("plain", "zero2", "plain-zero3-global"),
+    ("plain", "ddp", "plain-zero2-schedule_free"),
 ]
 
 
@@ -111,11 +133,14 @@ def test_two_ranks_and_two_micro_batches_train_as_one_process_with_the_whole_bat
     reference, name = f"{model}-ddp-{optim}", "-".join(case)
     expected, found = one["trained"][reference], two[0]["trained"][name]
     assert len(found["losses"]) == scenarios.STEPS
-    torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(expected["losses"]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.tensor(found["norms"]), torch.tensor(expected["norms"]), atol=1e-4, rtol=1e-4)
+    loss, norm = (1e-4, 1e-3) if optim == "muon" else (1e-5, 1e-4)
+    torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(expected["losses"]), atol=loss, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["norms"]), torch.tensor(expected["norms"]), atol=norm, rtol=norm)
+    # Muon amplifies the smallest parts of a gradient, in bf16: their rounding shows in the weights, not in the loss.
+    atol = 2e-2 if optim == "muon" else 1e-5
     weights = load_file(folder / "one/trained" / f"{reference}.safetensors")
     for key, value in load_file(folder / "two/trained" / f"{name}.safetensors").items():
-        torch.testing.assert_close(value, weights[key], atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(value, weights[key], atol=atol, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -126,7 +151,10 @@ def test_losses_teacher_and_centre_are_the_same_bits_on_every_rank(case, two):
 
 @pytest.mark.parametrize("case", LOW_PRECISION, ids="-".join)
 def test_low_precision_follows_fp32(case, one, two):
-    expected, found = one["trained"]["plain-ddp-global"]["losses"], two[0]["trained"]["-".join(case)]["losses"]
+    expected, found = (
+        one["trained"][f"plain-ddp-{case[2]}"]["losses"],
+        two[0]["trained"]["-".join(case)]["losses"],
+    )
     assert found == pytest.approx(expected, abs=2e-2)
     assert found != pytest.approx(expected, abs=1e-6), "the precision took part"
 

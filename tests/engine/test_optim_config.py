@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.config import EngineConfig, OptimConfig
+from pretrain.engine.optim.table import KINDS
 from pretrain.engine.plan import plan_steps
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "mae.yaml"
@@ -58,6 +60,61 @@ def test_milestones_are_epochs_and_become_steps():
 def test_contradictions_are_named(wrong: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         OptimConfig(**BASE | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "lion", "momentum": 0.9}, r"momentum: lion does not have it; .* sgd, lars, muon; lion has betas"),
+        ({"name": "sgd", "betas": (0.9, 0.95)}, r"betas: sgd .*optim.betas=null.*; sgd has momentum, nesterov"),
+        ({"trust_coefficient": 0.001}, "trust_coefficient: adamw does not have it"),
+        ({"name": "lamb", "nesterov": True}, "nesterov: lamb does not have it"),
+        ({"name": "sgd", "momentum": 0.0, "nesterov": True}, "nesterov: needs a momentum above 0"),
+        ({"name": "schedule_free_adamw"}, "schedule: cosine with schedule_free_adamw, .*optim.schedule=constant"),
+        ({"name": "schedule_free_adamw", "schedule": "constant", "betas": (0, 0.9)}, "needs a first value above 0"),
+    ],
+)
+def test_options_of_another_optimizer_are_refused(wrong: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        OptimConfig(**BASE | wrong)
+
+
+def test_an_optimizer_has_its_own_defaults_and_is_written_whole():
+    muon = OptimConfig(**BASE, name="muon")
+    assert (muon.momentum, muon.nesterov, muon.betas, muon.trust_coefficient) == (0.95, True, (0.9, 0.999), None)
+    lion = OptimConfig(**BASE, name="lion")
+    assert (lion.betas, lion.eps, lion.momentum) == ((0.9, 0.99), None, None)
+    assert OptimConfig(**lion.model_dump(mode="json")) == lion
+    assert OptimConfig(**BASE, name="sgd", betas=None).betas is None
+
+
+def test_a_run_of_before_lists_the_options_of_all_optimizers_and_stays_valid():
+    listed = {"betas": [0.9, 0.999], "eps": 1e-8, "momentum": 0.9, "trust_coefficient": 0.001}
+    for name in ("adamw", "sgd", "lars"):
+        assert OptimConfig(**BASE, name=name, **listed) == OptimConfig(**BASE, name=name)
+    assert OptimConfig(**BASE | listed | {"betas": (0.9, 0.95), "momentum": 0.8}).betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("stage", range(4))
+def test_an_optimizer_runs_in_the_engines_of_the_table_and_is_refused_in_others(name: str, stage: int):
+    overrides = [f"optim.name={name}", "optim.betas=null", "optim.eps=null", "probe=null", "optim.min_lr=0"]
+    overrides += ["optim.schedule=constant", "engine.name=deepspeed", f"engine.zero_stage={stage}"]
+    if stage <= KINDS[name].max_zero_stage:
+        load_config(PretrainConfig, CONFIG, overrides)
+    else:
+        with pytest.raises(ConfigError, match=rf"optim.name: {name} is not possible with ZeRO-{stage}, where no rank"):
+            load_config(PretrainConfig, CONFIG, overrides)
+    load_config(PretrainConfig, CONFIG, [*overrides, "engine.name=accelerate"])
+
+
+def test_one_average_of_the_weights_is_evaluated():
+    overrides = ["optim.name=schedule_free_adamw", "optim.schedule=constant", "optim.min_lr=0"]
+    with pytest.raises(ConfigError, match=r"schedule_free_adamw evaluates its own average .* the teacher of dino"):
+        load_config(PretrainConfig, CONFIG.with_name("dino.yaml"), overrides)
+    recipe = CONFIG.parents[1] / "finetune" / "grocery_small.yaml"
+    with pytest.raises(ConfigError, match=r"schedule_free_adamw evaluates its own average .* optim.ema_decay"):
+        load_config(FinetuneConfig, recipe, [*overrides, "optim.ema_decay=0.9"])
 
 
 def test_clipping_by_module_is_for_objectives_that_name_them():

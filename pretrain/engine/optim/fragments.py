@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pretrain.engine.checkpoint.tensorfile import open_tensors
 
-COUNTERS = frozenset({"step"})  # optimizer state that is one number per parameter
+COUNTERS = frozenset({"step", "weight_sum"})  # optimizer state that is one number per parameter
+TRAINED = "trained"  # key of the weights that are trained, saved where `MODEL_FILE` has an average of them
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ class SavedState:
             raise ValueError(f"optimizer state {key}/{fragment.name}: only {filled} of {len(wanted)} elements found")
         return wanted
 
+    def whole(self, key: str, name: str) -> Tensor:
+        """All elements of the parameter, flat."""
+        numel = self.numels[name]
+        return self.read(key, Fragment(name, 0, numel, 0, numel, torch.empty(0), 0))
+
     def counter(self, key: str, name: str) -> Tensor:
         _, _, index = self._pieces[f"{key}/{name}"][0]
         return self._files[index].get_tensor(f"{key}/{name}")
@@ -109,10 +115,13 @@ def restore_state(optimizer: torch.optim.Optimizer, fragments: Sequence[Fragment
     optimizer.state.clear()
     for fragment in fragments:
         for key in saved.keys_of(fragment.name):
+            if key == TRAINED:
+                continue
             state = optimizer.state[fragment.owner]
             if key in COUNTERS:
-                # Fused optimizers keep the counter on the device of the parameter.
-                state[key] = saved.counter(key, fragment.name).reshape(()).to(fragment.owner.device)
+                # Fused optimizers keep the counter on the device of the parameter, others on the CPU.
+                fused = optimizer.param_groups[fragment.group].get("fused")
+                state[key] = saved.counter(key, fragment.name).reshape(()).to(fragment.owner.device if fused else "cpu")
                 continue
             if key not in state:
                 state[key] = torch.zeros_like(fragment.owner, requires_grad=False)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from timm.optim.lion import Lion
 from torch import Tensor, nn
 
 from pretrain.core.trainable import ParamGroup
 from pretrain.engine.config import OptimConfig
+from pretrain.engine.optim.lamb import LAMB
+from pretrain.engine.optim.muon import MuonAndAdamW, hidden_matrices
+from pretrain.engine.optim.schedule_free import ScheduleFreeAdamW
 from pretrain.engine.optim.schedules import Schedules
+from pretrain.engine.optim.table import KINDS
 
 
 def build_optimizer(optim: OptimConfig, groups: Sequence[ParamGroup]) -> torch.optim.Optimizer:
@@ -21,11 +27,26 @@ def build_optimizer(optim: OptimConfig, groups: Sequence[ParamGroup]) -> torch.o
                 f"clip_mode 'per_module': param groups {', '.join(without[:5])} have no clip_group; "
                 "use global or per_tensor with this objective"
             )
-    params = [{"params": group["params"]} for group in groups]
-    if optim.name == "adamw":
-        return torch.optim.AdamW(params, lr=0.0, betas=optim.betas, eps=optim.eps, weight_decay=0.0, fused=True)
-    # LARS is SGD after `lars.adapt` has changed the gradients.
-    return torch.optim.SGD(params, lr=0.0, momentum=optim.momentum, weight_decay=0.0)
+    params = [{"params": group["params"], "hidden": group.get("hidden", False)} for group in groups]
+    options: dict[str, Any] = {key: getattr(optim, key) for key in KINDS[optim.name].options}
+    zero: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0}
+    match optim.name:
+        case "adamw":
+            return torch.optim.AdamW(params, fused=True, **options, **zero)
+        case "adam":
+            return torch.optim.Adam(params, fused=True, **options, **zero)
+        case "sgd":
+            return torch.optim.SGD(params, **options, **zero)
+        case "lars":  # SGD after `lars.adapt` has changed the gradients
+            return torch.optim.SGD(params, momentum=options["momentum"], **zero)
+        case "lion":
+            return Lion(params, **options, **zero)
+        case "lamb":
+            return LAMB(params, **options)
+        case "muon":
+            return MuonAndAdamW(params, **options)
+        case "schedule_free_adamw":
+            return ScheduleFreeAdamW(params, **options)
 
 
 def trainable_groups(module: nn.Module, groups: Sequence[ParamGroup]) -> list[ParamGroup]:
@@ -64,12 +85,26 @@ def apply_schedules(
     return lr, weight_decay
 
 
+def state_bytes(optim: OptimConfig, module: nn.Module) -> int:
+    """Bytes of optimizer state for the trained parameters of `module`; counters are not counted."""
+    kept = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    hidden = hidden_matrices(module) if optim.name == "muon" else set[str]()
+    if optim.name in ("sgd", "lars") and not optim.momentum:
+        return 0
+    copies = 1 if optim.name in ("sgd", "lars", "lion") else 2  # of each parameter, in fp32
+    return sum(4 * value.numel() * (1 if name in hidden else copies) for name, value in kept.items())
+
+
 def forget(optimizer: torch.optim.Optimizer, owners: Sequence[Tensor]) -> None:
     """Zero the optimizer state of `owners`, so that a frozen group starts with no history of gradients.
+
+    A copy of the weights ("z" of schedule-free AdamW) is set to the weights instead.
 
     The official code sets `grad = None` instead, which creates no state; under ZeRO there is no `.grad` to unset.
     """
     for owner in owners:
-        for value in optimizer.state[owner].values():
-            if isinstance(value, Tensor):
+        for key, value in optimizer.state[owner].items():
+            if key == "z":
+                value.copy_(owner)
+            elif isinstance(value, Tensor):
                 value.zero_()

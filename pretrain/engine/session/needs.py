@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pretrain.core.machine.failures import DiskError, MachineError
 from pretrain.core.machine.resources import Resources, open_now, size_text
 from pretrain.engine.checkpoint.commit import checkpoints
-from pretrain.engine.config import CheckpointConfig
+from pretrain.engine.config import CheckpointConfig, OptimConfig
+from pretrain.engine.optim.table import KINDS
 
 if TYPE_CHECKING:
     from torch import nn
 
-OPTIMIZER_BYTES = {"adamw": 8, "lars": 4, "sgd": 4}  # of state per trained parameter, fp32
 FILES_OF_A_RANK = 128  # libraries, sockets, logs
 _MORE_FILES = 16  # that a rank opens after its start: a checkpoint, a picture, pipes of its workers
 FILES_OF_A_BATCH = 8  # a batch in flight is an open file for each of its tensors
@@ -137,11 +137,14 @@ def _fewer(keep: int, fits: int, total_steps: int) -> str:
     return f"{way} checkpoint.milestone_every_steps={every}"
 
 
-def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
+def checkpoint_bytes(model: nn.Module, optim: OptimConfig) -> int:
     """Bytes of a checkpoint of the whole model: its state (weights, averages) and the optimizer's."""
+    from pretrain.engine.optim.optimizer import state_bytes
+
     kept = sum(tensor.nbytes for tensor in model.state_dict().values())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return kept + trained * OPTIMIZER_BYTES[optimizer]
+    if KINDS[optim.name].averages:  # the weights that are trained, beside their average
+        kept += sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return kept + state_bytes(optim, model)
 
 
 class _RunConfig(Protocol):
