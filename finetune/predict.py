@@ -26,7 +26,7 @@ from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from pretrain.core.files import kind_of_special, read_bytes, read_text, write_json
-from pretrain.core.images import Orientation
+from pretrain.core.images import MAX_PIXELS, Orientation
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ids", metavar="COCO_JSON", help="image ids of predictions.json, by file name")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, help=f"larger images are skipped (default {MAX_PIXELS})"
+    )
     parser.add_argument("--no-pictures", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.batch_size < 1:
@@ -88,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=where,
             pictures=not chosen.no_pictures,
             orientation=recorded_orientation(record),
+            max_pixels=chosen.max_pixels,
         )
     except OSError as error:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
@@ -161,6 +165,7 @@ def predict(
     device: torch.device | str = "cpu",
     pictures: bool = True,
     orientation: Orientation = "exif",
+    max_pixels: int = MAX_PIXELS,
 ) -> list[tuple[Path, str]]:
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`.
 
@@ -178,7 +183,7 @@ def predict(
         given = list(_chosen_ids(list(names), ids))
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
-    for examples in _batches(files, names, batch_size, given, orientation, failed):
+    for examples in _batches(files, names, batch_size, given, orientation, max_pixels, failed):
         for example, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
@@ -203,6 +208,7 @@ def _batches(
     size: int,
     ids: Sequence[str | int | None],
     orientation: Orientation,
+    max_pixels: int,
     failed: list[tuple[Path, str]],
 ) -> Iterator[list[Example]]:
     waiting: list[Example] = []
@@ -213,7 +219,10 @@ def _batches(
         try:
             data = read_bytes(path)
             is_array = path.suffix.lower() == ".npy"
-            image = decode_npy(data, 3) if is_array else decode_image(data, 3, orientation)
+            if is_array:
+                image = decode_npy(data, 3, max_pixels=max_pixels)
+            else:
+                image = decode_image(data, 3, orientation, max_pixels=max_pixels)
         except (OSError, DecodeError) as error:
             failed.append((path, f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)))
             continue

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, Orientation, ValueRange
 from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
@@ -38,6 +38,9 @@ class DataConfig(Config):
         None,
         description="[low, high]: stored values that become black and white, or such a pair per channel; needed for "
         "images of more than 8 bits, whose bits are kept; `fovea data show` measures them",
+    )
+    max_pixels: Positive = Field(
+        MAX_PIXELS, description="a larger image is a bad sample: a decoded one takes 3 bytes a pixel in its worker"
     )
     block_shards: Positive = Field(
         8, description="number of shards that are shuffled together and read at the same time"

@@ -121,4 +121,5 @@ def loader_spec(
         skipped_positions=dict(skipped_positions or {}),
         orientation=config.data.orientation,
         value_range=config.data.range,
+        max_pixels=config.data.max_pixels,
     )

@@ -12,5 +12,9 @@ Orientation = Literal["exif", "stored"]
 # auto: the pixels that have the annotated width and height; exif where both have (`finetune.data.orientation`).
 DataOrientation = Literal["auto", "exif", "stored"]
 
+# The default of `data.max_pixels`: 150 MB per decoded RGB image in each worker, and several times that while it is
+# resized.
+MAX_PIXELS = 50_000_000
+
 # (low, high): the stored values that become black and white; or one such pair per channel.
 ValueRange = tuple[float, float] | tuple[tuple[float, float], ...]

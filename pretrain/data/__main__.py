@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
@@ -70,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--classes", type=Path, metavar="JSON", help="classes.json whose ids to use (a validation set's)")
     add.add_argument("--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)")
     add.add_argument("--no-shuffle", action="store_true", help="keep the order of the names")
+    add.add_argument(
+        "--max-pixels",
+        type=_positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"skip larger images (default: {MAX_PIXELS}); with --size, JPEGs are decoded at 1/2 to 1/8 instead",
+    )
     add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
     add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     add.set_defaults(run=_write)
@@ -124,6 +132,7 @@ def _write(arguments: argparse.Namespace) -> int:
         labels=arguments.labels,
         shuffle_seed=None if arguments.no_shuffle else arguments.shuffle_seed,
         strict=arguments.strict,
+        max_pixels=arguments.max_pixels,
     )
     start = time.monotonic()
     with _progress() as progress:
@@ -149,6 +158,10 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
         print(f"skipped {shown(name)}: {shown(reason)}")
     if len(written.skipped) > 5:
         print(f"... and {len(written.skipped) - 5} more, in {out / 'skipped.txt'}")
+    for name, scale in written.reduced[:5]:
+        print(f"reduced {shown(name)}: above --max-pixels, decoded at 1/{scale} of its sides before its resize")
+    if len(written.reduced) > 5:
+        print(f"... and {len(written.reduced) - 5} more decoded at a smaller scale")
     labels = "no labels"
     if written.labelled:
         labels = f"{len(written.classes)} classes" if written.classes else "integer labels"

@@ -125,7 +125,7 @@ class _Source:
         spec = self.of.spec
         while True:
             try:
-                image = decode_sample(sample, spec.in_chans, spec.orientation, spec.value_range)
+                image = decode_sample(sample, spec.in_chans, spec.orientation, spec.value_range, spec.max_pixels)
             except DecodeError as error:
                 self._fail(str(error))
                 (sample,) = _through_stages(self.of.spec.stages, (self.read() for _ in range(1)), 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pretrain.core.images import Orientation, ValueRange
+from pretrain.core.images import MAX_PIXELS, Orientation, ValueRange
 from pretrain.data.views.specs import InputSpec, check_channels, stacks
 
 Sample = dict[str, Any]
@@ -29,6 +29,7 @@ class LoaderSpec:
                         one by one, as they come in groups that depend on the number of ranks; with workers it must be
                         importable.
     skipped_positions   position -> how many of its candidates, the own sample first, are not used
+    max_pixels          of an image, a larger one is a bad sample
     value_range         of images of any depth, whose views are float32; None: 8 bits, uint8
     orientation         exif: photos are turned upright; stored: their EXIF orientation is ignored
 
@@ -51,6 +52,7 @@ class LoaderSpec:
     skipped_positions: Mapping[int, int] = field(default_factory=dict)
     orientation: Orientation = "exif"
     value_range: ValueRange | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if not stacks(self.views):

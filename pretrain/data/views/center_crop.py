@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.data.views.decode import MAX_PIXELS, DecodeError
+from pretrain.core.images import MAX_PIXELS
+from pretrain.data.views.decode import DecodeError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,18 +18,18 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import Image
 
-from pretrain.core.images import Orientation, ValueRange
+from pretrain.core.images import MAX_PIXELS, Orientation, ValueRange
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.views.orientation import read_orientation, upright
 from pretrain.data.views.values import ARRAY_TYPES, is_16_bit_png, png_size, to_pixels_of_range
 
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 16_384
+MAX_SIDE = 65_535  # of a JPEG; memory depends on the number of pixels alone
 LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # ITU-R BT.601, as PIL's mode L
 _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
+_OPENING = threading.Lock()  # PIL's own limit is a variable of its module
 # Harmless to the pixels and common in images from the web and from phones; every other warning means damage.
 _HARMLESS_WARNINGS = ("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters")
 
@@ -43,6 +43,7 @@ def decode_sample(
     in_chans: int,
     orientation: Orientation = "exif",
     value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """The image of a webdataset sample dict, [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
 
@@ -52,33 +53,48 @@ def decode_sample(
         if extension in sample:
             data = sample[extension]
             if extension == "npy":
-                return decode_npy(data, in_chans, value_range)
-            return decode_image(data, in_chans, orientation, value_range)
+                return decode_npy(data, in_chans, value_range, max_pixels)
+            return decode_image(data, in_chans, orientation, value_range, max_pixels)
     raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
 
 
 def decode_image(
-    data: bytes, in_chans: int, orientation: Orientation = "exif", value_range: ValueRange | None = None
+    data: bytes,
+    in_chans: int,
+    orientation: Orientation = "exif",
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+    scale: int = 1,
 ) -> np.ndarray:
     """JPEG, PNG or WebP bytes to uint8 [H, W, in_chans], upright; 16-bit values are shifted right by 8.
 
     Args:
         orientation: "stored" leaves the pixels as they lie in the file, whatever its EXIF orientation.
         value_range: stored values of any depth become float32 pixels, see `to_pixels_of_range`.
+        max_pixels: a larger image is an error.
+        scale: of a JPEG, 2, 4 or 8: decoded at this fraction of its sides, by a smaller inverse DCT.
     """
     if value_range is not None:
-        values = _values_of_png(data, in_chans) if is_16_bit_png(data) else decode_image(data, in_chans, "stored")
+        if is_16_bit_png(data):
+            values = _values_of_png(data, in_chans, max_pixels)
+        else:
+            values = decode_image(data, in_chans, "stored", max_pixels=max_pixels)
         pixels = _in_range(values, value_range)
         return pixels if orientation == "stored" else upright(pixels, read_orientation(data))
     if in_chans not in PIL_MODES:
         raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
     if not data:
         raise DecodeError("empty file")
-    image = _decode_jpeg(data, in_chans) if data[:2] == b"\xff\xd8" else _decode_with_pil(data, in_chans)
+    if data[:2] == b"\xff\xd8":
+        image = _decode_jpeg(data, in_chans, max_pixels, scale)
+    else:
+        image = _decode_with_pil(data, in_chans, max_pixels)
     return image if orientation == "stored" else upright(image, read_orientation(data))
 
 
-def decode_npy(data: bytes, in_chans: int, value_range: ValueRange | None = None) -> np.ndarray:
+def decode_npy(
+    data: bytes, in_chans: int, value_range: ValueRange | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """A `.npy` file of uint8 [H, W, in_chans], or [H, W] for one channel; with a range of any of ARRAY_TYPES.
 
     Its header is checked against the limits and the length of the file before anything else is done.
@@ -91,7 +107,7 @@ def decode_npy(data: bytes, in_chans: int, value_range: ValueRange | None = None
         expected = f"expected {' or '.join(types)} (H, W, {in_chans}) in C order"
         way_out = "; data.range=[low, high] reads it" if str(dtype) in ARRAY_TYPES and str(dtype) not in types else ""
         raise DecodeError(f".npy holds {dtype} {shape} in {order} order, {expected}{way_out}")
-    _check_size(shape[1], shape[0])
+    check_size(shape[1], shape[0], max_pixels)
     if len(data) - start != math.prod(shape) * dtype.itemsize:
         raise DecodeError(f".npy of shape {shape} has {len(data) - start} bytes of values")
     values = np.frombuffer(data, dtype, offset=start).reshape(shape)
@@ -126,12 +142,13 @@ def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     return dtype, shape, fortran_order, stream.tell()
 
 
-def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, in_chans: int, max_pixels: int, scale: int) -> np.ndarray:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        _check_size(int(width), int(height))
+        check_size(int(width), int(height), max_pixels, scale)
         if colorspace not in ("CMYK", "YCCK"):
-            return simplejpeg.decode_jpeg(data, colorspace=_JPEG_COLORSPACES[in_chans], strict=True)
+            sides = {} if scale == 1 else {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+            return simplejpeg.decode_jpeg(data, colorspace=_JPEG_COLORSPACES[in_chans], **sides, strict=True)
     except DecodeError:
         raise
     except KeyError:  # colours or subsampling that simplejpeg does not know
@@ -140,45 +157,54 @@ def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray:
         # libjpeg reports its first warning only. PIL continues after a harmless one, and still detects a truncation.
         if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
             raise DecodeError(f"JPEG: {error}") from error
-    return _decode_with_pil(data, in_chans)
+    return _decode_with_pil(data, in_chans, max_pixels, scale)
 
 
-def _decode_with_pil(data: bytes, in_chans: int) -> np.ndarray:
+def open_header(data: bytes) -> Image.Image:
+    """A JPEG, PNG or WebP with only its header read, of any size: its `size` is to be checked before it is decoded."""
+    with _OPENING:
+        limit = Image.MAX_IMAGE_PIXELS
+        try:
+            Image.MAX_IMAGE_PIXELS = None
+            return Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode_with_pil(data: bytes, in_chans: int, max_pixels: int, scale: int = 1) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
-        _check_size(*image.size)
+        image = open_header(data)
+        check_size(*image.size, max_pixels, scale)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
         image.load()
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return np.array(image.convert(PIL_MODES[in_chans])).reshape(image.height, image.width, in_chans)
     except DecodeError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DecodeError(f"too large: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise DecodeError(f"not a JPEG, PNG or WebP image: it starts with {data[:12]!r}") from error
     except Exception as error:  # decoders raise anything on damaged bytes: OSError, struct.error, AssertionError
         raise DecodeError(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
-def _values_of_png(data: bytes, in_chans: int) -> np.ndarray:
+def _values_of_png(data: bytes, in_chans: int, max_pixels: int) -> np.ndarray:
     """uint16 [H, W, in_chans] of a 16-bit PNG, float32 where colours become luma."""
     if in_chans not in (1, 3):
         raise DecodeError(f"a 16-bit PNG gives 1 or 3 channels, not in_chans={in_chans}; use .npy")
-    values = _read_16_bit_png(data)
+    values = _read_16_bit_png(data, max_pixels)
     if values.shape[2] == in_chans:
         return values
     return values.repeat(3, axis=2) if in_chans == 3 else values.astype(np.float32) @ _LUMA
 
 
-def _read_16_bit_png(data: bytes) -> np.ndarray:
+def _read_16_bit_png(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint16 [H, W, 1 or 3], without alpha."""
     try:
-        _check_size(*png_size(data))
+        check_size(*png_size(data), max_pixels)
         if data[25] == 0:  # gray
-            image = Image.open(io.BytesIO(data), formats=["PNG"])
+            image = open_header(data)
             values = np.asarray(image)[..., None].astype(np.uint16)
         else:  # PIL keeps 8 bits of colours
             import torch
@@ -200,8 +226,30 @@ def _in_range(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
         raise DecodeError(str(error)) from error
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS, scale: int = 1) -> None:
+    """Refuse an image that would take too much memory at 1 / `scale` of its sides.
+
+    Raises:
+        DecodeError: it has no pixels, or too many.
+    """
     if width < 1 or height < 1:
         raise DecodeError(f"image of {width} x {height} pixels")
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        raise DecodeError(f"too large: {width} x {height} pixels, limit {MAX_PIXELS} pixels and {MAX_SIDE} a side")
+    if max(width, height) > MAX_SIDE:
+        raise DecodeError(f"too large: {width} x {height} pixels, the limit is {MAX_SIDE} a side")
+    if width * height > max_pixels * scale**2:
+        megapixels = f"{width * height / 1e6:.1f} megapixels, the limit is {max_pixels / 1e6:g}"
+        raise DecodeError(f"too large: {width} x {height} pixels, {megapixels} (data.max_pixels, --max-pixels)")
+
+
+def reduction(data: bytes, shorter: int, max_pixels: int = MAX_PIXELS) -> int:
+    """1, or for a JPEG above `max_pixels` the least of 2, 4, 8 that brings it below and keeps sides of `shorter`."""
+    if data[:2] != b"\xff\xd8":
+        return 1
+    try:
+        width, height = open_header(data).size
+    except (OSError, ValueError, SyntaxError):
+        return 1  # it is damaged, which its decoding states
+    if width * height <= max_pixels:
+        return 1
+    fits = (n for n in (2, 4, 8) if width * height <= max_pixels * n**2 and min(width, height) >= shorter * n)
+    return next(fits, 1)

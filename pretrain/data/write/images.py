@@ -7,12 +7,12 @@ training could not decode (decode.py) is refused.
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image
 
-from pretrain.data.views.decode import MAX_PIXELS, MAX_SIDE, DecodeError, decode_image
+from pretrain.core.images import MAX_PIXELS
+from pretrain.data.views.decode import DecodeError, check_size, decode_image, open_header, reduction
 from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
 from pretrain.data.views.values import ARRAY_TYPES
 
@@ -24,22 +24,25 @@ class UnreadableImageError(ValueError):
     """Why a file cannot become a sample."""
 
 
-def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]:
+def prepare(data: bytes, *, size: int | None, quality: int, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
     """(extension by content, bytes to store): `data` itself, or resized to a shorter side of `size` (Lanczos).
 
     An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
     PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; also a small one.
+    A JPEG above `max_pixels` is decoded at a smaller scale where `size` allows it, see `reduction`.
     UnreadableImageError has the reason why it cannot be used.
     """
     if not data:
         raise UnreadableImageError("empty file")
     try:
         if data.startswith(_NPY):
-            return "npy", _prepare_array(data, size)
-        return _prepare_image(data, size, quality)
+            return "npy", _prepare_array(data, size, max_pixels)
+        return _prepare_image(data, size, quality, max_pixels)
     except UnreadableImageError:
         raise
     except DecodeError as error:
+        if str(error).startswith("too large"):
+            raise UnreadableImageError(str(error)) from error
         raise UnreadableImageError(f"cannot be decoded: {error}") from error
     except (
         Exception
@@ -47,21 +50,19 @@ def prepare(data: bytes, *, size: int | None, quality: int) -> tuple[str, bytes]
         raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS, scale: int = 1) -> Image.Image:
     """A JPEG, PNG or WebP with only its header read. UnreadableImageError for another format, or one too large."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap, below, is lower
-            image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+        image = open_header(data)
+        check_size(*image.size, max_pixels, scale)
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("not a JPEG, PNG, WebP or npy file") from None
-    except Image.DecompressionBombError:
-        raise UnreadableImageError(f"too large: more than {MAX_PIXELS} pixels") from None
-    _check_size(*image.size)
+    except DecodeError as error:
+        raise UnreadableImageError(str(error)) from None
     return image
 
 
-def open_array(data: bytes) -> np.ndarray:
+def open_array(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """An npy image [H, W] or [H, W, C] of one of ARRAY_TYPES; never a pickle."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -72,27 +73,22 @@ def open_array(data: bytes) -> np.ndarray:
     if str(dtype) not in ARRAY_TYPES or len(shape) not in (2, 3) or 0 in shape:
         types = " or ".join(ARRAY_TYPES)
         raise UnreadableImageError(f"npy of {dtype} {shape}; expected {types} (H, W) or (H, W, C)")
-    _check_size(shape[1], shape[0])
+    check_size(shape[1], shape[0], max_pixels)
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        limit = f"{MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} a side"
-        raise UnreadableImageError(f"too large: {width} x {height}, the limit is {limit}")
-
-
-def _prepare_image(data: bytes, size: int | None, quality: int) -> tuple[str, bytes]:
-    image = open_image(data)
+def _prepare_image(data: bytes, size: int | None, quality: int, max_pixels: int) -> tuple[str, bytes]:
+    scale = 1 if size is None else reduction(data, size, max_pixels)
+    image = open_image(data, max_pixels, scale)
     assert image.format is not None
     extension = _EXTENSIONS[image.format]
     if extension == "jpg":  # PIL accepts damaged pixels silently
-        pixels = decode_image(data, 1 if image.mode == "L" else 3, "stored")
+        pixels = decode_image(data, 1 if image.mode == "L" else 3, "stored", max_pixels=max_pixels, scale=scale)
         image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
     else:
         image.load()
     orientation = read_orientation(data)
-    if size is None or (min(image.size) <= size and orientation == UPRIGHT):
+    if size is None or (scale == 1 and min(image.size) <= size and orientation == UPRIGHT):
         return extension, data
     image = _resize(image, size, orientation)
     out = io.BytesIO()
@@ -121,8 +117,8 @@ def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
     return image.resize(target, Image.Resampling.LANCZOS)
 
 
-def _prepare_array(data: bytes, size: int | None) -> bytes:
-    array = open_array(data)
+def _prepare_array(data: bytes, size: int | None, max_pixels: int) -> bytes:
+    array = open_array(data, max_pixels)
     if array.dtype == np.float32 and np.isnan(array).any():
         raise UnreadableImageError("holds NaN")
     if size is None or min(array.shape[:2]) <= size:

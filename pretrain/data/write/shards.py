@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.core.files import read_bytes, replacing_file, write_bytes
+from pretrain.core.images import MAX_PIXELS
 from pretrain.core.text import shown
 from pretrain.data.labels import classes_json, read_classes
 from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
+from pretrain.data.views.decode import reduction
 from pretrain.data.write.images import UnreadableImageError, prepare
 from pretrain.data.write.sources import ImageSource, Sources, find_sources
 
 _STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
-_VERSION = 3  # of the plan: raised when the same files and arguments would give other shards
+_VERSION = 4  # of the plan: raised when the same files and arguments would give other shards
 _PROBED = 64
 _MAX_FILE = 1 << 30
 
@@ -42,6 +44,7 @@ class WriteSettings:
 
     A shard holds `samples_per_shard` samples, or about `shard_size` bytes. shuffle_seed: None keeps the sorted order.
     labels: "auto" or "none" (see `find_sources`). strict: an unreadable file is an error, not an entry in skipped.txt.
+    max_pixels: a larger image is skipped; with a size, a JPEG is decoded at a smaller scale where that fits.
     """
 
     name: str = "train"
@@ -52,16 +55,21 @@ class WriteSettings:
     labels: str = "auto"
     shuffle_seed: int | None = 0
     strict: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class ShardReceipt:
-    """A finished shard: samples in it, its size in bytes, and (file, reason) of each that could not be used."""
+    """A finished shard: samples in it, its size in bytes, and (file, reason) of each that could not be used.
+
+    reduced: (file, scale) of each that was decoded at 1 / scale of its sides.
+    """
 
     shard: str
     samples: int
     bytes: int
     skipped: list[tuple[str, str]]
+    reduced: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Written:
     classes: Mapping[int, str]
     labelled: bool
     skipped: list[tuple[str, str]]
+    reduced: list[tuple[str, int]]
     ignored: Counter[str]
     resumed: int
     unlabelled: int
@@ -141,6 +150,7 @@ def write(
         classes=sources.classes,
         labelled=any(file.label is not None for file in sources.files),
         skipped=[entry for receipt in ordered for entry in receipt.skipped],
+        reduced=[entry for receipt in ordered for entry in receipt.reduced],
         ignored=sources.ignored,
         resumed=resumed,
         unlabelled=sum(file.label is None for file in sources.files),
@@ -258,28 +268,31 @@ def _cost(length: int) -> int:
     return 512 + -(-max(0, length) // 512) * 512
 
 
-def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, bytes | str]:
-    """(extension, bytes to store), or ("", why not)."""
+def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, bytes | str, int]:
+    """(extension, bytes to store, scale of its decoding), or ("", why not, 1)."""
     if file.size > _MAX_FILE:
-        return "", f"too large: {file.size} bytes"
+        return "", f"too large: {file.size} bytes", 1
     try:
         data = read_bytes(root / file.name)
-        return prepare(data, size=settings.size, quality=settings.quality)
+        limit = settings.max_pixels
+        extension, stored = prepare(data, size=settings.size, quality=settings.quality, max_pixels=limit)
+        return extension, stored, 1 if settings.size is None else reduction(data, settings.size, limit)
     except UnreadableImageError as error:
-        return "", str(error)
+        return "", str(error), 1
     except OSError as error:
-        return "", f"cannot be read: {error.strerror}"
+        return "", f"cannot be read: {error.strerror}", 1
 
 
 def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, settings: WriteSettings) -> ShardReceipt:
     shard, files = job
     skipped: list[tuple[str, str]] = []
+    reduced: list[tuple[str, int]] = []
     samples = 0
     path = out / shard
     with replacing_file(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for item in files:
-                extension, data = _load(root, item, settings)
+                extension, data, scale = _load(root, item, settings)
                 if isinstance(data, str):
                     if settings.strict:
                         raise ValueError(f"{root / item.name}: {data} (--strict)")
@@ -289,7 +302,9 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
                 if item.label is not None:
                     _add(tar, f"{item.key}.cls", str(item.label).encode())
                 samples += 1
-        receipt = ShardReceipt(shard, samples, file.tell(), skipped)
+                if scale > 1:
+                    reduced.append((item.name, scale))
+        receipt = ShardReceipt(shard, samples, file.tell(), skipped, reduced)
         # first the receipt, then (on leaving) the shard: an existing shard is complete and has a receipt
         write_bytes(_receipt_path(out, shard), json.dumps(asdict(receipt)).encode())
     write_sidecar(sidecar_path(path, None), index_shard(str(path)))  # now, while the shard is in the page cache
@@ -314,7 +329,8 @@ def _read_receipt(out: Path, shard: str) -> ShardReceipt | None:
             return None
     except FileNotFoundError:
         return None
-    return ShardReceipt(**content | {"skipped": [(name, reason) for name, reason in content["skipped"]]})
+    pairs = {key: [tuple(pair) for pair in content.get(key, [])] for key in ("skipped", "reduced")}
+    return ShardReceipt(**content | pairs)
 
 
 def _write_skipped(out: Path) -> None:

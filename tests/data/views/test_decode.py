@@ -114,7 +114,7 @@ def test_harmless_jpeg_warnings_are_no_damage_and_hide_none(kind):
         (png_header(13_300, 13_300), "too large"),
         (png_header(9_400, 9_400), "too large: 9400 x 9400"),
         (png_header(20_000, 20_000), "too large"),
-        (png_header(16_385, 1), "too large: 16385 x 1"),
+        (png_header(65_536, 1), "too large: 65536 x 1"),
         (png_header(100, 100), "damaged|truncated"),
     ],
 )
@@ -237,3 +237,31 @@ def test_a_bomb_takes_no_memory():
     assert grown < 20e6
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def test_a_long_strip_is_an_image_like_others():
+    strip = np.zeros((10, 20_000, 3), np.uint8)
+    assert decode_image(encoded(strip, "PNG"), 3).shape == strip.shape
+    assert decode_image(encoded(strip, "JPEG"), 3).shape == strip.shape
+
+
+@pytest.mark.parametrize("data", [encoded(picture(), fmt) for fmt in ("JPEG", "PNG", "WEBP")] + [saved(picture())])
+def test_the_limit_of_pixels_is_a_setting(data):
+    pixels = picture().shape[0] * picture().shape[1]
+    decode = decode_npy if data.startswith(b"\x93") else decode_image
+    assert decode(data, 3, max_pixels=pixels).shape == picture().shape
+    with pytest.raises(DecodeError, match=r"too large: .* \(data\.max_pixels, --max-pixels\)"):
+        decode(data, 3, max_pixels=pixels - 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_sides(mode, scale):
+    height, width = 120, 203
+    ramp = np.linspace(0, 255, width).astype(np.uint8)[None].repeat(height, 0)
+    out = io.BytesIO()
+    Image.fromarray(ramp).convert(mode).save(out, "JPEG", quality=95)
+    small = decode_image(out.getvalue(), 3, scale=scale, max_pixels=height * width // scale**2 + 1)
+    assert small.shape == (-(-height // scale), -(-width // scale), 3)
+    whole = decode_image(out.getvalue(), 3)
+    assert abs(small[:, :8].astype(float).mean() - whole[:, : 8 * scale].astype(float).mean()) < 4

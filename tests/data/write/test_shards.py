@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pretrain.data.__main__ import main
 from pretrain.data.shards.dataset import Dataset
@@ -72,7 +74,7 @@ def test_unreadable_files_are_listed_with_a_reason_and_never_fatal(folder, tmp_p
         "text.jpg": (b"hello", "not a JPEG"),
         "cut.jpg": (whole[: len(whole) // 2], "Premature end"),
         "bomb.png": (png_header_only(13_300, 13_300), "too large: 13300 x 13300"),
-        "wide.png": (png_header_only(20_000, 10), "too large: 20000 x 10"),
+        "wide.png": (png_header_only(70_000, 10), "too large: 70000 x 10"),
         "huge.png": (png_header_only(60_000, 60_000), "too large"),
         "cut.png": (image_bytes(1, image_format="PNG")[:-40], "cannot be decoded"),
         "pickle.npy": (pickled_array(), "npy of object"),
@@ -299,3 +301,22 @@ def test_shards_have_about_the_requested_size(tmp_path):
         sizes = [path.stat().st_size for path in sorted((tmp_path / out).glob("*.tar"))]
         assert len(sizes) > 2
         assert all(45_000 < size < 76_000 for size in sizes[:-1])
+
+
+def test_a_jpeg_above_the_limit_is_decoded_at_a_smaller_scale_for_its_size(folder, tmp_path, capsys):
+    (folder / "cat" / "phone.jpg").write_bytes(image_bytes(0, size=(400, 300)))
+    (folder / "cat" / "phone.png").write_bytes(image_bytes(1, size=(400, 300), image_format="PNG"))
+    assert run(folder, tmp_path / "out", "--size", "40", "--max-pixels", "60000") == 0
+    printed = capsys.readouterr().out
+    assert "reduced cat/phone.jpg: above --max-pixels, decoded at 1/2" in printed
+    assert "skipped cat/phone.png: too large: 400 x 300 pixels" in printed
+    sample = next(sample for key, sample in samples_of(tmp_path / "out").items() if key.endswith("phone"))
+    assert Image.open(io.BytesIO(sample["jpg"])).size == (53, 40)
+    assert run(folder, tmp_path / "whole", "--size", "40", "--max-pixels", "120000") == 0
+    assert "reduced" not in (printed := capsys.readouterr().out) and "0 skipped" in printed
+
+
+def test_a_jpeg_is_never_reduced_below_the_size(folder, tmp_path, capsys):
+    (folder / "cat" / "phone.jpg").write_bytes(image_bytes(0, size=(400, 300)))
+    assert run(folder, tmp_path / "out", "--size", "200", "--max-pixels", "60000") == 0
+    assert "skipped cat/phone.jpg: too large" in capsys.readouterr().out
