@@ -145,7 +145,8 @@ def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
 def _decode_jpeg(data: bytes, in_chans: int, max_pixels: int, scale: int) -> np.ndarray:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        check_size(int(width), int(height), max_pixels, scale)
+        width, height = int(width), int(height)
+        check_size(width, height, max_pixels, scale)
         if colorspace not in ("CMYK", "YCCK"):
             sides = {} if scale == 1 else {"min_height": -(-height // scale), "min_width": -(-width // scale)}
             return simplejpeg.decode_jpeg(data, colorspace=_JPEG_COLORSPACES[in_chans], **sides, strict=True)
