@@ -16,6 +16,7 @@ from finetune.evaluate import Evaluation
 from finetune.explain.data import ImageSet
 from finetune.explain.dense_subjects import subject_of_task
 from finetune.explain.maps import NotExplainableError, lacking
+from finetune.explain.measures import QUICK_STEPS
 from finetune.explain.page import lines as explanation_lines
 from finetune.explain.pictures import maps_picture
 from finetune.explain.study import Plan, explain
@@ -131,5 +132,5 @@ def _explanations(model: Task, val: Examples, count: int) -> tuple[list[tuple[st
         return [], [f"{method}: left out: {error}"]
     finally:
         model.train(was_training)
-    more = f"{count} images only; `fovea explain RUN IMAGES` checks maps on many, with randomized weights"
+    more = f"{count} images and {QUICK_STEPS} steps only; `fovea explain RUN IMAGES` checks maps on many"
     return [(one.name, maps_picture(one)) for one in study.explained], [*explanation_lines(study), more]

@@ -95,8 +95,15 @@ def _open(path: Path) -> _Opened:
         mean, std = tuple(record["mean"]), tuple(record["std"])
         return _Opened(str(folder), task, task.bare_backbone, mean, std, *_reading(record))
     subject = open_release(folder)
-    network, read = subject.network, (subject.orientation, subject.value_range)
-    return _Opened(subject.title, network, network.backbone, subject.mean, subject.std, *read)
+    return _Opened(
+        subject.title,
+        subject.network,
+        subject.network.backbone,
+        subject.mean,
+        subject.std,
+        subject.orientation,
+        subject.value_range,
+    )
 
 
 def _reading(record: dict[str, Any]) -> tuple[Orientation, ValueRange | None]:

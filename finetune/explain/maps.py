@@ -194,7 +194,8 @@ def _readers(subject: Subject, aim: Aim) -> Tensor:
 def _outputs_of_blocks(subject: Subject, outputs: list[Tensor]) -> Iterator[None]:
     """Inside it the tokens [b, s, D] after each block are appended to `outputs`, in the order of computation."""
     blocks = subject.backbone.trunk.blocks if "layers" in subject.backbone.provides else ()
-    hooks = [block.register_forward_hook(lambda _, __, out: outputs.append(out)) for block in blocks]
+    add: Any = outputs.append
+    hooks = [block.register_forward_hook(lambda _, __, out: add(out)) for block in blocks]
     try:
         yield
     finally:

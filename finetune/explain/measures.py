@@ -16,6 +16,7 @@ from finetune.metrics.faithfulness import area, deletion, insertion
 from pretrain.data.sampling import keyed
 
 STEPS = 50  # of deletion and insertion, about: N / 50 patches at once
+QUICK_STEPS = 10  # in the report of a run
 RESAMPLES = 1000
 _PURPOSE = keyed.noise_purpose("bootstrap of fovea explain")
 
@@ -43,14 +44,16 @@ def mean_of(values: Sequence[float], *, seed: int) -> Mean:
     return Mean(float(found.mean()), float(low), float(high), len(found))
 
 
-def faithfulness(subject: Subject, images: Tensor, aims: Sequence[Aim], maps: Tensor) -> tuple[Tensor, Tensor]:
+def faithfulness(
+    subject: Subject, images: Tensor, aims: Sequence[Aim], maps: Tensor, *, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
     """Areas [b] under the deletion curve (low is good) and the insertion curve (high is good) of maps [b, *cells].
 
-    Whole cells are replaced by the blurred image, N / 50 of N at once, so that networks with as many patches compare.
+    Whole cells are replaced by the blurred image, N / `steps` of N at once, so that equal numbers of patches compare.
     """
     rows, columns = subject.cells
     count, (height, width) = rows * columns, subject.size
-    step = max(1, round(count / STEPS)) * (height * width // count)
+    step = max(1, round(count / steps)) * (height * width // count)
     ranks = maps.flatten(1).argsort(dim=1, stable=True).argsort(dim=1).float().unflatten(1, (rows, columns))
     pixels = F.interpolate(ranks[:, None], size=(height, width), mode="nearest")[:, 0].to(images.device)
     model, blurred = subject.follow(aims), subject.substrate(images)

@@ -36,7 +36,7 @@ def test_a_run_writes_numbers_with_their_protocol_a_report_and_a_release(undistu
     assert [row["step"] for row in rows(undisturbed) if "val/top1" in row] == [6, STEPS]
     assert len(json.loads((undisturbed / "data.json").read_text())["data.train"]["fingerprint"]) == 64
     page = (undisturbed / "report" / "index.html").read_text()
-    assert "What predictions depend on" in page and "relevance: " in page and "2 images only" in page
+    assert "What predictions depend on" in page and "relevance: " in page and "2 images and 10 steps only" in page
     assert found["protocol"] in page and page.count("<img") >= 4
     said = (undisturbed / "log.txt").read_text()
     assert "matched" in said and f"measured: {found['protocol']}" in said
