@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+from finetune import channels
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
-from finetune.data.first_look import look
+from finetune.data.first_look import look, look_at_depth
 from finetune.locate import problem_of
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
@@ -38,11 +40,17 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
     """
     source = source_name(given)
     config = validate(FinetuneConfig, as_resumed(read_values(given, overrides)), source=source)
+    config = channels.with_range_of_source(config)
+    if problems := channels.problems(config):
+        raise ConfigError(source, problems)
     train = _open(config, "train", None)
     val = _open(config, "val", train)
     if problems := config.task.class_problems(train.classes):
         raise ConfigError("data.train", problems)
+    started = (Path(config.run_dir) / "config.yaml").exists()
     for name, examples in (("data.train", train), ("data.val", val)):
+        if not started:
+            look_at_depth(examples, config.data.range, source=name)
         look(examples, config.data.max_bad_fraction, source=name)
         examples.findings.check(config.data.strict, source=name)
         examples.findings.check_lost(config.data.max_lost_fraction, source=name)
@@ -59,7 +67,7 @@ def _open(config: FinetuneConfig, name: str, other: Examples | None) -> Examples
     source = getattr(config.data, name)
     try:
         classes = None if other is None else other.classes
-        return open_examples(config.task, source, classes=classes, orientation=config.data.orientation)
+        return open_examples(config.task, source, classes=classes, reading=channels.reading(config))
     except ConfigError:
         raise
     except ValueError as error:
@@ -111,6 +119,8 @@ def describe(checked: CheckedRun) -> str:
     lines = [
         f"task       {config.task.name}",
         f"model      {kind} {value}" + (", random weights (control)" if config.model.random else ""),
+        f"images     {channels.in_chans(config)} channels"
+        + (f", data.range {list(config.data.range)}" if config.data.range is not None else ""),
         f"train      {len(train)} images, {len(train.classes)} classes, {steps.steps_per_epoch} steps an epoch",
         f"val        {len(val)} images",
         f"batch      {config.optim.global_batch_size} = {steps.world_size} processes x {steps.micro_batch} "

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.configs.values import Size, pair
 from pretrain.core.configlib import Config, Positive
-from pretrain.core.images import DataOrientation
+from pretrain.core.images import ChannelRule, DataOrientation, ValueRange
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Channel = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SOURCES = ("release", "official", "timm", "huggingface")
 
@@ -36,10 +37,16 @@ class ModelSource(Config):
     img_size: Size | None = Field(None, description="position tables are resampled to it; default: that of the source")
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
     activation_checkpointing: bool = False
-    mean: tuple[Share, Share, Share] | None = Field(
-        None, description="of pixels in [0, 1]; default: those of the source"
+    in_chans: Positive | None = Field(None, description="channels of the images; default: those of the source")
+    channels_from: ChannelRule | None = Field(
+        None,
+        description="first layer for other in_chans than the source's: mean: of its channels; repeat: they in turn; "
+        "both keep the sum; zero: further channels start at 0",
     )
-    std: tuple[Fraction, Fraction, Fraction] | None = None
+    mean: tuple[Share, ...] | None = Field(
+        None, description="per channel, of pixels in [0, 1]; default: those of the source"
+    )
+    std: tuple[Fraction, ...] | None = None
     args: dict[str, Any] = Field(
         {}, description="arguments that the source does not contain: num_heads, norm_eps, pos_embed, ..."
     )
@@ -52,6 +59,8 @@ class ModelSource(Config):
             problems.append(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.weights is not None and self.timm is None:
             problems.append("weights: only for a timm model; the other sources contain theirs")
+        if self.channels_from is not None and self.in_chans is None:
+            problems.append("channels_from: needs in_chans, the channels of the images")
         if self.timm is not None and self.weights is None and not self.random:
             problems.append("weights: give a local file or folder for the timm model, or random: true")
         if self.prefix is not None and self.official is None and self.weights is None:
@@ -107,6 +116,11 @@ class FinetuneDataConfig(Config):
         description="pixels that annotations refer to: exif: the photo turned upright by its EXIF orientation; stored: "
         "as it lies in the file; auto: whichever has the annotated width and height, exif where both have",
     )
+    range: ValueRange | None = Field(
+        None,
+        description="as in pretraining: [low, high] of stored values, or such a pair per channel; default: that of the "
+        "source, if it is a release",
+    )
     num_workers: int = Field(4, ge=0, description="reading processes per rank; affects only the speed")
     prefetch: Positive = Field(4, description="batches that each worker prepares in advance")
     strict: bool = Field(
@@ -139,6 +153,11 @@ class EvaluateConfig(Config):
     pictures: int = Field(8, ge=0, description="number of best and of worst predictions that are drawn")
     explain: int = Field(
         2, ge=0, description="number of images whose predictions the report explains, as `fovea explain` does; 0: none"
+    )
+    picture_channels: tuple[Channel, Channel, Channel] | None = Field(
+        None,
+        description="channels, from 0, that are red, green and blue in pictures; default: the first three, of fewer "
+        "the first in gray",
     )
     precision: Literal["fp32", "bf16"] = "fp32"
 

@@ -17,6 +17,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,19 @@ import numpy as np
 
 from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from pretrain.core.files import kind_of_special, read_bytes, read_text, write_json
-from pretrain.core.images import MAX_PIXELS, Orientation
+from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
+from pretrain.data.depths import measure_values
 from pretrain.data.names import Names
 from pretrain.data.shards.image_files import SUFFIXES
-from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
+from pretrain.data.views.decode import DecodeError
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
 
 if TYPE_CHECKING:
@@ -62,7 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-pixels", type=int, default=MAX_PIXELS, help=f"larger images are skipped (default {MAX_PIXELS})"
     )
     parser.add_argument("--no-pictures", action="store_true")
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="stored values that are black and white, for images of more than 8 bits; default: that of the training",
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.range is not None and not chosen.range[0] < chosen.range[1]:
+        parser.error(f"--range {chosen.range[0]:g} {chosen.range[1]:g}: expected LOW < HIGH")
     if chosen.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {chosen.batch_size}")
     try:
@@ -72,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
         from pretrain.core.device import find_device
 
         task, record = open_task(chosen.task)
+        value_range = recorded_range(record) if chosen.range is None else (chosen.range[0], chosen.range[1])
+        how = Reading(task.bare_backbone.in_chans, recorded_orientation(record), value_range, chosen.max_pixels)
+        _check_depth(files, how)
         out, where = Path(chosen.out), find_device(chosen.device)
     except (ValueError, CheckpointError, OSError) as error:
         print(f"fovea predict: {error}", file=sys.stderr)
@@ -90,8 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
             batch_size=chosen.batch_size,
             device=where,
             pictures=not chosen.no_pictures,
-            orientation=recorded_orientation(record),
-            max_pixels=chosen.max_pixels,
+            reading=how,
+            channels=record.get("picture_channels"),
         )
     except OSError as error:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
@@ -130,6 +146,22 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
+def _check_depth(files: Sequence[Path], how: Reading) -> None:
+    """ValueError where 8 bits would crush the images and no range says how to read them; up to 16 are looked at."""
+    some = [files[int(place)] for place in np.linspace(0, len(files) - 1, min(16, len(files)))]
+    deep = measure_values(_contents(some), looked=len(some)) if how.value_range is None else None
+    if deep is not None and deep.needs_range:
+        low, high = deep.suggested.strip("[]").split(", ")
+        raise ValueError(f"{deep}; the task was trained without data.range: give --range, for instance {low} {high}")
+
+
+def _contents(files: Sequence[Path]) -> Iterator[bytes]:
+    """Of those that can be read."""
+    for path in files:
+        with suppress(OSError):
+            yield read_bytes(path)
+
+
 def read_ids(path: Path) -> dict[str, int]:
     """Image ids of a COCO annotation file, by file name.
 
@@ -164,13 +196,14 @@ def predict(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     pictures: bool = True,
-    orientation: Orientation = "exif",
-    max_pixels: int = MAX_PIXELS,
+    reading: Reading = PHOTOS,
+    channels: Sequence[int] | None = None,
 ) -> list[tuple[Path, str]]:
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`.
 
     Args:
-        orientation: exif: photos are turned upright, and predictions refer to the upright photo; stored: they are not.
+        reading: of the files; predictions refer to the photo as it is read, upright or stored.
+        channels: those of the pictures, see `Example.as_picture`.
     """
     from finetune.predictor import Predictor
 
@@ -183,7 +216,7 @@ def predict(
         given = list(_chosen_ids(list(names), ids))
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
-    for examples in _batches(files, names, batch_size, given, orientation, max_pixels, failed):
+    for examples in _batches(files, names, batch_size, given, reading, failed):
         for example, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
@@ -192,7 +225,9 @@ def predict(
             stem = Path(names[example.name])
             _save_map(out / "maps" / stem.with_suffix(".png"), prediction)
             if pictures:
-                _save(out / "pictures" / stem.with_suffix(".png"), task.picture(example, prediction))
+                _save(
+                    out / "pictures" / stem.with_suffix(".png"), task.picture(example.as_picture(channels), prediction)
+                )
     if images:
         write_json(out / "predictions.json", rows)
         if task.config.name == "detection":
@@ -207,8 +242,7 @@ def _batches(
     names: dict[str, str],
     size: int,
     ids: Sequence[str | int | None],
-    orientation: Orientation,
-    max_pixels: int,
+    reading: Reading,
     failed: list[tuple[Path, str]],
 ) -> Iterator[list[Example]]:
     waiting: list[Example] = []
@@ -217,12 +251,7 @@ def _batches(
             failed.append((path, "--ids has no image of this name, or several files have it"))
             continue
         try:
-            data = read_bytes(path)
-            is_array = path.suffix.lower() == ".npy"
-            if is_array:
-                image = decode_npy(data, 3, max_pixels=max_pixels)
-            else:
-                image = decode_image(data, 3, orientation, max_pixels=max_pixels)
+            image = reading.photo(read_bytes(path))
         except (OSError, DecodeError) as error:
             failed.append((path, f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)))
             continue

@@ -12,21 +12,21 @@ from finetune.data.batches import move
 from finetune.data.examples import Example
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.base import Task
-from pretrain.core.images import Orientation
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.pixels import ImageInput, to_images, to_pixels
+from pretrain.data.views.values import recorded_range
 
 
 class Predictor:
     """A task in eval mode on a device, with the record of its release (source, numbers, recipe).
 
-    Files of photos are read as those it was trained on: turned upright, or as stored.
+    Images are read as those it was trained on: channels, range of values, photos turned upright or as stored.
     """
 
     def __init__(self, task: Task, record: Mapping[str, Any], *, device: torch.device | str = "cpu"):
         self.task = task.to(device).eval()
         self.record, self.device = dict(record), torch.device(device)
-        self._orientation: Orientation = recorded_orientation(self.record)
+        self._reading = task.bare_backbone.in_chans, recorded_orientation(self.record), recorded_range(self.record)
         self._transform = task.eval_transform()
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class Predictor:
         Raises:
             ValueError: an image cannot be read, or has other channels.
         """
-        pixels = to_images(images, 3, self._orientation)
+        pixels = to_images(images, *self._reading)
         examples = [Example(number, "", image, None) for number, image in enumerate(pixels)]
         groups = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         return [prediction for group in groups for prediction in self.predict_examples(group)]
@@ -64,4 +64,5 @@ class Predictor:
 
     def draw(self, image: ImageInput, prediction: Prediction) -> np.ndarray:
         """uint8 [h, w, 3]: the image next to its prediction."""
-        return self.task.picture(Example(0, "", to_pixels(image, 3, self._orientation), None), prediction)
+        example = Example(0, "", to_pixels(image, *self._reading), None)
+        return self.task.picture(example.as_picture(self.record.get("picture_channels")), prediction)

@@ -20,8 +20,8 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.card import card
 from finetune.predictions import Classes
+from finetune.report.card import card
 from finetune.tasks import task_class
 from finetune.tasks.base import Task
 from finetune.tasks.configs import TaskConfig
@@ -61,7 +61,7 @@ def described(task: Task, *, source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decimals(values: Tensor) -> list[float]:
     """The values as they were given: fp32 has 7 digits."""
-    return [round(value, 6) for value in values.flatten().tolist()]
+    return [float(f"{value:.7g}") for value in values.flatten().tolist()]
 
 
 def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from finetune import results
+from finetune import channels, results
 from finetune.config import FinetuneConfig
 from finetune.data.examples import Examples
-from finetune.data.orientation import of_photos
 from finetune.evaluate import Evaluation, EvaluationError, evaluate
 from finetune.loader import FinetuneLoader, reading_of
 from finetune.release import TASK, described, open_task, write_release
@@ -29,6 +28,7 @@ from pretrain.core.record import git_commit, versions
 from pretrain.core.text import shown
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
@@ -84,10 +84,14 @@ def measure(config: FinetuneConfig, val: Examples) -> int:
         if tuple(task.classes) != tuple(val.classes):
             names = f"{len(val.classes)} classes, the run has {len(task.classes)}"
             raise ConfigError(config.run_dir, [f"data.val: other classes ({names}): {_difference(task, val)}"])
-        trained, given = recorded_orientation(record), of_photos(config.data.orientation)
-        if trained != given:
-            problem = f"data.orientation: the run was trained with {trained}, now {given}; undo the change"
-            raise ConfigError(config.run_dir, [problem])
+        now = channels.reading(config)
+        for key, trained, given in (
+            ("orientation", recorded_orientation(record), now.of_photos),
+            ("range", recorded_range(record), now.value_range),
+        ):
+            if trained != given:
+                problem = f"data.{key}: the run was trained with {trained}, now {given}; undo the change"
+                raise ConfigError(config.run_dir, [problem])
         task.to(world.device)
         step = record.get("metrics", {}).get("step", 0)
         evaluation = _evaluate(config, task, val, world, say=None)
@@ -207,14 +211,20 @@ class FinetuneRun:
             for name, examples in sets.items()
         }
         write_records(self.folder, self.config, data, world_size=self.world.world_size, device=self.world.device_name)
-        orientation = of_photos(self.config.data.orientation)
-        write_json(self.folder / TASK, {**described(self.task, source=self._source), "orientation": orientation})
+        write_json(self.folder / TASK, {**described(self.task, source=self._source), **self._images})
         rows = [{"set": name, **row} for name, examples in sets.items() for row in examples.findings.rows()]
         write_text(self.folder / "findings.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     @property
     def _source(self) -> dict[str, Any]:
         return {"title": self.opened.title, **self.opened.source}
+
+    @property
+    def _images(self) -> dict[str, Any]:
+        """How images are read and shown, for records."""
+        how = channels.reading(self.config)
+        shown = {"picture_channels": self.config.evaluate.picture_channels}
+        return {"orientation": how.of_photos, "range": how.value_range, **shown}
 
     def _findings(self, limit: int) -> list[str]:
         found = []
@@ -290,7 +300,7 @@ class FinetuneRun:
             self.task,
             {
                 "source": self._source,
-                "orientation": of_photos(self.config.data.orientation),
+                **self._images,
                 "recipe": self.config.model_dump(mode="json"),
                 "data": read_data(self.folder),
                 "metrics": results.record(evaluation, step=total),
@@ -308,7 +318,7 @@ def build_task(config: FinetuneConfig, train: Examples, *, total_steps: int) -> 
     Raises:
         ConfigError: the weights do not fit, or the task does not work with this backbone or these classes.
     """
-    opened = open_source(config.model, seed=config.seed)
+    opened = open_source(config.model, in_chans=channels.in_chans(config), seed=config.seed)
     torch.manual_seed(config.seed)
     try:
         task = task_class(config.task.name)(config.task, opened, train.classes)

@@ -28,6 +28,7 @@ from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
+from pretrain.models.importers.channels import to_channels
 from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface import huggingface
 from pretrain.models.importers.libraries import resnet_depth
@@ -55,7 +56,7 @@ class _SourceContents:
     value_range: ValueRange | None = None
 
 
-def open_source(model: ModelSource, *, in_chans: int | None = 3, seed: int = 0) -> OpenedBackbone:
+def open_source(model: ModelSource, *, in_chans: int | None = None, seed: int = 0) -> OpenedBackbone:
     """The backbone of a configuration with its weights.
 
     Parameters that the weights lack, and all with `random`, are drawn from `seed`. Fixed position tables become trained
@@ -81,12 +82,18 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
     described = {**found.model, **model.args}
     if model.size is not None:
         described["img_size"] = model.size
+    if model.in_chans is not None:
+        described["in_chans"] = model.in_chans
     torch.manual_seed(seed)
     backbone = backbone_of(described)
     if not isinstance(backbone, Backbone):
         raise ValueError(f"a {type(backbone).__name__} cannot be fine-tuned; choose a release of another objective")
     if in_chans is not None and backbone.in_chans != in_chans:
-        raise ValueError(f"its backbone takes {backbone.in_chans} channels; the images have {in_chans}")
+        raise ValueError(f"its backbone takes {backbone.in_chans} channels; set model.in_chans={backbone.in_chans}")
+    mean, std = model.mean or tuple(found.mean), model.std or tuple(found.std)
+    if not len(mean) == len(std) == backbone.in_chans:
+        raise ValueError(f"it was trained with the mean and std of {len(found.mean)} channels; give model.mean and "
+                         f"model.std of {backbone.in_chans}, which `fovea data show` measures")  # fmt: skip
     if model.drop_path_rate:
         backbone.set_drop_path(model.drop_path_rate)
     backbone.train_positions()
@@ -94,10 +101,13 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
     if model.random or found.weights is None:
         lines += ("random weights: nothing was loaded (model.random)",)
     else:
-        weights = found.weights
+        weights, state = found.weights, found.weights.backbone
+        if model.in_chans is not None and model.in_chans != found.model.get("in_chans", 3):
+            state, line = to_channels(state, backbone.state_dict(), model.in_chans, model.channels_from)
+            lines += (line,)
         report = load_strict(
             backbone,
-            weights.backbone,
+            state,
             grid=weights.grid,
             left_out=weights.left_out,
             converted=weights.converted,
@@ -108,8 +118,8 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
         backbone.set_checkpointing(True)
     return OpenedBackbone(
         backbone,
-        model.mean or tuple(found.mean),
-        model.std or tuple(found.std),
+        mean,
+        std,
         found.title + (", random weights" if model.random else ""),
         lines,
         {"kind": kind, "path": value, "random": model.random, **found.record},

@@ -39,7 +39,7 @@ def load(
     where = find_device(device)
     if not isinstance(source, ModelSource):
         source = locate(source, timm=timm, random=random, img_size=img_size, args=args)
-    opened = open_source(source, in_chans=None)
+    opened = open_source(source)
     return FeatureExtractor(
         opened.backbone,
         mean=opened.mean,

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, Orientation, ValueRange
+from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, Orientation, ValueRange, range_problems
 from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
@@ -148,18 +148,7 @@ class PretrainConfig(Config):
                 found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data show` measures them")
             elif given is not None and len(given) != channels:
                 found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
-        return found + self._range_problems()
-
-    def _range_problems(self) -> list[str]:
-        given, channels = self.data.range, self.model.in_chans
-        if given is None:
-            return []
-        pairs = [pair for pair in given if isinstance(pair, tuple)] or [given]
-        if any(len(pair) != 2 or not pair[0] < pair[1] for pair in pairs):  # pyright: ignore[reportOperatorIssue]
-            return [f"data.range: expected low < high, got {list(given)}"]
-        if len(pairs) not in (1, channels):
-            return [f"data.range: {len(pairs)} pairs for model.in_chans {channels}"]
-        return []
+        return found + range_problems(self.data.range, channels)
 
     def _probe_problems(self) -> list[str]:
         if self.probe is None:

@@ -16,9 +16,8 @@ import numpy as np
 from finetune.data.class_names import FILE, numbered, of_numbers, read_classes
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
-from finetune.data.orientation import of_photos
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
-from pretrain.core.images import DataOrientation, Orientation
 from pretrain.core.text import shown
 from pretrain.data import image_list
 from pretrain.data.image_list import read_list
@@ -32,8 +31,6 @@ from pretrain.data.views.decode import (
     IMAGE_EXTENSIONS,
     LABEL_EXTENSION,
     DecodeError,
-    decode_image,
-    decode_npy,
     decode_sample,
 )
 
@@ -41,19 +38,19 @@ UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown
 
 
 def open_examples(
-    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+    section: Any, source: Any, *, classes: Classes | None = None, reading: Reading = PHOTOS
 ) -> LabelledShards | LabelledFiles:
     """The labelled images of a `finetune.config.DataSource`.
 
     Args:
         classes: of the training set, which the labels of this set must belong to; None: read from the source.
-        orientation: `data.orientation`; a class does not depend on it, so "auto" turns photos upright.
+        reading: of the images; a class does not depend on their orientation, so "auto" turns photos upright.
 
     Raises:
         ValueError: the source has none of the formats, has no labelled image, or its classes have other names.
     """
     found = _open(source, classes)
-    found.orientation = of_photos(orientation)
+    found.reading = reading
     return found
 
 
@@ -85,7 +82,7 @@ class LabelledShards:
     labels: int64 [n], indices into `classes`.
     """
 
-    orientation: Orientation = "exif"
+    reading: Reading = PHOTOS
 
     def __init__(
         self, dataset: Dataset, places: np.ndarray, labels: np.ndarray, classes: Classes, findings: DataProblems
@@ -99,10 +96,10 @@ class LabelledShards:
 
     def __getitem__(self, index: int) -> Example:
         shard, sample = self.places[index].tolist()
-        file = self.reader.dataset.names[shard]
+        file, how = self.reader.dataset.names[shard], self.reading
         try:
             read = self.reader.read(shard, sample, only=IMAGE_EXTENSIONS)
-            image = decode_sample(read, 3, self.orientation)
+            image = decode_sample(read, how.in_chans, how.of_photos, how.value_range)
         except BadSample as error:
             raise BadExample(f"{file}/{error.key}", error.reason) from error
         except DecodeError as error:
@@ -110,11 +107,19 @@ class LabelledShards:
         name = f"{file}/{read['__key__']}"
         return Example(name, name, image, int(self.labels[index]))
 
+    def file(self, index: int) -> bytes:
+        """The image member of a sample."""
+        try:
+            read = self.reader.read(*self.places[index].tolist(), only=IMAGE_EXTENSIONS)
+        except BadSample as error:
+            raise BadExample(error.key, error.reason) from error
+        return next((read[extension] for extension in IMAGE_EXTENSIONS if extension in read), b"")
+
 
 class LabelledFiles:
     """Image files and their labels, int64 [n], indices into `classes`."""
 
-    orientation: Orientation = "exif"
+    reading: Reading = PHOTOS
 
     def __init__(
         self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: DataProblems
@@ -129,12 +134,14 @@ class LabelledFiles:
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
         try:
-            data = self.files.read(name)
-            is_array = name.lower().endswith(".npy")
-            image = decode_npy(data, 3) if is_array else decode_image(data, 3, self.orientation)
+            image = self.reading.photo(self.files.read(name))
         except DecodeError as error:
             raise BadExample(self.files.path(name), str(error)) from error
         return Example(name, self.files.path(name), image, int(self.labels[index]))
+
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.files.read(self.names[index])
 
 
 def _kind(images: str | list[str]) -> str:

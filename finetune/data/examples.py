@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ class Example:
 
     id      unique in its set; of COCO data the image id
     name    in messages: a file, or "shard/key"
-    image   uint8 [H, W, 3]
+    image   uint8 [H, W, C], or float32 in the same unit, 0 to 255 (`Reading`)
     target  classification: int, -1 for none; detection: `Instances`; segmentation: uint8 or int32 [H, W] with 255 for
             void; depth: float32 [H, W] metres, 0 where unknown
     """
@@ -34,6 +34,14 @@ class Example:
     def without_pixels(self) -> Example:
         """The example with an image of the same size and no channels: enough for a metric, and cheap to send."""
         return Example(self.id, self.name, self.image[:, :, :0], self.target)
+
+    def as_picture(self, channels: Sequence[int] | None = None) -> Example:
+        """The example with an image for people, uint8 RGB: of three `channels`, from 0; default: the first three, of
+        fewer the first in gray."""
+        count = self.image.shape[2]
+        chosen = list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))
+        pixels = np.ascontiguousarray(self.image[:, :, chosen].round().astype(np.uint8))
+        return Example(self.id, self.name, pixels, self.target)
 
 
 class BadExample(ValueError):  # noqa: N818
@@ -63,6 +71,10 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """Raises BadExample if it cannot be decoded."""
+        ...
+
+    def file(self, index: int) -> bytes:
+        """The bytes of an example's image, as they are stored; ValueError if they cannot be read."""
         ...
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from finetune.data.examples import BadExample, DataProblems
 from finetune.data.files import Files
-from pretrain.core.images import DataOrientation, Orientation
-from pretrain.data.views.decode import decode_image
+from finetune.data.reading import Reading
+from pretrain.core.images import DataOrientation
 from pretrain.data.views.orientation import SWAPS_SIDES, UPRIGHT, read_orientation, upright
 from pretrain.data.write.images import UnreadableImageError, open_image
 
@@ -23,21 +23,14 @@ LOOKED_AT = 1000  # number of images whose orientation is read when a set is ope
 _HEAD = 1 << 16  # bytes
 
 
-def of_photos(orientation: DataOrientation) -> Orientation:
-    """How photos without annotated sides are read, and those that a release trained so predicts."""
-    return "stored" if orientation == "stored" else "exif"
-
-
-def decode_annotated(
-    data: bytes, size: tuple[int, ...], orientation: DataOrientation, *, name: str, what: str
-) -> np.ndarray:
-    """uint8 [H, W, 3] of a photo whose `what` (its map or annotations) has the (height, width) `size`.
+def decode_annotated(data: bytes, size: tuple[int, ...], reading: Reading, *, name: str, what: str) -> np.ndarray:
+    """The pixels [H, W, C] of a photo whose `what` (its map or annotations) has the (height, width) `size`.
 
     Raises:
         DecodeError: it cannot be decoded.
         BadExample: of `name`, it has another size.
     """
-    stored = decode_image(data, 3, "stored")
+    stored, orientation = reading.stored(data), reading.orientation
     tag = read_orientation(data)
     turned = stored if orientation == "stored" else upright(stored, tag)
     if turned.shape[:2] == size:

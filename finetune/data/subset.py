@@ -37,6 +37,10 @@ class Subset:
     def __getitem__(self, index: int) -> Example:
         return self.whole[int(self.indices[index])]
 
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.whole.file(int(self.indices[index]))
+
 
 def subset(whole: Examples, source: Any) -> Examples:
     """The part that a `DataSource` requests, by default the complete set.

@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from finetune.data.reading import Reading
     from finetune.explain.data import open_images
     from finetune.explain.maps import METHODS
     from finetune.explain.page import lines, write_study
@@ -63,13 +64,8 @@ def _run(chosen: argparse.Namespace) -> int:
     subject, task, record = open_subject(chosen.task)
     layers = chosen_layers(subject, chosen.layer)
     methods, skipped = possible(subject, chosen.method)
-    images = open_images(
-        task,
-        chosen.images,
-        chosen.annotations,
-        orientation=recorded_orientation(record),
-        value_range=recorded_range(record),
-    )
+    reading = Reading(subject.backbone.in_chans, recorded_orientation(record), recorded_range(record))
+    images = open_images(task, chosen.images, chosen.annotations, reading=reading)
     plan = Plan(
         methods,
         layer=layers[-1] if chosen.layer else None,

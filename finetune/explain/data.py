@@ -15,29 +15,29 @@ from finetune.data.coco import examples as coco
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances
 from finetune.data.examples import BadExample, Example
+from finetune.data.reading import Reading
 from finetune.explain.subjects import Aim, Subject
 from finetune.predict import find_images
 from finetune.predictions import Classes
 from finetune.tasks import open_examples
 from finetune.tasks.base import Task
 from pretrain.core.configlib import validate
-from pretrain.core.images import DataOrientation, Orientation, ValueRange
+from pretrain.core.files import read_bytes
 from pretrain.data.image_list import SUFFIXES as LISTS
 from pretrain.data.shards.listing import is_shard
-from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
+from pretrain.data.views.decode import DecodeError
 
 FOUND = 0.5  # overlap (IoU) of a detection with the true object that it found
 
 
 class ImageFiles:
-    """Image files without labels; value_range: see `to_pixels_of_range`."""
+    """Image files without labels."""
 
     classes = Classes()
 
-    def __init__(self, files: Sequence[Path], orientation: Orientation, value_range: ValueRange | None = None):
+    def __init__(self, files: Sequence[Path], reading: Reading):
         self.files: list[Path] = list(files)
-        self.orientation: Orientation = orientation
-        self.value_range: ValueRange | None = value_range
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.files)
@@ -45,12 +45,7 @@ class ImageFiles:
     def __getitem__(self, index: int) -> Example:
         path = self.files[index]
         try:
-            data = path.read_bytes()
-            is_array = path.suffix.lower() == ".npy"
-            if is_array:
-                image = decode_npy(data, 3, self.value_range)
-            else:
-                image = decode_image(data, 3, self.orientation, self.value_range)
+            image = self.reading.photo(read_bytes(path))
         except (OSError, DecodeError) as error:
             raise BadExample(str(path), str(error)) from error
         return Example(str(path), str(path), image, None)
@@ -94,14 +89,7 @@ class ImageSet:
         return None if mask is None or not mask.any() else subject.on_canvas(mask)
 
 
-def open_images(
-    task: Task | None,
-    given: Sequence[str],
-    annotations: str | None,
-    *,
-    orientation: Orientation,
-    value_range: ValueRange | None = None,
-) -> ImageSet:
+def open_images(task: Task | None, given: Sequence[str], annotations: str | None, *, reading: Reading) -> ImageSet:
     """The images named on the command line.
 
     Args:
@@ -109,34 +97,28 @@ def open_images(
         given: files, folders and patterns; or one source as the task's `data.val.images` is: class folders, a csv,
             shards, a tar.
         annotations: COCO json, or a folder or tar of label maps for a segmenter.
-        value_range: of images of more than 8 bits, which the readers of labelled sets do not read.
+        reading: of the images: channels, orientation and range.
 
     Raises:
         ValueError: nothing can be read there.
     """
     name = None if task is None else task.config.name
-    labelled = annotations is not None or (len(given) == 1 and _has_labels(given[0], task))
-    if value_range is not None and labelled:
-        raise ValueError(
-            f"{given[0]}: the backbone was trained on values of data.range={value_range}, and labelled sets are read "
-            "with 8 bits; give files or folders without --annotations"
-        )
     if name in (None, "classification") and len(given) == 1 and _has_labels(given[0], task):
         source = validate(DataSource, {"images": given[0]}, source="IMAGES")
         examples = classification.open_examples(
-            None, source, classes=None if task is None else task.classes, orientation=orientation
+            None, source, classes=None if task is None else task.classes, reading=reading
         )
-        return ImageSet(examples, labelled=True, objects=_objects(given[0], annotations, orientation))
+        return ImageSet(examples, labelled=True, objects=_objects(given[0], annotations, reading))
     if annotations is None:
-        return ImageSet(ImageFiles(find_images(given), orientation, value_range), labelled=False)
+        return ImageSet(ImageFiles(find_images(given), reading), labelled=False)
     if len(given) != 1:
         raise ValueError(f"--annotations {annotations}: they belong to one folder of images, {len(given)} were given")
     if task is not None and name in ("detection", "segmentation"):
         key = "annotations" if annotations.endswith(".json") else "masks"
         source = validate(DataSource, {"images": given[0], key: annotations}, source="IMAGES and --annotations")
-        examples = open_examples(task.config, source, classes=task.classes, orientation=orientation)
+        examples = open_examples(task.config, source, classes=task.classes, reading=reading)
         return ImageSet(examples, labelled=True)
-    found = _open_objects(given[0], annotations, orientation)
+    found = _open_objects(given[0], annotations, reading)
     objects = {str(id): found.table[place] for place, id in enumerate(found.ids)}
     return ImageSet(found, labelled=False, objects=objects)
 
@@ -162,18 +144,18 @@ def _has_labels(where: str, task: Task | None) -> bool:
     return any(is_shard(one) or (one.is_dir() and task is not None and one.name in task.classes) for one in inside)
 
 
-def _objects(where: str, annotations: str | None, orientation: DataOrientation) -> dict[str, Instances] | None:
+def _objects(where: str, annotations: str | None, reading: Reading) -> dict[str, Instances] | None:
     """By the name of the image, as class folders name it."""
     if annotations is None:
         return None
-    found = _open_objects(where, annotations, orientation)
+    found = _open_objects(where, annotations, reading)
     return {PurePosixPath(name).as_posix(): found.table[place] for place, name in enumerate(found.names)}
 
 
-def _open_objects(where: str, annotations: str, orientation: DataOrientation) -> coco.CocoExamples:
+def _open_objects(where: str, annotations: str, reading: Reading) -> coco.CocoExamples:
     source = validate(DataSource, {"images": where, "annotations": annotations}, source="IMAGES and --annotations")
     boxes_only: Any = SimpleNamespace(with_masks=False, empty_images="keep")
-    return coco.open_examples(boxes_only, source, orientation=orientation)
+    return coco.open_examples(boxes_only, source, reading=reading)
 
 
 def _first_target(examples: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from finetune.data.examples import Example
+from finetune.data.transforms.dense import canvas
 from finetune.explain.subjects import Aim, ClassifierSubject, Subject, TaskSubject
 from finetune.heads.pixels.dense_parts import resize
 from finetune.heads.queries.detr import best_pairs
@@ -164,10 +165,10 @@ class SegmenterSubject(TaskSubject):
             (have - want) // 2 if have > want else 0 for have, want in zip(image.shape[1:], self.size, strict=True)
         )
         image = image[:, top : top + height, left : left + width]
-        around = self.task.fill() if fill is None else (fill,) * 3
-        canvas = torch.tensor(around, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
-        canvas[:, : image.shape[1], : image.shape[2]] = image
-        return canvas
+        around = self.task.fill() if fill is None else (fill,) * len(image)
+        filled = canvas(around, self.size, image.dtype)
+        filled[:, : image.shape[1], : image.shape[2]] = image
+        return filled
 
     def _probabilities(self, images: Tensor) -> Tensor:
         """[b, K, h, w] of the canvas."""

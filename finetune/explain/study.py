@@ -202,8 +202,8 @@ def _batches(study: Study, plan: Plan, device: Any) -> Any:
                 study.failed.append((error.name, error.reason))
                 continue
             prepared.append(study.subject.prepare(example))
-            view = study.subject.pixels(example).permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-            chosen.append((number, example.name, np.ascontiguousarray(view)))
+            view = study.subject.pixels(example).permute(1, 2, 0).clamp(0, 255).numpy()
+            chosen.append((number, example.name, replace(example, image=view).as_picture().image))
         if not prepared:
             continue
         images = torch.stack(prepared).to(device)

@@ -72,7 +72,7 @@ class Subject:
 
     def on_canvas(self, mask: np.ndarray) -> np.ndarray:
         """bool [H, W] of an image -> bool [h, w] of the canvas: where its pixels come to lie."""
-        image = np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2)
+        image = np.repeat(mask[:, :, None].astype(np.uint8) * 255, self.backbone.in_chans, axis=2)
         return (self.pixels(Example(0, "", image, None), fill=0)[0] > 127).numpy()
 
     def aims(self, images: Tensor) -> Sequence[Aim | None]:
@@ -129,7 +129,7 @@ class Subject:
         return lambda images: self.scores(images, aims)[:, None]
 
     def pixels(self, example: Example, *, fill: int | None = None) -> Tensor:
-        """The image on the canvas, uint8 [C, h, w]; `fill` is the value around it, by default that of the network."""
+        """The image on the canvas, [C, h, w] in 0 to 255; `fill` is the value around it, by default the network's."""
         raise NotImplementedError
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
+from finetune.data.reading import Reading
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.files import write_json
@@ -32,6 +33,7 @@ from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import versions
 from pretrain.data.views.orientation import recorded_orientation
+from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.session.folder import run_values
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
@@ -74,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         val = None
         if chosen.int8:
             source, orientation = val_source(Path(chosen.task), record, chosen.val)
-            val = open_examples(task.config, source, classes=task.classes, orientation=orientation)
+            how = Reading(task.bare_backbone.in_chans, orientation, recorded_range(record))
+            val = open_examples(task.config, source, classes=task.classes, reading=how)
         size = None if chosen.size is None else (chosen.size[0], chosen.size[1])
         export(task, Path(chosen.out), record=record, onnx=chosen.onnx or chosen.int8, size=size, val=val,
                batch_size=chosen.batch_size, say=print)  # fmt: skip
@@ -215,13 +218,18 @@ def _measure(
 
 def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict[str, Any]:
     sides = [f"multiple of {graph.patch}"] * 2 if graph.fixed is None else list(size)
+    count, value_range = task.bare_backbone.in_chans, recorded_range(record)
+    channels = "RGB" if count == 3 else f"{count} channels in the order of the training images"
+    if value_range is not None:
+        channels += ", (v - low) / (high - low) of a stored value v and `range`, clipped"
     return {
         "task": task.config.name,
         "source": record.get("source", {}),
         "input": {
             "name": "images",
             "shape": ["batch", len(task.mean), *sides],
-            "values": "float32 pixels in 0 to 1, RGB; the graph normalizes them",
+            "values": f"float32 pixels in 0 to 1, {channels}; the graph normalizes them",
+            "range": value_range,
             "traced_at": list(size),
             "orientation": recorded_orientation(record),
             "preparation": task.preparation(),

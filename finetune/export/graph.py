@@ -14,7 +14,7 @@ from pretrain.models.export.outputs import NotExportableError
 
 
 class Graph(graphs.Graph):
-    """Pixels [b, C, H, W] in 0 to 1, RGB -> the outputs of a copy of the task, from which it makes predictions.
+    """Pixels [b, C, H, W] in 0 to 1 -> the outputs of a copy of the task, from which it makes predictions.
 
     Raises:
         NotExportableError: the task cannot become a graph.

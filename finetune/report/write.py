@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 
 
-def draw(task: Task, examples: Examples, chosen: Sequence[tuple[float, int, Any]]) -> list[Drawn]:
-    """Pictures of (quality, number of the example, prediction), in that order."""
+def draw(
+    task: Task, examples: Examples, chosen: Sequence[tuple[float, int, Any]], channels: Sequence[int] | None = None
+) -> list[Drawn]:
+    """Pictures of (quality, number of the example, prediction), in that order; see `Example.as_picture`."""
     drawn = []
     for quality, index, prediction in chosen:
-        example = examples[index]
+        example = examples[index].as_picture(channels)
         drawn.append(Drawn(example.name, quality, task.picture(example, prediction)))
     return drawn
 

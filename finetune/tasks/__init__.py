@@ -9,10 +9,10 @@ from pretrain.core.configlib import ConfigError
 
 if TYPE_CHECKING:
     from finetune.data.examples import Examples
+    from finetune.data.reading import Reading
     from finetune.predictions import Classes
     from finetune.tasks.base import Task
     from finetune.tasks.configs import TaskSection
-    from pretrain.core.images import DataOrientation
 
 
 class TaskEntry(NamedTuple):
@@ -37,7 +37,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def open_examples(
-    section: TaskSection, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+    section: TaskSection, source: Any, *, classes: Classes | None = None, reading: Reading | None = None
 ) -> Examples:
     """The examples of a `finetune.config.DataSource` for a task, or the subset that it selects.
 
@@ -45,16 +45,17 @@ def open_examples(
 
     Args:
         classes: of the training set, which the labels of another set must belong to; None: read from the source.
-        orientation: `data.orientation`.
+        reading: of the images; None: 8-bit RGB.
 
     Raises:
         ValueError: the source cannot be read, or its classes differ.
     """
+    from finetune.data.reading import PHOTOS
     from finetune.data.subset import subset
 
     name: str = section.name  # pyright: ignore[reportAttributeAccessIssue]
     reader = importlib.import_module(_entry(name).data).open_examples
-    return subset(reader(section, source, classes=classes, orientation=orientation), source)
+    return subset(reader(section, source, classes=classes, reading=reading or PHOTOS), source)
 
 
 def _entry(name: str) -> TaskEntry:

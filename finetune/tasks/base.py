@@ -72,7 +72,7 @@ class Task(nn.Module):
     def train_transform(self) -> batches.TrainTransform:
         """The transform of training examples, in a worker: (example, generator) -> tensors by name. Picklable.
 
-        "image" uint8 [C, H, W] is normalized on the device by `normalize`; float32 is already normalized.
+        "image" [C, H, W], pixels in 0 to 255, uint8 or float32, is normalized on the device by `normalize`.
         """
         raise NotImplementedError
 
@@ -137,7 +137,8 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def picture(self, example: Example, prediction: Any | None) -> np.ndarray:
-        """uint8 [h, w, 3]: the image with its truth, next to it with the prediction, if there is one."""
+        """uint8 [h, w, 3]: the image (of `Example.as_picture`) with its truth, next to it with the prediction, if there
+        is one."""
         raise NotImplementedError
 
     # Export as a graph
@@ -193,9 +194,7 @@ class Task(nn.Module):
         return batches.collate(samples)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [b, C, H, W] -> float32, (x / 255 - mean) / std; float32 is normalized and returned unchanged."""
-        if images.dtype != torch.uint8:
-            return images
+        """[b, C, H, W] in 0 to 255, uint8 or float32 -> float32, (x / 255 - mean) / std."""
         return (images.float() / 255 - self.mean) / self.std
 
 

@@ -43,7 +43,7 @@ _TOP = 5
 class Classification(Task):
     """Images to one class each.
 
-    Batch: "image" uint8 or normalized float32 [b, C, h, w], "label" int64 [b]; in training "rng_step" or "mix", and
+    Batch: "image" uint8 or float32 [b, C, h, w], "label" int64 [b]; in training "rng_step" or "mix", and
     "drop" for a backbone with drop path, "glimpses" for a head that looks.
 
     Raises:

@@ -106,9 +106,9 @@ class Detection(Task):
         height, width = self.config.test_canvas
         return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
 
-    def fill(self) -> tuple[int, ...]:
+    def fill(self) -> tuple[float, ...]:
         """The pixel value, in 0 to 255, that normalizes to 0: it fills what is outside an image."""
-        return tuple(round(value * 255) for value in self.mean.flatten().tolist())
+        return tuple(value * 255 for value in self.mean.flatten().tolist())
 
 
 def _pairs(sizes: Tensor) -> list[tuple[int, int]]:

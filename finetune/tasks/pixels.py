@@ -72,9 +72,9 @@ class PixelTask(Task):
             self.dense.eval()
         return self
 
-    def fill(self) -> tuple[int, ...]:
+    def fill(self) -> tuple[float, ...]:
         """The pixel value, in 0 to 255, that normalizes to 0: it fills what is outside an image."""
-        return tuple(round(value * 255) for value in self.mean.flatten().tolist())
+        return tuple(value * 255 for value in self.mean.flatten().tolist())
 
     def crops(self, *, void: float, cat_max_ratio: float = 1.0, scale_values: bool = False) -> PixelTrain:
         """The training transform of the section; the arguments are those of `DenseTrain`."""
@@ -96,7 +96,7 @@ class PixelTask(Task):
         return PixelEval(DenseEval(self.config.resize))
 
     def over_image(self, image: Tensor, *, probabilities: bool) -> Tensor:
-        """The output of one image [3, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""
+        """The output of one image [C, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""
         config = self.config
 
         def values(images: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class PixelTask(Task):
 
 @dataclass(frozen=True)
 class PixelTrain:
-    """A random crop as "image" uint8 [3, h, w] and "target" [h, w]."""
+    """A random crop as "image" [C, h, w] and "target" [h, w]."""
 
     transform: DenseTrain
 
@@ -145,7 +145,7 @@ class PixelTrain:
 
 @dataclass(frozen=True)
 class PixelEval:
-    """The complete image as "image" uint8 [3, h, w], with "original_size" int64 [2], height and width."""
+    """The complete image as "image" [C, h, w], with "original_size" int64 [2], height and width."""
 
     transform: DenseEval
 

@@ -147,7 +147,7 @@ def _pooling(model: TimmModel, backbone: Backbone, pool: str, own_norm: nn.Modul
 
 def _config(model: TimmModel, backbone: Backbone, task: Classifier) -> dict[str, Any]:
     """config.json with the classes and the preparation of images in evaluation."""
-    mean, std = ([round(value, 6) for value in values.flatten().tolist()] for values in (task.mean, task.std))
+    mean, std = ([float(f"{value:.7g}") for value in values.flatten().tolist()] for values in (task.mean, task.std))
     description, transform = timm_config(model, backbone, mean=mean, std=std), task.eval_transform()
     count, names = len(task.classes), list(task.classes)
     prepared = {"num_classes": count, "interpolation": transform.interpolation}

@@ -18,3 +18,18 @@ MAX_PIXELS = 50_000_000
 
 # (low, high): the stored values that become black and white; or one such pair per channel.
 ValueRange = tuple[float, float] | tuple[tuple[float, float], ...]
+
+# How the first layer of weights becomes that of another number of channels (`pretrain.models.importers.channels`).
+ChannelRule = Literal["mean", "repeat", "zero"]
+
+
+def range_problems(given: ValueRange | None, channels: int, *, model: str = "model.in_chans") -> list[str]:
+    """Problems of a `data.range` for images of `channels`, which `model` names."""
+    if given is None:
+        return []
+    pairs = [pair for pair in given if isinstance(pair, tuple)] or [given]
+    if any(len(pair) != 2 or not pair[0] < pair[1] for pair in pairs):  # pyright: ignore[reportOperatorIssue]
+        return [f"data.range: expected low < high, got {list(given)}"]
+    if len(pairs) not in (1, channels):
+        return [f"data.range: {len(pairs)} pairs for {model} {channels}"]
+    return []

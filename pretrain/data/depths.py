@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,26 +51,39 @@ def look_at_values(dataset: Dataset) -> DeepValues | None:
     """Of the readable images among up to LOOKED_AT samples, evenly chosen; None if none has more than 8 bits."""
     reader = Reader(dataset)
     chosen = np.linspace(0, dataset.num_samples - 1, min(LOOKED_AT, dataset.num_samples)).astype(int)
+
+    def files() -> Iterator[bytes]:
+        for number in chosen.tolist():
+            try:
+                sample = reader.read(*dataset.locate(number), only=IMAGE_EXTENSIONS)
+            except BadSample:
+                continue
+            yield next((sample[name] for name in IMAGE_EXTENSIONS if name in sample), b"")
+
+    found = measure_values(files(), looked=len(chosen))
+    reader.close()
+    return found
+
+
+def measure_values(files: Iterable[bytes], *, looked: int) -> DeepValues | None:
+    """Of the image files, those that can be read among `looked`; None if none has more than 8 bits."""
     found: dict[str, list[np.ndarray]] = {}
-    for number in chosen.tolist():
+    for data in files:
         try:
-            sample = reader.read(*dataset.locate(number), only=IMAGE_EXTENSIONS)
-            extension = next((name for name in IMAGE_EXTENSIONS if name in sample), None)
-            deep = None if extension is None else stored_values(sample[extension])
-        except (BadSample, DecodeError):
+            deep = stored_values(data)
+        except DecodeError:
             continue
         if deep is not None:
             kind, values = deep
             finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
             if finite.size:
                 found.setdefault(kind, []).append(_some(finite))
-    reader.close()
     if not found:
         return None
     kind = max(found, key=lambda name: len(found[name]))
     values = np.concatenate(found[kind])
     low, high = (float(end) for end in np.percentile(values, (0.1, 99.9)))
-    return DeepValues(kind, len(found[kind]), len(chosen), float(values.min()), float(values.max()), (low, high))
+    return DeepValues(kind, len(found[kind]), looked, float(values.min()), float(values.max()), (low, high))
 
 
 def _some(values: np.ndarray) -> np.ndarray:

@@ -24,14 +24,12 @@ from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import VOID, decode_segment_ids
 from finetune.data.maps.mask_pairs import NO_MAP, Pair, fingerprint, read_pair, report_pairs, split_container
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.files import read_bytes
-from pretrain.core.images import DataOrientation
 
 
-def open_instances(
-    section: Any, source: Any, classes: Classes | None, orientation: DataOrientation
-) -> PaintedInstances:
+def open_instances(section: Any, source: Any, classes: Classes | None, reading: Reading) -> PaintedInstances:
     """The images of a COCO instance file with their masks as class maps.
 
     Args:
@@ -42,7 +40,7 @@ def open_instances(
     if classes is not None and background is not None:
         objects = Classes(classes[1:], classes.category_ids[1:])
     as_detection: Any = SimpleNamespace(with_masks=True, empty_images="keep")
-    found = coco.open_examples(as_detection, source, classes=objects, orientation=orientation)
+    found = coco.open_examples(as_detection, source, classes=objects, reading=reading)
     return PaintedInstances(found, background)
 
 
@@ -65,6 +63,10 @@ class PaintedInstances:
         target = paint(example.target, example.image.shape[:2], first=first, rest=rest)
         return Example(example.id, example.name, example.image, target)
 
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.objects.file(index)
+
 
 def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -> np.ndarray:
     """uint8 [H, W]: `rest` outside objects, void in crowds, else the label of the smallest object at the pixel.
@@ -81,7 +83,7 @@ def paint(objects: Instances, size: tuple[int, int], *, first: int, rest: int) -
     return target
 
 
-def open_panoptic(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> PanopticMaps:
+def open_panoptic(section: Any, source: Any, classes: Classes | None, reading: Reading) -> PanopticMaps:
     """The images of a COCO panoptic file; its PNGs are in `source.masks`, by default the folder with its name.
 
     Raises:
@@ -92,7 +94,7 @@ def open_panoptic(section: Any, source: Any, classes: Classes | None, orientatio
     path = Path(source.annotations)
     where = source.masks or str(path.with_suffix(""))
     (place, prefix), (images_place, images_prefix) = split_container(where), split_container(source.images)
-    return PanopticMaps(path, Files.open(images_place), images_prefix, Files.open(place), prefix, orientation)
+    return PanopticMaps(path, Files.open(images_place), images_prefix, Files.open(place), prefix, reading)
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,10 @@ class PanopticMaps:
         images_prefix: str,
         targets: Files,
         prefix: str,
-        orientation: DataOrientation = "auto",
+        reading: Reading = PHOTOS,
     ) -> None:
         data = load(path)
-        self.orientation: DataOrientation = orientation
+        self.reading = reading
         self.images, self.targets, self.findings = images, targets, DataProblems()
         self.classes = read_classes(path, data["categories"])
         labels = {number: label for label, number in enumerate(self.classes.category_ids)}
@@ -140,7 +142,7 @@ class PanopticMaps:
         for number in names.keys() - rows.keys():
             self.findings.add(NO_MAP, str(path), number, f"{names[number]} has no annotation; left out")
         pairs = [row.pair for row in self.rows]
-        report_pairs(self.findings, images, targets, pairs, orientation)
+        report_pairs(self.findings, images, targets, pairs, reading.orientation)
         of_files = fingerprint(pairs, images, targets)
         self.fingerprint = hashlib.sha256(of_files.encode() + read_bytes(path)).hexdigest()
 
@@ -149,7 +151,7 @@ class PanopticMaps:
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        image, ids = read_pair(row.pair, self.images, self.targets, decode_segment_ids, self.orientation)
+        image, ids = read_pair(row.pair, self.images, self.targets, decode_segment_ids, self.reading)
         where = self.targets.path(row.pair.target)
         present, places = np.unique(ids, return_inverse=True)
         unknown = [int(segment) for segment in present if segment and int(segment) not in row.segments]
@@ -157,6 +159,10 @@ class PanopticMaps:
             raise BadExample(where, f"segments {unknown[:5]} are not in the annotations")
         labels = np.array([row.segments.get(int(segment), VOID) for segment in present], dtype=np.uint8)
         return Example(row.pair.id, self.images.path(row.pair.image), image, labels[places].reshape(ids.shape))
+
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.images.read(self.rows[index].pair.image)
 
     def _annotations(
         self, path: Path, given: Sequence[Any], names: Mapping[int | str, str]

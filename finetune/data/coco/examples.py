@@ -17,20 +17,20 @@ from finetune.data.coco.objects import CocoEntry
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
-from pretrain.core.images import DataOrientation
 from pretrain.data.views.decode import DecodeError
 
 
 def open_examples(
-    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
+    section: Any, source: Any, *, classes: Classes | None = None, reading: Reading = PHOTOS
 ) -> CocoExamples:
     """The images of a `finetune.config.DataSource` with their objects.
 
     Args:
         section: with `with_masks` and `empty_images`, see `DetectionConfig`.
         classes: of the training set, which the labels of another set must belong to; None: this is the training set.
-        orientation: `data.orientation`.
+        reading: of the images.
 
     Raises:
         ValueError: the annotations or images cannot be read or do not belong together, or no usable object is left.
@@ -57,8 +57,8 @@ def open_examples(
         lost = 0 if objects is None else int((~objects.crowd).sum())
         findings.add("missing image", str(path), id, reason, lost=lost)
     named = [(entry, found[entry.id]) for entry in chosen if entry.id in found]
-    examples = CocoExamples(content, files, named, findings, masks=section.with_masks, orientation=orientation)
-    if orientation == "auto":
+    examples = CocoExamples(content, files, named, findings, masks=section.with_masks, reading=reading)
+    if reading.orientation == "auto":
         sides = [(entry.height, entry.width) for entry, _ in named]
         report_orientations(findings, files, examples.names, sides.__getitem__)
     return examples
@@ -83,7 +83,7 @@ class CocoExamples:
         findings: DataProblems,
         *,
         masks: bool,
-        orientation: DataOrientation = "auto",
+        reading: Reading = PHOTOS,
     ) -> None:
         nothing = no_instances(masks=masks)
         objects = [content.instances.get(entry.id, nothing) for entry, _ in named]
@@ -91,7 +91,7 @@ class CocoExamples:
         if not self.has_objects.any():
             raise ValueError(f"{content.path}: no object that can be used{_why(findings)}")
         self.files, self.findings, self.classes = files, findings, content.classes
-        self.orientation: DataOrientation = orientation
+        self.reading = reading
         self.ids = [entry.id for entry, _ in named]
         self.names = [name for _, name in named]
         self.table = InstanceTable(objects, np.array([(entry.height, entry.width) for entry, _ in named]))
@@ -104,10 +104,14 @@ class CocoExamples:
         name = self.names[index]
         size, path = tuple(self.table.sizes[index].tolist()), self.files.path(name)
         try:
-            image = decode_annotated(self.files.read(name), size, self.orientation, name=path, what="annotations")
+            image = decode_annotated(self.files.read(name), size, self.reading, name=path, what="annotations")
         except (DecodeError, OSError) as error:
             raise BadExample(path, str(error)) from error
         return Example(self.ids[index], name, image, self.table[index])
+
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.files.read(self.names[index])
 
     def _digest(self) -> str:
         total = hashlib.sha256(self.files.fingerprint(self.names).encode())

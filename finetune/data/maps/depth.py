@@ -9,17 +9,15 @@ from finetune.data.examples import DataProblems
 from finetune.data.files import Files
 from finetune.data.maps.label_maps import decode_depth
 from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
-from pretrain.core.images import DataOrientation
 
 
-def open_examples(
-    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
-) -> Pairs:
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None, reading: Reading = PHOTOS) -> Pairs:
     """The images of a `finetune.config.DataSource` with their depth, float32 [H, W] metres, 0 where unknown.
 
     Args:
-        section: a `DepthConfig`. classes: not used. orientation: `data.orientation`.
+        section: a `DepthConfig`. classes: not used. reading: of the images.
 
     Raises:
         ValueError: the source cannot be read, or no image has a map.
@@ -41,5 +39,5 @@ def open_examples(
         classes=Classes(),
         findings=findings,
         settings=settings,
-        orientation=orientation,
+        reading=reading,
     )

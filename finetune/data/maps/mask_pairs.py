@@ -14,6 +14,7 @@ import numpy as np
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations, upright_map
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
 from pretrain.core.text import shown
@@ -43,7 +44,7 @@ class Pairs:
         images, targets: the containers; they may be the same.
         decode: bytes of a map to [H, W].
         settings: other settings that the content depends on, for the fingerprint.
-        orientation: `data.orientation`.
+        reading: of the images.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Pairs:
         classes: Classes,
         findings: DataProblems,
         settings: str = "",
-        orientation: DataOrientation = "auto",
+        reading: Reading = PHOTOS,
     ) -> None:
         self.images, self.targets, self.pairs, self.decode = images, targets, tuple(pairs), decode
         self.classes, self.findings = classes, findings
-        self.orientation: DataOrientation = orientation
-        report_pairs(findings, images, targets, self.pairs, orientation)
+        self.reading = reading
+        report_pairs(findings, images, targets, self.pairs, reading.orientation)
         of_files = fingerprint(self.pairs, images, targets)
         self.fingerprint = hashlib.sha256(f"{of_files} {settings}".encode()).hexdigest()
 
@@ -70,8 +71,12 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Example:
         pair = self.pairs[index]
-        image, target = read_pair(pair, self.images, self.targets, self.decode, self.orientation)
+        image, target = read_pair(pair, self.images, self.targets, self.decode, self.reading)
         return Example(pair.id, self.images.path(pair.image), image, target)
+
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.images.read(self.pairs[index].image)
 
 
 def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
@@ -81,16 +86,16 @@ def fingerprint(pairs: Sequence[Pair], images: Files, targets: Files) -> str:
 
 
 def read_pair(
-    pair: Pair, images: Files, targets: Files, decode: Decode, orientation: DataOrientation
+    pair: Pair, images: Files, targets: Files, decode: Decode, reading: Reading
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image, uint8 [H, W, 3], and its map [H, W]; BadExample if one cannot be decoded or their sizes differ."""
+    """An image [H, W, C] and its map [H, W]; BadExample if one cannot be decoded or their sizes differ."""
     data, where = targets.read(pair.target), targets.path(pair.target)
     try:
-        target = upright_map(decode(data), data, orientation)
+        target = upright_map(decode(data), data, reading.orientation)
     except ValueError as error:
         raise BadExample(where, str(error)) from error
     try:
-        image = decode_annotated(images.read(pair.image), target.shape, orientation, name=where, what="map")
+        image = decode_annotated(images.read(pair.image), target.shape, reading, name=where, what="map")
     except DecodeError as error:
         raise BadExample(images.path(pair.image), str(error)) from error
     return image, target

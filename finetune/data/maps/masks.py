@@ -26,24 +26,22 @@ from finetune.data.files import Files
 from finetune.data.maps import mask_layouts
 from finetune.data.maps.label_maps import VOID, Labels, decode_ids
 from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
+from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.files import read_bytes
-from pretrain.core.images import DataOrientation
 from pretrain.core.text import shown
 
 LOOKED_AT = 16  # number of masks that are checked when a set is opened
 _PNG = frozenset({".png"})
 
 
-def open_examples(
-    section: Any, source: Any, *, classes: Classes | None = None, orientation: DataOrientation = "auto"
-) -> Examples:
+def open_examples(section: Any, source: Any, *, classes: Classes | None = None, reading: Reading = PHOTOS) -> Examples:
     """The images of a `finetune.config.DataSource` with their class maps, uint8 [H, W], 255 void.
 
     Args:
         section: a `SegmentationConfig`.
         classes: of the training set; this one must have the same.
-        orientation: `data.orientation`.
+        reading: of the images.
 
     Raises:
         ValueError: the source has none of the formats, no image has a map, or its classes differ.
@@ -53,7 +51,7 @@ def open_examples(
     if unread:
         what = f"{', '.join(unread)} given, which format {form} does not read"
         raise ValueError(f"{source.images}: {what}; remove it, or set `format`")
-    found = _FORMATS[form](section, source, classes, orientation)
+    found = _FORMATS[form](section, source, classes, reading)
     if len(found.classes) > VOID:
         raise ValueError(f"{source.images}: {len(found.classes)} classes; at most {VOID} labels fit in a byte")
     if classes is not None and (tuple(found.classes), found.classes.category_ids) != (
@@ -77,7 +75,7 @@ class DecodeLabels:
         return self.labels.of(decode_ids(data))
 
 
-def _open_masks(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> Pairs:
+def _open_masks(section: Any, source: Any, classes: Classes | None, reading: Reading) -> Pairs:
     if source.masks is None:
         raise ValueError(f"masks: missing for {source.images}; give the folder or .tar of PNG label maps")
     (where, prefix), (masks_where, masks_prefix) = split_container(_one(source.images)), split_container(source.masks)
@@ -90,7 +88,7 @@ def _open_masks(section: Any, source: Any, classes: Classes | None, orientation:
     assert known is not None
     findings = DataProblems()
     pairs = match(images, targets, StemBelow(prefix), StemBelow(masks_prefix, suffixes=_PNG), findings)
-    found = _pairs(section, images, targets, pairs, known, findings, orientation)
+    found = _pairs(section, images, targets, pairs, known, findings, reading)
     _look_for_both_classes(found, source.masks)
     return found
 
@@ -111,32 +109,32 @@ def _look_for_both_classes(found: Pairs, where: str) -> None:
         found.findings.add("class never seen", where, missing, f"{text}; {way_out}")
 
 
-def _open_ade20k(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> Pairs:
+def _open_ade20k(section: Any, source: Any, classes: Classes | None, reading: Reading) -> Pairs:
     images, targets, known = mask_layouts.ade20k(_one(source.images))
     if source.classes:
         known = read_classes(source.classes)
     findings = DataProblems()
     pairs = match(images, targets, StemBelow(""), StemBelow("", suffixes=_PNG), findings)
-    return _pairs(section, images, targets, pairs, known, findings, orientation, void={0})
+    return _pairs(section, images, targets, pairs, known, findings, reading, void={0})
 
 
-def _open_cityscapes(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> Pairs:
+def _open_cityscapes(section: Any, source: Any, classes: Classes | None, reading: Reading) -> Pairs:
     images, targets, known, ending, void = mask_layouts.cityscapes(_one(source.images))
     findings = DataProblems()
     image_key = StemBelow("", ending=mask_layouts.CITYSCAPES_IMAGE)
     pairs = match(images, targets, image_key, StemBelow("", ending=ending, suffixes=_PNG), findings)
-    found = _pairs(section, images, targets, pairs, known, findings, orientation, void=void)
+    found = _pairs(section, images, targets, pairs, known, findings, reading, void=void)
     found.classes = Classes(tuple(known))  # one set of classes, whichever ids the masks hold
     return found
 
 
-def _open_voc(section: Any, source: Any, classes: Classes | None, orientation: DataOrientation) -> Pairs:
+def _open_voc(section: Any, source: Any, classes: Classes | None, reading: Reading) -> Pairs:
     images, targets, only, known = mask_layouts.voc(_one(source.images))
     if source.classes:
         known = read_classes(source.classes)
     findings = DataProblems()
     pairs = match(images, targets, StemBelow(""), StemBelow("", suffixes=_PNG), findings, only=only)
-    return _pairs(section, images, targets, pairs, known, findings, orientation)
+    return _pairs(section, images, targets, pairs, known, findings, reading)
 
 
 def _pairs(
@@ -146,7 +144,7 @@ def _pairs(
     pairs: Any,
     known: Classes,
     findings: DataProblems,
-    orientation: DataOrientation,
+    reading: Reading,
     *,
     void: set[int] | None = None,
 ) -> Pairs:
@@ -161,11 +159,11 @@ def _pairs(
         classes=known,
         findings=findings,
         settings=settings,
-        orientation=orientation,
+        reading=reading,
     )
 
 
-_FORMATS: dict[str, Callable[[Any, Any, Classes | None, DataOrientation], Any]] = {
+_FORMATS: dict[str, Callable[[Any, Any, Classes | None, Reading], Any]] = {
     "masks": _open_masks,
     "ade20k": _open_ade20k,
     "cityscapes": _open_cityscapes,

@@ -31,7 +31,7 @@ class DenseTrain:
         scale: range of the random factor.
         cat_max_ratio: a crop of class ids is drawn again, up to 10 times, while one class fills more of it; 1: never.
         void: the value of the map where it is unknown and outside the image.
-        fill: RGB outside the image, in 0 to 255.
+        fill: pixel outside the image, in 0 to 255.
         scale_values: the map's values are lengths, and are divided by the factor (Eigen et al. 2014, section 3.4).
     """
 
@@ -42,11 +42,11 @@ class DenseTrain:
     photometric: bool
     cat_max_ratio: float
     void: float
-    fill: tuple[int, ...]
+    fill: tuple[float, ...]
     scale_values: bool = False
 
     def __call__(self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Image uint8 [H, W, 3] and map [H, W] -> uint8 [3, h, w] and the map [h, w], of the size of the crop."""
+        """Image [H, W, C] and map [H, W] -> [C, h, w] of its type and the map [h, w], of the size of the crop."""
         factor = rng.uniform(*self.scale)
         size = scaled_size(image.shape[:2], self.resize, factor)
         pixels = resize_image(image, size)
@@ -84,14 +84,14 @@ class DenseTrain:
         target[:height, :width] = torch.from_numpy(np.ascontiguousarray(values))
         if (height, width) == self.crop:
             return pixels.contiguous(), target
-        image = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.crop)
+        image = canvas(self.fill, self.crop, pixels.dtype)
         image[:, :height, :width] = pixels
         return image, target
 
 
 @dataclass(frozen=True)
 class DenseEval:
-    """The complete image, uint8 [H, W, 3] -> [3, h, w]. resize: its shorter side; None: unchanged."""
+    """The complete image, [H, W, C] -> [C, h, w] of its type. resize: its shorter side; None: unchanged."""
 
     resize: int | None
 
@@ -107,11 +107,17 @@ def scaled_size(size: Sequence[int], resize: int | None, factor: float) -> tuple
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """uint8 [H, W, C] -> [C, h, w], bilinear with antialiasing."""
+    """[H, W, C] -> [C, h, w] of its type, bilinear with antialiasing."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     if tuple(pixels.shape[1:]) == size:
         return pixels
     return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def canvas(fill: Sequence[float], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """[C, h, w] of one pixel `fill` in 0 to 255, rounded where the type is uint8."""
+    pixel = torch.tensor(fill, dtype=torch.float32)
+    return (pixel if dtype.is_floating_point else pixel.round()).to(dtype)[:, None, None].repeat(1, *size)
 
 
 def nearest(length: int, resized: int) -> np.ndarray:
@@ -120,7 +126,10 @@ def nearest(length: int, resized: int) -> np.ndarray:
 
 
 def photometric(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue of uint8 [3, H, W], each changed half the time."""
+    """Brightness, contrast, saturation and hue of [C, H, W] in 0 to 255, each changed half the time.
+
+    Saturation and hue are those of RGB: other than 3 channels keep them.
+    """
     x = pixels.float()
     if rng.random() < 0.5:
         x = x + float(rng.uniform(-BRIGHTNESS, BRIGHTNESS))
@@ -129,13 +138,14 @@ def photometric(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     if contrast_first:
         x = x * contrast
     x = x.clamp_(0, 255)
-    if rng.random() < 0.5:
+    if len(x) == 3 and rng.random() < 0.5:
         x = saturate(x, float(rng.uniform(*SPREAD)))
-    if rng.random() < 0.5:
+    if len(x) == 3 and rng.random() < 0.5:
         x = tv.adjust_hue(x / 255, float(rng.uniform(-HUE, HUE))) * 255
     if not contrast_first:
         x = x * contrast
-    return x.round_().clamp_(0, 255).to(torch.uint8)
+    x = x.clamp_(0, 255)
+    return x if pixels.is_floating_point() else x.round_().to(torch.uint8)
 
 
 def saturate(x: Tensor, factor: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances
 from finetune.data.examples import Example
-from finetune.data.transforms.dense import photometric, resize_image
+from finetune.data.transforms.dense import canvas, photometric, resize_image
 
 MIN_SIDE = 1.0  # pixels of a box that is kept after the crop
 
@@ -67,13 +67,13 @@ class CropView:
         result[y1:y2, x1:x2] = upper * (1 - rows[:, None]) + lower * rows[:, None] >= 0.5
         return result
 
-    def image(self, image: np.ndarray, fill: tuple[int, ...]) -> Tensor:
-        """uint8 [h, w, 3] of the original -> uint8 [3, H, W] of the canvas."""
+    def image(self, image: np.ndarray, fill: tuple[float, ...]) -> Tensor:
+        """[h, w, C] of the original -> [C, H, W] of the canvas, of its type."""
         pixels = resize_image(image, self.size)
         pixels = pixels[:, self.top : self.top + self.canvas[0], self.left : self.left + self.canvas[1]]
-        canvas = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.canvas)
-        canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-        return canvas
+        filled = canvas(fill, self.canvas, pixels.dtype)
+        filled[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+        return filled
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class DetectionTrain:
         photometric: change brightness, contrast, saturation and hue.
         masks: return them too; a box is then the smallest around the visible part of its mask.
         crowds: return also the map of pixels outside crowds.
-        fill: RGB in 0 to 255 outside the image.
+        fill: pixel in 0 to 255 outside the image.
     """
 
     size: tuple[int, int]
@@ -117,10 +117,10 @@ class DetectionTrain:
     photometric: bool
     masks: bool
     crowds: bool
-    fill: tuple[int, ...]
+    fill: tuple[float, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        """image uint8 [3, H, W], boxes float32 [n, 4], labels int64 [n], ignored float32 [m, 4], the boxes of crowds;
+        """image [C, H, W], boxes float32 [n, 4], labels int64 [n], ignored float32 [m, 4], the boxes of crowds;
         masks uint8 [n, H, W]; valid bool [H, W]."""
         view = self._view(example, rng)
         axes = tuple(axis for axis, p in ((1, self.hflip), (0, self.vflip)) if rng.random() < p)
@@ -147,10 +147,10 @@ class DetectionEval:
     """The complete image, as large as fits into `size` = (height, width), at the top left."""
 
     size: tuple[int, int]
-    fill: tuple[int, ...]
+    fill: tuple[float, ...]
 
     def __call__(self, example: Example) -> dict[str, Any]:
-        """image uint8 [3, H, W]; content and original_size, (height, width) of the image in it and in the file."""
+        """image [C, H, W]; content and original_size, (height, width) of the image in it and in the file."""
         original = example.image.shape[0], example.image.shape[1]
         view = CropView(original, fitted(original, self.size), 0, 0, self.size)
         return {

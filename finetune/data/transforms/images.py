@@ -28,9 +28,9 @@ _OPERATIONS = 4  # random numbers are always drawn for this number of operations
 class TrainTransform:
     """An example to {"image", "label" int64 []}.
 
-    A random resized crop of `size` (h, w) pixels, flips, colour jitter, RandAugment; "image" is uint8 [3, h, w]. With
-    erasing it is float32 and normalized, because the erased part becomes standard normal noise (Zhong et al. 2017, as
-    timm's mode "pixel").
+    A random resized crop of `size` (h, w) pixels, flips, colour jitter, RandAugment; "image" is [C, h, w] of the
+    example's type, pixels in 0 to 255. With erasing it is float32, because the erased part becomes noise that is
+    standard normal once it is normalized (Zhong et al. 2017, as timm's mode "pixel").
 
     Attributes:
         scale, ratio: of the crop's area and aspect. whole: no crop, the complete image is resized to `size`.
@@ -83,14 +83,14 @@ class TrainTransform:
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         height, width = image.shape[:2]
         box = (0, 0, height, width) if self.whole else crops.crop_box(uniforms, height, width, self.scale, self.ratio)
-        out = torch.empty((1, *self.size, image.shape[2]), dtype=torch.uint8).permute(0, 3, 1, 2)
+        out = torch.empty((1, *self.size, image.shape[2]), dtype=pixels.dtype).permute(0, 3, 1, 2)
         crops.resize_into(out, pixels, box, self.interpolation)
         return out[0]
 
     def _erased(self, image: Tensor, uniforms: Sequence[float], rng: np.random.Generator) -> Tensor:
-        """Normalized, with a rectangle of noise in some images; a rectangle that does not fit is drawn again."""
+        """Pixels float32, with a rectangle of noise in some images; a rectangle that does not fit is drawn again."""
         mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
-        image = (image.float() / 255 - mean) / std
+        image = image.float()
         if uniforms[0] >= self.erase:
             return image
         height, width = self.size
@@ -102,14 +102,14 @@ class TrainTransform:
             if h < height and w < width:
                 top, left = int(uniforms[1] * (height - h + 1)), int(uniforms[2] * (width - w + 1))
                 noise = rng.standard_normal((image.shape[0], h, w), dtype=np.float32)
-                image[:, top : top + h, left : left + w] = torch.from_numpy(noise)
+                image[:, top : top + h, left : left + w] = (torch.from_numpy(noise) * std + mean) * 255
                 break
         return image
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """An example to {"image" uint8 [3, h, w], "label" int64 [], "original_size" int64 [2]}.
+    """An example to {"image" [C, h, w] of its type, "label" int64 [], "original_size" int64 [2]}.
 
     The shorter side is resized to `resize` pixels (default: 256 / 224 of the size) with antialiasing, and the central
     `size` is cropped: Resize(256), CenterCrop(224) of the official code. whole: resized to `size`, without a crop.
@@ -139,6 +139,7 @@ class EvalTransform:
             side, least = self.shorter, min(height, width)
             new = (max(h, side * height // least), max(w, side * width // least))
         image = F.interpolate(pixels, size=new, mode=self.interpolation, antialias=True)[0]
+        image = image.clamp(0, 255) if image.is_floating_point() else image
         top, left = round((new[0] - h) / 2), round((new[1] - w) / 2)
         label = -1 if example.target is None else example.target
         return {
@@ -149,13 +150,19 @@ class EvalTransform:
 
 
 def jitter(image: Tensor, strength: float, uniforms: Sequence[float]) -> Tensor:
-    """Brightness, contrast and saturation of uint8 [3, H, W], each times a uniform random factor of 1 +- strength."""
+    """Brightness, contrast and saturation of [C, H, W] in 0 to 255, each times a random factor of 1 +- strength.
+
+    Contrast is around the mean of the luma, of other than 3 channels of all; these have no saturation.
+    """
     brightness, contrast, saturation = (max(0.0, 1 + (2 * u - 1) * strength) for u in uniforms)
     x = (image.float() / 255 * brightness).clamp_(0, 1)
     x = torch.lerp(_luma(x).mean().expand_as(x), x, contrast).clamp_(0, 1)
-    x = torch.lerp(_luma(x).expand_as(x), x, saturation).clamp_(0, 1)
-    return (x * 255).round_().to(torch.uint8)
+    if len(x) == 3:
+        x = torch.lerp(_luma(x).expand_as(x), x, saturation).clamp_(0, 1)
+    return x * 255 if image.is_floating_point() else (x * 255).round_().to(torch.uint8)
 
 
 def _luma(x: Tensor) -> Tensor:
+    if len(x) != 3:
+        return x.mean(0, keepdim=True)
     return (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)

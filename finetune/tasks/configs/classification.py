@@ -27,7 +27,9 @@ class AugmentConfig(Config):
     interpolation: Interpolation = "bicubic"
     hflip: Probability = 0.5
     vflip: Probability = 0.0
-    color_jitter: Probability = Field(0.0, description="largest relative change of brightness, contrast and saturation")
+    color_jitter: Probability = Field(
+        0.0, description="largest relative change of brightness and contrast, and of the saturation of 3 channels"
+    )
     rand_augment: int = Field(0, ge=0, le=4, description="number of operations on an image (MAE, BEiT: 2)")
     magnitude: float = Field(9.0, ge=0, le=10, description="of RandAugment's operations")
     magnitude_std: Strength = 0.5
@@ -111,6 +113,13 @@ class ClassificationConfig(TaskSection):
     def first_std(self) -> float:
         """Standard deviation of the classifier's initial weights: MAE's fine-tuning, MAE's and DINO's linear probes."""
         return self.head_std or (0.01 if self.train in FROZEN else 2e-5)
+
+    def channel_problems(self, channels: int, *, deep: bool) -> list[str]:
+        count, images = self.augment.rand_augment, f"{channels} channels" if channels != 3 else "more bits (data.range)"
+        if not count or (channels == 3 and not deep):
+            return []
+        return [f"task.augment.rand_augment: {count}, but its operations are those of 8-bit RGB; the images have "
+                f"{images}; set it to 0"]  # fmt: skip
 
     def class_problems(self, classes: Sequence[str]) -> list[str]:
         if len(classes) > 1:

@@ -36,7 +36,7 @@ class DetectionConfig(TaskSection):
     )
     hflip: Probability = 0.5
     vflip: Probability = 0.0
-    photometric: bool = Field(False, description="random brightness, contrast, saturation, hue")
+    photometric: bool = Field(False, description="random brightness and contrast, and of 3 channels saturation and hue")
     test_size: Size | None = Field(None, description="size that images are fitted into for prediction; default: `size`")
     max_detections: Positive = Field(100, description="per image, best first; AP uses this number")
     empty_images: Literal["report", "keep", "drop"] = Field(

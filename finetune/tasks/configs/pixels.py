@@ -27,7 +27,7 @@ class PixelSection(TaskSection):
     resize: Positive | None = Field(None, description="shorter side of the images at scale 1; default: unchanged")
     scale: tuple[Factor, Factor] = Field((0.5, 2.0), description="range of the random scale in training")
     hflip: Probability = 0.5
-    photometric: bool = Field(True, description="random brightness, contrast, saturation, hue")
+    photometric: bool = Field(True, description="random brightness and contrast, and of 3 channels saturation and hue")
 
     slide: bool = Field(True, description="predict in windows of `crop`; false: complete images")
     stride: Size | None = Field(None, description="of the windows; default: two thirds of the crop")

@@ -22,6 +22,10 @@ class TaskSection(Config):
         """Problems of a `FinetuneConfig` with this task: "task.key: value, reason, remedy"."""
         return []
 
+    def channel_problems(self, channels: int, *, deep: bool) -> list[str]:
+        """Problems with images of `channels`, which are float32 (of `data.range`) where they are `deep`."""
+        return []
+
     def class_problems(self, classes: Sequence[str]) -> list[str]:
         """Problems of the classes of the training set."""
         return []

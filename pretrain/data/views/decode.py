@@ -58,6 +58,19 @@ def decode_sample(
     raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
 
 
+def decode_file(
+    data: bytes,
+    in_chans: int,
+    orientation: Orientation = "exif",
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """The pixels [H, W, in_chans] of a file of any kind, which its first bytes tell; see the two below."""
+    if data.startswith(npy.MAGIC_PREFIX):
+        return decode_npy(data, in_chans, value_range, max_pixels)
+    return decode_image(data, in_chans, orientation, value_range, max_pixels)
+
+
 def decode_image(
     data: bytes,
     in_chans: int,

@@ -14,6 +14,7 @@ from PIL import Image
 from finetune.config import DataSource
 from finetune.data.coco import rle
 from finetune.data.examples import BadExample, DataProblems, Examples
+from finetune.data.reading import Reading
 from finetune.tasks import open_examples
 from finetune.tasks.configs.classification import ClassificationConfig
 from finetune.tasks.configs.depth import DepthConfig
@@ -124,7 +125,7 @@ def test_photos_with_a_class_are_upright_or_as_stored(tmp_path: Path):
     source = DataSource(images=str(tmp_path))
     examples = open_examples(ClassificationConfig(), source)
     assert all((examples[i].image == shown()).all() for i in range(8))
-    examples = open_examples(ClassificationConfig(), source, orientation="stored")
+    examples = open_examples(ClassificationConfig(), source, reading=Reading(orientation="stored"))
     assert (upright(examples[5].image, 6) == shown()).all()
 
 
@@ -134,7 +135,7 @@ def test_only_what_the_sides_do_not_decide_is_reported_and_the_key_settles_it(tm
     assert kinds(examples) == ["EXIF orientation assumed"]
     (line,) = examples.findings.lines()
     assert "3 of 8 images looked at" in line and "data.orientation=stored" in line and "2.jpeg" in line
-    assert not kinds(open_examples(MASKS, source, orientation="exif"))
+    assert not kinds(open_examples(MASKS, source, reading=Reading(orientation="exif")))
     assert not kinds(open_examples(MASKS, coco(tmp_path / "b", [1, 5, 6, 7, 8])))
     square = open_examples(MASKS, coco(tmp_path / "c", EVERY, side=HEIGHT))
     assert "7 of 8 images looked at" in square.findings.lines()[0]
@@ -152,15 +153,15 @@ def test_annotations_that_fit_only_the_stored_pixels_are_used_with_them(tmp_path
 def test_a_chosen_orientation_is_never_changed_by_the_sides(tmp_path: Path):
     source = label_maps(tmp_path, [6], {6: np.rot90(object_map())})
     with pytest.raises(BadExample, match=r"data\.orientation=exif, its EXIF orientation is 6; auto fits"):
-        open_examples(SegmentationConfig(), source, orientation="exif")[0]
-    example = open_examples(SegmentationConfig(), source, orientation="stored")[0]
+        open_examples(SegmentationConfig(), source, reading=Reading(orientation="exif"))[0]
+    example = open_examples(SegmentationConfig(), source, reading=Reading(orientation="stored"))[0]
     assert ((example.image[..., 0] > 100) == (example.target == 1)).all()
     with pytest.raises(BadExample, match=r"data\.orientation=stored, its EXIF orientation is 8"):
-        open_examples(MASKS, coco(tmp_path / "b", [8]), orientation="stored")[0]
+        open_examples(MASKS, coco(tmp_path / "b", [8]), reading=Reading(orientation="stored"))[0]
 
 
 def test_stored_leaves_every_photo_as_it_lies_in_the_file(tmp_path: Path):
-    examples = open_examples(MASKS, coco(tmp_path, [3], image_format="PNG"), orientation="stored")
+    examples = open_examples(MASKS, coco(tmp_path, [3], image_format="PNG"), reading=Reading(orientation="stored"))
     assert not kinds(examples)
     assert (examples[0].image == shown()[::-1, ::-1]).all()
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from finetune.data.coco.instances import Instances
 from finetune.data.examples import Example
+from finetune.data.reading import PHOTOS
 from finetune.explain.command import main
 from finetune.explain.data import ImageSet, open_images
 from finetune.explain.dense_subjects import subject_of_task
@@ -180,4 +181,4 @@ def test_annotations_of_several_places_are_refused(tmp_path: Path):
     folder = write_set(tmp_path / "set")
     files = [str(path) for path in (folder / "images").iterdir()]
     with pytest.raises(ValueError, match="they belong to one folder of images, 5 were given"):
-        open_images(None, files, str(folder / "all.json"), orientation="exif")
+        open_images(None, files, str(folder / "all.json"), reading=PHOTOS)

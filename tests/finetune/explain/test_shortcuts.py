@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Example
+from finetune.data.reading import PHOTOS
 from finetune.explain import shortcuts
 from finetune.explain.data import ImageSet, open_images
 from finetune.explain.subjects import ClassifierSubject
@@ -17,7 +18,7 @@ from tests.finetune.explain.planted import CLASSES, TAG, photos, shortcut_task, 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     folder = write_photos(tmp_path_factory.mktemp("shortcut") / "photos", count=12)
-    return open_images(shortcut_task(), [str(folder)], None, orientation="exif")
+    return open_images(shortcut_task(), [str(folder)], None, reading=PHOTOS)
 
 
 def test_the_tag_in_the_corner_of_a_class_is_found(images: ImageSet):
@@ -51,5 +52,5 @@ def test_a_classifier_that_looks_everywhere_has_no_shortcut():
 
 def test_files_and_folders_name_the_same_images(images: ImageSet, tmp_path: Path):
     folder = write_photos(tmp_path / "photos", count=2)
-    unlabelled = open_images(shortcut_task(), [str(folder / "plain")], None, orientation="exif")
+    unlabelled = open_images(shortcut_task(), [str(folder / "plain")], None, reading=PHOTOS)
     assert not unlabelled.labelled and len(unlabelled) == 2 and images.labelled and len(images) == 24

@@ -22,6 +22,7 @@ from pretrain.models.export.outputs import NotExportableError
 from pretrain.models.layers.sync_batch_norm import SyncBatchNorm
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+PIXELS = (IMAGES * 0.25 + 0.5) * 255  # before the normalization of `task`
 LABELS = torch.tensor([0, 1, 2, 3])
 KINDS = {
     "full": {},
@@ -51,7 +52,7 @@ def task(backbone=None, *, optim=None, **section) -> Classification:
 
 def batch(**more):
     glimpses = torch.full((4, 4, 2), 0.5)  # the centre, then the means of the locations, as in evaluation
-    return {"image": IMAGES, "label": LABELS, "rng_step": torch.full((64,), 0.5), "glimpses": glimpses, **more}
+    return {"image": PIXELS, "label": LABELS, "rng_step": torch.full((64,), 0.5), "glimpses": glimpses, **more}
 
 
 def learn(made, steps, lr):
@@ -68,7 +69,8 @@ def learn(made, steps, lr):
 def test_every_kind_overfits_four_images_and_frozen_parameters_do_not_change(kind):
     made = task(**KINDS[kind])
     frozen = {name: p.detach().clone() for name, p in made.named_parameters() if not p.requires_grad}
-    learn(made, 60, 3e-2 if made.config.train in ("linear", "attentive", "grid", "glimpses") else 3e-3)
+    rates = {"linear": 3e-2, "attentive": 3e-2, "grid": 3e-2, "glimpses": 5e-3}  # at 3e-2 where it looks is chaotic
+    learn(made, 60, rates.get(made.config.train, 3e-3))
     lacking = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
     assert not lacking
     assert all(dict(made.named_parameters())[name].equal(value) for name, value in frozen.items())
@@ -77,7 +79,7 @@ def test_every_kind_overfits_four_images_and_frozen_parameters_do_not_change(kin
     with torch.no_grad():
         if kind == "grid":
             made.head.choose(1)
-        found = made.predict({"image": IMAGES})
+        found = made.predict({"image": PIXELS})
     assert [int(p.probabilities.argmax()) for p in found] == [0, 1, 2, 3]
 
 
@@ -160,7 +162,7 @@ def test_a_probes_batch_norm_standardizes_and_a_skipped_step_leaves_no_trace_in_
     torch.testing.assert_close(standardized.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
     before = made.head.norm.running_mean.clone()
     made.after_step(1)
-    made(batch(image=IMAGES + 5), 1)
+    made(batch(image=PIXELS + 300), 1)
     assert not made.head.norm.running_mean.equal(before)
     made.discard_pending()
     assert made.head.norm.running_mean.equal(before)
@@ -188,7 +190,7 @@ def test_an_average_of_low_rank_weights_is_kept_and_predicts():
     average = made.evaluated
     assert average is not made
     assert not average.head.fc.weight.equal(made.head.fc.weight)
-    assert average.eval().predict({"image": IMAGES})[0].probabilities.shape == (4,)
+    assert average.eval().predict({"image": PIXELS})[0].probabilities.shape == (4,)
 
 
 def test_the_classifiers_of_a_grid_train_independently():
