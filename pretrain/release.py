@@ -106,6 +106,7 @@ def from_run(run_dir: Path, out: Path, prune: Prune | None = None) -> str:
         record=record,
         mean=config.mean,
         std=config.std,
+        graphs=config.checkpoint.release_graphs,
     )
     opened = f"timm.create_model('local-dir:{out}', pretrained=True)"
     if not (out / "config.json").is_file():

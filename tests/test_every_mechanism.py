@@ -17,7 +17,7 @@ STEPS = 6
 SHORT = [
     f"optim.total_steps={STEPS}", "optim.warmup_steps=2", "optim.global_batch_size=8", "data.num_workers=0",
     "checkpoint.every_steps=2", "checkpoint.keep=9", "log.every_steps=1", "log.pictures_every_steps=0",
-    "log.tensorboard=false",
+    "log.tensorboard=false", "checkpoint.release_graphs=false",
 ]  # fmt: skip
 
 

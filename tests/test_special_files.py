@@ -24,7 +24,11 @@ from tests.finetune.small_tasks import small_task
 
 def _socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as opened:
-        opened.bind(os.path.relpath(path))  # its path is limited to 107 bytes
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            opened.bind(f"/proc/self/fd/{folder}/{path.name}")  # its path is limited to 107 bytes
+        finally:
+            os.close(folder)
 
 
 KINDS: dict[str, Callable[[Path], object]] = {

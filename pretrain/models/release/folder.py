@@ -91,6 +91,7 @@ def write_release(
     record: Mapping[str, Any],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    graphs: bool = True,
 ) -> Path:
     """Write the release completely or not at all; an existing release is replaced.
 
@@ -99,6 +100,7 @@ def write_release(
         record: recipe (the resolved configuration), data (fingerprint, number of images), metrics (number by the name
             of its protocol), commit, versions.
         mean, std: per channel, of the normalization that the backbone was trained with.
+        graphs: write those of `release.graphs` where timm has no such class.
 
     Raises:
         ValueError: the folder holds something else, or mean and std are not of the backbone's channels.
@@ -124,7 +126,7 @@ def write_release(
             state = to_timm(state, other.kind)
             description = timm_config(other, backbone, mean=mean, std=std)
             (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
-        else:
+        elif graphs:
             facts["graphs"] = write_graphs(temporary, backbone, mean=mean, std=std)
         save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
         save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
