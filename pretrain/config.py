@@ -92,6 +92,14 @@ class InitConfig(Config):
         return next((key, value) for key in INIT_SOURCES if (value := getattr(self, key)) is not None)
 
 
+class ReleasedCheckpoints(CheckpointConfig):
+    """When checkpoints are saved. A checkpoint resumes this run; a release contains weights for other programs."""
+
+    release_graphs: bool = Field(
+        True, description="a release that timm cannot open also holds its backbone as torch.export and ONNX graphs"
+    )
+
+
 class PretrainConfig(Config):
     """One pretraining run."""
 
@@ -102,7 +110,7 @@ class PretrainConfig(Config):
     data: DataConfig
     optim: OptimConfig
     engine: EngineConfig = EngineConfig()  # pyright: ignore[reportCallIssue]
-    checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
+    checkpoint: ReleasedCheckpoints = ReleasedCheckpoints()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
     probe: ProbeConfig | None = None
     doctor: DoctorConfig | None = DoctorConfig()  # pyright: ignore[reportCallIssue]

@@ -244,9 +244,6 @@ class CheckpointConfig(Config):
     milestone_every_steps: Positive | None = Field(
         None, description="keep the checkpoints of multiples of this step permanently"
     )
-    release_graphs: bool = Field(
-        True, description="a release that timm cannot open also holds its backbone as torch.export and ONNX graphs"
-    )
 
 
 class LogConfig(Config):
