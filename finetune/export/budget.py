@@ -190,7 +190,3 @@ def _score(record: dict[str, Any]) -> Score | None:
     images = ((record.get("data") or {}).get("data.val") or {}).get("fingerprint")
     name, value = next(iter(values.items()), ("", None))
     return None if value is None or images is None else Score(name, float(value), images)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -26,7 +26,7 @@ def test_an_interruption_before_anything_runs_is_a_line(
 
     monkeypatch.setitem(COMMANDS, "probe", interrupted)
     assert main(["probe"]) == 130
-    assert capsys.readouterr().err == "fovea: interrupted\n"
+    assert capsys.readouterr().err == "fovea probe: interrupted\n"
 
 
 def test_a_home_after_an_option_is_expanded(monkeypatch: pytest.MonkeyPatch):
