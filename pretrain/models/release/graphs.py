@@ -137,10 +137,10 @@ class _LateError(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End the body after so many seconds; only the main thread can be ended.
+    """The body of a `with` that may take this many seconds; no limit outside the main thread, which alone gets signals.
 
     Raises:
-        TimeoutError: it was not done.
+        TimeoutError: it was not done by then.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
