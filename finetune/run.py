@@ -32,7 +32,7 @@ from pretrain.data.views.values import recorded_range
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.loop import every, fit
-from pretrain.engine.optim.nonfinite import NonFiniteSteps
+from pretrain.engine.nonfinite import NonFiniteSteps
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pretrain.core import distributed, heartbeat
 from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.trainable import Batch, Trainable
-from pretrain.engine.optim.nonfinite import NonFiniteSteps
+from pretrain.engine.nonfinite import NonFiniteSteps
 from pretrain.engine.protocol import Engine, Requests, StepResult
 from pretrain.engine.session.preempt import SAVE, STOP
 from pretrain.engine.watchdog.stragglers import Stragglers

@@ -17,7 +17,7 @@ from pretrain.core.distributed import World
 from pretrain.data.sampling.order import rank_positions
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.checkpoint.commit import step_of
-from pretrain.engine.optim.nonfinite import NonFiniteError, NonFiniteSteps
+from pretrain.engine.nonfinite import NonFiniteError, NonFiniteSteps
 from pretrain.engine.protocol import Engine, StepResult
 from pretrain.engine.session.preempt import STOP
 from pretrain.engine.step import MODEL_FILE, keyed_seed

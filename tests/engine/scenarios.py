@@ -21,7 +21,7 @@ from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.loop import fit
-from pretrain.engine.optim.nonfinite import NonFiniteError
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
 from pretrain.engine.step import StepEngine

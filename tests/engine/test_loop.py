@@ -5,7 +5,7 @@ import torch
 
 from pretrain.core.distributed import World
 from pretrain.engine.loop import every, fit
-from pretrain.engine.optim.nonfinite import NonFiniteError
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.session.preempt import SAVE, STOP
 from tests.engine.scenarios import build
 from tests.engine.toys import Toy, batches

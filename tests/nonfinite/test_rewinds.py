@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
-from pretrain.engine.optim.nonfinite import NonFiniteSteps
+from pretrain.engine.nonfinite import NonFiniteSteps
 from pretrain.nonfinite.rewinds import SkippedPositions
 
 

@@ -1,7 +1,6 @@
 """LAMB (You et al. 2020, algorithm 2): Adam's step, scaled for each tensor to a share of the tensor's norm.
 
-The libraries that have it count steps once per group. Here each parameter has its own count, which a checkpoint holds
-and which starts with a frozen group.
+The libraries that have it count steps once per group, which a checkpoint of fragments would lose (see `PerWeight`).
 """
 
 from __future__ import annotations
@@ -11,23 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pretrain.engine.optim.per_weight import PerWeight
 
-class LAMB(torch.optim.Optimizer):
-    """Every parameter is complete. Tensors of one dimension or none are updated as by AdamW, without a trust ratio.
 
-    Group options: lr, betas, eps, weight_decay.
-    """
-
-    def __init__(self, params: Any, *, betas: tuple[float, float], eps: float):
-        super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            for weight in cast(list[Tensor], group["params"]):
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, **{key: group[key] for key in self.defaults})
+class LAMB(PerWeight):
+    """Every weight is complete. Tensors of one dimension or none are updated as by AdamW, without a trust ratio."""
 
     def _update(
         self, weight: Tensor, grad: Tensor, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float

@@ -17,24 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.engine.optim.fragments import Fragment
+from pretrain.engine.optim.per_weight import PerWeight
 
 
-class ScheduleFreeAdamW(torch.optim.Optimizer):
-    """Elementwise, so a parameter may be a flat partition.
-
-    Group options: lr, betas, eps, weight_decay. A step counts in x in proportion to the square of its learning rate.
-    """
-
-    def __init__(self, params: Any, *, betas: tuple[float, float], eps: float):
-        super().__init__(params, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            for y in cast(list[Tensor], group["params"]):
-                if y.grad is not None:
-                    self._update(y, y.grad, **{key: group[key] for key in self.defaults})
+class ScheduleFreeAdamW(PerWeight):
+    """Elementwise, so a weight may be a flat partition. A step counts in x by the square of its learning rate."""
 
     def _update(
         self, y: Tensor, grad: Tensor, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float

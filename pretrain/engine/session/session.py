@@ -17,7 +17,7 @@ from pretrain.core.distributed import RendezvousError, World
 from pretrain.core.machine.failures import EXIT_FAILED, EXIT_INPUT, failure_of
 from pretrain.engine.checkpoint.commit import CheckpointError
 from pretrain.engine.config import EngineConfig
-from pretrain.engine.optim.nonfinite import NonFiniteError
+from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.session.lease import Lease, RunInUseError
 from pretrain.engine.watchdog.faults import add_fault
 from pretrain.engine.watchdog.replicas import ReplicasDifferError
