@@ -21,7 +21,7 @@ from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.trainable import ParamGroup
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.export.outputs import ExportOutput
-from pretrain.models.mechanisms.placement import settle
+from pretrain.models.mechanisms.states import MechanismStates
 from pretrain.models.teachers.ema import EMA
 
 
@@ -44,6 +44,7 @@ class Task(nn.Module):
 
     backbone_prefix = "backbone."
     head_prefixes: tuple[str, ...] = ()
+    _states: MechanismStates | None = None
     mean: Tensor
     std: Tensor
 
@@ -89,14 +90,18 @@ class Task(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Once per optimizer step, on every rank; `step` includes it."""
-        settle(self, taken=True)
+        self._settle(taken=True)
         if self.ema is not None:
             self.ema.update(self, self._optim.ema_decay)
             _copy_statistics(self, self.ema.average)
 
     def discard_pending(self) -> None:
         """Discard what the forward passes of a skipped step kept for `after_step`."""
-        settle(self, taken=False)
+        self._settle(taken=False)
+
+    def _settle(self, *, taken: bool) -> None:
+        self._states = self._states or MechanismStates(self)
+        self._states.settle(taken=taken)
 
     def no_weight_decay(self) -> set[str]:
         """Names without weight decay besides biases and vectors: class token, registers, positions of the backbone."""

@@ -16,7 +16,8 @@ from pretrain.models.activations import ActivationPenalty, PenaltyKind, feed_for
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.importers import MatchReport, Weights, load_strict
 from pretrain.models.layers.sync_batch_norm import BatchStatistics
-from pretrain.models.mechanisms.placement import added_names, settle
+from pretrain.models.mechanisms.placement import added_names
+from pretrain.models.mechanisms.states import MechanismStates
 from pretrain.models.teachers.ema import EMA
 from pretrain.objectives.configs.section import ObjectiveSection
 
@@ -57,6 +58,7 @@ class Objective(nn.Module, Generic[ConfigT]):
     kept_prefixes: tuple[str, ...] = ()
     renewed_prefixes: tuple[str, ...] = ()
     _statistics: BatchStatistics | None = None
+    _states: MechanismStates | None = None
     _penalty: tuple[ActivationPenalty, float] | None = None
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -108,13 +110,17 @@ class Objective(nn.Module, Generic[ConfigT]):
         """Update averages and queues, once per optimizer step on every rank; `step` includes that step."""
         if self._statistics is not None:
             self._statistics.keep()
-        settle(self, taken=True)
+        self._settle(taken=True)
 
     def discard_pending(self) -> None:
         """Discard what the forward passes of a skipped step kept for `after_step`."""
         if self._statistics is not None:
             self._statistics.restore()
-        settle(self, taken=False)
+        self._settle(taken=False)
+
+    def _settle(self, *, taken: bool) -> None:
+        self._states = self._states or MechanismStates(self)
+        self._states.settle(taken=taken)
 
     def param_groups(self) -> list[ParamGroup]:
         """Every trainable parameter, in one group each."""

@@ -76,6 +76,12 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
 
+def refuse_positions(kind: str, bias: Bias | None, rotation: Tensor | None) -> None:
+    """Raises ValueError if a mixer that reads no relative positions is given some."""
+    if bias is not None or rotation is not None:
+        raise ValueError(f"{kind} adds no relative positions and rotates nothing; use a position table")
+
+
 class NewMixer(Protocol):
     """Builds the mixer of a block, as `Attention` and `Mixer` themselves do."""
 

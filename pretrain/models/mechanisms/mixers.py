@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.layers.attention import Attention
-from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, refuse_positions
 from pretrain.models.mechanisms import class_of
 from pretrain.models.mechanisms.placed import build_map, over_tokens
 from pretrain.models.mechanisms.settings import NO_BRANCH, Placed
@@ -139,12 +139,6 @@ def build_mixer(given: Placed, dim: int, num_heads: int, *, prefix: bool, **of_a
         branch = {given.kind: _branch(given, dim, num_heads, prefix)}
         return Blend(dim, num_heads, branches=branch, **of_attention)
     return _branch(given, dim, num_heads, prefix)
-
-
-def refuse_positions(kind: str, bias: Bias | None, rotation: Tensor | None) -> None:
-    """Raises ValueError if a mixer that reads no relative positions is given some."""
-    if bias is not None or rotation is not None:
-        raise ValueError(f"{kind} adds no relative positions and rotates nothing; use a position table")
 
 
 def _branch(given: Placed, dim: int, num_heads: int, prefix: bool) -> Mixer:

@@ -96,18 +96,6 @@ def added_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
-def settle(module: nn.Module, *, taken: bool) -> None:
-    """After an optimizer step: mechanisms below a module take what its forward passes left for their state. After a
-    skipped step, and where they are frozen, they drop it. Those of an EMA teacher, whose weights are buffers, count the
-    step too."""
-    for mechanism in mechanisms_of(module):
-        trained = [parameter.requires_grad for parameter in mechanism.parameters()]
-        if taken and (not trained or any(trained)):
-            mechanism.after_step()
-        else:
-            mechanism.discard_pending()
-
-
 def into_network(
     network: nn.Module, entries: Sequence[Placed], shape: tuple[int, int, int], *, channels_last: bool
 ) -> None:

@@ -14,7 +14,8 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights
 from pretrain.models.mechanisms import ATTENTION, MECHANISMS, settings
 from pretrain.models.mechanisms.mixers import Blend
-from pretrain.models.mechanisms.placement import mechanisms_of, settle
+from pretrain.models.mechanisms.placement import mechanisms_of
+from pretrain.models.mechanisms.states import MechanismStates
 from pretrain.models.release.folder import TIMM, read_release, write_release
 from pretrain.objectives import OBJECTIVES, build
 from tests.models.mechanisms.toys import TOYS
@@ -247,6 +248,7 @@ def test_a_state_moves_with_taken_steps_of_trained_mechanisms_only(monkeypatch: 
     for number, mechanism in enumerate((first, second)):
         monkeypatch.setattr(mechanism, "after_step", lambda number=number: told.append((number, "taken")))
         monkeypatch.setattr(mechanism, "discard_pending", lambda number=number: told.append((number, "dropped")))
-    settle(backbone, taken=True)
-    settle(backbone, taken=False)
+    states = MechanismStates(backbone)
+    states.settle(taken=True)
+    states.settle(taken=False)
     assert told == [(0, "taken"), (1, "dropped"), (0, "dropped"), (1, "dropped")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models import xcit
 from torch import Tensor
 
-from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, QKVBias
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, QKVBias, refuse_positions
 
 
 class XCA(xcit.XCA, Mixer):
@@ -44,6 +44,5 @@ class XCA(xcit.XCA, Mixer):
     ) -> Tensor:
         """Tokens [b, s, D] -> the mixed tokens of `queries` [b, t, D]; see `Mixer.forward`."""
         del layout
-        if bias is not None or rotation is not None:
-            raise ValueError("XCA reads no relative positions")
+        refuse_positions("xca", bias, rotation)
         return super().forward(x)[:, queries]
