@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from finetune.attention.study import WAYS, Cost, Row, Study
-from finetune.report.style import STYLE
+from finetune.report import elements
 from pretrain.core.text import html
 
 COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance", "active", "dead")
@@ -62,13 +61,8 @@ def as_text(study: Study) -> str:
 def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -> str:
     """The page."""
     ways = study.ways
-    header = "".join(f"<th>{html(name)}</th>" for name in ("module", *COLUMNS, *(f"{way}: lost" for way in ways), ""))
-    rows = "".join(
-        f"<tr><td>{html(row.name)}</td>{''.join(f'<td>{html(cell)}</td>' for cell in _cells(row, ways))}"
-        f'<td class="text">{html(row.verdict)}</td></tr>'
-        for row in study.rows
-    )
-    listed = "".join(f'<tr><td>{html(k)}</td><td class="text path">{html(v)}</td></tr>' for k, v in facts.items())
+    columns = ("module", *COLUMNS, *(f"{way}: lost" for way in ways), "verdict")
+    rows = [(row.name, *_cells(row, ways), row.verdict) for row in study.rows]
     cards = f'<div class="card">images<b>{study.images}</b></div>'
     if study.accuracy is not None:
         cards = f'<div class="card first">accuracy<b>{study.accuracy:.3f}</b></div>{cards}'
@@ -76,20 +70,16 @@ def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -
     if grid is not None and (maps := _maps_figure(study, grid)) is not None:
         figures.append(("Mean attention over the images, of the first token (all heads)", maps))
     drawn = "".join(
-        f'<section><h2>{html(title)}</h2><img alt="{html(title)}" style="max-width:100%" src="{_data(figure)}">'
-        "</section>"
-        for title, figure in figures
+        f"<section><h2>{html(title)}</h2>{elements.figure(title, _png(figure))}</section>" for title, figure in figures
     )
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Attention</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style></head>\n<body>'
-        "<h1>Does it attend?</h1>"
-        f'<section><div class="cards">{cards}</div></section>{drawn}'
-        f"<section><h2>By module</h2><table><tr>{header}</tr>{rows}</table>"
-        f'<p class="pale">{html(" ".join(MEANING.split()))}</p></section>'
-        f"<section><h2>Measured</h2><table>{listed}</table></section></body></html>\n"
+    body = (
+        elements.header("Does it attend?", facts["network"])
+        + f'<section><div class="cards">{cards}</div></section>{drawn}'
+        + f"<section><h2>By module</h2>{elements.table(columns, rows)}"
+        + f'<p class="pale">{html(" ".join(MEANING.split()))}</p></section>'
+        + elements.facts("Measured", facts)
     )
+    return elements.document("Attention", body)
 
 
 def _numbers(row: Row) -> list[float | None]:
@@ -148,7 +138,7 @@ def _maps_figure(study: Study, grid: tuple[int, int]) -> Figure | None:
     return figure
 
 
-def _data(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasAgg(figure).print_png(data)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return data.getvalue()

@@ -17,7 +17,7 @@ from finetune.attention.__main__ import main
 from finetune.attention.judges import Neighbours
 from finetune.attention.page import as_html, as_json, as_text
 from finetune.attention.statistics import Gathering
-from finetune.attention.study import ALL, FROZEN, SHUFFLED, UNIFORM, study
+from finetune.attention.study import ALL, FROZEN, SHUFFLED, UNIFORM, _way, study
 from finetune.attention.weights import readable, sources
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -79,6 +79,34 @@ def test_the_sparsity_of_each_mlp_is_in_the_table():
     lines = as_text(found).splitlines()
     assert lines[0].endswith("uniform: lost") and "0.125" in lines[-2] and "0.500" in lines[-1]
     assert as_json(found, {})["modules"][-1]["statistics"]["active"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["attention", "gate", "router"])
+def test_replaced_weights_do_not_see_their_own_image(kind: str):
+    weights = torch.rand(4, 2, 5, 5) if kind != "router" else torch.rand(4, 3)
+    mean = weights.mean(0)
+    assert torch.equal(_way(FROZEN, kind, mean, 0)(weights), mean.expand_as(weights))
+    shuffled = _way(SHUFFLED, kind, mean, 0)(weights)
+    assert sorted(map(float, shuffled.flatten(1).sum(1))) == sorted(map(float, weights.flatten(1).sum(1)))
+    assert not any(torch.equal(new, old) for new, old in zip(shuffled, weights, strict=True))
+    uniform = _way(UNIFORM, kind, mean, 0)(weights)
+    assert torch.equal(uniform, uniform[:1, ..., :1].expand_as(uniform)) and uniform.mean() == pytest.approx(
+        float(weights.mean())
+    )
+
+
+def test_attention_that_the_answer_needs_costs_when_it_is_replaced():
+    backbone, (images, _) = vit(scale=8.0), two_classes(16)
+    intact = backbone(images)
+
+    def same_tokens() -> np.ndarray:
+        return torch.isclose(backbone(images), intact, rtol=1e-2, atol=1e-2).flatten(1).all(1).numpy()
+
+    first = study(backbone, same_tokens, grid=GRID, num_prefix_tokens=1).rows[1]
+    assert first.verdict == "attends"
+    assert {way: (cost.lost, cost.low) for way, cost in first.costs.items()} == dict.fromkeys(
+        (FROZEN, SHUFFLED, UNIFORM), (1.0, 1.0)
+    )
 
 
 def test_the_network_is_as_before_after_the_study():
