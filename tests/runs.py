@@ -128,6 +128,34 @@ def finish(
         kill_all(run)
 
 
+def short(steps: int) -> list[str]:
+    """Overrides that make a run of a debug configuration this short, with a checkpoint every 2 steps."""
+    return [
+        f"optim.total_steps={steps}", "optim.warmup_steps=2", "optim.global_batch_size=8", "data.num_workers=0",
+        "checkpoint.every_steps=2", "checkpoint.keep=9", "checkpoint.release_graphs=false", "log.every_steps=1",
+        "log.pictures_every_steps=0", "log.tensorboard=false",
+    ]  # fmt: skip
+
+
+def check_resume(config: Path, overrides: Sequence[str], folder: Path, *, steps: int) -> None:
+    """A run of `steps` steps that is killed after a few and started again ends bitwise as an undisturbed one: both are
+    in `folder`, as "killed" and "undisturbed"."""
+    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    status, said = finish(config, f"run_dir={undisturbed}", *overrides)
+    assert status == 0, said
+    process = start(config, f"run_dir={killed}", *overrides)
+    try:
+        wait_until(lambda: reached(killed) >= 3, process)
+    finally:
+        kill_all(process)
+    assert process.returncode == -9 and not (killed / "DONE").exists(), "the run was over before it could be killed"
+    status, said = finish(config, f"run_dir={killed}", *overrides)
+    assert status == 0 and "resumed from" in said, said
+    assert hashes(killed, steps) == hashes(undisturbed, steps)
+    assert losses(killed) == losses(undisturbed)
+    assert (killed / "release" / "model.safetensors").exists()
+
+
 def children(pid: int) -> list[int]:
     """Processes that `pid` started and that are still there."""
     try:

@@ -9,22 +9,18 @@ import yaml
 
 from pretrain import release
 from pretrain.models.mechanisms import ATTENTION, MECHANISMS
-from tests.runs import ROOT, finish, hashes, kill_all, losses, reached, start, wait_until
+from tests.runs import ROOT, check_resume, finish, losses, short
 
 DEBUG = ROOT / "configs" / "debug" / "attention"
 KINDS = [name for name, entry in MECHANISMS.items() if name != ATTENTION and entry.slots]
 STEPS = 6
-SHORT = [
-    f"optim.total_steps={STEPS}", "optim.warmup_steps=2", "optim.global_batch_size=8", "data.num_workers=0",
-    "checkpoint.every_steps=2", "checkpoint.keep=9", "log.every_steps=1", "log.pictures_every_steps=0",
-    "log.tensorboard=false", "checkpoint.release_graphs=false",
-]  # fmt: skip
+SHORT = short(STEPS)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(kind: str, tmp_path: Path):
-    check_resume(DEBUG / f"{kind}.yaml", tmp_path)
+    check_resume(DEBUG / f"{kind}.yaml", SHORT, tmp_path, steps=STEPS)
 
 
 @pytest.mark.processes
@@ -35,7 +31,7 @@ def test_a_hard_choice_draws_the_same_noise_after_a_kill_and_is_pruned(
     config["model"]["attention"][0]["choice"] = "hard"
     config["model"]["activation_checkpointing"] = True
     (tmp_path / "hard.yaml").write_text(yaml.safe_dump(config))
-    check_resume(tmp_path / "hard.yaml", tmp_path)
+    check_resume(tmp_path / "hard.yaml", SHORT, tmp_path, steps=STEPS)
     arguments = [str(tmp_path / "killed"), str(tmp_path / "release")]
     assert release.main([*arguments, "--prune", "0.02", "--prune-bound", "0"]) == 2, "a bound that nothing holds"
     assert not (tmp_path / "release").exists()
@@ -44,23 +40,6 @@ def test_a_hard_choice_draws_the_same_noise_after_a_kill_and_is_pruned(
     assert "more than 0; lower --prune" in said.err and "images): the tokens of an image change by at most" in said.out
     assert (tmp_path / "release" / "config.json").exists(), "in six steps no branch comes to be used"
     assert release.main([*arguments, "--prune-bound", "1"]) == 2
-
-
-def check_resume(config: Path, tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    status, said = finish(config, f"run_dir={undisturbed}", *SHORT)
-    assert status == 0, said
-    process = start(config, f"run_dir={killed}", *SHORT)
-    try:
-        wait_until(lambda: reached(killed) >= 3, process)
-    finally:
-        kill_all(process)
-    assert process.returncode == -9 and not (killed / "DONE").exists(), "the run was over before it could be killed"
-    status, said = finish(config, f"run_dir={killed}", *SHORT)
-    assert status == 0 and "resumed from" in said, said
-    assert hashes(killed, STEPS) == hashes(undisturbed, STEPS)
-    assert losses(killed) == losses(undisturbed)
-    assert (killed / "release" / "model.safetensors").exists()
 
 
 def test_each_has_a_debug_configuration_that_places_it_and_says_how_to_run_it():

@@ -10,18 +10,14 @@ import pytest
 import yaml
 
 from pretrain.objectives import OBJECTIVES
-from tests.runs import ROOT, finish, hashes, kill_all, losses, reached, start, wait_until
+from tests.runs import ROOT, check_resume, finish, short
 
 pytestmark = pytest.mark.processes
 
 DEBUG = ROOT / "configs" / "debug"
 STEPS = 8
 Releases = Callable[[str], Path]
-SHORT = [
-    f"optim.total_steps={STEPS}", "optim.warmup_steps=2", "optim.global_batch_size=8", "data.num_workers=0",
-    "checkpoint.every_steps=2", "checkpoint.keep=9", "log.every_steps=1", "log.pictures_every_steps=0",
-    "log.tensorboard=false",
-]  # fmt: skip
+SHORT = short(STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +46,7 @@ def settings(objective: str, release: Releases) -> list[str]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(objective: str, releases: Releases, tmp_path: Path):
     config, options = DEBUG / f"{objective}.yaml", settings(objective, releases)
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    status, said = finish(config, f"run_dir={undisturbed}", *options)
-    assert status == 0, said
-    process = start(config, f"run_dir={killed}", *options)
-    try:
-        wait_until(lambda: reached(killed) >= 3, process)
-    finally:
-        kill_all(process)
-    assert process.returncode == -9 and not (killed / "DONE").exists(), "the run was over before it could be killed"
-    status, said = finish(config, f"run_dir={killed}", *options)
-    assert status == 0 and "resumed from" in said, said
-    assert hashes(killed, STEPS) == hashes(undisturbed, STEPS)
-    assert losses(killed) == losses(undisturbed)
-    assert (killed / "release" / "model.safetensors").exists()
+    check_resume(config, options, tmp_path, steps=STEPS)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

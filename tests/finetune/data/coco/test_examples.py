@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import tarfile
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +15,25 @@ from pycocotools import mask as coco_mask
 
 from finetune.config import DataSource
 from finetune.data.coco import rle
-from finetune.data.coco.examples import CocoExamples, open_examples
+from finetune.data.coco.examples import open_examples
 from finetune.data.examples import BadExample
 from finetune.data.subset import subset
 from finetune.predictions import Classes
 from finetune.tasks.configs import DetectionConfig
 from pretrain.core.configlib import ConfigError
-from pretrain.data.__main__ import main as data_command
-
-ROOT = Path(__file__).parents[4]
-WIDTH, HEIGHT = 24, 16
-SQUARE = {"segmentation": [[2, 3, 10, 3, 10, 9, 2, 9]], "bbox": [2, 3, 8, 6], "area": 48, "iscrowd": 0}
-WHOLE = rle.encode(np.ones((1, HEIGHT, WIDTH), dtype=np.uint8))[0]
-MASKS = DetectionConfig(head={"name": "mask_rcnn"})  # pyright: ignore[reportArgumentType]
-BOXES = DetectionConfig(head={"name": "faster_rcnn"})  # pyright: ignore[reportArgumentType]
-
-
-def annotation(number: int, image: Any = 7, category: int = 0, **changes: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": image, "category_id": category, **SQUARE, **changes}
-
-
-def write(folder: Path, annotations: list[dict[str, Any]], /, **changes: Any) -> DataSource:
-    """Two images (ids 7 and 9) of 24 x 16 pixels in a folder, categories 0 and 40."""
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (WIDTH, HEIGHT), (10, 20, 30)).save(images / name)
-    content: dict[str, Any] = {
-        "images": [
-            {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
-            {"id": 9, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
-        ],
-        "categories": [{"id": 40, "name": "late"}, {"id": 0, "name": "zero"}],
-        "annotations": annotations,
-    }
-    path = folder / "train.json"
-    path.write_text(json.dumps(content | changes))
-    return DataSource(images=str(images), annotations=str(path))
-
-
-def opened(tmp_path: Path, annotations: list[dict[str, Any]], section: DetectionConfig = MASKS, /, **changes: Any):
-    return open_examples(section, write(tmp_path, annotations, **changes))
-
-
-def kinds(examples: CocoExamples) -> dict[str, int]:
-    return {kind: count for kind, count in examples.findings.counts().items() if kind != "image without objects"}
+from tests.finetune.data.coco.coco_files import (
+    BOXES,
+    HEIGHT,
+    MASKS,
+    ROOT,
+    SQUARE,
+    WHOLE,
+    WIDTH,
+    annotation,
+    kinds,
+    opened,
+    write,
+)
 
 
 def test_labels_count_from_one_in_the_order_of_the_ids_whatever_the_ids(tmp_path: Path):
@@ -311,60 +283,6 @@ def test_an_image_of_another_size_than_annotated_is_a_bad_example(tmp_path: Path
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "images" / "a.png")
     with pytest.raises(BadExample, match=r"16 x 24 pixels, its annotations 24 x 16; width and height are exchanged$"):
         open_examples(MASKS, source)[0]
-
-
-def named(tmp_path: Path, file_name: str, *files: str) -> list[str]:
-    """The file that an annotation file means, of those that there are."""
-    for name in files:
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images" / name)
-    image = {"id": 7, "file_name": file_name, "width": WIDTH, "height": HEIGHT}
-    return opened(tmp_path, [annotation(1)], images=[image]).names
-
-
-def test_folders_may_be_missing_in_either_name(tmp_path: Path):
-    assert named(tmp_path, "data/train/x.png", "train/x.png", "val/x.png") == ["train/x.png"]
-    assert named(tmp_path, "y.jpg", "deep/y.png") == ["deep/y.png"]
-    assert named(tmp_path, "w.png", "w.png", "deep/w.png") == ["w.png"]
-    assert named(tmp_path, "train/z.jpg", "z.jpg", "z.png") == ["z.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("file_name", "file"),
-    [
-        ("images\\x.png", "x.png"),
-        ("C:\\set\\train\\x.png", "train/x.png"),
-        ("/data/set/x.png", "x.png"),
-        ("my%20photo.png", "my photo.png"),
-        ("X.PNG", "x.png"),
-        (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png")),
-    ],
-)
-def test_names_of_other_systems_are_understood(tmp_path: Path, file_name: str, file: str):
-    assert named(tmp_path, file_name, file) == [file]
-
-
-def test_annotations_of_a_folder_fit_the_shards_that_are_written_of_it(tmp_path: Path):
-    files = ["a_jpg.rf.0123.png", "a b (1).png", "a_b.png", "a.b.png", "v1.0/été.png"]
-    for name in files:
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), (10 * files.index(name), 0, 0)).save(tmp_path / "images" / name)
-    size = {"width": WIDTH, "height": HEIGHT}
-    images = [{"id": i, "file_name": name, **size} for i, name in enumerate(files)]
-    source = write(tmp_path, [annotation(i, image=i) for i in range(len(files))], images=images)
-    assert data_command(["write", source.images, str(tmp_path / "shards"), "--workers", "1"]) == 0
-    folder, shards = (
-        open_examples(MASKS, source),
-        open_examples(MASKS, source.model_copy(update={"images": str(tmp_path / "shards")})),
-    )
-    assert not len(shards.findings) and shards.ids == folder.ids
-    for i in range(len(files)):
-        assert (shards[i].image == folder[i].image).all()
-
-
-def test_equal_frame_numbers_in_two_folders_are_different_images(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"cam1/0007\.png is not among the images \(.*cam0/0007\.png"):
-        named(tmp_path, "cam1/0007.png", "cam0/0007.png")
 
 
 @pytest.mark.parametrize(
