@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 
 from finetune.config import DataSource
-from finetune.data.examples import Example
 from finetune.data.reading import Reading
 from finetune.export.command import main as export
 from finetune.predict import main as predict
@@ -208,11 +207,3 @@ def test_a_gray_16_bit_detector_has_equal_statistics_from_shards_to_onnx(tmp_pat
         np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-3)
     assert predict([str(detector), str(tmp_path / "films"), "--out", str(tmp_path / "found")]) == 0
     assert (tmp_path / "found" / "pictures" / "00.png").exists()
-
-
-def test_pictures_show_the_chosen_channels_and_gray_in_gray():
-    image = np.zeros((2, 2, 5), np.float32) + np.array([10, 20.4, 30, 40, 255], np.float32)
-    example = Example(0, "", image, None)
-    assert example.as_picture().image[0, 0].tolist() == [10, 20, 30]
-    assert example.as_picture([4, 3, 1]).image[0, 0].tolist() == [255, 40, 20]
-    assert Example(0, "", image[:, :, 1:2], None).as_picture().image[0, 0].tolist() == [20, 20, 20]

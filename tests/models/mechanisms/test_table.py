@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.pages.attention import entry as usual_entry
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
@@ -21,13 +22,6 @@ from pretrain.objectives import OBJECTIVES, build
 from tests.objectives.tiny import HORIZON, SMALL, Shape, batch
 
 WIDE = Shape(size=(64, 64))
-PLACES: dict[Slot, str] = {
-    "gate": "blocks.*.mlp",
-    "stage": "blocks.*",
-    "mixer": "blocks.*.attn",
-    "conv": "layer[34].0.conv2",
-    "front": "images",
-}
 SMALLER: dict[str, dict[str, Any]] = {
     "general": {"branches": ["xca", "lka", "none"]},
     "hamburger": {"inner_dim": 32, "num_bases": 8},
@@ -38,8 +32,7 @@ CASES = [(name, slot) for name, entry in MECHANISMS.items() for slot in entry.sl
 
 
 def entry(name: str, slot: Slot, **more: Any) -> dict[str, Any]:
-    start = "paper" if slot in ("conv", "front") else "identity"
-    return {"kind": name, "slot": slot, "places": PLACES[slot], "start": start, **SMALLER.get(name, {}), **more}
+    return {**usual_entry(name, slot), **SMALLER.get(name, {}), **more}
 
 
 def network(slot: Slot, *attention: dict[str, Any]) -> Backbone:
