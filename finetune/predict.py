@@ -33,9 +33,9 @@ from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
 from pretrain.data.depths import measure_values
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.names import Names
 from pretrain.data.shards.image_files import SUFFIXES
-from pretrain.data.views.decode import DecodeError
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError

@@ -20,6 +20,7 @@ from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.text import shown
 from pretrain.data import image_list
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.image_list import read_list
 from pretrain.data.labels import number_labels, splits_among
 from pretrain.data.names import find_files
@@ -30,7 +31,6 @@ from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.decode import (
     IMAGE_EXTENSIONS,
     LABEL_EXTENSION,
-    DecodeError,
     decode_sample,
 )
 
@@ -235,7 +235,7 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
     met = set(labels)
     for folder in folders:
         if folder in places and places[folder] not in met:
-            findings.add(EMPTY, where, folder, "holds no JPEG, PNG, WebP or npy file")
+            findings.add(EMPTY, where, folder, f"holds no image ({', '.join(sorted(SUFFIXES))})")
     _need_some(len(names), where, findings)
     return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
 

@@ -17,7 +17,7 @@ from finetune.data.files import Files
 from finetune.data.reading import Reading
 from pretrain.core.images import DataOrientation
 from pretrain.data.views.orientation import SWAPS_SIDES, UPRIGHT, read_orientation, upright
-from pretrain.data.write.images import UnreadableImageError, open_image
+from pretrain.data.write.images import UnreadableImageError, image_sides
 
 LOOKED_AT = 1000  # number of images whose orientation is read when a set is opened
 _HEAD = 1 << 16  # bytes
@@ -67,7 +67,7 @@ def report_orientations(
             tag = read_orientation(files.head(names[place], _HEAD))
             if tag == UPRIGHT:
                 continue
-            width, height = open_image(files.read(names[place])).size
+            width, height = image_sides(files.read(names[place]))
         except (BadExample, UnreadableImageError):
             continue  # reported when it is read
         if tag not in SWAPS_SIDES or width == height:

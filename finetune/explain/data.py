@@ -23,9 +23,9 @@ from finetune.tasks import open_examples
 from finetune.tasks.base import Task
 from pretrain.core.configlib import validate
 from pretrain.core.files import read_bytes
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.image_list import SUFFIXES as LISTS
 from pretrain.data.shards.listing import is_shard
-from pretrain.data.views.decode import DecodeError
 
 FOUND = 0.5  # overlap (IoU) of a detection with the true object that it found
 

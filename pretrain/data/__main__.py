@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"skip larger images (default: {MAX_PIXELS}); with --size, JPEGs are decoded at 1/2 to 1/8 instead",
     )
+    add.add_argument(
+        "--pages",
+        choices=("refuse", "channels"),
+        default="refuse",
+        help="a TIFF of several pages: skip it (default), or its pages are the channels of one image",
+    )
     add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
     add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     add.set_defaults(run=_write)
@@ -133,6 +139,7 @@ def _write(arguments: argparse.Namespace) -> int:
         shuffle_seed=None if arguments.no_shuffle else arguments.shuffle_seed,
         strict=arguments.strict,
         max_pixels=arguments.max_pixels,
+        pages=arguments.pages,
     )
     start = time.monotonic()
     with _progress() as progress:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
-from pretrain.data.views.decode import DecodeError, stored_values
+from pretrain.data.views.decode import stored_values
 
 LOOKED_AT = 64  # samples
 _UPPER_BIT = 1 << 15
@@ -37,7 +38,7 @@ class DeepValues:
     @property
     def suggested(self) -> str:
         """A `data.range` that clips none of them: of the bits that are used where the values count from 0."""
-        if self.low >= 0 and self.high >= 1 and self.kind != "float32 .npy":
+        if self.low >= 0 and self.high >= 1 and not self.kind.startswith("float32"):
             return f"[0, {(1 << int(self.high).bit_length()) - 1}]"
         return f"[{self.low:g}, {self.high:g}]"
 

@@ -14,12 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pretrain.core.images import ValueRange
 from pretrain.core.text import shown
 from pretrain.data.depths import DeepValues, look_at_values
+from pretrain.data.formats.read import read_stored
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
-from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
-from pretrain.data.views.orientation import UPRIGHT, read_orientation
+from pretrain.data.views.decode import decode_image, decode_npy, decode_stored
+from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 
 _PIXELS = 50_000  # per image, enough for mean and std
@@ -171,9 +173,10 @@ def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict
 
 
 def decode(sample: dict[str, Any], value_range: ValueRange | None = None) -> tuple[str, np.ndarray]:
-    """(PIL mode or "npy C", uint8 [H, W, C], upright); gray, palette and CMYK as RGB, 16 bits cut to their upper 8.
+    """(PIL mode, or kind and channels; uint8 [H, W, C], upright).
 
-    With a range of the stored values: float32 in the same unit, 0 to 255.
+    Of photos gray, palette and CMYK are RGB, and 16 bits cut to their upper 8. With a range of the stored values:
+    float32 in the same unit, 0 to 255.
     """
     extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
     if extension is None:
@@ -183,6 +186,11 @@ def decode(sample: dict[str, Any], value_range: ValueRange | None = None) -> tup
             array = open_array(sample[extension])
             channels = 1 if array.ndim == 2 else array.shape[2]
             return f"npy {channels}", decode_npy(sample[extension], channels, value_range)
+        stored = read_stored(sample[extension])
+        if stored is not None:
+            channels = stored.values.shape[2]
+            pixels = upright(decode_stored(stored, channels, value_range), read_orientation(sample[extension]))
+            return f"{stored.kind} {channels}", pixels
         mode = open_image(sample[extension]).mode
         return mode, decode_image(sample[extension], 3, value_range=value_range)
     except UnreadableImageError:

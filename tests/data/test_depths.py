@@ -18,13 +18,14 @@ from pretrain.config import PretrainConfig, batch_bytes
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.data.__main__ import main
 from pretrain.data.depths import look_at_values
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.show import examine
 from pretrain.data.views import augment
-from pretrain.data.views.decode import DecodeError, decode_image, decode_npy
+from pretrain.data.views.decode import decode_image, decode_npy
 from pretrain.data.views.pixels import to_pixels
 from pretrain.data.views.specs import ViewSpec
 from pretrain.data.views.values import to_pixels_of_range

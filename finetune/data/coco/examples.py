@@ -19,7 +19,7 @@ from finetune.data.files import Files
 from finetune.data.orientation import decode_annotated, report_orientations
 from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
-from pretrain.data.views.decode import DecodeError
+from pretrain.data.formats.stored import DecodeError
 
 
 def open_examples(

@@ -18,9 +18,9 @@ from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.images import DataOrientation
 from pretrain.core.text import shown
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.names import respelled
 from pretrain.data.shards.image_files import SUFFIXES
-from pretrain.data.views.decode import DecodeError
 from pretrain.data.write.images import UnreadableImageError, open_image
 
 Decode = Callable[[bytes], np.ndarray]  # raises ValueError if it cannot be used

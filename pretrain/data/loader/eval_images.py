@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.images import Orientation, ValueRange
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.labels import refuse_splits
 from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
@@ -18,7 +19,7 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views.center_crop import CenterCrop
-from pretrain.data.views.decode import LABEL_EXTENSION, DecodeError, decode_sample
+from pretrain.data.views.decode import LABEL_EXTENSION, decode_sample
 
 
 class EvalImages:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.loader.spec import LoaderSpec, Sample, Stage
 from pretrain.data.sampling import keyed
 from pretrain.data.sampling.bad_samples import MAX_SUBSTITUTES, BadRecord, candidates
@@ -23,7 +24,7 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.views import augment, crops, maskdraw
-from pretrain.data.views.decode import DecodeError, decode_sample
+from pretrain.data.views.decode import decode_sample
 from pretrain.data.views.specs import Mask, Noise, ViewSpec, stacks
 
 HostBatch = dict[str, Any]

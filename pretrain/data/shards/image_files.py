@@ -6,8 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".npy"})
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "npy")  # of a sample's image member, the first that it has
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".npy"})
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "webp",
+    "png",
+    "tif",
+    "tiff",
+    "npy",
+)  # of a sample's image member, the first that it has
 
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:

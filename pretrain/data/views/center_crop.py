@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.core.images import MAX_PIXELS
-from pretrain.data.views.decode import DecodeError
+from pretrain.data.formats.stored import DecodeError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ values (`data.range`): float32 in the same unit, 0 to 255, without loss of bits.
 
 The kind of image is read from its first bytes, never from its name. Photos are turned upright by their EXIF orientation
 unless the caller asks for the stored pixels. Nothing is decoded before its size is known to be within the limits, a
-truncated image is an error, and only JPEG, PNG, WebP and plain `.npy` arrays are ever parsed.
+truncated image is an error, and only JPEG, PNG, WebP, TIFF and plain `.npy` arrays are ever parsed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from pretrain.core.images import MAX_PIXELS, Orientation, ValueRange
+from pretrain.data.formats.read import read_stored
+from pretrain.data.formats.stored import DecodeError, Stored, check_size
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.views.orientation import read_orientation, upright
 from pretrain.data.views.values import ARRAY_TYPES, is_16_bit_png, png_size, to_pixels_of_range
 
-MAX_SIDE = 65_535  # of a JPEG; memory depends on the number of pixels alone
 LABEL_EXTENSION = "cls"  # of the member that holds the number of a sample's class
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -32,10 +33,6 @@ _JPEG_COLORSPACES = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 _OPENING = threading.Lock()  # PIL's own limit is a variable of its module
 # Harmless to the pixels and common in images from the web and from phones; every other warning means damage.
 _HARMLESS_WARNINGS = ("extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters")
-
-
-class DecodeError(ValueError):
-    """An image that cannot be used; the message is the reason."""
 
 
 def decode_sample(
@@ -47,14 +44,12 @@ def decode_sample(
 ) -> np.ndarray:
     """The image of a webdataset sample dict, [H, W, in_chans], from its first member in IMAGE_EXTENSIONS.
 
-    Images give 1 (luma), 3 (RGB) or 4 (RGB and alpha, 255 where there is none) channels; `.npy` holds any number.
+    Photos give 1 (luma), 3 (RGB) or 4 (RGB and alpha, 255 where there is none) channels; TIFF and `.npy` hold any
+    number.
     """
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
-            data = sample[extension]
-            if extension == "npy":
-                return decode_npy(data, in_chans, value_range, max_pixels)
-            return decode_image(data, in_chans, orientation, value_range, max_pixels)
+            return decode_file(sample[extension], in_chans, orientation, value_range, max_pixels)
     raise DecodeError(f"no image member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
 
 
@@ -65,10 +60,32 @@ def decode_file(
     value_range: ValueRange | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """The pixels [H, W, in_chans] of a file of any kind, which its first bytes tell; see the two below."""
+    """The pixels [H, W, in_chans] of a file of any kind, which its first bytes tell; see those below."""
     if data.startswith(npy.MAGIC_PREFIX):
         return decode_npy(data, in_chans, value_range, max_pixels)
+    stored = read_stored(data, max_pixels)
+    if stored is not None:
+        pixels = decode_stored(stored, in_chans, value_range)
+        return pixels if orientation == "stored" else upright(pixels, read_orientation(data))
     return decode_image(data, in_chans, orientation, value_range, max_pixels)
+
+
+def decode_stored(stored: Stored, in_chans: int, value_range: ValueRange | None = None) -> np.ndarray:
+    """Stored values to pixels: their channels as they are, gray also as 3, red, green and blue also as luma, without
+    alpha where that is one channel too many. Without a range of uint8 values only."""
+    values = stored.values
+    if values.dtype != np.uint8 and value_range is None:
+        raise DecodeError(f"a {stored.kind} of {values.shape[2]} channels; data.range=[low, high] reads it")
+    if stored.alpha and values.shape[2] != in_chans:
+        values = values[..., :-1]
+    if values.shape[2] == stored.colours == 1 and in_chans == 3:
+        values = values.repeat(3, axis=2)
+    elif values.shape[2] == stored.colours == 3 and in_chans == 1:
+        luma = values.astype(np.float32) @ _LUMA
+        values = luma.round().astype(np.uint8) if value_range is None else luma
+    if values.shape[2] != in_chans:
+        raise DecodeError(f"a {stored.kind} of {stored.values.shape[2]} channels, not in_chans={in_chans}")
+    return np.ascontiguousarray(values) if value_range is None else _in_range(values, value_range)
 
 
 def decode_image(
@@ -95,7 +112,8 @@ def decode_image(
         pixels = _in_range(values, value_range)
         return pixels if orientation == "stored" else upright(pixels, read_orientation(data))
     if in_chans not in PIL_MODES:
-        raise DecodeError(f"a JPEG, PNG or WebP image gives 1, 3 or 4 channels, not in_chans={in_chans}; use .npy")
+        only = "a JPEG, PNG or WebP image gives 1, 3 or 4 channels"
+        raise DecodeError(f"{only}, not in_chans={in_chans}; use TIFF or .npy")
     if not data:
         raise DecodeError("empty file")
     if data[:2] == b"\xff\xd8":
@@ -131,6 +149,9 @@ def stored_values(data: bytes) -> tuple[str, np.ndarray] | None:
     """(kind, values as stored) of a file that holds more than 8 bits; None for another. DecodeError: it is damaged."""
     if is_16_bit_png(data):
         return "16-bit PNG", _read_16_bit_png(data)
+    stored = read_stored(data)
+    if stored is not None:
+        return (stored.kind, stored.values) if stored.values.dtype != np.uint8 else None
     if not data.startswith(b"\x93NUMPY"):
         return None
     dtype, shape, _, start = _npy_header(data)
@@ -206,7 +227,7 @@ def _decode_with_pil(data: bytes, in_chans: int, max_pixels: int, scale: int = 1
 def _values_of_png(data: bytes, in_chans: int, max_pixels: int) -> np.ndarray:
     """uint16 [H, W, in_chans] of a 16-bit PNG, float32 where colours become luma."""
     if in_chans not in (1, 3):
-        raise DecodeError(f"a 16-bit PNG gives 1 or 3 channels, not in_chans={in_chans}; use .npy")
+        raise DecodeError(f"a 16-bit PNG gives 1 or 3 channels, not in_chans={in_chans}; use TIFF or .npy")
     values = _read_16_bit_png(data, max_pixels)
     if values.shape[2] == in_chans:
         return values
@@ -238,21 +259,6 @@ def _in_range(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
         return to_pixels_of_range(values, value_range)
     except ValueError as error:
         raise DecodeError(str(error)) from error
-
-
-def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS, scale: int = 1) -> None:
-    """Refuse an image that would take too much memory at 1 / `scale` of its sides.
-
-    Raises:
-        DecodeError: it has no pixels, or too many.
-    """
-    if width < 1 or height < 1:
-        raise DecodeError(f"image of {width} x {height} pixels")
-    if max(width, height) > MAX_SIDE:
-        raise DecodeError(f"too large: {width} x {height} pixels, the limit is {MAX_SIDE} a side")
-    if width * height > max_pixels * scale**2:
-        megapixels = f"{width * height / 1e6:.1f} megapixels, the limit is {max_pixels / 1e6:g}"
-        raise DecodeError(f"too large: {width} x {height} pixels, {megapixels} (data.max_pixels, --max-pixels)")
 
 
 def reduction(data: bytes, shorter: int, max_pixels: int = MAX_PIXELS) -> int:

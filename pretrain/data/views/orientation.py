@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 from pretrain.core.images import Orientation
+from pretrain.data.formats.tiff import is_tiff
 
 UPRIGHT = 1
 SWAPS_SIDES = range(5, 9)  # the orientations whose upright photo has the stored width as its height
@@ -23,7 +24,7 @@ _PREFIX = b"Exif\0\0"
 
 
 def read_orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 to 8, of a JPEG, PNG or WebP file or of its beginning; only headers are read."""
+    """The EXIF orientation, 1 to 8, of a JPEG, PNG, WebP or TIFF file or of its beginning; only headers are read."""
     try:
         if data[:2] == b"\xff\xd8":
             tiff = _in_jpeg(data)
@@ -31,6 +32,8 @@ def read_orientation(data: bytes) -> int:
             tiff = _in_png(data)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             tiff = _in_webp(data)
+        elif is_tiff(data):
+            tiff = data
         else:
             return UPRIGHT
         return UPRIGHT if tiff is None else _of_tiff(tiff)
@@ -108,11 +111,15 @@ def _of_tiff(tiff: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return UPRIGHT
-    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
-    (count,) = struct.unpack_from(f"{order}H", tiff, first)
-    for at in range(first + 2, first + 2 + 12 * count, 12):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, at)
+    # The types of an offset and of the number of entries, and the bytes: before the first offset, of that number, of an
+    # entry, before its value. BigTIFF is version 43.
+    big = struct.unpack_from(f"{order}H", tiff, 2) == (43,)
+    offset, many, before, counted, entry, value_at = ("Q", "Q", 8, 8, 20, 12) if big else ("I", "H", 4, 2, 12, 8)
+    (first,) = struct.unpack_from(order + offset, tiff, before)
+    (count,) = struct.unpack_from(order + many, tiff, first)
+    for at in range(first + counted, first + counted + entry * count, entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{offset}", tiff, at)
         if tag == _TAG and number == 1 and kind in _FORMATS:
-            (value,) = struct.unpack_from(order + _FORMATS[kind], tiff, at + 8)
+            (value,) = struct.unpack_from(order + _FORMATS[kind], tiff, at + value_at)
             return value if value in range(1, 9) else UPRIGHT
     return UPRIGHT

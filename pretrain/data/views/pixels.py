@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.core.files import read_bytes
 from pretrain.core.images import Orientation, ValueRange
-from pretrain.data.views.decode import PIL_MODES, decode_image, decode_npy
+from pretrain.data.views.decode import PIL_MODES, decode_file
 from pretrain.data.views.values import ARRAY_TYPES, to_pixels_of_range
 
 ImageInput = np.ndarray | Image.Image | Tensor | Path | str
@@ -27,18 +27,14 @@ def to_pixels(
     """One image as uint8 [H, W, in_chans]; with a range of stored values, files and deep arrays as float32, 0 to 255.
 
     Read are arrays uint8 [H, W, C] ([H, W] for one channel), PIL images, tensors [C, H, W] (uint8, or floating point
-    within [0, 1]) and paths of JPEG, PNG, WebP or `.npy` files. A file is turned upright by its EXIF orientation unless
-    that is "stored"; a PIL image is taken as it is (`ImageOps.exif_transpose` turns it).
+    within [0, 1]) and paths of JPEG, PNG, WebP, TIFF or `.npy` files. A file is turned upright by its EXIF
+    orientation unless that is "stored"; a PIL image is taken as it is (`ImageOps.exif_transpose` turns it).
 
     Raises:
         ValueError: another shape, type, range or number of channels, or a file that cannot be decoded.
     """
     if isinstance(image, str | Path):
-        data = read_bytes(image)
-        is_array = Path(image).suffix.lower() == ".npy"
-        if is_array:
-            return decode_npy(data, in_chans, value_range)
-        return decode_image(data, in_chans, orientation, value_range)
+        return decode_file(read_bytes(image), in_chans, orientation, value_range)
     if isinstance(image, Image.Image):
         if in_chans not in PIL_MODES:
             raise ValueError(f"a PIL image has 1, 3 or 4 channels, not {in_chans}; give an array [H, W, {in_chans}]")

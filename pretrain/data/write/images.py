@@ -7,29 +7,38 @@ training could not decode (decode.py) is refused.
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from pretrain.core.images import MAX_PIXELS
-from pretrain.data.views.decode import DecodeError, check_size, decode_image, open_header, reduction
+from pretrain.data.formats.read import read_stored
+from pretrain.data.formats.stored import DecodeError, SeveralPagesError, check_size
+from pretrain.data.views.decode import decode_image, open_header, reduction
 from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
 from pretrain.data.views.values import ARRAY_TYPES
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _NPY = b"\x93NUMPY"
 
+# What several pages of one file are.
+Pages = Literal["refuse", "channels"]
+
 
 class UnreadableImageError(ValueError):
     """Why a file cannot become a sample."""
 
 
-def prepare(data: bytes, *, size: int | None, quality: int, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
+def prepare(
+    data: bytes, *, size: int | None, quality: int, max_pixels: int = MAX_PIXELS, pages: Pages = "refuse"
+) -> tuple[str, bytes]:
     """(extension by content, bytes to store): `data` itself, or resized to a shorter side of `size` (Lanczos).
 
     An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
     PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; also a small one.
-    A JPEG above `max_pixels` is decoded at a smaller scale where `size` allows it, see `reduction`.
+    A JPEG above `max_pixels` is decoded at a smaller scale where `size` allows it, see `reduction`. A resized TIFF, and
+    one whose `pages` are channels, becomes a PNG if it is gray or RGB of 8 bits, else npy.
     UnreadableImageError has the reason why it cannot be used.
     """
     if not data:
@@ -37,7 +46,7 @@ def prepare(data: bytes, *, size: int | None, quality: int, max_pixels: int = MA
     try:
         if data.startswith(_NPY):
             return "npy", _prepare_array(data, size, max_pixels)
-        return _prepare_image(data, size, quality, max_pixels)
+        return _prepare_stored(data, size, max_pixels, pages) or _prepare_image(data, size, quality, max_pixels)
     except UnreadableImageError:
         raise
     except DecodeError as error:
@@ -56,10 +65,19 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, scale: int = 1) -> Ima
         image = open_header(data)
         check_size(*image.size, max_pixels, scale)
     except Image.UnidentifiedImageError:
-        raise UnreadableImageError("not a JPEG, PNG, WebP or npy file") from None
+        raise UnreadableImageError("not a JPEG, PNG, WebP, TIFF or npy file") from None
     except DecodeError as error:
         raise UnreadableImageError(str(error)) from None
     return image
+
+
+def image_sides(data: bytes) -> tuple[int, int]:
+    """(width, height) of a JPEG, PNG, WebP or TIFF as stored. UnreadableImageError: it is none, or too large."""
+    try:
+        stored = read_stored(data)
+    except DecodeError as error:
+        raise UnreadableImageError(str(error)) from None
+    return open_image(data).size if stored is None else (stored.values.shape[1], stored.values.shape[0])
 
 
 def open_array(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -119,14 +137,47 @@ def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
 
 def _prepare_array(data: bytes, size: int | None, max_pixels: int) -> bytes:
     array = open_array(data, max_pixels)
-    if array.dtype == np.float32 and np.isnan(array).any():
-        raise UnreadableImageError("holds NaN")
+    _check_finite(array)
     if size is None or min(array.shape[:2]) <= size:
         return data if array.flags.c_contiguous else _saved(array)  # Fortran order is not read for training
+    return _saved(_resize_array(array, size))
+
+
+def _prepare_stored(data: bytes, size: int | None, max_pixels: int, pages: Pages) -> tuple[str, bytes] | None:
+    """Of a file of `read_stored`; None for another."""
+    kept = True
+    try:
+        stored = read_stored(data, max_pixels)
+    except SeveralPagesError:
+        if pages == "refuse":
+            raise
+        stored, kept = read_stored(data, max_pixels, pages_are_channels=True), False
+    if stored is None:
+        return None
+    _check_finite(stored.values)
+    orientation = read_orientation(data)
+    small = size is None or min(stored.values.shape[:2]) <= size
+    if kept and small and (size is None or orientation == UPRIGHT):
+        return "tif", data
+    values = upright(stored.values, orientation)
+    values = values if small or size is None else _resize_array(values, size)
+    if values.dtype == np.uint8 and values.shape[2] == stored.colours:
+        out = io.BytesIO()
+        Image.fromarray(values[..., 0] if stored.colours == 1 else values).save(out, "PNG")
+        return "png", out.getvalue()
+    return "npy", _saved(values)
+
+
+def _check_finite(array: np.ndarray) -> None:
+    if array.dtype == np.float32 and np.isnan(array).any():
+        raise UnreadableImageError("holds NaN")
+
+
+def _resize_array(array: np.ndarray, size: int) -> np.ndarray:
     target = _target(array.shape[1], array.shape[0], size)
     channels = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
     resized = [_resize_channel(channel, target) for channel in channels]
-    return _saved(np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:]))
+    return np.stack(resized, axis=-1).reshape(target[1], target[0], *array.shape[2:])
 
 
 def _resize_channel(values: np.ndarray, target: tuple[int, int]) -> np.ndarray:

@@ -29,7 +29,7 @@ from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.views.decode import reduction
-from pretrain.data.write.images import UnreadableImageError, prepare
+from pretrain.data.write.images import Pages, UnreadableImageError, prepare
 from pretrain.data.write.sources import ImageSource, Sources, find_sources
 
 _STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
@@ -45,6 +45,7 @@ class WriteSettings:
     A shard holds `samples_per_shard` samples, or about `shard_size` bytes. shuffle_seed: None keeps the sorted order.
     labels: "auto" or "none" (see `find_sources`). strict: an unreadable file is an error, not an entry in skipped.txt.
     max_pixels: a larger image is skipped; with a size, a JPEG is decoded at a smaller scale where that fits.
+    pages: of a TIFF of several pages, "refuse" skips it.
     """
 
     name: str = "train"
@@ -56,6 +57,7 @@ class WriteSettings:
     shuffle_seed: int | None = 0
     strict: bool = False
     max_pixels: int = MAX_PIXELS
+    pages: Pages = "refuse"
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,9 @@ def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, 
     try:
         data = read_bytes(root / file.name)
         limit = settings.max_pixels
-        extension, stored = prepare(data, size=settings.size, quality=settings.quality, max_pixels=limit)
+        extension, stored = prepare(
+            data, size=settings.size, quality=settings.quality, max_pixels=limit, pages=settings.pages
+        )
         return extension, stored, 1 if settings.size is None else reduction(data, settings.size, limit)
     except UnreadableImageError as error:
         return "", str(error), 1

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data.views.decode import DecodeError, decode_image, decode_npy, decode_sample
+from pretrain.data.formats.stored import DecodeError
+from pretrain.data.views.decode import decode_image, decode_npy, decode_sample
 
 
 def encoded(pixels: np.ndarray, image_format: str, mode: str | None = None, **options) -> bytes:
@@ -213,12 +214,12 @@ def test_an_npy_header_that_promises_more_than_the_file_holds_is_refused():
 
 
 def test_more_channels_than_an_image_has_need_npy():
-    with pytest.raises(DecodeError, match=r"in_chans=5; use \.npy"):
+    with pytest.raises(DecodeError, match=r"in_chans=5; use TIFF or \.npy"):
         decode_image(encoded(picture(), "PNG"), 5)
 
 
 def test_the_error_for_a_sample_without_an_image_lists_image_extensions():
-    with pytest.raises(DecodeError, match=r"no image member \(jpg, jpeg, webp, png, npy\)"):
+    with pytest.raises(DecodeError, match=r"no image member \(jpg, jpeg, webp, png, tif, tiff, npy\)"):
         decode_sample({"__key__": "a", "cls": b"1"}, 3)
 
 

@@ -270,9 +270,9 @@ def test_nothing_to_write_is_an_error(tmp_path, capsys):
     for source, message in (("in", "no image found"), ("nowhere", "no such folder or CSV")):
         assert run(tmp_path / source, tmp_path / "out") == 2
         assert message in capsys.readouterr().err
-    (tmp_path / "in" / "scan.tif").write_bytes(b"II*\0")
+    (tmp_path / "in" / "scan.bmp").write_bytes(b"BM")
     assert run(tmp_path / "in", tmp_path / "out") == 2
-    assert "it has other files: .tif 1" in capsys.readouterr().err
+    assert "it has other files: .bmp 1" in capsys.readouterr().err
 
 
 def test_names_with_equal_keys_get_different_keys(tmp_path):
