@@ -1,12 +1,14 @@
 """`fovea attention RELEASE_OR_RUN SHARDS`: does each attention module use the image, and what is lost without that?
 
-Writes attention.json, attention.txt and attention.html. Without labels in the shards (.cls): statistics only.
+Writes attention.json, attention.txt and attention.html. Without labels in the shards (.cls): statistics only. Of
+general blocks also which classes, and with --task which data sets, use which branches.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.attention import page
+from finetune.attention.choices import Use, comparisons, use_of
 from finetune.attention.judges import Head, Neighbours
 from finetune.attention.study import study
 from finetune.release import RECORD, is_task, open_task
@@ -24,11 +27,13 @@ from pretrain.core.files import write_json, write_text
 from pretrain.core.images import Orientation, ValueRange
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
+from pretrain.data.labels import CLASSES_FILE, read_classes
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import ImageEncoder
+from pretrain.models.mechanisms.routing import observed_routing
 from pretrain.probes.subject import open_release
 
 
@@ -51,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.manual_seed(chosen.seed)
         opened, device = _open(chosen.release), find_device(chosen.device)
         network = opened.network.requires_grad_(False).eval().to(device)
-        images, labels = _images(opened, chosen)
-        images, labels = images.to(device), None if labels is None else labels.to(device)
+        images, labels = _images(opened, chosen.shards, chosen, device)
         if isinstance(network, Classification):
             judge = Head(network, images, labels, batch_size=chosen.batch_size)
             protocol = judge.in_words()
@@ -68,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=chosen.seed,
             log=lambda line: print(line, file=sys.stderr),
         )
+        uses = _uses(opened, images, labels, chosen, device)
+        compared = comparisons(uses, chosen.seed)
         facts = {
             "network": opened.title,
             "images": " ".join(chosen.shards),
@@ -75,13 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
             "seed": str(chosen.seed),
         }
         chosen.out.mkdir(parents=True, exist_ok=True)
-        write_json(chosen.out / "attention.json", page.as_json(found, facts))
-        write_text(chosen.out / "attention.txt", page.as_text(found) + "\n")
-        write_text(chosen.out / "attention.html", page.as_html(found, facts, grid))
+        write_json(chosen.out / "attention.json", page.as_json(found, facts, uses, compared))
+        write_text(chosen.out / "attention.txt", page.as_text(found, uses, compared) + "\n")
+        write_text(chosen.out / "attention.html", page.as_html(found, facts, grid, uses, compared))
     except (ValueError, OSError) as error:
         print(f"fovea attention: {error}", file=sys.stderr)
         return 2
-    print(page.as_text(found))
+    print(page.as_text(found, uses, compared))
     print(f"wrote {chosen.out / 'attention.html'}")
     return 0
 
@@ -110,9 +116,40 @@ def _reading(record: dict[str, Any]) -> tuple[Orientation, ValueRange | None]:
     return recorded_orientation(record), recorded_range(record)
 
 
-def _images(opened: _Opened, chosen: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
+def _uses(
+    opened: _Opened, images: Tensor, labels: Tensor | None, chosen: argparse.Namespace, device: torch.device
+) -> list[Use]:
+    """Of the branches of general blocks, by the images that were measured and those of each --task; none: the network
+    has no such block."""
+    found = [_use(opened, " ".join(chosen.shards), chosen.shards, images, labels, chosen.batch_size)]
+    if not found[0].blocks:
+        if chosen.task:
+            raise ValueError("--task compares the use of branches, and the network has no general block; leave it out")
+        return []
+    for name, shards in chosen.task:
+        if name in (use.task for use in found):
+            raise ValueError(f"--task: two data sets are named {name}; give each its own name")
+        of_task = _images(opened, [shards], chosen, device)
+        found.append(_use(opened, name, [shards], *of_task, chosen.batch_size))
+    return found
+
+
+def _use(
+    opened: _Opened, task: str, shards: Sequence[str], images: Tensor, labels: Tensor | None, batch_size: int
+) -> Use:
+    with observed_routing(opened.network) as routing:
+        if routing:
+            Neighbours(opened.backbone, images, None, batch_size=batch_size)()
+    path = Path(Dataset.open(shards).paths[0]).with_name(CLASSES_FILE)
+    classes = read_classes(path) if path.is_file() else {}
+    return use_of(routing, len(images), task, None if labels is None else labels.cpu().numpy(), classes)
+
+
+def _images(
+    opened: _Opened, shards: Sequence[str], chosen: argparse.Namespace, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """All images, normalized, and their labels; None: they have none."""
-    dataset = Dataset.open(chosen.shards)
+    dataset = Dataset.open(shards)
     labelled = "cls" in dataset.extensions
     found = EvalImages(
         dataset,
@@ -127,13 +164,28 @@ def _images(opened: _Opened, chosen: argparse.Namespace) -> tuple[Tensor, Tensor
         labelled=labelled,
     )
     images, labels = zip(*found, strict=True)
-    return torch.cat(images), torch.cat(labels) if labelled else None
+    return torch.cat(images).to(device), torch.cat(labels).to(device) if labelled else None
+
+
+def _task(text: str) -> tuple[str, str]:
+    name, equals, shards = text.partition("=")
+    if not (name and equals and shards):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARDS")
+    return name, shards
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fovea attention", description=__doc__)
     parser.add_argument("release", type=Path, metavar="RELEASE_OR_RUN", help="of a backbone, or of a classifier")
     parser.add_argument("shards", nargs="+", metavar="SHARDS")
+    parser.add_argument(
+        "--task",
+        type=_task,
+        action="append",
+        default=[],
+        metavar="NAME=SHARDS",
+        help="further images, whose use of the branches of general blocks is compared with that of SHARDS; repeatable",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; created if it does not exist")
     parser.add_argument("--k", type=int, default=20, help="neighbours, of a backbone (default 20)")
     parser.add_argument("--max-images", type=int, default=1000, help="evenly spaced (default 1000)")

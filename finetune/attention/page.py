@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from finetune.attention import panels
+from finetune.attention.choices import Comparison, Use
 from finetune.attention.study import WAYS, Cost, Row, Study
 from finetune.report import elements
+from finetune.report.curves import as_png
 from pretrain.core.text import html
 
 COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance", "active", "dead")
@@ -29,8 +30,14 @@ is not above 0, no cost was seen: by these images, the module computes a fixed m
 """
 
 
-def as_json(study: Study, facts: dict[str, str]) -> dict[str, Any]:
-    """Everything but the mean weights."""
+def as_json(
+    study: Study, facts: dict[str, str], uses: Sequence[Use] = (), compared: Sequence[Comparison] = ()
+) -> dict[str, Any]:
+    """Everything but the mean weights.
+
+    Args:
+        uses, compared: of the branches of general blocks; none: the network has no such block.
+    """
     return {
         **facts,
         "images": study.images,
@@ -45,20 +52,32 @@ def as_json(study: Study, facts: dict[str, str]) -> dict[str, Any]:
             }
             for row in study.rows
         ],
+        **panels.as_json(uses, compared),
     }
 
 
-def as_text(study: Study) -> str:
-    """A line per module."""
+def as_text(study: Study, uses: Sequence[Use] = (), compared: Sequence[Comparison] = ()) -> str:
+    """A line per module; then one per general block and comparison."""
     header = ["module", *COLUMNS, *(f"{way}: lost" for way in study.ways), ""]
     lines = [header, *([row.name, *_cells(row, study.ways), row.verdict] for row in study.rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
+    rows = panels.rows(uses, compared)
+    return _aligned(lines) + ("\n\n" + _aligned([list(panels.COLUMNS), *rows]) if rows else "")
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
-def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -> str:
+def as_html(
+    study: Study,
+    facts: dict[str, str],
+    grid: tuple[int, int] | None,
+    uses: Sequence[Use] = (),
+    compared: Sequence[Comparison] = (),
+) -> str:
     """The page."""
     ways = study.ways
     columns = ("module", *COLUMNS, *(f"{way}: lost" for way in ways), "verdict")
@@ -70,13 +89,15 @@ def as_html(study: Study, facts: dict[str, str], grid: tuple[int, int] | None) -
     if grid is not None and (maps := _maps_figure(study, grid)) is not None:
         figures.append(("Mean attention over the images, of the first token (all heads)", maps))
     drawn = "".join(
-        f"<section><h2>{html(title)}</h2>{elements.figure(title, _png(figure))}</section>" for title, figure in figures
+        f"<section><h2>{html(title)}</h2>{elements.figure(title, as_png(figure))}</section>"
+        for title, figure in figures
     )
     body = (
         elements.header("Does it attend?", facts["network"])
         + f'<section><div class="cards">{cards}</div></section>{drawn}'
         + f"<section><h2>By module</h2>{elements.table(columns, rows)}"
         + f'<p class="pale">{html(" ".join(MEANING.split()))}</p></section>'
+        + panels.section(uses, compared)
         + elements.facts("Measured", facts)
     )
     return elements.document("Attention", body)
@@ -136,9 +157,3 @@ def _maps_figure(study: Study, grid: tuple[int, int]) -> Figure | None:
         axes.set_title(name, fontsize=8)
         axes.axis("off")
     return figure
-
-
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data)
-    return data.getvalue()

@@ -38,7 +38,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8 if len(text) < 4 else 6)
     if count <= _NAMED:
         small = 8 if count <= 30 else 6
-        names = [_cut(name) for name in classes]
+        names = [legible(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90, fontsize=small)
         axes.set_yticks(range(count), names, fontsize=small)
     axes.tick_params(length=0)
@@ -46,7 +46,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
     axes.set_ylabel("true")
     bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    return _png(figure)
+    return as_png(figure)
 
 
 def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> bytes:
@@ -56,7 +56,8 @@ def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> by
     for place, (name, curve) in enumerate(curves.items()):
         tint = "#b8c4d0" if many else _hex(canvas.colour(place))
         width = 0.8 if many else 1.8
-        axes.plot(curve["recall"], curve["precision"], color=tint, linewidth=width, label=None if many else _cut(name))
+        label = None if many else legible(name)
+        axes.plot(curve["recall"], curve["precision"], color=tint, linewidth=width, label=label)
     if many:
         recall = np.linspace(0, 1, 101)
         parts = [np.interp(recall, c["recall"], c["precision"], right=0.0) for c in curves.values()]
@@ -64,7 +65,7 @@ def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> by
                   label=f"mean of {len(curves)} classes")  # fmt: skip
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    return _png(figure)
+    return as_png(figure)
 
 
 def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *, title: str) -> bytes | None:
@@ -91,12 +92,25 @@ def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *,
         return None
     axes.set(xlabel="step", title=title)
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return as_png(figure)
 
 
 def pixels(png: bytes) -> np.ndarray:
     """A PNG as uint8 [h, w, 3]."""
     return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def as_png(figure: Figure) -> bytes:
+    """The bytes of a PNG."""
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data)
+    return data.getvalue()
+
+
+def legible(name: str) -> str:
+    """A name for a figure: "$" is escaped, and a space precedes a leading "_", which would hide it."""
+    name = canvas.drawable(name if len(name) <= 26 else name[:25] + "…").replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -109,12 +123,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data)
-    return data.getvalue()
-
-
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """The mean over `width` neighbours, over fewer at the ends."""
     kernel = np.ones(width)
@@ -123,9 +131,3 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 def _hex(tint: canvas.RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*tint)
-
-
-def _cut(name: str) -> str:
-    """A name for a figure: "$" is escaped, and a space precedes a leading "_", which would hide it."""
-    name = canvas.drawable(name if len(name) <= 26 else name[:25] + "…").replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name

@@ -6,7 +6,8 @@ body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: v
        margin: 0 auto; max-width: 1560px; padding: 24px; }
 h1 { font-size: 24px; margin: 0; } h2 { font-size: 18px; margin: 0 0 4px; }
 .pale { color: var(--pale); } .path { overflow-wrap: anywhere; }
-section { background: white; border: 1px solid var(--line); border-radius: 8px; padding: 16px 20px; margin-top: 16px; }
+section { overflow-x: auto; background: white; border: 1px solid var(--line); border-radius: 8px;
+  padding: 16px 20px; margin-top: 16px; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 8px 16px; }
 .card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
