@@ -14,7 +14,7 @@ from pretrain.data.views.decode import decode_file
 class Reading:
     """Pixels are uint8 [H, W, in_chans]; with a range of stored values float32 in the same unit, 0 to 255.
 
-    in_chans     of the backbone: 1, 3 or 4 of JPEG, PNG and WebP, any number of TIFF and `.npy`
+    in_chans     of the backbone: 1, 3 or 4 of JPEG, PNG and WebP, any number of TIFF, DICOM and `.npy`
     orientation  `data.orientation`
     value_range  `data.range`
     max_pixels   a larger image is a DecodeError

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pages",
         choices=("refuse", "channels"),
         default="refuse",
-        help="a TIFF of several pages: skip it (default), or its pages are the channels of one image",
+        help="a TIFF or DICOM of several pages: skip it (default), or its pages are the channels of one image",
     )
     add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
     add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")

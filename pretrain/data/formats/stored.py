@@ -25,16 +25,18 @@ class SeveralPagesError(DecodeError):
 class Stored:
     """An image of any depth, as it lies in its file.
 
-    kind     "uint16 TIFF"
-    values   [H, W, C], uint8, uint16, int16 or float32
-    colours  the first channels are 1: gray, 3: red, green, blue, 0: bands of any meaning
-    alpha    whether the last channel is alpha
+    kind       "uint16 TIFF"
+    values     [H, W, C], uint8, uint16, int16 or float32
+    colours    the first channels are 1: gray, 3: red, green, blue, 0: bands of any meaning
+    alpha      whether the last channel is alpha
+    extension  of its member in a shard; empty: the file itself is not kept, since it holds more than an image
     """
 
     kind: str
     values: np.ndarray
     colours: int = 0
     alpha: bool = False
+    extension: str = "tif"
 
 
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS, scale: int = 1) -> None:

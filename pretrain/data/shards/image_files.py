@@ -6,16 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".npy"})
-IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "webp",
-    "png",
-    "tif",
-    "tiff",
-    "npy",
-)  # of a sample's image member, the first that it has
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ".npy"})
+# Of a sample's image member, the first that it has.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "dcm", "npy")
 
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:

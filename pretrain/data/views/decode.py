@@ -3,7 +3,7 @@ values (`data.range`): float32 in the same unit, 0 to 255, without loss of bits.
 
 The kind of image is read from its first bytes, never from its name. Photos are turned upright by their EXIF orientation
 unless the caller asks for the stored pixels. Nothing is decoded before its size is known to be within the limits, a
-truncated image is an error, and only JPEG, PNG, WebP, TIFF and plain `.npy` arrays are ever parsed.
+truncated image is an error, and only JPEG, PNG, WebP, TIFF, DICOM and plain `.npy` arrays are ever parsed.
 """
 
 from __future__ import annotations

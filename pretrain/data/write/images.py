@@ -37,8 +37,8 @@ def prepare(
 
     An image that is not larger than `size` keeps its bytes. A resized one keeps its format (JPEG and WebP at `quality`,
     PNG at 8 or 16 bits) and is turned upright, because its EXIF orientation is lost; also a small one.
-    A JPEG above `max_pixels` is decoded at a smaller scale where `size` allows it, see `reduction`. A resized TIFF, and
-    one whose `pages` are channels, becomes a PNG if it is gray or RGB of 8 bits, else npy.
+    A JPEG above `max_pixels` is decoded at a smaller scale where `size` allows it, see `reduction`. A resized TIFF, one
+    whose `pages` are channels and a DICOM become a PNG if they are gray or RGB of 8 bits, else npy.
     UnreadableImageError has the reason why it cannot be used.
     """
     if not data:
@@ -65,7 +65,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS, scale: int = 1) -> Ima
         image = open_header(data)
         check_size(*image.size, max_pixels, scale)
     except Image.UnidentifiedImageError:
-        raise UnreadableImageError("not a JPEG, PNG, WebP, TIFF or npy file") from None
+        raise UnreadableImageError("not a JPEG, PNG, WebP, TIFF, DICOM or npy file") from None
     except DecodeError as error:
         raise UnreadableImageError(str(error)) from None
     return image
@@ -157,8 +157,8 @@ def _prepare_stored(data: bytes, size: int | None, max_pixels: int, pages: Pages
     _check_finite(stored.values)
     orientation = read_orientation(data)
     small = size is None or min(stored.values.shape[:2]) <= size
-    if kept and small and (size is None or orientation == UPRIGHT):
-        return "tif", data
+    if kept and stored.extension and small and (size is None or orientation == UPRIGHT):
+        return stored.extension, data
     values = upright(stored.values, orientation)
     values = values if small or size is None else _resize_array(values, size)
     if values.dtype == np.uint8 and values.shape[2] == stored.colours:

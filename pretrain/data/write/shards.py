@@ -45,7 +45,7 @@ class WriteSettings:
     A shard holds `samples_per_shard` samples, or about `shard_size` bytes. shuffle_seed: None keeps the sorted order.
     labels: "auto" or "none" (see `find_sources`). strict: an unreadable file is an error, not an entry in skipped.txt.
     max_pixels: a larger image is skipped; with a size, a JPEG is decoded at a smaller scale where that fits.
-    pages: of a TIFF of several pages, "refuse" skips it.
+    pages: of a TIFF or DICOM of several pages, "refuse" skips it.
     """
 
     name: str = "train"

@@ -219,7 +219,7 @@ def test_more_channels_than_an_image_has_need_npy():
 
 
 def test_the_error_for_a_sample_without_an_image_lists_image_extensions():
-    with pytest.raises(DecodeError, match=r"no image member \(jpg, jpeg, webp, png, tif, tiff, npy\)"):
+    with pytest.raises(DecodeError, match=r"no image member \(jpg, jpeg, webp, png, tif, tiff, dcm, npy\)"):
         decode_sample({"__key__": "a", "cls": b"1"}, 3)
 
 
