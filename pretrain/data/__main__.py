@@ -1,27 +1,32 @@
-"""`fovea data`: write, index, verify and show shards."""
+"""`fovea data`: write, index, verify, show and measure shards."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pretrain.core.files import write_json
 from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
+from pretrain.data import statistics
 from pretrain.data.depths import look_at_values
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.index import build_index
-from pretrain.data.shards.listing import expand, gone_shards
+from pretrain.data.shards.listing import expand, gone_shards, is_shard
 from pretrain.data.shards.verify import Damage, verify_shards
 from pretrain.data.show import Statistics, examine, save_sheet
 from pretrain.data.write.shards import WriteSettings, Written, write
@@ -46,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fovea data", description="Write, index, verify and show WebDataset shards.")
+    parser = argparse.ArgumentParser(
+        prog="fovea data", description="Write, index, verify, show and measure WebDataset shards."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0))
 
@@ -125,6 +132,19 @@ def _parser() -> argparse.ArgumentParser:
         "--examine", type=_positive, default=2000, metavar="N", help="samples for statistics (default: 2000)"
     )
     show.set_defaults(run=_show)
+
+    stats = commands.add_parser("stats", help="the values of every channel, measured, and the settings that fit them")
+    stats.add_argument("source", nargs="+", help="shards (folder, glob, pattern), or one folder of images")
+    stats.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: next to the shards)")
+    stats.add_argument(
+        "--out", type=Path, metavar="JSON", help=f"write them here (default: {statistics.FILE} in the index of shards)"
+    )
+    stats.add_argument(
+        "--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="data.range under which mean and std are measured"
+    )
+    stats.add_argument("--examine", type=_positive, default=2000, metavar="N", help="images to read (default: 2000)")
+    stats.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
+    stats.set_defaults(run=_stats)
     return parser
 
 
@@ -250,6 +270,47 @@ def _show(arguments: argparse.Namespace) -> int:
         save_sheet(dataset, arguments.out, count=arguments.count, seed=arguments.seed, value_range=value_range)
         print(f"contact sheet: {arguments.out}")
     return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    value_range, sources = _value_range(arguments.range), arguments.source
+    if len(sources) == 1 and Path(sources[0]).is_dir() and not any(map(is_shard, Path(sources[0]).iterdir())):
+        files, number = statistics.of_folder(Path(sources[0]), arguments.examine, arguments.seed)
+        fingerprint, out = None, arguments.out
+    else:
+        dataset = Dataset.open(sources, arguments.index)
+        files, number = statistics.of_shards(dataset, arguments.examine, arguments.seed)
+        fingerprint = dataset.fingerprint
+        out = arguments.out or (dataset.index or Path(dataset.paths[0]).parent) / statistics.FILE
+    with _progress() as progress:
+        task = progress.add_task("measuring", total=number)
+        measured = statistics.measure(progress.track(files, task_id=task), number, value_range)
+    for name, reason in measured.unreadable[:5]:
+        print(f"unreadable {shown(name)}: {shown(reason)}")
+    found = measured.as_json(fingerprint, value_range)
+    if not measured.channels:
+        raise ValueError(f"none of {measured.looked} images can be read")
+    for channels, content in found["by_channels"].items():
+        print(f"{content['images']} of {measured.looked} images have {channels} channels: {content['depth']}")
+        console().print(_channel_table(content))
+        print(" ".join(f"data.{key}={json.dumps(value)}" for key, value in content["settings"].items()))
+    if len(measured.channels) > 1:
+        print("images of several numbers of channels: one network reads one of them")
+    if out is not None:
+        write_json(out, found)
+        print(f"statistics: {out}")
+    return 0
+
+
+def _channel_table(content: Mapping[str, Any]) -> Table:
+    columns = {"mean": content["mean"], "std": content["std"], "min": content["min"]}
+    columns |= {f"{name} %": values for name, values in content["percentiles"].items()} | {"max": content["max"]}
+    shares = {"at min": content["share_at_min"], "at max": content["share_at_max"]}
+    table = Table("channel", *columns, *shares)
+    for channel in range(len(content["mean"])):
+        numbers = [f"{values[channel]:.5g}" for values in columns.values()]
+        table.add_row(str(channel), *numbers, *(f"{values[channel]:.2%}" for values in shares.values()))
+    return table
 
 
 def _value_range(given: list[float] | None) -> tuple[float, float] | None:

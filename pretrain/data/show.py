@@ -98,7 +98,7 @@ def examine(
     statistics = Statistics(dataset.num_samples, len(dataset.rows), size, dataset.extensions)
     statistics.deep = look_at_values(dataset)
     names = _class_names(dataset)
-    for key, sample in _choose(dataset, limit, seed):
+    for key, sample in choose(dataset, limit, seed):
         statistics.examined += 1
         done()
         try:
@@ -127,7 +127,7 @@ def save_sheet(
     dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0, value_range: ValueRange | None = None
 ) -> None:
     """A PNG of `count` images chosen by `seed`, each over its key and label; an unreadable one shows the reason."""
-    chosen = list(_choose(dataset, count, seed))
+    chosen = list(choose(dataset, count, seed))
     columns = min(_COLUMNS, len(chosen))
     lines = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * _CELL, lines * (_CELL + _TEXT)), "white")
@@ -154,7 +154,7 @@ def save_sheet(
     sheet.save(path, "PNG")
 
 
-def _choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
+def choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
     """(key, sample or its error) of up to `limit` samples, in the order of the shards."""
     total = dataset.num_samples
     chosen = np.arange(total)

@@ -84,7 +84,8 @@ def _read(header: Any, max_pixels: int, pages_are_channels: bool) -> Stored:
 
 def _decode(header: Any) -> np.ndarray:
     """The pixels as they are encoded. DecodeError for an encoding without a decoder here."""
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
 
     syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_deflated:

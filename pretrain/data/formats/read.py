@@ -8,6 +8,11 @@ from pretrain.data.formats.stored import Stored
 from pretrain.data.formats.tiff import is_tiff, read_tiff
 
 
+def holds_values(data: bytes) -> bool:
+    """Whether a file or its beginning is of a kind that `read_stored` reads."""
+    return is_tiff(data) or is_dicom(data)
+
+
 def read_stored(data: bytes, max_pixels: int = MAX_PIXELS, *, pages_are_channels: bool = False) -> Stored | None:
     """The values of a TIFF or DICOM; None for a file of another kind.
 

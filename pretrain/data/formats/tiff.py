@@ -55,6 +55,8 @@ def read_tiff(data: bytes, max_pixels: int = MAX_PIXELS, *, pages_are_channels: 
     try:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
             pages = _full_pages(file.pages)
+            if not pages:
+                raise DecodeError("damaged TIFF: no page")
             if len(pages) > 1 and not pages_are_channels:
                 raise SeveralPagesError(
                     f"a TIFF of {len(pages)} pages; `fovea data write --pages channels` makes them channels, "

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from pretrain.core.images import MAX_PIXELS, Orientation, ValueRange
-from pretrain.data.formats.read import read_stored
+from pretrain.data.formats.read import holds_values, read_stored
 from pretrain.data.formats.stored import DecodeError, Stored, check_size
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.views.orientation import read_orientation, upright
@@ -145,19 +145,36 @@ def decode_npy(
     return values.copy() if value_range is None else _in_range(values, value_range)
 
 
-def stored_values(data: bytes) -> tuple[str, np.ndarray] | None:
-    """(kind, values as stored) of a file that holds more than 8 bits; None for another. DecodeError: it is damaged."""
-    if is_16_bit_png(data):
-        return "16-bit PNG", _read_16_bit_png(data)
+def image_values(data: bytes) -> tuple[str, np.ndarray]:
+    """(kind, values [H, W, C] as stored) of a file of any kind; of photos of 8 bits, RGB.
+
+    Raises:
+        DecodeError: it cannot be used.
+    """
     stored = read_stored(data)
     if stored is not None:
-        return (stored.kind, stored.values) if stored.values.dtype != np.uint8 else None
-    if not data.startswith(b"\x93NUMPY"):
+        return stored.kind, stored.values
+    if is_16_bit_png(data):
+        return "16-bit PNG", _read_16_bit_png(data)
+    if not data.startswith(npy.MAGIC_PREFIX):
+        return "8-bit image", decode_image(data, 3, "stored")
+    dtype, shape, fortran_order, start = _npy_header(data)
+    if (
+        str(dtype) not in ARRAY_TYPES
+        or len(shape) not in (2, 3)
+        or len(data) - start != math.prod(shape) * dtype.itemsize
+    ):
+        raise DecodeError(f".npy of {dtype} {shape}; expected {' or '.join(ARRAY_TYPES)} (H, W) or (H, W, C)")
+    values = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
+    return f"{dtype} .npy", values if values.ndim == 3 else values[..., None]
+
+
+def stored_values(data: bytes) -> tuple[str, np.ndarray] | None:
+    """`image_values` of a file that holds more than 8 bits; None for another."""
+    if not (is_16_bit_png(data) or data.startswith(npy.MAGIC_PREFIX) or holds_values(data)):
         return None
-    dtype, shape, _, start = _npy_header(data)
-    if str(dtype) not in ARRAY_TYPES[1:] or len(data) - start != math.prod(shape) * dtype.itemsize:
-        return None
-    return f"{dtype} .npy", np.frombuffer(data, dtype, offset=start)
+    kind, values = image_values(data)
+    return None if values.dtype == np.uint8 else (kind, values)
 
 
 def _npy_header(data: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:

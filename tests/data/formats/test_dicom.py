@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset as Header
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLosslessSV1
 
 from pretrain.data.__main__ import main as data_command
@@ -144,7 +145,7 @@ def test_encodings_without_a_decoder_are_named_with_the_way_out():
     assert data != dicom(FILM)
     header = pydicom.dcmread(io.BytesIO(dicom(FILM)))
     header.file_meta.TransferSyntaxUID = JPEGLosslessSV1
-    header.PixelData = pydicom.encaps.encapsulate([FILM.tobytes()])
+    header.PixelData = encapsulate([FILM.tobytes()])
     header["PixelData"].VR = "OB"
     out = io.BytesIO()
     header.save_as(out)

@@ -186,6 +186,12 @@ def test_a_jpeg_larger_than_its_tile_is_never_decoded():
         read_tiff(bytes(data))
 
 
+def test_a_header_alone_is_damaged():
+    for data in (b"II*\0", b"II*\0\x08\0\0\0", b"II*\0damaged", b"MM\0+\0\x08\0\0" + bytes(8)):
+        with pytest.raises(DecodeError, match="damaged TIFF"):
+            read_tiff(data)
+
+
 DAMAGED = [tiff(BANDS[:8, :8, :3], compression=how, tile=(16, 16)) for how in (None, "lzw", "deflate", "zstd")]
 DAMAGED += [tiff(PHOTO[:16, :16], photometric="rgb", compression="jpeg"), tiff(PHOTO[..., 0], photometric="miniswhite")]
 
