@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.class_names import FILE, numbered, of_numbers, read_classes
+from finetune.data.convert.formats import pointer
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
 from finetune.data.reading import PHOTOS, Reading
@@ -235,6 +236,8 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
     met = set(labels)
     for folder in folders:
         if folder in places and places[folder] not in met:
+            if other := pointer(where, "OUT.csv"):
+                raise ValueError(f"{where}: {shown(folder)} is no class: it holds no image{other}")
             findings.add(EMPTY, where, folder, f"holds no image ({', '.join(sorted(SUFFIXES))})")
     _need_some(len(names), where, findings)
     return LabelledFiles(files, names, np.array(labels, np.int64), known, findings)
@@ -244,7 +247,8 @@ def _open_list(path: Path, given: Classes | None, classes: Classes | None) -> La
     """See `read_list`: files (relative to the list's folder, or absolute), and numbers or names of classes."""
     listed = read_list(path)
     if not listed.labelled:
-        raise ValueError(f"{path}: has no column label or class_name; its first line must name the columns")
+        other = pointer(path, "OUT.csv")
+        raise ValueError(f"{path}: has no column label or class_name; its first line must name the columns{other}")
     agreed = _agreed(given, classes, where=str(path))
     mapping = None if agreed is None else dict(zip(agreed.category_ids, agreed, strict=True))
     numbers, names = number_labels(path, listed.rows, mapping)
@@ -301,7 +305,8 @@ def _need_some(count: int, where: Any, findings: DataProblems) -> None:
     if not count:
         why = "\n  ".join(["", *findings.lines(10)])
         formats = "(class folders, a .csv of filename and label, or shards with .cls members)"
-        raise ValueError(f"{where}: no image with a label {formats}{why}")
+        other = pointer(where, "OUT.csv") if isinstance(where, str | Path) else ""
+        raise ValueError(f"{where}: no image with a label {formats}{other}{why}")
 
 
 def _digest(content: str, places: bytes, labels: np.ndarray, classes: Classes) -> str:

@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fovea data", description="Write, index, verify, show and measure WebDataset shards."
+        prog="fovea data",
+        description="Write, index, verify, show and measure WebDataset shards.",
+        epilog="fovea data convert: annotations of other tools to COCO json or csv, see fovea data convert --help",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0))

@@ -15,6 +15,7 @@ from typing import Any
 from finetune.data.coco.ids import image_id, integer
 from finetune.data.coco.instances import Instances
 from finetune.data.coco.objects import CocoEntry, ObjectReader
+from finetune.data.convert.formats import pointer
 from finetune.data.examples import DataProblems
 from finetune.predictions import Classes
 from pretrain.core.files import read_bytes
@@ -79,15 +80,18 @@ def load(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(read_bytes(path))
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the annotations: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot read the annotations: {error.strerror}{pointer(path)}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8; nested without end
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{path}: not JSON: {error}{pointer(path)}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected COCO's {{images, annotations, categories}}, got a {type(data).__name__}")
+        have = f"got a {type(data).__name__}{pointer(path)}"
+        raise ValueError(f"{path}: expected COCO's {{images, annotations, categories}}, {have}")
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):
             have = shown(", ".join(list(data)[:10]))
-            raise ValueError(f"{path}: no list named {key!r}; a COCO file has one (this one has: {have})")
+            raise ValueError(
+                f"{path}: no list named {key!r}; a COCO file has one (this one has: {have}){pointer(path)}"
+            )
     return data
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from finetune.data.class_names import FILE, read_classes
 from finetune.data.coco.coco_semantic import open_instances, open_panoptic
+from finetune.data.convert.formats import pointer
 from finetune.data.examples import DataProblems, Examples
 from finetune.data.files import Files
 from finetune.data.maps import mask_layouts
@@ -188,7 +189,8 @@ def _format(source: Any) -> str:
         try:
             rows = json.loads(read_bytes(source.annotations)).get("annotations") or [{}]
         except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{source.annotations}: cannot be read as COCO json: {error}") from error
+            why = f"cannot be read as COCO json: {error}{pointer(source.annotations)}"
+            raise ValueError(f"{source.annotations}: {why}") from error
         return "coco_panoptic" if "segments_info" in rows[0] else "coco"
     if source.masks is not None:
         return "masks"

@@ -64,7 +64,10 @@ class DetectionConfig(TaskSection):
     def source_problems(self, key: str, source: Any) -> list[str]:
         found = super().source_problems(key, source)
         if source.annotations is None:
-            found.append(f"{key}.annotations: missing; detection needs the COCO json of these images")
+            found.append(
+                f"{key}.annotations: missing; detection needs the COCO json of these images (YOLO, VOC, "
+                "labelme, VIA, CVAT, Label Studio: fovea data convert makes it)"
+            )
         if source.per_class is not None:
             found.append(f"{key}.per_class: {source.per_class}: an image has objects of many classes; use fraction")
         return found
