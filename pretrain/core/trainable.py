@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NotRequired, Protocol, TypedDict
+from contextlib import AbstractContextManager
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -46,3 +47,13 @@ class Trainable(Protocol):
         ...
 
     def param_groups(self) -> list[ParamGroup]: ...
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """A `Trainable` whose loss is one of all samples of a step, not a mean over its micro-batches."""
+
+    def surveying(self) -> AbstractContextManager[None]:
+        """Inside, the engine passes every micro-batch of a step to it without gradient, in order, and ignores what it
+        returns. Then it passes them again with gradient, with the same random numbers on the device."""
+        ...

@@ -20,7 +20,7 @@ from pretrain.core import distributed, heartbeat
 from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
 from pretrain.core.precision import autocast
-from pretrain.core.trainable import Batch, Trainable
+from pretrain.core.trainable import Batch, Surveying, Trainable
 from pretrain.engine.checkpoint.commit import FileRecord, write_file
 from pretrain.engine.checkpoint.tensorfile import check_same_model, open_tensors, read_tensors, write_tensors
 from pretrain.engine.config import EngineConfig, OptimConfig, SAMConfig
@@ -218,16 +218,10 @@ class StepEngine(ABC):
         """Forward and backward of all micro-batches: mean losses, a `Part` of each, seconds waited for data."""
         total: dict[str, Tensor] = {}
         parts: list[Part] = []
-        wait = 0.0
+        micro_batches, wait = self._surveyed(micro_batches, step)
         for micro in range(self.accumulation_steps):
-            heartbeat.mark("data", step + 1, micro)
-            asked = time.perf_counter()
-            batch = next(micro_batches, None)
-            wait += time.perf_counter() - asked
-            if batch is None:
-                raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
-            cast(Any, torch).manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
-            heartbeat.mark("forward", step + 1, micro)
+            batch, waited = self._next(micro_batches, step, micro)
+            wait += waited
             with self._micro_step(last=micro == self.accumulation_steps - 1):
                 with self._clock.of(micro):
                     losses = self._forward(batch, step)
@@ -238,6 +232,32 @@ class StepEngine(ABC):
                 value = value.detach().double() / self.accumulation_steps
                 total[name] = total[name] + value if name in total else value
         return total, parts, wait
+
+    def _surveyed(self, micro_batches: Iterator[Batch], step: int) -> tuple[Iterator[Batch], float]:
+        """The micro-batches of the step, after the passes that a `Surveying` model needs; seconds waited for data."""
+        if self.accumulation_steps == 1 or not isinstance(self.trainable, Surveying):
+            return micro_batches, 0.0
+        batches: list[Batch] = []
+        wait = 0.0
+        with self.trainable.surveying(), torch.no_grad():
+            for micro in range(self.accumulation_steps):
+                batch, waited = self._next(micro_batches, step, micro)
+                wait += waited
+                self._forward(batch, step)
+                batches.append(batch)
+        return iter(batches), wait
+
+    def _next(self, micro_batches: Iterator[Batch], step: int, micro: int) -> tuple[Batch, float]:
+        """The next micro-batch, and the seconds waited for it; torch's random numbers are then those of its pass."""
+        heartbeat.mark("data", step + 1, micro)
+        asked = time.perf_counter()
+        batch = next(micro_batches, None)
+        waited = time.perf_counter() - asked
+        if batch is None:
+            raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
+        cast(Any, torch).manual_seed(keyed_seed(self.seed, step, micro, self.world.rank))
+        heartbeat.mark("forward", step + 1, micro)
+        return batch, waited
 
     def _at_worst_point(
         self, config: SAMConfig, again: Iterator[Batch], step: int, losses: dict[str, Tensor], parts: list[Part]

@@ -10,19 +10,19 @@ from torch import Tensor
 from pretrain.core.trainable import Batch
 from pretrain.models.pictures import drawing
 from pretrain.objectives.base import Objective
-from pretrain.objectives.configs.multi_crop import MultiCropConfig
+from pretrain.objectives.configs.multi_crop import CropsConfig
 
-CropsT = TypeVar("CropsT", bound=MultiCropConfig, covariant=True)
+CropsT = TypeVar("CropsT", bound=CropsConfig, covariant=True)
 
 
 class MultiCrop(Objective[CropsT]):
-    """Batch: "global" [b, 2, C, H, W]; with local crops "local" [b, n, C, h, w]; with drop path its uniform random
-    numbers "drop_path" [b, 2 + n, depth, 2].
+    """Batch: "global" [b, g, C, H, W]; with local crops "local" [b, n, C, h, w]; with drop path its uniform random
+    numbers "drop_path" [b, g + n, depth, 2].
     """
 
     def crops(self, batch: Batch) -> list[Tensor]:
-        """One tensor per resolution, ordered by crop: [2 * b, C, H, W] and, if any, [n * b, C, h, w]."""
-        expected = {"global": 2, "local": self.config.local_crops_number}
+        """One tensor per resolution, ordered by crop: [g * b, C, H, W] and, if any, [n * b, C, h, w]."""
+        expected = {"global": self.config.num_global, "local": self.config.local_crops_number}
         for name, count in expected.items():
             found = batch[name].shape[1] if name in batch else 0
             if found != count:

@@ -18,6 +18,7 @@ from tests.golden import (
     finetune,
     ibot,
     ijepa,
+    lejepa,
     mae,
     masks,
     mocov3,
@@ -65,8 +66,12 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
     ("microsoft/unilm (beit2/)", "norm_ema_quantizer.py:", beit2.run_quantizer),
 ]
 
-# Cases of mechanisms say their `kind`.
+# Later cases say their `kind`.
 KINDS: dict[str, Callable[[Case], None]] = {
+    "lejepa/sigreg": lejepa.run_sigreg,
+    "lejepa/sigreg_2proc": lejepa.run_sigreg_on_ranks,
+    "lejepa/minimal": lejepa.run_minimal,
+    "lejepa/multicrop": lejepa.run_multicrop,
     "channel/se_bias": channel.run_se_bias,
     "channel/se_nobias": channel.run_se_nobias,
     "channel/eca": channel.run_eca,

@@ -44,6 +44,16 @@ SMALL["dinov2"] = SMALL["dino"] | {"separate_patch_head": True, "patch_out_dim":
 SMALL["mocov3"] = {"hidden_dim": 16, "projection_dim": 8}
 SMALL["simmim"] = {"mask_cell": 8}
 SMALL["ijepa"] = {"predictor_embed_dim": 8, "predictor_depth": 2, "target_scale": (0.25, 0.3), "min_keep": 0}
+SMALL["lejepa"] = {
+    "sigreg_weight": 0.1,
+    "num_slices": 24,
+    "embedding_dim": 16,
+    "projector_dims": (16, 8),
+    "local_crops_number": 2,
+    "local_crops_size": 16,
+    "color_jitter": (0.4, 0.4, 0, 0),
+    "grayscale_prob": 0,
+}
 SMALL["data2vec"] = {
     "num_mask_patches": 3,
     "min_mask_patches_per_block": 1,

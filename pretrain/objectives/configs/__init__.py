@@ -11,6 +11,7 @@ from pretrain.objectives.configs.dinov2 import DINOv2Config
 from pretrain.objectives.configs.dvae import DVAEConfig
 from pretrain.objectives.configs.ibot import IBOTConfig
 from pretrain.objectives.configs.ijepa import IJEPAConfig
+from pretrain.objectives.configs.lejepa import LeJEPAConfig
 from pretrain.objectives.configs.mae import MAEConfig
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from pretrain.objectives.configs.simmim import SimMIMConfig
@@ -24,6 +25,7 @@ ObjectiveConfig = (
     | MoCoV3Config
     | SimMIMConfig
     | IJEPAConfig
+    | LeJEPAConfig
     | Data2VecConfig
     | Data2Vec2Config
     | BEiTConfig
