@@ -23,6 +23,7 @@ from tests.golden import (
     masks,
     mocov3,
     optim,
+    pixio,
     simmim,
 )
 from tests.golden.case import Case
@@ -72,6 +73,8 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "lejepa/sigreg_2proc": lejepa.run_sigreg_on_ranks,
     "lejepa/minimal": lejepa.run_minimal,
     "lejepa/multicrop": lejepa.run_multicrop,
+    "pixio/pretrain": pixio.run_pretrain,
+    "pixio/lr": pixio.run_lr,
     "channel/se_bias": channel.run_se_bias,
     "channel/se_nobias": channel.run_se_nobias,
     "channel/eca": channel.run_eca,

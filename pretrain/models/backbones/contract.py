@@ -172,8 +172,9 @@ class Backbone(ImageEncoder):
         """Draw the class token anew, normal with this deviation; timm's models keep their own initial value."""
         del std
 
-    def train_positions(self) -> None:
-        """Let a fixed sin-cos table be trained from now on; nothing changes where there is none."""
+    def train_positions(self, *, std: float | None = None) -> None:
+        """Let a fixed sin-cos table be trained from now on, drawn anew from a normal distribution of this deviation if
+        one is given; nothing changes where there is none."""
 
     # Read by fine-tuning
 

@@ -251,8 +251,10 @@ class ViT(Backbone):
         if self.pos_kind == "learned" and self.rel_pos_kind == "none":
             divide_outputs(self)
 
-    def train_positions(self) -> None:
+    def train_positions(self, *, std: float | None = None) -> None:
         if self.pos_embed is not None and self.pos_kind.startswith("sincos"):
+            if std is not None:
+                nn.init.trunc_normal_(self.pos_embed, std=std)
             self.pos_embed.requires_grad_(True)
             self.pos_kind = "learned"
 

@@ -15,7 +15,11 @@ from pretrain.models.layers.initialize import initialize_linears
 
 
 class MAEDecoder(nn.Module):
-    """Latent tokens of the visible patches -> pixels [b, m, out_dim] of the masked patches."""
+    """Latent tokens of the visible patches -> pixels [b, m, out_dim] of the masked patches.
+
+    Args:
+        num_class_tokens: tokens before the patches, each with a position. learned: positions are trained (Pixio).
+    """
 
     def __init__(
         self,
@@ -27,13 +31,18 @@ class MAEDecoder(nn.Module):
         out_dim: int,
         grid_size: tuple[int, int],
         mlp_ratio: float = 4.0,
+        num_class_tokens: int = 1,
+        learned: bool = False,
     ):
         super().__init__()
-        self.grid_size = grid_size
+        self.grid_size, self.num_class_tokens = grid_size, num_class_tokens
         self.embed = nn.Linear(in_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        table = positions.sincos_2d(embed_dim, grid_size).float()[None]
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        table = positions.sincos_2d(embed_dim, grid_size, cls_row=False).float()
+        table = torch.cat([table.new_zeros(num_class_tokens, embed_dim), table])[None]
+        self.pos_embed = nn.Parameter(table, requires_grad=learned)
+        if learned:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.pred = nn.Linear(embed_dim, out_dim)
@@ -44,22 +53,22 @@ class MAEDecoder(nn.Module):
         """Pixels [b, m, out_dim] of the masked patches.
 
         Args:
-            latent: class token and visible patches [b, 1 + k, in_dim], in the order of `keep`.
+            latent: class tokens and visible patches [b, P + k, in_dim], in the order of `keep`.
             keep, masked: patch indices int64 [b, k] and [b, m], together every patch once.
         """
         return self._decode(latent, keep, masked, queries=slice(latent.shape[1], None))
 
     def predict(self, latent: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
         """Pixels [b, k + m, out_dim] of every patch, in image order."""
-        pixels = self._decode(latent, keep, masked, queries=slice(1, None))
+        pixels = self._decode(latent, keep, masked, queries=slice(self.num_class_tokens, None))
         place = torch.cat([keep, masked], dim=1).argsort(dim=1)
         return pixels.gather(1, place[..., None].expand(-1, -1, pixels.shape[2]))
 
     def _decode(self, latent: Tensor, keep: Tensor, masked: Tensor, *, queries: slice) -> Tensor:
-        table = self.pos_embed[0]
+        of_class, table = self.pos_embed[0].tensor_split([self.num_class_tokens])
         visible = self.embed(latent)
-        visible = visible + torch.cat([table[:1].expand(len(keep), 1, -1), table[1:][keep]], dim=1)
-        x = torch.cat([visible, (self.mask_token + table[1:][masked]).to(visible.dtype)], dim=1)
+        visible = visible + torch.cat([of_class.expand(len(keep), -1, -1), table[keep]], dim=1)
+        x = torch.cat([visible, (self.mask_token + table[masked]).to(visible.dtype)], dim=1)
         for block in self.blocks[:-1]:
             x = block(x, EVERY_TOKEN)
         return self.pred(self.norm(self.blocks[-1](x, queries)))

@@ -60,6 +60,8 @@ def to_vit(state: State, source: Source) -> State:
         gate = name.replace("fc1_value", "fc1")
         result[gate] = torch.cat([result[gate], result.pop(name)])
     _refuse_eva02(result, source)
+    if "reg_token" not in result and "cls_token" in result and result["cls_token"].shape[1] > 1:  # Pixio
+        result["cls_token"], result["reg_token"] = result["cls_token"].tensor_split([1], dim=1)
     return with_class_row(result, source) if "pos_embed" in result else result
 
 

@@ -46,6 +46,15 @@ def normalize_patches(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (vectors - mean) / std, mean, std
 
 
+def patches_of_cells(cells: Tensor, grid_size: tuple[int, int], side: int) -> Tensor:
+    """Patches of cells of `side` x `side` patches: int64 [b, k] -> [b, k * side^2], row-major within each cell."""
+    columns = grid_size[1]
+    cells_a_row = columns // side
+    corner = cells // cells_a_row * side * columns + cells % cells_a_row * side
+    within = torch.arange(side, device=cells.device)
+    return (corner[..., None] + (within[:, None] * columns + within).flatten()).flatten(1)
+
+
 def split_by_noise(noise: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
     """Split each image's patches by rank of its noise [b, N]: int64 indices (keep [b, k], masked [b, N - k])."""
     order = noise.argsort(dim=1)
