@@ -32,7 +32,7 @@ def in_chans(config: FinetuneConfig) -> int:
 
 def reading(config: FinetuneConfig) -> Reading:
     """Of the images of a run."""
-    return Reading(in_chans(config), config.data.orientation, config.data.range)
+    return Reading(in_chans(config), config.data.orientation, config.data.range, config.data.max_pixels)
 
 
 def problems(config: FinetuneConfig) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from finetune.tasks.configs import TaskConfig
 from finetune.tasks.configs.values import Size, pair
 from pretrain.core.configlib import Config, Positive
-from pretrain.core.images import ChannelRule, DataOrientation, ValueRange
+from pretrain.core.images import MAX_PIXELS, ChannelRule, DataOrientation, ValueRange
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -120,6 +120,9 @@ class FinetuneDataConfig(Config):
         None,
         description="as in pretraining: [low, high] of stored values, or such a pair per channel; default: that of the "
         "source, if it is a release",
+    )
+    max_pixels: Positive = Field(
+        MAX_PIXELS, description="a larger image is unusable: a decoded one takes 3 bytes a pixel in its worker"
     )
     num_workers: int = Field(4, ge=0, description="reading processes per rank; affects only the speed")
     prefetch: Positive = Field(4, description="batches that each worker prepares in advance")

@@ -93,7 +93,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
     mean, std = model.mean or tuple(found.mean), model.std or tuple(found.std)
     if not len(mean) == len(std) == backbone.in_chans:
         raise ValueError(f"it was trained with the mean and std of {len(found.mean)} channels; give model.mean and "
-                         f"model.std of {backbone.in_chans}, which `fovea data show` measures")  # fmt: skip
+                         f"model.std of {backbone.in_chans}, which `fovea data stats` measures")  # fmt: skip
     if model.drop_path_rate:
         backbone.set_drop_path(model.drop_path_rate)
     backbone.train_positions()
@@ -103,7 +103,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
     else:
         weights, state = found.weights, found.weights.backbone
         if model.in_chans is not None and model.in_chans != found.model.get("in_chans", 3):
-            state, line = to_channels(state, backbone.state_dict(), model.in_chans, model.channels_from)
+            state, line = to_channels(state, backbone.state_dict(), model.channels_from)
             lines += (line,)
         report = load_strict(
             backbone,

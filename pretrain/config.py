@@ -10,7 +10,15 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
-from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, Orientation, ValueRange, range_problems
+from pretrain.core.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PIXELS,
+    ChannelRule,
+    Orientation,
+    ValueRange,
+    range_problems,
+)
 from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.doctor.config import DoctorConfig
 from pretrain.engine.config import CheckpointConfig, EngineConfig, LogConfig, OptimConfig, optimizer_problems
@@ -37,7 +45,7 @@ class DataConfig(Config):
     range: ValueRange | None = Field(
         None,
         description="[low, high]: stored values that become black and white, or such a pair per channel; needed for "
-        "images of more than 8 bits, whose bits are kept; `fovea data show` measures them",
+        "images of more than 8 bits, whose bits are kept; `fovea data stats` measures them",
     )
     max_pixels: Positive = Field(
         MAX_PIXELS, description="a larger image is a bad sample: a decoded one takes 3 bytes a pixel in its worker"
@@ -71,6 +79,11 @@ class InitConfig(Config):
     fresh_heads: bool = Field(
         False, description="load the backbone only, even if the source has this objective's heads"
     )
+    channels_from: ChannelRule | None = Field(
+        None,
+        description="first layer of a release or official file for other model.in_chans: mean: of its channels; "
+        "repeat: they in turn; both keep the sum; zero: further channels start at 0",
+    )
     head_warmup_steps: int = Field(
         0, ge=0, description="steps during which the backbone is frozen and only the heads train"
     )
@@ -84,6 +97,8 @@ class InitConfig(Config):
             raise ValueError(f"give exactly one of release, official and checkpoint, got {', '.join(given) or 'none'}")
         if self.official is None and (self.prefix is not None or self.grid is not None):
             raise ValueError("prefix, grid: only for official; the other sources record theirs")
+        if self.checkpoint is not None and self.channels_from is not None:
+            raise ValueError("channels_from: only for release and official; a checkpoint is loaded as it is")
         return self
 
     @property
@@ -153,7 +168,7 @@ class PretrainConfig(Config):
         for key in ("mean", "std"):
             given = getattr(self.data, key)
             if given is None and channels != 3:
-                found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data show` measures them")
+                found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data stats` measures them")
             elif given is not None and len(given) != channels:
                 found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
         return found + range_problems(self.data.range, channels)

@@ -19,6 +19,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights, load_official, load_strict
+from pretrain.models.importers.channels import other_channels, to_channels
 from pretrain.models.layers.ffn import TOPK
 from pretrain.models.release.folder import read_release
 from pretrain.models.tokenizers.dvae import ConvEncoder
@@ -76,9 +77,10 @@ def _load(objective: Objective, init: InitConfig) -> list[str]:
         if key == "release":
             release = read_release(source)
             notes = _other_function(release.model, objective.backbone)
-            report = objective.load_weights(_chosen(release, init))
+            report = objective.load_weights(_chosen(release, init, objective))
         elif key == "official":
-            report = objective.load_weights(_chosen(load_official(source, prefix=init.prefix, grid=init.grid), init))
+            weights = load_official(source, prefix=init.prefix, grid=init.grid)
+            report = objective.load_weights(_chosen(weights, init, objective))
         else:
             verify(Path(source))
             report = load_strict(
@@ -99,6 +101,13 @@ def _other_function(model: Mapping[str, Any], backbone: ImageEncoder) -> list[st
     ]
 
 
-def _chosen(weights: Weights, init: InitConfig) -> Weights:
-    """The part of a source that `init` requests."""
-    return replace(weights, heads={}) if init.fresh_heads else weights
+def _chosen(weights: Weights, init: InitConfig, objective: Objective) -> Weights:
+    """The part of a source that `init` requests, for the channels of the images."""
+    if init.fresh_heads:
+        weights = replace(weights, heads={})
+    own = objective.backbone.state_dict()
+    found = other_channels(weights.backbone, own)
+    if not found or (init.channels_from is None and len(found) > 1):  # or of another network, which is reported
+        return weights
+    state, line = to_channels(weights.backbone, own, init.channels_from)
+    return replace(weights, backbone=state, converted=(*weights.converted, line))

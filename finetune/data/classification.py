@@ -100,7 +100,7 @@ class LabelledShards:
         file, how = self.reader.dataset.names[shard], self.reading
         try:
             read = self.reader.read(shard, sample, only=IMAGE_EXTENSIONS)
-            image = decode_sample(read, how.in_chans, how.of_photos, how.value_range)
+            image = decode_sample(read, how.in_chans, how.of_photos, how.value_range, how.max_pixels)
         except BadSample as error:
             raise BadExample(f"{file}/{error.key}", error.reason) from error
         except DecodeError as error:

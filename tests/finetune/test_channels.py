@@ -16,6 +16,7 @@ from finetune.predict import main as predict
 from finetune.release import open_task, write_release
 from finetune.run import build_task
 from pretrain.core.configlib import ConfigError
+from pretrain.data.__main__ import main as write
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.release.folder import write_release as write_backbone
 
@@ -88,3 +89,15 @@ def test_pictures_show_the_chosen_channels_and_gray_in_gray():
     assert example.as_picture().image[0, 0].tolist() == [10, 20, 30]
     assert example.as_picture([4, 3, 1]).image[0, 0].tolist() == [255, 40, 20]
     assert Example(0, "", image[:, :, 1:2], None).as_picture().image[0, 0].tolist() == [20, 20, 20]
+
+
+def test_a_larger_image_than_max_pixels_is_unusable_in_folders_and_shards(tmp_path: Path):
+    path = config(tmp_path)
+    assert check(path, world_size=1).train[0].image.shape == (32, 32, BANDS)
+    with pytest.raises(ConfigError, match=r"too large: 32 x 32 pixels.*data.max_pixels"):
+        check(path, ["data.max_pixels=1000"], world_size=1)
+    assert write(["write", str(tmp_path / "images"), str(tmp_path / "shards"), "--workers", "1"]) == 0
+    of_shards = [f"data.{name}.images={tmp_path / 'shards'}" for name in ("train", "val")]
+    assert check(path, of_shards, world_size=1).train[0].image.shape == (32, 32, BANDS)
+    with pytest.raises(ConfigError, match=r"too large: 32 x 32 pixels.*data.max_pixels"):
+        check(path, [*of_shards, "data.max_pixels=1000"], world_size=1)

@@ -14,7 +14,7 @@ WEIGHT = torch.rand(4, 3, 2, 2)
 
 def made(in_chans: int, rule: Any) -> torch.Tensor:
     state, line = to_channels(
-        {"proj": WEIGHT, "other": WEIGHT[:, :, 0]}, {"proj": torch.zeros(4, in_chans, 2, 2)}, in_chans, rule
+        {"proj": WEIGHT, "other": WEIGHT[:, :, 0]}, {"proj": torch.zeros(4, in_chans, 2, 2)}, rule
     )
     assert f"3 channels became {in_chans} (channels_from: {rule})" in line and state["other"] is not None
     return state["proj"]
