@@ -87,9 +87,19 @@ class DataSource(Config):
 
     images: str | list[str] = Field(description="shards (folder, brace pattern, list), a .tar, a folder, a .csv")
     annotations: str | None = Field(None, description="COCO json, of instances or panoptic")
-    masks: str | None = Field(None, description="folder or .tar of PNG label maps named as the images")
+    masks: str | None = Field(None, description="folder or .tar of label maps named as the images")
+    mask_names: str | None = Field(
+        None, description='names of the masks: "{name}_mask.gif", where {name} is that of the image without its suffix'
+    )
+    image_names: str | None = Field(
+        None, description='names of the images of `mask_names`, where only a part of them is common: "img_{name}.jpg"'
+    )
     depth: str | None = Field(None, description="folder or .tar of depth maps named as the images")
-    classes: str | None = Field(None, description="json of class names; default: classes.json next to the images")
+    classes: str | None = Field(
+        None,
+        description="json of class names; of masks of colours labelmap.txt or a csv of name, r, g, b; default: "
+        "classes.json or labelmap.txt next to the images",
+    )
     format: str = Field("auto", description="auto: detected from the files")
     fraction: Fraction | None = Field(
         None, description="share of the images, the same in each class if there are classes"
@@ -99,10 +109,16 @@ class DataSource(Config):
     subset_seed: int = Field(0, ge=0, lt=2**63, description="of the random choice for `fraction` and `per_class`")
 
     @model_validator(mode="after")
-    def _one_subset(self) -> DataSource:
+    def _fits_together(self) -> DataSource:
         given = [key for key in ("fraction", "per_class", "limit") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of fraction, per_class and limit, got {', '.join(given)}")
+        for key in ("mask_names", "image_names"):
+            pattern = getattr(self, key)
+            if pattern is not None and (pattern.count("{name}") != 1 or "/" in pattern):
+                raise ValueError(
+                    f"{key}: {pattern!r}: expected a file name with {{name}} in it, such as {{name}}_mask.png"
+                )
         return self
 
 

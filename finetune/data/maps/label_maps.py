@@ -1,4 +1,4 @@
-"""Maps of class ids: PNG bytes to ids, and the ids of the user's files to labels."""
+"""Maps of class ids: files to ids, and the ids of the user's files to labels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import numpy as np
 from PIL import Image
 
 from finetune.predictions import Classes
-from pretrain.data.write.images import UnreadableImageError, open_image
+from pretrain.data.formats.stored import DecodeError, check_size
+from pretrain.data.views.decode import open_header
+from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 
 VOID = 255
 _NO_CLASS = -1
 _SIXTEEN_BITS = ("I", "I;16", "I;16B")
+_FORMATS = ("PNG", "GIF", "TIFF", "BMP")  # which keep exact values
+_NPY, _JPEG = b"\x93NUMPY", b"\xff\xd8"
+_ARRAYS = ("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "int64")
 
 
 class Labels:
@@ -60,19 +65,67 @@ class Labels:
 
 
 def decode_ids(data: bytes) -> np.ndarray:
-    """The ids of a PNG, uint8 or int32 [H, W]: gray of 8 or 16 bits, or palette indices, whose colours are ignored.
+    """The ids of a map, uint8 or int32 [H, W]: a gray PNG, TIFF or BMP, palette indices of these or of the first frame
+    of a GIF, whose colours are ignored, or an `.npy` of integers or bool.
 
     Raises:
-        ValueError: it is not a PNG, is damaged, or is a colour image.
+        ValueError: it is none of these, is damaged, is a colour image, or has ids below 0.
     """
-    image = _png(data)
-    if image.mode in _SIXTEEN_BITS:
-        return np.asarray(image).astype(np.int32)
-    if image.mode not in ("L", "P", "1"):
+    if data.startswith(_NPY):
+        return _checked(_array(data))
+    image = open_map(data)
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all() or (values != np.floor(values)).any():
+            raise ValueError("its floats are no integers: not a map of ids")
+        return _checked(values)
+    if image.mode not in ("L", "P", "1", *_SIXTEEN_BITS):
         raise ValueError(
-            f"a mask of mode {image.mode}: colours are not class ids; save one channel of ids, or a palette image"
+            f"a mask of mode {image.mode}: colours are not class ids; save one channel of ids, or a palette image, or "
+            "give the colours of the classes, data.*.classes=labelmap.txt"
         )
-    return np.asarray(image).astype(np.uint8)
+    ids = np.asarray(image)
+    return _checked(ids.astype(np.int64)) if image.mode in _SIXTEEN_BITS else ids.astype(np.uint8)
+
+
+def open_map(data: bytes) -> Image.Image:
+    """A decoded PNG, GIF (its first frame), TIFF or BMP, as it is stored; ValueError if it is none or damaged."""
+    try:
+        image = open_header(data, _FORMATS)
+        check_size(*image.size)
+        if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError("a TIFF of several pages is no map; save one page")
+        image.load()
+    except Image.UnidentifiedImageError:
+        if data.startswith(_JPEG):
+            raise ValueError("a JPEG does not keep exact ids; save it as PNG") from None
+        raise ValueError("not a PNG, GIF, TIFF, BMP or npy file") from None
+    except ValueError:  # also DecodeError
+        raise
+    except Exception as error:  # a decoder raises errors of any type on hostile bytes
+        raise ValueError(f"damaged: {error}") from error
+    return image
+
+
+def _array(data: bytes) -> np.ndarray:
+    try:
+        values = open_array(data, types=_ARRAYS)
+    except (UnreadableImageError, DecodeError):
+        raise
+    except Exception as error:  # numpy raises errors of any type on hostile headers
+        raise ValueError(f"damaged npy: {error}") from error
+    if values.ndim == 3 and values.shape[2] != 1:
+        raise ValueError(f"npy of shape {values.shape}; a map has one channel")
+    return values.reshape(values.shape[:2]).astype(np.int64)
+
+
+def _checked(ids: np.ndarray) -> np.ndarray:
+    """int32; ValueError for ids that no class can have."""
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31:
+        raise ValueError(
+            f"ids from {ids.min():.0f} to {ids.max():.0f}; expected 0 and above (void is 255, task.void_ids)"
+        )
+    return ids.astype(np.int32)
 
 
 def decode_segment_ids(data: bytes) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from pretrain.data.names import respelled
 from pretrain.data.shards.image_files import SUFFIXES
 from pretrain.data.write.images import UnreadableImageError, open_image
 
+# Which files are maps: those of the first kind that exists. JPEG changes ids.
+MAP_SUFFIXES = tuple(map(frozenset, ((".png",), (".gif",), (".tif", ".tiff"), (".bmp",), (".npy",))))
 Decode = Callable[[bytes], np.ndarray]  # raises ValueError if it cannot be used
 
 NO_MAP, NO_IMAGE = "image without a map", "map without an image"
@@ -128,11 +130,13 @@ def split_container(where: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class StemBelow:
-    """The key of files below a folder: the name without folder, extension and `ending`; None for other files."""
+    """The key of files below a folder: the name without that folder, extension, `start` and `ending` of its last part;
+    None for other files."""
 
     prefix: str = ""
     ending: str = ""
     suffixes: Collection[str] = SUFFIXES
+    start: str = ""
 
     def __call__(self, name: str) -> str | None:
         return self.of(name) if _suffix(name) in self.suffixes else None
@@ -140,9 +144,29 @@ class StemBelow:
     def of(self, name: str) -> str | None:
         """The key of a file of any extension."""
         stem = os.path.splitext(name)[0]  # noqa: PTH122 - names in a tar are no paths
-        if not name.startswith(self.prefix) or not stem.endswith(self.ending):
+        if not name.startswith(self.prefix):
             return None
-        return stem[len(self.prefix) : len(stem) - len(self.ending)]
+        folder, slash, last = stem[len(self.prefix) :].rpartition("/")
+        if len(last) < len(self.start + self.ending) or not (
+            last.startswith(self.start) and last.endswith(self.ending)
+        ):
+            return None
+        return folder + slash + last[len(self.start) : len(last) - len(self.ending)]
+
+
+def named(pattern: str | None, prefix: str, suffixes: Collection[str]) -> StemBelow:
+    """The key of files named by a pattern such as "{name}_mask.gif"; its suffix may be left out."""
+    start, _, rest = (pattern or "{name}").partition("{name}")
+    ending, suffix = os.path.splitext(rest)  # noqa: PTH122 - ".gif" alone would be a hidden file's stem
+    if not suffix and rest.startswith("."):
+        ending, suffix = "", rest
+    return StemBelow(prefix, ending, {suffix.lower()} if suffix else suffixes, start)
+
+
+def of_one_kind(targets: Files, key: StemBelow) -> StemBelow:
+    """`key` for maps of the first of MAP_SUFFIXES that any of its files has."""
+    met = {_suffix(name) for name in targets.names if key(name) is not None}
+    return replace(key, suffixes=next((kind for kind in MAP_SUFFIXES if kind & met), MAP_SUFFIXES[0]))
 
 
 def match(
@@ -164,7 +188,9 @@ def match(
     Raises:
         ValueError: two files have one key, or no image has a map.
     """
-    of_images, of_targets = _by_key(images, image_key), _by_key(targets, target_key)
+    of_targets = _by_key(targets, target_key)
+    is_map = set(of_targets.values()) if images is targets else set[str]()
+    of_images = _by_key(images, image_key, but=is_map)
     wanted = sorted(of_images if only is None else set(only))
     image_of, map_of = _meant(wanted, of_images), _meant(wanted, of_targets)
     others = _others(targets, target_key, set(wanted) - of_targets.keys())
@@ -176,7 +202,7 @@ def match(
             lost = int(target is not None)
             findings.add("missing image", images.where, key, "is listed but does not exist", lost=lost)
         elif target is None:
-            other = f"; {others[key]} is no PNG: {_only_png(others[key])}" if key in others else ""
+            other = f"; {others[key]} is {_other_kind(others[key], target_key)}" if key in others else ""
             text = f"no map named {key} in {targets.where}{other}; left out"
             findings.add(NO_MAP, images.where, image, text, lost=int(key in others))
             findings.labels += key in others
@@ -189,13 +215,13 @@ def match(
         kinds = Counter(map(_suffix, others.values()))
         held = ", ".join(f"{count} {shown(suffix) or 'without a suffix'}" for suffix, count in kinds.most_common())
         raise ValueError(
-            f"{targets.where} holds {held}: maps must be PNG ({_only_png(next(iter(others.values())))}); save them as "
-            "PNG with the same names"
+            f"{targets.where} holds {held}: {_other_kind(next(iter(others.values())), target_key)}; save them as PNG "
+            "with the same names"
         )
     if not pairs:
         raise ValueError(
             f"no image of {images.where} ({_some(of_images)}) has a map of its name in {targets.where} "
-            f"({_some(of_targets)}); their names must be equal except for the extension"
+            f"({_some(of_targets)}); their names must be equal except for the extension{_suggested(of_images, targets)}"
         )
     return pairs
 
@@ -213,19 +239,36 @@ def _others(targets: Files, target_key: StemBelow, keys: Collection[str]) -> dic
     return {key: name for key, name in named if key is not None and key in keys}
 
 
-def _only_png(name: str) -> str:
-    return "JPEG changes ids" if _suffix(name) in (".jpg", ".jpeg") else "other formats are not read"
+def _other_kind(name: str, target_key: StemBelow) -> str:
+    if _suffix(name) in (".jpg", ".jpeg"):
+        return "JPEG, which changes ids"
+    return f"no map of the kind {' or '.join(sorted(target_key.suffixes))}"
+
+
+def _suggested(images: Collection[str], targets: Files) -> str:
+    """A pattern that fits the first maps, if one does."""
+    stems = sorted({key.rpartition("/")[2] for key in images}, key=len, reverse=True)
+    names = [name.rpartition("/")[2] for name in targets.names if _suffix(name) in frozenset().union(*MAP_SUFFIXES)][
+        :20
+    ]
+    patterns = Counter(name.replace(stem, "{name}", 1) for name in names if (stem := _inside(name, stems)) is not None)
+    pattern, count = next(iter(patterns.most_common(1)), ("", 0))
+    return f'; they fit with data.*.mask_names="{pattern}"' if count * 2 > len(names) and pattern != "{name}" else ""
+
+
+def _inside(name: str, stems: Sequence[str]) -> str | None:
+    return next((stem for stem in stems if stem and stem in name), None)
 
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
-def _by_key(files: Files, key: StemBelow) -> dict[str, str]:
+def _by_key(files: Files, key: StemBelow, *, but: Collection[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in files.names:
         of = key(name)
-        if of is None:
+        if of is None or name in but:
             continue
         if of in found:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Images with class maps for semantic segmentation, in all common formats.
 
-masks          PNG label maps with the names of the images, in a folder or tar; "train.tar/masks" is a folder
-               inside a tar
+masks          label maps (PNG, GIF, TIFF, BMP, npy; of ids, or of colours) with the names of the images or by a
+               pattern, in a folder or tar; "train.tar/masks" is a folder inside a tar
 ade20k         images: ADEChallengeData2016/images/training; masks and class names are found next to them, 0 is void
 cityscapes     images: leftImg8bit/train; the masks are found in gtFine/train, train ids or label ids
 voc            images: VOC2012/ImageSets/Segmentation/train.txt; the masks are found in SegmentationClass
@@ -25,12 +25,16 @@ from finetune.data.convert.formats import pointer
 from finetune.data.examples import DataProblems, Examples
 from finetune.data.files import Files
 from finetune.data.maps import mask_layouts
+from finetune.data.maps.colours import FILE as COLOURS_FILE
+from finetune.data.maps.colours import SUFFIXES as COLOURS
+from finetune.data.maps.colours import ColourClasses, DecodeColours, read_colours
 from finetune.data.maps.label_maps import VOID, Labels, decode_ids
-from finetune.data.maps.mask_pairs import Pairs, StemBelow, match, split_container
+from finetune.data.maps.mask_pairs import MAP_SUFFIXES, Pairs, StemBelow, match, named, of_one_kind, split_container
 from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes
 from pretrain.core.files import read_bytes
 from pretrain.core.text import shown
+from pretrain.data.shards.image_files import SUFFIXES
 
 LOOKED_AT = 16  # number of masks that are checked when a set is opened
 _PNG = frozenset({".png"})
@@ -48,7 +52,11 @@ def open_examples(section: Any, source: Any, *, classes: Classes | None = None, 
         ValueError: the source has none of the formats, no image has a map, or its classes differ.
     """
     form = _format(source) if source.format == "auto" else source.format
-    unread = [key for key in ("masks", "annotations", "classes") if getattr(source, key) and key not in _READS[form]]
+    unread = [
+        key
+        for key in ("masks", "mask_names", "image_names", "annotations", "classes")
+        if getattr(source, key) and key not in _READS[form]
+    ]
     if unread:
         what = f"{', '.join(unread)} given, which format {form} does not read"
         raise ValueError(f"{source.images}: {what}; remove it, or set `format`")
@@ -78,18 +86,26 @@ class DecodeLabels:
 
 def _open_masks(section: Any, source: Any, classes: Classes | None, reading: Reading) -> Pairs:
     if source.masks is None:
-        raise ValueError(f"masks: missing for {source.images}; give the folder or .tar of PNG label maps")
+        raise ValueError(f"masks: missing for {source.images}; give the folder or .tar of label maps")
     (where, prefix), (masks_where, masks_prefix) = split_container(_one(source.images)), split_container(source.masks)
     images = Files.open(where)
     targets = images if masks_where == where else Files.open(masks_where)
     names = source.classes or _beside(source.masks) or _beside(_one(source.images))
     if names is None and classes is None:
-        raise ValueError(f"classes: missing for {source.masks}; give a json of the class names")
-    known = classes if names is None else _as_ids(read_classes(names), section)
+        raise ValueError(
+            f"classes: missing for {source.masks}; give a json of the class names, or labelmap.txt of colours"
+        )
+    colours = read_colours(Path(names)) if names is not None and Path(names).suffix in COLOURS else None
+    if colours is not None:
+        known = colours.without(set(section.void_ids))
+    else:
+        known = classes if names is None else _as_ids(read_classes(names), section)
     assert known is not None
     findings = DataProblems()
-    pairs = match(images, targets, StemBelow(prefix), StemBelow(masks_prefix, suffixes=_PNG), findings)
-    found = _pairs(section, images, targets, pairs, known, findings, reading)
+    mask_key = named(source.mask_names, masks_prefix, frozenset().union(*MAP_SUFFIXES))
+    image_key = named(source.image_names, prefix, SUFFIXES)
+    pairs = match(images, targets, image_key, of_one_kind(targets, mask_key), findings)
+    found = _pairs(section, images, targets, pairs, known, findings, reading, colours=colours)
     _look_for_both_classes(found, source.masks)
     return found
 
@@ -148,10 +164,12 @@ def _pairs(
     reading: Reading,
     *,
     void: set[int] | None = None,
+    colours: ColourClasses | None = None,
 ) -> Pairs:
     ids = set(section.void_ids) | (void or set()) | ({0} if section.reduce_zero_label else set())
-    decode = DecodeLabels(Labels(known, ids))
-    settings = f"{tuple(known)} {known.category_ids} {sorted(ids)}"
+    labels = Labels(known, ids)
+    decode = DecodeLabels(labels) if colours is None else DecodeColours(labels, colours)
+    settings = f"{tuple(known)} {known.category_ids} {sorted(ids)}{'' if colours is None else colours.colours}"
     return Pairs(
         images,
         targets,
@@ -174,7 +192,7 @@ _FORMATS: dict[str, Callable[[Any, Any, Classes | None, Reading], Any]] = {
 }
 # The keys of a source, in addition to `images`, that each format reads.
 _READS = {
-    "masks": ("masks", "classes"),
+    "masks": ("masks", "mask_names", "image_names", "classes"),
     "ade20k": ("classes",),
     "cityscapes": (),
     "voc": ("classes",),
@@ -199,7 +217,7 @@ def _format(source: Any) -> str:
             if found(Path(source.images)):
                 return name
     raise ValueError(
-        f"{source.images}: no class maps found; give masks (folder or .tar of PNG), annotations (COCO json), or "
+        f"{source.images}: no class maps found; give masks (folder or .tar of label maps), annotations (COCO json), or "
         f"the images of ADE20K, Cityscapes or VOC in their own folders"
     )
 
@@ -212,11 +230,12 @@ def _as_ids(classes: Classes, section: Any) -> Classes:
 
 
 def _beside(where: str) -> str | None:
-    """classes.json in the same folder or one above."""
+    """classes.json, or labelmap.txt, in the same folder or one above."""
     home = Path(split_container(where)[0])
     for folder in (home, home.parent):
-        if (folder / FILE).is_file():
-            return str(folder / FILE)
+        for name in (FILE, COLOURS_FILE):
+            if (folder / name).is_file():
+                return str(folder / name)
     return None
 
 

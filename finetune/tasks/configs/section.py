@@ -12,7 +12,7 @@ class TaskSection(Config):
     """Base of the tasks' configurations.
 
     formats    values of `DataSource.format` that this task reads, in addition to "auto"
-    keys       keys of `DataSource` that it reads, in addition to `images` ("annotations", "masks", "depth", "classes")
+    keys       keys of `DataSource` that it reads, in addition to `images` ("annotations", "masks", ...)
     """
 
     formats: ClassVar[frozenset[str]] = frozenset()
@@ -38,7 +38,7 @@ class TaskSection(Config):
             found.append(
                 f"{key}.format: {source.format} is not read by {name}; one of {', '.join(sorted(self.formats))}"
             )
-        for name in ("annotations", "masks", "depth", "classes"):
+        for name in ("annotations", "masks", "mask_names", "image_names", "depth", "classes"):
             if getattr(source, name) is not None and name not in self.keys:
                 found.append(f"{key}.{name}: given, but task {getattr(self, 'name', '')} does not read it; remove it")
         return found

@@ -26,7 +26,7 @@ class SegmentationConfig(PixelSection):
     )
 
     formats: ClassVar[frozenset[str]] = frozenset({"masks", "ade20k", "cityscapes", "voc", "coco", "coco_panoptic"})
-    keys: ClassVar[frozenset[str]] = frozenset({"masks", "annotations", "classes"})
+    keys: ClassVar[frozenset[str]] = frozenset({"masks", "mask_names", "image_names", "annotations", "classes"})
 
     def problems(self, config: Any) -> list[str]:
         found, images = super().problems(config), config.optim.global_batch_size // config.engine.accumulation_steps

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import simplejpeg
@@ -212,13 +212,17 @@ def _decode_jpeg(data: bytes, in_chans: int, max_pixels: int, scale: int) -> np.
     return _decode_with_pil(data, in_chans, max_pixels, scale)
 
 
-def open_header(data: bytes) -> Image.Image:
-    """A JPEG, PNG or WebP with only its header read, of any size: its `size` is to be checked before it is decoded."""
+def open_header(data: bytes, formats: Sequence[str] = ("JPEG", "PNG", "WEBP")) -> Image.Image:
+    """An image with only its header read, of any size: its `size` is to be checked before it is decoded.
+
+    Args:
+        formats: names of Pillow.
+    """
     with _OPENING:
         limit = Image.MAX_IMAGE_PIXELS
         try:
             Image.MAX_IMAGE_PIXELS = None
-            return Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
+            return Image.open(io.BytesIO(data), formats=list(formats))
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

@@ -7,6 +7,7 @@ training could not decode (decode.py) is refused.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -80,17 +81,16 @@ def image_sides(data: bytes) -> tuple[int, int]:
     return open_image(data).size if stored is None else (stored.values.shape[1], stored.values.shape[0])
 
 
-def open_array(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An npy image [H, W] or [H, W, C] of one of ARRAY_TYPES; never a pickle."""
+def open_array(data: bytes, max_pixels: int = MAX_PIXELS, types: Sequence[str] = ARRAY_TYPES) -> np.ndarray:
+    """An npy image [H, W] or [H, W, C] of one of `types`; never a pickle."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
         raise UnreadableImageError(f"npy format version {version} is not supported")
     shape, _, dtype = read(file)
-    if str(dtype) not in ARRAY_TYPES or len(shape) not in (2, 3) or 0 in shape:
-        types = " or ".join(ARRAY_TYPES)
-        raise UnreadableImageError(f"npy of {dtype} {shape}; expected {types} (H, W) or (H, W, C)")
+    if str(dtype) not in types or len(shape) not in (2, 3) or 0 in shape:
+        raise UnreadableImageError(f"npy of {dtype} {shape}; expected {' or '.join(types)} (H, W) or (H, W, C)")
     check_size(shape[1], shape[0], max_pixels)
     return np.load(io.BytesIO(data), allow_pickle=False)
 

@@ -51,14 +51,57 @@ def test_depth_is_in_metres_and_unknown_stays_0():
     assert depth.dtype == np.float32 and depth.tolist() == [[0, 1.5, pytest.approx(65.535)]]
 
 
+def saved(values: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, values, allow_pickle=True)
+    return out.getvalue()
+
+
+def two_pages() -> bytes:
+    out = io.BytesIO()
+    page = Image.new("L", (4, 4))
+    page.save(out, "TIFF", save_all=True, append_images=[page])
+    return out.getvalue()
+
+
+def test_gif_tiff_bmp_and_npy_hold_the_same_ids():
+    values = ids(200).astype(np.uint8)
+    gray, palette = Image.fromarray(values), Image.fromarray(values)
+    palette.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+    for image_format in ("TIFF", "BMP"):
+        assert (decode_ids(encoded(gray, image_format)) == values).all(), image_format
+        assert (decode_ids(encoded(palette, image_format)) == values).all(), image_format
+    binary = Image.fromarray(ids(1).astype(np.uint8))
+    binary.putpalette([0, 0, 0, 255, 255, 255])  # as in Carvana
+    assert (decode_ids(encoded(binary, "GIF")) == ids(1)).all()
+    first, second = Image.new("P", (3, 2), 1), Image.new("P", (3, 2), 0)
+    first.putpalette([9, 9, 9, 200, 0, 0])
+    animation = io.BytesIO()
+    first.save(animation, "GIF", save_all=True, append_images=[second], optimize=False)
+    assert decode_ids(animation.getvalue()).tolist() == [[1, 1, 1], [1, 1, 1]]
+    many = ids(40_000)
+    assert (decode_ids(encoded(Image.fromarray(many.astype(np.uint16)), "TIFF")) == many).all()
+    assert (decode_ids(encoded(Image.fromarray(many.astype(np.float32)), "TIFF")) == many).all()
+    for kind in ("uint8", "int64", "bool"):
+        small = ids(1).astype(kind)
+        assert (decode_ids(saved(small)) == small).all(), kind
+        assert (decode_ids(saved(small[..., None])) == small).all(), kind
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (encoded(Image.new("RGB", (4, 4))), "mode RGB: colours are not class ids"),
         (encoded(Image.new("L", (4, 4)), "JPEG"), "JPEG does not keep exact ids"),
+        (encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF"), "no integers"),
+        (saved(np.full((4, 4), -1)), "ids from -1 to -1"),
+        (saved(np.zeros((4, 4), object)), "npy of object"),
+        (saved(np.zeros((4, 4), np.int64))[:-3], "damaged npy"),
+        (saved(np.zeros((4, 4, 3), np.uint8)), "a map has one channel"),
+        (two_pages(), "several pages"),
         (encoded(Image.fromarray(ids().astype(np.uint8)))[:60], "damaged"),
-        (b"", "not a JPEG, PNG"),
-        (b"GIF89a" + bytes(20), "not a JPEG, PNG"),
+        (b"", "not a PNG, GIF"),
+        (b"GIF89a" + bytes(20), "damaged|not a PNG, GIF|0 x 0"),
     ],
 )
 def test_files_without_ids_are_refused(data: bytes, reason: str):
