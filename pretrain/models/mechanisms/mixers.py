@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pretrain.models.layers.attention import Attention
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, refuse_positions
 from pretrain.models.mechanisms import class_of
+from pretrain.models.mechanisms.placebo import NextImage, of_next
 from pretrain.models.mechanisms.placed import build_map, over_tokens
 from pretrain.models.mechanisms.settings import NO_BRANCH, Placed
 
@@ -63,6 +64,7 @@ class Blend(Attention):
         choice: "soft": all branches are weighted; "hard": the likeliest one alone (straight-through gradients; in
             training with Gumbel noise from torch's generator, which the engine seeds by step and rank); "uniform":
             p is constant, the control without a choice.
+        placebo: every image gets the shares of the next one of its batch.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Blend(Attention):
         branches: dict[str, Mixer],
         none: int = 0,
         choice: Choice = "uniform",
+        placebo: bool = False,
         **of_attention: Any,
     ):
         super().__init__(dim, num_heads, **of_attention)
         self.branches = nn.ModuleDict(branches)
         self.choice: Choice = choice
+        self.placebo = placebo
         self.count = len(branches) + none
         self.strength = nn.Parameter(torch.zeros(len(branches), dim))
         self.router: Router | None = None if choice == "uniform" else Router(dim, self.count)
@@ -92,6 +96,8 @@ class Blend(Attention):
     ) -> Tensor:
         attended = super().forward(x, queries, bias, rotation)
         shares, out = self.shares(x), attended
+        if self.placebo:
+            shares = of_next(shares)
         for index, branch in enumerate(cast(Any, self.branches).values()):
             weight = shares[:, index, None, None] * self.strength[index]
             out = out + weight * (branch(x, queries, layout=layout) - attended)
@@ -133,8 +139,8 @@ def build_mixer(given: Placed, dim: int, num_heads: int, *, prefix: bool, **of_a
     if given.alternatives:
         none = given.options["branches"].count(NO_BRANCH)
         branches = {b.kind: _branch(b, dim, num_heads, prefix) for b in given.alternatives}
-        choice = given.options["choice"]
-        return Blend(dim, num_heads, branches=branches, none=none, choice=choice, **of_attention)
+        routed: dict[str, Any] = {"none": none, "choice": given.options["choice"], "placebo": given.placebo}
+        return Blend(dim, num_heads, branches=branches, **routed, **of_attention)
     if given.start == "identity":
         branch = {given.kind: _branch(given, dim, num_heads, prefix)}
         return Blend(dim, num_heads, branches=branch, **of_attention)
@@ -144,5 +150,7 @@ def build_mixer(given: Placed, dim: int, num_heads: int, *, prefix: bool, **of_a
 def _branch(given: Placed, dim: int, num_heads: int, prefix: bool) -> Mixer:
     found = class_of(given.kind)
     if issubclass(found, Mixer):
-        return found(dim, num_heads, **given.options)
-    return MapMixer(given, dim, num_heads, prefix=prefix)
+        mixer: Mixer = found(dim, num_heads, **given.options)
+    else:
+        mixer = MapMixer(given, dim, num_heads, prefix=prefix)
+    return NextImage(mixer) if given.placebo else mixer

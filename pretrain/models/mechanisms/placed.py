@@ -11,6 +11,7 @@ from pretrain.models.layers.mixer import Layout
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.mechanisms import class_of
 from pretrain.models.mechanisms.contract import MapMechanism
+from pretrain.models.mechanisms.placebo import factors, of_next
 from pretrain.models.mechanisms.settings import Placed
 
 
@@ -31,16 +32,23 @@ class Change(nn.Module):
     def __init__(self, given: Placed, dim: int):
         super().__init__()
         self.kind, self.reads, self.slot = given.kind, given.reads, given.where
+        self.placebo = given.placebo
         self.mechanism = build_map(given, dim)
         needs_strength = given.start == "identity" and not self.mechanism.starts_as_identity
         self.strength = nn.Parameter(torch.zeros(dim)) if needs_strength else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [b, C, H, W] -> the same shape and dtype."""
-        out = self.mechanism(x)
+        out = self._of_next_image(x) if self.placebo else self.mechanism(x)
         if self.strength is None:
             return out.to(x.dtype)
         return (x + self.strength.view(1, -1, 1, 1) * (out - x)).to(x.dtype)
+
+    def _of_next_image(self, x: Tensor) -> Tensor:
+        """A gate's factors, or what a stage adds, from the next image; a gate's statistic gets no gradient."""
+        if self.slot == "gate":
+            return x * of_next(factors(x.detach(), self.mechanism(x.detach())))
+        return x + of_next(self.mechanism(x) - x)
 
     def tokens(self, x: Tensor, layout: Layout | None = None) -> Tensor:
         """Tokens [b, P + k, D] -> the same shape. One that reads a set sees all of them, class token and registers too;

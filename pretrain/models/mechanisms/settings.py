@@ -29,6 +29,7 @@ class Placed(Config):
         "identity", description="identity: exactly the network without it at step 0, then as far as it helps"
     )
     slot: Slot | None = Field(None, description="null: the usual one of its kind")
+    placebo: bool = Field(False, description="a control: each image is changed by what the next one of its batch gives")
 
     @model_validator(mode="after")
     def _fits_its_slot(self) -> Placed:
@@ -39,6 +40,10 @@ class Placed(Config):
             raise ValueError(f"start: a {self.where} has no start as the network without it; set start: paper")
         if self.where == "front" and self.places != IMAGES:
             raise ValueError(f"places: {self.kind} stands before the network; set places: {IMAGES}")
+        if self.placebo and (self.where in ("conv", "front") or (self.where == "mixer" and self.start == "paper")):
+            raise ValueError("placebo: for a gate, a stage, or a mixer with start: identity; remove it")
+        if self.placebo and self.options.get("choice") == "uniform":
+            raise ValueError("placebo: with choice: uniform the shares depend on no image; remove one of the two")
         kinds = [branch.kind for branch in self.alternatives]
         if self.kind == GENERAL and not kinds:
             raise ValueError("branches: at least one besides none")
@@ -82,7 +87,7 @@ class Placed(Config):
 
     def arguments(self) -> dict[str, Any]:
         """As JSON keeps it: all keys that say something."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, exclude=None if self.placebo else {"placebo"})
 
     def matching(self, names: Sequence[str]) -> list[str]:
         """Those of the module names that `places` means.

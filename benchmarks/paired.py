@@ -1,0 +1,45 @@
+"""Paired differences over seeds: the mean with its interval, and what may be claimed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences with its 95 % interval by Student's t.
+
+    Attributes:
+        low, high: not finite with one pair.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Something is claimed only where the interval excludes 0."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no difference seen"
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Of ours - theirs, pair by pair.
+
+    Raises:
+        ValueError: the numbers of values differ, or there are none.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"{len(ours)} and {len(theirs)} values are no pairs")
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    mean, count = float(differences.mean()), len(differences)
+    if count == 1:
+        return Difference(mean, -np.inf, np.inf)
+    half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
+    return Difference(mean, mean - half, mean + half)
