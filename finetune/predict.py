@@ -27,6 +27,7 @@ from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
 from finetune.data.reading import PHOTOS, Reading
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
+from finetune.tiling.tiles import Tiling
 from pretrain.core.files import kind_of_special, read_bytes, read_text, write_json
 from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
@@ -67,6 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-pictures", action="store_true")
     parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="predict large images in squares of this side, and merge the results"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="PIXELS",
+        help="that neighbouring tiles share: the size of an object (default: a quarter of --tile)",
+    )
+    parser.add_argument(
         "--range",
         type=float,
         nargs=2,
@@ -78,13 +88,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--range {chosen.range[0]:g} {chosen.range[1]:g}: expected LOW < HIGH")
     if chosen.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {chosen.batch_size}")
+    if chosen.overlap is not None and chosen.tile is None:
+        parser.error("--overlap is that of tiles: give --tile")
     try:
+        tiling = None
+        if chosen.tile is not None:
+            tiling = Tiling(chosen.tile, chosen.tile // 4 if chosen.overlap is None else chosen.overlap)
         files = find_images(chosen.images)
         ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
         from finetune.release import open_task
         from pretrain.core.device import find_device
 
         task, record = open_task(chosen.task)
+        if tiling is not None and task.config.name == "classification":
+            raise ValueError("--tile: a classifier has one answer for an image; predict it without tiles")
         value_range = recorded_range(record) if chosen.range is None else (chosen.range[0], chosen.range[1])
         how = Reading(task.bare_backbone.in_chans, recorded_orientation(record), value_range, chosen.max_pixels)
         _check_depth(files, how)
@@ -108,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             pictures=not chosen.no_pictures,
             reading=how,
             channels=record.get("picture_channels"),
+            tiling=tiling,
         )
     except OSError as error:
         print(f"fovea predict: {out}: cannot be written: {error}", file=sys.stderr)
@@ -198,12 +216,14 @@ def predict(
     pictures: bool = True,
     reading: Reading = PHOTOS,
     channels: Sequence[int] | None = None,
+    tiling: Tiling | None = None,
 ) -> list[tuple[Path, str]]:
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`.
 
     Args:
         reading: of the files; predictions refer to the photo as it is read, upright or stored.
         channels: those of the pictures, see `Example.as_picture`.
+        tiling: images are predicted in tiles, `batch_size` of them at once.
     """
     from finetune.predictor import Predictor
 
@@ -216,8 +236,12 @@ def predict(
         given = list(_chosen_ids(list(names), ids))
     elif task.config.name == "detection":  # COCO's ids are numbers
         given = list(range(1, len(names) + 1))
-    for examples in _batches(files, names, batch_size, given, reading, failed):
-        for example, prediction in zip(examples, predictor.predict_examples(examples), strict=True):
+    for examples in _batches(files, names, batch_size if tiling is None else 1, given, reading, failed):
+        if tiling is None:
+            predicted = predictor.predict_examples(examples)
+        else:
+            predicted = [predictor.predict_tiled(example, tiling, batch_size=batch_size) for example in examples]
+        for example, prediction in zip(examples, predicted, strict=True):
             found = prediction.as_json(example.id, task.classes)
             rows += found if isinstance(prediction, Detected) else [found]
             height, width = example.image.shape[:2]

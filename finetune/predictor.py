@@ -12,6 +12,9 @@ from finetune.data.batches import move
 from finetune.data.examples import Example
 from finetune.predictions import Classes, Prediction
 from finetune.tasks.base import Task
+from finetune.tasks.pixels import PixelTask
+from finetune.tiling.tiled import tiled_map, tiled_objects
+from finetune.tiling.tiles import Tiling
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.pixels import ImageInput, to_images, to_pixels
 from pretrain.data.views.values import recorded_range
@@ -42,19 +45,43 @@ class Predictor:
         """The names of the classes, in the order of the labels."""
         return self.task.classes
 
-    def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 8) -> list[Prediction]:
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 8, tiling: Tiling | None = None
+    ) -> list[Prediction]:
         """A prediction per image, in the coordinates of that image: `Classified`, `Detected`, `ClassMap` or `DepthMap`.
 
         Args:
             images: see `pretrain.data.views.pixels.to_images`.
+            tiling: of large images, see `predict_tiled`.
 
         Raises:
-            ValueError: an image cannot be read, or has other channels.
+            ValueError: an image cannot be read, or has other channels, or the task has no predictions of tiles.
         """
         pixels = to_images(images, *self._reading)
         examples = [Example(number, "", image, None) for number, image in enumerate(pixels)]
+        if tiling is not None:
+            return [self.predict_tiled(example, tiling, batch_size=batch_size) for example in examples]
         groups = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
         return [prediction for group in groups for prediction in self.predict_examples(group)]
+
+    def predict_tiled(self, example: Example, tiling: Tiling, *, batch_size: int = 8) -> Prediction:
+        """The prediction of a large image from its tiles, `batch_size` of them at once.
+
+        Each object is found once; outputs of maps are averaged where tiles overlap.
+
+        Raises:
+            ValueError: a classifier, which has one answer for an image and none for a tile.
+        """
+        if self.name == "detection":
+            return tiled_objects(example, tiling, self.predict_examples, batch_size)
+        if isinstance(self.task, PixelTask):
+            return tiled_map(example, tiling, self.task, self._scores, batch_size)
+        raise ValueError(f"tiles are for detection, segmentation and depth; {self.name} has one answer for an image")
+
+    def _scores(self, examples: Sequence[Example]) -> list[torch.Tensor]:
+        assert isinstance(self.task, PixelTask)
+        batch = self.task.collate([self._transform(example) for example in examples])
+        return self.task.scores(move(batch, self.device))
 
     @torch.no_grad()
     def predict_examples(self, examples: Sequence[Example]) -> Sequence[Prediction]:

@@ -16,7 +16,7 @@ from finetune.report.maps import depth_picture
 from finetune.tasks.configs.depth import DepthConfig
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.pixel_heads import build_reader
-from finetune.tasks.pixels import PixelTask, PixelTrain, original_sizes
+from finetune.tasks.pixels import PixelTask, PixelTrain
 from pretrain.models.export.outputs import ExportOutput
 
 
@@ -59,11 +59,16 @@ class Depth(PixelTask):
         return (without_padding(metres, images.shape[2:], self.dense.strides[0]),)
 
     def predict(self, batch: dict[str, Any]) -> list[DepthMap]:
-        found = []
-        for image, size in zip(batch["image"], original_sizes(batch), strict=True):
-            metres = self.over_image(image, probabilities=False)
-            found.append(DepthMap(resize(metres[None], size)[0, 0].float().cpu().numpy()))
-        return found
+        return [DepthMap(self.values(scores)) for scores in self.scores(batch)]
+
+    def map_of(self, image: Tensor) -> Tensor:
+        return self.over_image(image, probabilities=False)
+
+    def values(self, scores: Tensor) -> np.ndarray:
+        return scores[0].float().cpu().numpy()
+
+    def as_prediction(self, values: np.ndarray) -> DepthMap:
+        return DepthMap(values)
 
     def metric(self, examples: Examples) -> DepthMetric:
         config = self.config

@@ -15,7 +15,8 @@ from finetune.data.examples import Example
 from finetune.data.transforms.dense import DenseEval, DenseTrain
 from finetune.dense.blocks import four_blocks
 from finetune.dense.build import dense_backbone
-from finetune.predictions import Classes
+from finetune.heads.pixels.dense_parts import resize
+from finetune.predictions import Classes, Prediction
 from finetune.tasks import sliding
 from finetune.tasks.base import Task
 from finetune.tasks.opened import OpenedBackbone
@@ -94,6 +95,24 @@ class PixelTask(Task):
 
     def eval_transform(self) -> PixelEval:
         return PixelEval(DenseEval(self.config.resize))
+
+    def map_of(self, image: Tensor) -> Tensor:
+        """The output of one image [C, H, W] that a prediction is read from: [K, h, w]."""
+        raise NotImplementedError
+
+    def values(self, scores: Tensor) -> np.ndarray:
+        """The map [h, w] of a prediction, of outputs [K, h, w] at the size of the image."""
+        raise NotImplementedError
+
+    def as_prediction(self, values: np.ndarray) -> Prediction:
+        """A map [H, W] of `values` as a prediction."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def scores(self, batch: dict[str, Any]) -> list[Tensor]:
+        """The outputs [K, h, w] of each image of a batch of `PixelEval`, at its own size."""
+        pairs = zip(batch["image"], original_sizes(batch), strict=True)
+        return [resize(self.map_of(image)[None], size)[0].float() for image, size in pairs]
 
     def over_image(self, image: Tensor, *, probabilities: bool) -> Tensor:
         """The output of one image [C, H, W] by the protocol of the section: [K, H, W]; see `sliding`."""

@@ -63,9 +63,17 @@ class Segmentation(PixelTask):
     def predict(self, batch: dict[str, Any]) -> list[ClassMap]:
         found = []
         for image, size in zip(batch["image"], original_sizes(batch), strict=True):
-            scores = self.over_image(image, probabilities=self.head.gives_logits)
-            found.append(ClassMap(sliding.most_likely(scores, size).to(torch.uint8).cpu().numpy()))
+            found.append(ClassMap(sliding.most_likely(self.map_of(image), size).to(torch.uint8).cpu().numpy()))
         return found
+
+    def map_of(self, image: Tensor) -> Tensor:
+        return self.over_image(image, probabilities=self.head.gives_logits)
+
+    def values(self, scores: Tensor) -> np.ndarray:
+        return scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    def as_prediction(self, values: np.ndarray) -> ClassMap:
+        return ClassMap(values)
 
     def metric(self, examples: Examples) -> SegmentationMetric:
         return SegmentationMetric(self.classes, protocol=self.inference_protocol())

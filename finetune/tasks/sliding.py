@@ -13,25 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.heads.pixels.dense_parts import resize
+from pretrain.core.images import window_starts
 
 WINDOWS_AT_ONCE = 8
 CHANNELS_AT_ONCE = 16
 
 Dense = Callable[[Tensor], Tensor]
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Starts of the windows along a side: every `stride`, the last one moved back to end with the side.
-
-    Raises:
-        ValueError: the stride is not within 1 to the window, so that pixels would be skipped.
-    """
-    if not 1 <= stride <= window:
-        raise ValueError(f"a stride of {stride} with windows of {window} pixels; it must be within 1 to {window}")
-    if length <= window:
-        return [0]
-    count = -(-(length - window) // stride) + 1
-    return [min(i * stride, length - window) for i in range(count)]
 
 
 def slide(dense: Dense, image: Tensor, *, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -56,7 +43,7 @@ def slide(dense: Dense, image: Tensor, *, window: tuple[int, int], stride: tuple
         for (top, left), output in zip(some, outputs, strict=True):
             total[:, top : top + size[0], left : left + size[1]] += output
     assert total is not None
-    covered = [_cover(tops, size[0], height), _cover(lefts, size[1], width)]
+    covered = [cover(tops, size[0], height), cover(lefts, size[1], width)]
     return total.div_((covered[0][:, None] * covered[1]).to(total.device))
 
 
@@ -99,16 +86,16 @@ def most_likely(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return classes
 
 
-def _scaled(image: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return image
-    size = tuple(max(round(length * scale), 1) for length in image.shape[2:])
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _cover(starts: Sequence[int], size: int, length: int) -> Tensor:
+def cover(starts: Sequence[int], size: int, length: int) -> Tensor:
     """Number of windows that cover each pixel of a side, float32 [length]."""
     counts = torch.zeros(length)
     for start in starts:
         counts[start : start + size] += 1
     return counts
+
+
+def _scaled(image: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return image
+    size = tuple(max(round(length * scale), 1) for length in image.shape[2:])
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -33,3 +33,17 @@ def range_problems(given: ValueRange | None, channels: int, *, model: str = "mod
     if len(pairs) not in (1, channels):
         return [f"data.range: {len(pairs)} pairs for {model} {channels}"]
     return []
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Starts of the windows along a side: every `stride`, the last one moved back to end with the side.
+
+    Raises:
+        ValueError: the stride is not within 1 to the window, so that pixels would be skipped.
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(f"a stride of {stride} with windows of {window} pixels; it must be within 1 to {window}")
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // stride) + 1
+    return [min(i * stride, length - window) for i in range(count)]

@@ -37,6 +37,25 @@ def decode_one(rle: Rle) -> np.ndarray:
     return coco.decode(rle)
 
 
+def placed(rle: Rle, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+    """The mask of a part of an image, whose (top, left) is `corner`, as one of the image of `size`, (height, width)."""
+    part, (top, left), (height, width) = decode_one(rle), corner, size
+    columns = np.zeros((height, part.shape[1]), dtype=np.uint8, order="F")
+    columns[top : top + part.shape[0]] = part
+    flat = columns.ravel("F")
+    runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])).tolist()
+    runs = [0, *runs] if flat[0] else runs
+    runs[0] += left * height
+    rest = (width - left - part.shape[1]) * height
+    runs = [*runs[:-1], runs[-1] + rest] if len(runs) % 2 else [*runs, rest]
+    return _text(coco.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+
+
+def union(rles: Sequence[Rle]) -> Rle:
+    """The pixels of any of the masks of one image."""
+    return _text(coco.merge(list(rles)))
+
+
 def areas(rles: Sequence[Rle]) -> np.ndarray:
     """Pixels of each mask, float32 [n]."""
     return np.asarray(coco.area(list(rles)) if rles else [], dtype=np.float32)

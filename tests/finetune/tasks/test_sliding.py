@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.tasks.sliding import most_likely, over_scales, slide, window_starts
+from finetune.tasks.sliding import most_likely, over_scales, slide
+from pretrain.core.images import window_starts
 
 
 def pixelwise(images: Tensor) -> Tensor:
