@@ -63,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("source", type=Path, help="folder of images, or .csv with a column filename [label, class_name]")
     add.add_argument("out", type=Path, help="folder for the shards")
     add.add_argument("--name", default="train", help="shards are NAME-000000.tar ... (default: train)")
-    add.add_argument(
+    sides = add.add_mutually_exclusive_group()
+    sides.add_argument(
         "--size", type=_positive, metavar="N", help="shrink to a shorter side of N pixels (default: keep bytes)"
+    )
+    sides.add_argument("--tile", type=_positive, metavar="N", help="cut into squares of N pixels, each a sample")
+    add.add_argument(
+        "--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share (default: 0)"
     )
     add.add_argument(
         "--quality", type=int, choices=range(1, 101), default=90, metavar="1..100", help="of resized JPEG, WebP"
@@ -151,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.overlap < (arguments.tile or 1):
+        raise ValueError(f"--overlap {arguments.overlap}: must be 0 or more and less than --tile")
     settings = WriteSettings(
         name=arguments.name,
         size=arguments.size,
@@ -162,6 +169,8 @@ def _write(arguments: argparse.Namespace) -> int:
         strict=arguments.strict,
         max_pixels=arguments.max_pixels,
         pages=arguments.pages,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
     )
     start = time.monotonic()
     with _progress() as progress:
@@ -196,8 +205,9 @@ def _report_written(written: Written, out: Path, settings: WriteSettings, second
         labels = f"{len(written.classes)} classes" if written.classes else "integer labels"
         labels += f", {written.unlabelled} images without a label" if written.unlabelled else ""
     resumed = f", {written.resumed} of them written before" if written.resumed else ""
+    what = "images" if settings.tile is None else "tiles"
     print(
-        f"{written.samples} images in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
+        f"{written.samples} {what} in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
         f"{len(written.skipped)} skipped, {seconds:.1f} s: {out / settings.name}-*.tar"
     )
     deep = look_at_values(Dataset.open(written.shards))

@@ -145,19 +145,19 @@ def decode_npy(
     return values.copy() if value_range is None else _in_range(values, value_range)
 
 
-def image_values(data: bytes) -> tuple[str, np.ndarray]:
+def image_values(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, np.ndarray]:
     """(kind, values [H, W, C] as stored) of a file of any kind; of photos of 8 bits, RGB.
 
     Raises:
         DecodeError: it cannot be used.
     """
-    stored = read_stored(data)
+    stored = read_stored(data, max_pixels)
     if stored is not None:
         return stored.kind, stored.values
     if is_16_bit_png(data):
-        return "16-bit PNG", _read_16_bit_png(data)
+        return "16-bit PNG", _read_16_bit_png(data, max_pixels)
     if not data.startswith(npy.MAGIC_PREFIX):
-        return "8-bit image", decode_image(data, 3, "stored")
+        return "8-bit image", decode_image(data, 3, "stored", max_pixels=max_pixels)
     dtype, shape, fortran_order, start = _npy_header(data)
     if (
         str(dtype) not in ARRAY_TYPES

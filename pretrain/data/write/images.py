@@ -7,7 +7,8 @@ training could not decode (decode.py) is refused.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -15,12 +16,14 @@ from PIL import Image
 
 from pretrain.core.images import MAX_PIXELS
 from pretrain.data.formats.read import read_stored
-from pretrain.data.formats.stored import DecodeError, SeveralPagesError, check_size
-from pretrain.data.views.decode import decode_image, open_header, reduction
+from pretrain.data.formats.stored import DecodeError, SeveralPagesError, Stored, check_size
+from pretrain.data.views.decode import decode_image, image_values, open_header, reduction
 from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
-from pretrain.data.views.values import ARRAY_TYPES
+from pretrain.data.views.values import ARRAY_TYPES, is_16_bit_png, png_size
 
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+# By the format that PIL finds.
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}  # of PIL, by extension
 _NPY = b"\x93NUMPY"
 
 # What several pages of one file are.
@@ -42,21 +45,30 @@ def prepare(
     whose `pages` are channels and a DICOM become a PNG if they are gray or RGB of 8 bits, else npy.
     UnreadableImageError has the reason why it cannot be used.
     """
+    with refusals(data):
+        if data.startswith(_NPY):
+            return "npy", _prepare_array(data, size, max_pixels)
+        return (
+            _prepare_stored(data, size, max_pixels, pages)
+            or _prepare_deep_colours(data, size, max_pixels)
+            or _prepare_image(data, size, quality, max_pixels)
+        )
+
+
+@contextmanager
+def refusals(data: bytes) -> Iterator[None]:
+    """Every error of reading `data` as an `UnreadableImageError` with the reason."""
     if not data:
         raise UnreadableImageError("empty file")
     try:
-        if data.startswith(_NPY):
-            return "npy", _prepare_array(data, size, max_pixels)
-        return _prepare_stored(data, size, max_pixels, pages) or _prepare_image(data, size, quality, max_pixels)
+        yield
     except UnreadableImageError:
         raise
     except DecodeError as error:
         if str(error).startswith("too large"):
             raise UnreadableImageError(str(error)) from error
         raise UnreadableImageError(f"cannot be decoded: {error}") from error
-    except (
-        Exception
-    ) as error:  # a decoder raises errors of any type on hostile bytes: OSError, struct.error, IndexError, zlib.error
+    except Exception as error:  # a decoder raises errors of any type on hostile bytes
         raise UnreadableImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
@@ -99,7 +111,7 @@ def _prepare_image(data: bytes, size: int | None, quality: int, max_pixels: int)
     scale = 1 if size is None else reduction(data, size, max_pixels)
     image = open_image(data, max_pixels, scale)
     assert image.format is not None
-    extension = _EXTENSIONS[image.format]
+    extension = EXTENSIONS[image.format]
     if extension == "jpg":  # PIL accepts damaged pixels silently
         pixels = decode_image(data, 1 if image.mode == "L" else 3, "stored", max_pixels=max_pixels, scale=scale)
         image = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
@@ -110,12 +122,7 @@ def _prepare_image(data: bytes, size: int | None, quality: int, max_pixels: int)
         return extension, data
     image = _resize(image, size, orientation)
     out = io.BytesIO()
-    if extension == "jpg":
-        image.save(out, "JPEG", quality=quality)
-    elif extension == "webp":
-        image.save(out, "WEBP", quality=quality)
-    else:
-        image.save(out, "PNG")
+    image.save(out, FORMATS[extension], **({} if extension == "png" else {"quality": quality}))
     return extension, out.getvalue()
 
 
@@ -137,38 +144,68 @@ def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
 
 def _prepare_array(data: bytes, size: int | None, max_pixels: int) -> bytes:
     array = open_array(data, max_pixels)
-    _check_finite(array)
+    check_finite(array)
     if size is None or min(array.shape[:2]) <= size:
-        return data if array.flags.c_contiguous else _saved(array)  # Fortran order is not read for training
-    return _saved(_resize_array(array, size))
+        return data if array.flags.c_contiguous else encoded(array, "npy")  # Fortran order is not read for training
+    return encoded(_resize_array(array, size), "npy")
 
 
 def _prepare_stored(data: bytes, size: int | None, max_pixels: int, pages: Pages) -> tuple[str, bytes] | None:
     """Of a file of `read_stored`; None for another."""
-    kept = True
-    try:
-        stored = read_stored(data, max_pixels)
-    except SeveralPagesError:
-        if pages == "refuse":
-            raise
-        stored, kept = read_stored(data, max_pixels, pages_are_channels=True), False
+    stored, kept = read_pages(data, max_pixels, pages)
     if stored is None:
         return None
-    _check_finite(stored.values)
     orientation = read_orientation(data)
     small = size is None or min(stored.values.shape[:2]) <= size
     if kept and stored.extension and small and (size is None or orientation == UPRIGHT):
         return stored.extension, data
     values = upright(stored.values, orientation)
     values = values if small or size is None else _resize_array(values, size)
-    if values.dtype == np.uint8 and values.shape[2] == stored.colours:
-        out = io.BytesIO()
-        Image.fromarray(values[..., 0] if stored.colours == 1 else values).save(out, "PNG")
-        return "png", out.getvalue()
-    return "npy", _saved(values)
+    extension = extension_of(values, stored.colours)
+    return extension, encoded(values, extension)
 
 
-def _check_finite(array: np.ndarray) -> None:
+def _prepare_deep_colours(data: bytes, size: int | None, max_pixels: int) -> tuple[str, bytes] | None:
+    """A PNG of colours in 16 bits that is to be smaller, as npy: PIL would keep 8 bits of it. None for another file."""
+    if size is None or not is_16_bit_png(data) or min(png_size(data)) <= size:
+        return None
+    _, values = image_values(data, max_pixels)
+    if values.shape[2] == 1:
+        return None
+    return "npy", encoded(_resize_array(upright(values, read_orientation(data)), size), "npy")
+
+
+def read_pages(data: bytes, max_pixels: int, pages: Pages) -> tuple[Stored | None, bool]:
+    """`read_stored`, and whether the file is one image as it is, not one of several pages."""
+    try:
+        stored, single = read_stored(data, max_pixels), True
+    except SeveralPagesError:
+        if pages == "refuse":
+            raise
+        stored, single = read_stored(data, max_pixels, pages_are_channels=True), False
+    if stored is not None:
+        check_finite(stored.values)
+    return stored, single
+
+
+def extension_of(values: np.ndarray, colours: int) -> str:
+    """Of the member that keeps values [H, W, C]: png for gray and RGB of 8 bits, else npy."""
+    return "png" if values.dtype == np.uint8 and values.shape[2] == colours else "npy"
+
+
+def encoded(values: np.ndarray, extension: str, quality: int = 90) -> bytes:
+    """Values [H, W, C] or [H, W] as a file: npy, png, jpg or webp of `quality`."""
+    out = io.BytesIO()
+    if extension == "npy":
+        np.save(out, np.ascontiguousarray(values))
+        return out.getvalue()
+    image = Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
+    image.save(out, FORMATS[extension], **({} if extension == "png" else {"quality": quality}))
+    return out.getvalue()
+
+
+def check_finite(array: np.ndarray) -> None:
+    """Refuse NaN."""
     if array.dtype == np.float32 and np.isnan(array).any():
         raise UnreadableImageError("holds NaN")
 
@@ -189,12 +226,6 @@ def _resize_channel(values: np.ndarray, target: tuple[int, int]) -> np.ndarray:
         return resized
     limits = np.iinfo(values.dtype)
     return resized.round().clip(limits.min, limits.max).astype(values.dtype)
-
-
-def _saved(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.save(out, np.ascontiguousarray(array))
-    return out.getvalue()
 
 
 def _target(width: int, height: int, size: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.views.decode import reduction
 from pretrain.data.write.images import Pages, UnreadableImageError, prepare
 from pretrain.data.write.sources import ImageSource, Sources, find_sources
+from pretrain.data.write.tiles import cut
 
 _STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
 _VERSION = 4  # of the plan: raised when the same files and arguments would give other shards
@@ -46,6 +47,7 @@ class WriteSettings:
     labels: "auto" or "none" (see `find_sources`). strict: an unreadable file is an error, not an entry in skipped.txt.
     max_pixels: a larger image is skipped; with a size, a JPEG is decoded at a smaller scale where that fits.
     pages: of a TIFF or DICOM of several pages, "refuse" skips it.
+    tile: side of the squares that an image is cut into, each a sample; overlap: pixels that neighbours share.
     """
 
     name: str = "train"
@@ -58,6 +60,8 @@ class WriteSettings:
     strict: bool = False
     max_pixels: int = MAX_PIXELS
     pages: Pages = "refuse"
+    tile: int | None = None
+    overlap: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,13 +216,14 @@ def _claim(out: Path, settings: WriteSettings, sources: Sources) -> None:
     ours = {"version": _VERSION} | asdict(settings)
     ours |= {"files": len(sources.files), "sha256 of names, sizes and labels": listing.hexdigest()}
     del ours["strict"]
+    defaults = asdict(WriteSettings())  # what an earlier version did not record, it did not have
     path = out / _STATE / f"{settings.name}.json"
     if path.exists():
         theirs = json.loads(path.read_bytes())
         differ = [
-            f"{key}: {theirs.get(key)!r} there, {value!r} now"
+            f"{key}: {theirs.get(key, defaults.get(key))!r} there, {value!r} now"
             for key, value in ours.items()
-            if theirs.get(key) != value
+            if theirs.get(key, defaults.get(key)) != value
         ]
         if differ:
             raise ValueError(
@@ -242,10 +247,11 @@ def _plan(sources: Sources, settings: WriteSettings) -> list[list[ImageSource]]:
     if settings.shuffle_seed is not None:
         files = sorted(files, key=partial(_shuffle_key, seed=settings.shuffle_seed))
     per_shard = settings.samples_per_shard
-    if per_shard is None and settings.size is not None:
+    if per_shard is None and (settings.size is not None or settings.tile is not None):
         probe = files[:: max(1, len(files) // _PROBED)][:_PROBED]
-        kept = [len(data) for file in probe if not isinstance(data := _load(sources.root, file, settings)[1], str)]
-        per_sample = sum(map(_cost, kept)) / max(1, len(kept)) + 1024
+        loaded = (_load(sources.root, file, settings)[0] for file in probe)
+        kept = [sum(_cost(len(data)) + 512 for _, data in some) for some in loaded if not isinstance(some, str)]
+        per_sample = sum(kept) / max(1, len(kept)) + 512
         per_shard = max(1, int(settings.shard_size / per_sample))
     if per_shard is not None:
         return [files[i : i + per_shard] for i in range(0, len(files), per_shard)]
@@ -270,21 +276,23 @@ def _cost(length: int) -> int:
     return 512 + -(-max(0, length) // 512) * 512
 
 
-def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[str, bytes | str, int]:
-    """(extension, bytes to store, scale of its decoding), or ("", why not, 1)."""
+def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[list[tuple[str, bytes]] | str, int]:
+    """(name, bytes to store) of an image or its tiles, or why there is none; and the scale of its decoding."""
     if file.size > _MAX_FILE:
-        return "", f"too large: {file.size} bytes", 1
+        return f"too large: {file.size} bytes", 1
+    limits = {"quality": settings.quality, "max_pixels": settings.max_pixels, "pages": settings.pages}
     try:
         data = read_bytes(root / file.name)
-        limit = settings.max_pixels
-        extension, stored = prepare(
-            data, size=settings.size, quality=settings.quality, max_pixels=limit, pages=settings.pages
-        )
-        return extension, stored, 1 if settings.size is None else reduction(data, settings.size, limit)
+        if settings.tile is not None:
+            tiles = cut(data, tile=settings.tile, overlap=settings.overlap, **limits)
+            return [(f"{file.key}/{place}.{extension}", stored) for place, extension, stored in tiles], 1
+        extension, stored = prepare(data, size=settings.size, **limits)
+        scale = 1 if settings.size is None else reduction(data, settings.size, settings.max_pixels)
+        return [(f"{file.key}.{extension}", stored)], scale
     except UnreadableImageError as error:
-        return "", str(error), 1
+        return str(error), 1
     except OSError as error:
-        return "", f"cannot be read: {error.strerror}", 1
+        return f"cannot be read: {error.strerror}", 1
 
 
 def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, settings: WriteSettings) -> ShardReceipt:
@@ -296,16 +304,17 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
     with replacing_file(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for item in files:
-                extension, data, scale = _load(root, item, settings)
-                if isinstance(data, str):
+                loaded, scale = _load(root, item, settings)
+                if isinstance(loaded, str):
                     if settings.strict:
-                        raise ValueError(f"{root / item.name}: {data} (--strict)")
-                    skipped.append((item.name, data))
+                        raise ValueError(f"{root / item.name}: {loaded} (--strict)")
+                    skipped.append((item.name, loaded))
                     continue
-                _add(tar, f"{item.key}.{extension}", data)
-                if item.label is not None:
-                    _add(tar, f"{item.key}.cls", str(item.label).encode())
-                samples += 1
+                for name, data in loaded:
+                    _add(tar, name, data)
+                    if item.label is not None:
+                        _add(tar, f"{name.rpartition('.')[0]}.cls", str(item.label).encode())
+                samples += len(loaded)
                 if scale > 1:
                     reduced.append((item.name, scale))
         receipt = ShardReceipt(shard, samples, file.tell(), skipped, reduced)
