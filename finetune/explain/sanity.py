@@ -9,7 +9,7 @@ Mahoney 2021, "Implicit self-regularization in deep neural networks").
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +44,19 @@ class Sanity:
 
 
 def check(
-    subject: Subject, images: Tensor, aims: Sequence[Aim], methods: dict[str, Maps], *, seed: int
+    subject: Subject,
+    images: Tensor,
+    aims: Sequence[Aim],
+    methods: dict[str, Maps],
+    before: Mapping[str, Tensor],
+    *,
+    seed: int,
 ) -> dict[str, Sanity]:
-    """The sanity of each map, {name: (subject, aims) -> maps [b, rows, columns] of `images`}."""
-    before = {name: compute(subject, aims) for name, compute in methods.items()}
+    """The sanity of each map.
+
+    Args:
+        methods: by name, (subject, aims) -> maps [b, rows, columns] of `images`. before: those of the given weights.
+    """
     ratio = learned(subject.network, seed=seed)
     found: dict[str, list[tuple[str, float]]] = {name: [] for name in methods}
     for stage, changed in randomized(subject, seed=seed):

@@ -115,7 +115,7 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
     study = Study(subject, images, plan.seed)
     numbers: dict[str, dict[str, list[float]]] = {}
     methods = {name: name for name in plan.methods}
-    first: tuple[list[Tensor], list[Aim]] = [], []
+    first: list[tuple[Tensor, Sequence[Aim], dict[str, Tensor]]] = []
     steps = measures.QUICK_STEPS if plan.quick else measures.STEPS
     for batch, aims, chosen in _batches(study, plan, device):
         maps: dict[str, Tensor] = {}
@@ -132,9 +132,10 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
             maps[name] = baseline(name, batch, places, subject.cells, seed=plan.seed)
         examples = [images[number] for number in places]
         regions = [images.region(subject, one, aim) for one, aim in zip(examples, aims, strict=True)]
+        faithful = measures.faithfulness(subject, batch, aims, maps, steps=steps)
         for name, values in maps.items():
             found = numbers.setdefault(name, {key: [] for key in ("deletion", "insertion", "pointing", "mass", "area")})
-            deleted, inserted = measures.faithfulness(subject, batch, aims, values, steps=steps)
+            deleted, inserted = faithful[name]
             found["deletion"] += deleted.tolist()
             found["insertion"] += inserted.tolist()
             found["pointing"] += measures.pointing(values, regions)
@@ -144,19 +145,20 @@ def explain(subject: Subject, images: ImageSet, plan: Plan, *, device: Any = "cp
         for i, (number, name, view) in enumerate(chosen):
             own = {key: values[i].numpy() for key, values in maps.items()}
             study.explained.append(Explained(number, name, view, aims[i], regions[i], own, attention.get(i, {})))
-        if len(first[1]) < SANITY_IMAGES:
-            first[0].append(batch)
-            first[1].extend(aims)
+        if sum(len(given) for given, _, _ in first) < SANITY_IMAGES:
+            first.append((batch, aims, maps))
         say(f"{len(study.explained)} images explained")
-    if not first[1]:
+    if not first:
         why = f": {study.failed[0][0]}: {study.failed[0][1]}" if study.failed else ": the network gives no answer"
         raise NotExplainableError(f"none of the {len(images)} images can be explained{why}")
     checks: dict[str, Sanity] = {}
     if not plan.quick:
         say("weights are randomized")
-        some, aims = torch.cat(first[0])[:SANITY_IMAGES], first[1][:SANITY_IMAGES]
+        some = torch.cat([batch for batch, _, _ in first])[:SANITY_IMAGES]
+        aims = [aim for _, of_batch, _ in first for aim in of_batch][:SANITY_IMAGES]
         compute = {name: partial(_computed, METHODS[name].compute, some, plan) for name in methods}
-        checks = sanity.check(subject, some, aims, compute, seed=plan.seed)
+        before = {name: torch.cat([maps[name] for _, _, maps in first])[:SANITY_IMAGES] for name in methods}
+        checks = sanity.check(subject, some, aims, compute, before, seed=plan.seed)
     study.rows = _rows(numbers, checks, seed=plan.seed)
     study.area = mean_of(numbers["random"]["area"], seed=plan.seed)
     if plan.quick:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from finetune.data.examples import Example
 from finetune.data.transforms.images import EvalTransform
@@ -23,6 +22,7 @@ from finetune.predictions import Classes
 from finetune.tasks.base import Task
 from finetune.tasks.classification import Classification
 from finetune.tasks.opened import OpenedBackbone
+from pretrain.data.views.augment import blur
 from pretrain.models.backbones.contract import Backbone
 
 BLUR = 1 / 8  # standard deviation of the blur, of the shorter side: nothing is left to recognize
@@ -121,8 +121,8 @@ class Subject:
     def substrate(self, images: Tensor) -> Tensor:
         """The images with nothing left to see: blurred, [b, C, h, w]."""
         sigma = max(min(self.size) * BLUR, 1.0)
-        side = 2 * min(round(3 * sigma), (min(self.size) - 1) // 2) + 1
-        return gaussian_blur(images, [side, side], [sigma, sigma])
+        radius = min(round(3 * sigma), (min(self.size) - 1) // 2)
+        return blur(images, images.new_full((len(images), 1, 1, 1), sigma), radius)
 
     def follow(self, aims: Sequence[Aim]) -> Callable[[Tensor], Tensor]:
         """Images [b, C, h, w] -> their scores [b, 1]: the model that deletion and insertion follow."""

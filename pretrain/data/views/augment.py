@@ -169,7 +169,11 @@ def luma(x: Tensor) -> Tensor:
 
 def gaussian_blur(x: Tensor, sigma: Tensor, sigma_max: float) -> Tensor:
     """Separable Gaussian blur with one sigma <= sigma_max per image, in pixels; the image is mirrored at its edges."""
-    radius = min(math.ceil(_TAIL_SIGMAS * sigma_max - 0.5), x.shape[-2] - 1, x.shape[-1] - 1)
+    return blur(x, sigma, min(math.ceil(_TAIL_SIGMAS * sigma_max - 0.5), x.shape[-2] - 1, x.shape[-1] - 1))
+
+
+def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """`gaussian_blur` of images [k, C, H, W] with sigma [k, 1, 1, 1], up to `radius` pixels away, less than a side."""
     # On the CPU a depthwise convolution takes 1.5 to 3 times as long as adding up shifted images.
     return blur_by_shifts(x, sigma, radius) if x.device.type == "cpu" else blur_by_convolution(x, sigma, radius)
 
