@@ -1,4 +1,5 @@
-"""`fovea` with steps made longer by SLOW_SECONDS: a test can interrupt the run, and its numbers do not change.
+"""`fovea` whose first attempt has steps made longer by SLOW_SECONDS: a test can interrupt it, and its numbers do not
+change.
 
 HANG_AT: a rank and a batch, "1:6": in the first attempt this rank holds the GIL there forever.
 """
@@ -23,12 +24,12 @@ def main() -> int:
 
         def slowly(self: PretrainLoader) -> Iterator[Any]:
             rank, _, at = os.environ.get("HANG_AT", ":").partition(":")
-            hangs = rank == os.environ.get("RANK") and "SLURM_RESTART_COUNT" not in os.environ
+            first = "SLURM_RESTART_COUNT" not in os.environ
             for index, batch in enumerate(batches(self)):
-                if hangs and index == int(at):
+                if first and rank == os.environ.get("RANK") and index == int(at):
                     # PyDLL calls C with the GIL held; a read, unlike a sleep, continues after a signal.
                     ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
-                time.sleep(float(os.environ["SLOW_SECONDS"]))
+                time.sleep(float(os.environ["SLOW_SECONDS"]) if first else 0)
                 yield batch
 
         PretrainLoader.__iter__ = slowly

@@ -20,7 +20,8 @@ REAL = ["engine.name=deepspeed", "engine.zero_stage=1", "engine.device=cpu", "lo
 
 
 class RealRun(FakeRun):
-    """The run itself in place of the trainer of the tests, its steps made longer where something is to happen."""
+    """The run itself in place of the trainer of the tests, the steps of its first attempt made longer where something
+    is to happen to it."""
 
     def __init__(self, folder: Path, *, step_seconds: float = 0.0):
         super().__init__(folder, steps=STEPS)
@@ -41,7 +42,15 @@ class RealRun(FakeRun):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def limited(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> RealRun:
+    """A run longer than its time limit on n1 and n4, which the others leave alone: it waits while they compute."""
+    run = RealRun(tmp_path_factory.mktemp("limited"), step_seconds=6)
+    run.submit("--no-preflight", "--sbatch", "nodelist=n1,n4", minutes="2")
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, limited: RealRun) -> dict[str, str]:
     """Hashes of weights and optimizer states of a run that nothing happened to; with its preflight on the nodes."""
     run = RealRun(tmp_path_factory.mktemp("undisturbed"))
     job = run.submit(minutes="30")
@@ -60,9 +69,9 @@ def test_a_preempted_and_requeued_run_has_bitwise_the_same_weights(
     cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
 ):
     run = RealRun(tmp_path, step_seconds=0.3)
-    job = run.submit("--no-preflight", "--sbatch", "nodelist=n1,n2", minutes="30")
+    job = run.submit("--no-preflight", "--sbatch", "nodelist=n2,n3", minutes="30")
     wait_until(lambda: run.step >= 3, "3 steps", 300)
-    high = ["sbatch", "-p", "high", "-N", "2", "-w", "n1,n2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
+    high = ["sbatch", "-p", "high", "-N", "2", "-w", "n2,n3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"]
     subprocess.run(high, check=True, capture_output=True, timeout=LONG)
     cluster.wait(job, "COMPLETED")
     assert run.outcomes == ["preempted", "done"] and 3 <= run.rows("begin")[1]["step"] < STEPS
@@ -73,7 +82,7 @@ def test_a_run_whose_second_node_is_lost_has_bitwise_the_same_weights(
     cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
 ):
     run = RealRun(tmp_path, step_seconds=0.3)
-    job = run.submit("--no-preflight", minutes="30")
+    job = run.submit("--no-preflight", "--exclude", "n4", minutes="30")
     wait_until(lambda: run.step >= 6, "6 steps", 300)
     lost = run.rows("begin")[0]["nodes"][1]
     cluster.script("crash", lost)
@@ -102,13 +111,12 @@ def test_a_run_that_hangs_is_found_with_its_stacks_and_started_again(
 
 
 def test_a_run_longer_than_its_time_limit_has_bitwise_the_same_weights(
-    cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]
+    cluster: Cluster, limited: RealRun, undisturbed: dict[str, str]
 ):
-    run = RealRun(tmp_path, step_seconds=2)
-    job = run.submit("--no-preflight", minutes="1")
-    cluster.wait(job, "COMPLETED", seconds=900)
-    assert len(run.outcomes) > 1 and set(run.outcomes[:-1]) == {"time limit"}
-    assert_as(undisturbed, run)
+    cluster.wait(limited.job, "COMPLETED")
+    assert len(limited.outcomes) > 1 and set(limited.outcomes[:-1]) == {"time limit"}
+    assert limited.rows("begin")[1]["step"] > 0
+    assert_as(undisturbed, limited)
 
 
 def test_ranks_started_by_torchrun_end_the_same(cluster: Cluster, tmp_path: Path, undisturbed: dict[str, str]):
