@@ -43,6 +43,7 @@ def check(given: ConfigSource, overrides: Sequence[str] = (), *, world_size: int
     config = channels.with_range_of_source(config)
     if problems := channels.problems(config):
         raise ConfigError(source, problems)
+    config = channels.with_channel_names(config)
     train = _open(config, "train", None)
     val = _open(config, "val", train)
     if problems := config.task.class_problems(train.classes):

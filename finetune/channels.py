@@ -11,8 +11,10 @@ from typing import Any
 
 from finetune.config import FinetuneConfig
 from finetune.data.reading import Reading
+from pretrain.core.configlib import ConfigError
 from pretrain.core.files import read_text
-from pretrain.core.images import range_problems
+from pretrain.core.images import name_problems, range_problems
+from pretrain.data.channels import difference, with_names_beside
 from pretrain.data.views.values import recorded_range
 
 
@@ -22,6 +24,28 @@ def with_range_of_source(config: FinetuneConfig) -> FinetuneConfig:
         return config
     data = config.data.model_copy(update={"range": recorded_range(_record(config))})
     return config.model_copy(update={"data": data})
+
+
+def with_channel_names(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with the names of its channels: given, next to the images, or those of its source.
+
+    Raises:
+        ConfigError: two of these differ, or there is another number of them.
+    """
+    recorded, data = _record(config).get("channels"), config.data
+    try:
+        names = with_names_beside(data.channels, data.train.images)
+        names = with_names_beside(names, data.val.images)
+    except ValueError as error:
+        raise ConfigError("data", [str(error)]) from error
+    problem = None if names is None or recorded is None else difference(names, recorded)
+    if problem:
+        where = config.model.release or config.run_dir
+        raise ConfigError("data.channels", [f"{problem} as in {where}; give the images in that order"])
+    names = names or (None if recorded is None else tuple(recorded))
+    if problems := name_problems(names, in_chans(config), model="the backbone's channels"):
+        raise ConfigError("data", problems)
+    return config.model_copy(update={"data": data.model_copy(update={"channels": names})})
 
 
 def in_chans(config: FinetuneConfig) -> int:

@@ -137,6 +137,11 @@ class FinetuneDataConfig(Config):
         description="as in pretraining: [low, high] of stored values, or such a pair per channel; default: that of the "
         "source, if it is a release",
     )
+    channels: tuple[str, ...] | None = Field(
+        None,
+        description="names of the channels, in order, which releases record; default: channels.json next to the "
+        "images, or those of the source",
+    )
     max_pixels: Positive = Field(
         MAX_PIXELS, description="a larger image is unusable: a decoded one takes 3 bytes a pixel in its worker"
     )

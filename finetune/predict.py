@@ -33,6 +33,7 @@ from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.text import shown
+from pretrain.data.channels import difference, with_names_beside
 from pretrain.data.depths import measure_values
 from pretrain.data.formats.stored import DecodeError
 from pretrain.data.names import Names
@@ -77,6 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="that neighbouring tiles share: the size of an object (default: a quarter of --tile)",
     )
     parser.add_argument(
+        "--channels",
+        metavar="NAMES",
+        help="of the images, in order, separated by commas; default: channels.json in their folder; other than in "
+        "training are refused",
+    )
+    parser.add_argument(
         "--range",
         type=float,
         nargs=2,
@@ -104,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--tile: a classifier has one answer for an image; predict it without tiles")
         value_range = recorded_range(record) if chosen.range is None else (chosen.range[0], chosen.range[1])
         how = Reading(task.bare_backbone.in_chans, recorded_orientation(record), value_range, chosen.max_pixels)
+        _check_channels(chosen.images, chosen.channels, record.get("channels"))
         _check_depth(files, how)
         out, where = Path(chosen.out), find_device(chosen.device)
     except (ValueError, CheckpointError, OSError) as error:
@@ -162,6 +170,16 @@ def find_images(given: Sequence[str]) -> list[Path]:
         for file in inside:
             found.setdefault(_absolute(file), file)
     return list(found.values())
+
+
+def _check_channels(images: Sequence[str], given: str | None, trained: Sequence[str] | None) -> None:
+    """ValueError where the names of the images' channels are stated, and are not those of the training in order."""
+    if given is not None and trained is None:
+        raise ValueError("--channels: the task records no names of channels (data.channels) to compare with")
+    for where in images:
+        names = with_names_beside(None if given is None else tuple(given.split(",")), where)
+        if trained is not None and names is not None and (problem := difference(names, trained)):
+            raise ValueError(f"{where}: {problem} as in the training; give the images in that order")
 
 
 def _check_depth(files: Sequence[Path], how: Reading) -> None:

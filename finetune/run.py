@@ -224,7 +224,8 @@ class FinetuneRun:
         """How images are read and shown, for records."""
         how = channels.reading(self.config)
         shown = {"picture_channels": self.config.evaluate.picture_channels}
-        return {"orientation": how.of_photos, "range": how.value_range, **shown}
+        names = self.config.data.channels
+        return {"orientation": how.of_photos, "range": how.value_range, "channels": names, **shown}
 
     def _findings(self, limit: int) -> list[str]:
         found = []

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from pretrain.config import Plan, PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, ConfigSource, read_values, source_name, validate
+from pretrain.core.images import name_problems
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.failures import machine_failure
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
+from pretrain.data.channels import with_names_beside
 from pretrain.data.depths import look_at_values
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
@@ -33,6 +35,7 @@ def check(
     source = source_name(given)
     config = validate(PretrainConfig, as_resumed(read_values(given, overrides)), source=source)
     dataset = _open(source, "data.shards", config.data.shards, config.data.index)
+    config = _with_channel_names(config, source)
     if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
         members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")
         dots = any("." in extension for extension in dataset.extensions)
@@ -50,6 +53,16 @@ def check(
             problem = f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"
             raise ConfigError(source, [problem])
     return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
+
+
+def _with_channel_names(config: PretrainConfig, source: str) -> PretrainConfig:
+    try:
+        names = with_names_beside(config.data.channels, config.data.shards)
+    except ValueError as error:
+        raise ConfigError(source, [f"data.shards: {error}"]) from error
+    if problems := name_problems(names, config.model.in_chans, model="model.in_chans"):
+        raise ConfigError(source, problems)
+    return config.model_copy(update={"data": config.data.model_copy(update={"channels": names})})
 
 
 def _open(source: str, key: str, shards: str | list[str], index: str | None = None) -> Dataset:

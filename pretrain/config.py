@@ -17,6 +17,7 @@ from pretrain.core.images import (
     ChannelRule,
     Orientation,
     ValueRange,
+    name_problems,
     range_problems,
 )
 from pretrain.data.views.specs import ViewSpec, stacks
@@ -46,6 +47,10 @@ class DataConfig(Config):
         None,
         description="[low, high]: stored values that become black and white, or such a pair per channel; needed for "
         "images of more than 8 bits, whose bits are kept; `fovea data stats` measures them",
+    )
+    channels: tuple[str, ...] | None = Field(
+        None,
+        description="names of the channels, in order, which releases record; default: channels.json next to the shards",
     )
     max_pixels: Positive = Field(
         MAX_PIXELS, description="a larger image is a bad sample: a decoded one takes 3 bytes a pixel in its worker"
@@ -171,6 +176,7 @@ class PretrainConfig(Config):
                 found.append(f"data.{key}: give {channels} values (model.in_chans); `fovea data stats` measures them")
             elif given is not None and len(given) != channels:
                 found.append(f"data.{key}: {len(given)} values for model.in_chans {channels}")
+        found += name_problems(self.data.channels, channels, model="model.in_chans")
         return found + range_problems(self.data.range, channels)
 
     def _probe_problems(self) -> list[str]:

@@ -83,6 +83,7 @@ def from_run(run_dir: Path, out: Path, prune: Prune | None = None) -> str:
         "recipe": config.model_dump(mode="json"),
         "orientation": config.data.orientation,
         "range": config.data.range,
+        "channels": config.data.channels,
         "data": {"fingerprint": data["fingerprint"], "images": data["num_samples"]},
         "metrics": {"step": step, **_last_metrics(run_dir / "metrics.jsonl", step, config)},
         "commit": start["commit"],

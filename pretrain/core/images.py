@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 # Per channel of ImageNet's training images, pixels in [0, 1]; the default of most models.
@@ -33,6 +34,17 @@ def range_problems(given: ValueRange | None, channels: int, *, model: str = "mod
     if len(pairs) not in (1, channels):
         return [f"data.range: {len(pairs)} pairs for {model} {channels}"]
     return []
+
+
+def name_problems(given: Sequence[str] | None, channels: int, *, model: str) -> list[str]:
+    """Problems of `data.channels` for images of `channels`, which `model` names."""
+    if given is None:
+        return []
+    twice = sorted({name for name in given if given.count(name) > 1})
+    found = [f"data.channels: {', '.join(twice)} twice"] if twice else []
+    if len(given) != channels:
+        found.append(f"data.channels: {len(given)} names for {model} {channels}")
+    return found
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

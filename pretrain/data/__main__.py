@@ -20,7 +20,7 @@ from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
-from pretrain.data import statistics
+from pretrain.data import channels, statistics
 from pretrain.data.depths import look_at_values
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_PIXELS,
         metavar="N",
         help=f"skip larger images (default: {MAX_PIXELS}); with --size, JPEGs are decoded at 1/2 to 1/8 instead",
+    )
+    add.add_argument(
+        "--channels", metavar="NAMES", help=f"of the images, in order, separated by commas: written to {channels.FILE}"
     )
     add.add_argument(
         "--pages",
@@ -172,6 +175,8 @@ def _write(arguments: argparse.Namespace) -> int:
         tile=arguments.tile,
         overlap=arguments.overlap,
     )
+    names = None if arguments.channels is None else tuple(arguments.channels.split(","))
+    names = channels.with_names_beside(names, str(arguments.out))
     start = time.monotonic()
     with _progress() as progress:
         task = progress.add_task("writing shards", total=None)
@@ -184,6 +189,8 @@ def _write(arguments: argparse.Namespace) -> int:
             planned=lambda shards, files: progress.update(task, total=shards),
             done=lambda receipt: progress.advance(task),
         )
+    if names is not None:
+        write_json(arguments.out / channels.FILE, names)
     _report_written(written, arguments.out, settings, time.monotonic() - start)
     return 0
 
@@ -302,8 +309,8 @@ def _stats(arguments: argparse.Namespace) -> int:
     found = measured.as_json(fingerprint, value_range)
     if not measured.channels:
         raise ValueError(f"none of {measured.looked} images can be read")
-    for channels, content in found["by_channels"].items():
-        print(f"{content['images']} of {measured.looked} images have {channels} channels: {content['depth']}")
+    for number, content in found["by_channels"].items():
+        print(f"{content['images']} of {measured.looked} images have {number} channels: {content['depth']}")
         console().print(_channel_table(content))
         print(" ".join(f"data.{key}={json.dumps(value)}" for key, value in content["settings"].items()))
     if len(measured.channels) > 1:
