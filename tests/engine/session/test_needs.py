@@ -30,7 +30,12 @@ class Config:
             MachineError,
             ("ulimit -n: 70 open files, a rank needs", "raise it with `ulimit -n "),
         ),
-        ({"memory": 4 * 2**20}, MachineError, ("8.0 MiB of memory, 4.0 MiB are free", "data.prefetch=1 fits")),
+        (
+            {"memory": 420 * 2**20},
+            MachineError,
+            ("4 workers (416.0 MiB) x 2 batches of 1.0 MiB need 424.0 MiB of memory", "data.prefetch=1 fits"),
+        ),
+        ({"memory": 400 * 2**20}, MachineError, ("data.num_workers: 4 workers", "400.0 MiB are free; use fewer")),
         ({"disk": 3 * GIB}, DiskError, ("4 checkpoints need 4.0 GiB, 3.0 GiB are free", "checkpoint.keep=1 fits")),
     ],
 )

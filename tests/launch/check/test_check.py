@@ -72,9 +72,14 @@ PLANTED = {
         level="warning",
     ),
     "batches that exceed the memory": Planted(
-        ("data.prefetch: 8 workers x 40 batches", "of memory, 1.0 MiB are free", "data.prefetch=2 fits"),
+        ("data.prefetch: 8 workers (544.0 MiB) x 40 batches", "MiB are free", "data.prefetch=2 fits"),
         ["data.num_workers=8", "data.prefetch=40"],
-        {"memory": 2**20},
+        {"memory": 545 * 2**20},
+    ),
+    "workers that exceed the memory": Planted(
+        ("data.num_workers: 8 workers (544.0 MiB)", "500.0 MiB are free; use fewer"),
+        ["data.num_workers=8"],
+        {"memory": 500 * 2**20},
     ),
     "too few open files": Planted(("ulimit -n: 64", "ulimit -n 256"), ["data.num_workers=1"], {"open_files": 64}),
     "shared memory that not one batch each fits in": Planted(
