@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launch.lab.bench import Bench
 from launch.lab.kinds import GUARDED_BY, KINDS
+from launch.lab.kinds.limits import unmount_below
 from launch.lab.results import append, read_results, write_tables
 from launch.lab.trial import Trial
 from launch.lab.verdicts import EXECUTED, FAILED, HELD, BrokenPromiseError, Result
@@ -41,6 +42,7 @@ class Laboratory:
     def run(self, kind: str, number: int, seed: int, plants: Sequence[Sequence[str]] = ()) -> Result:
         """One trial, in an empty folder."""
         folder = self.place / f"{kind}-{number}-{seed}"
+        unmount_below(folder)  # of a laboratory that was killed
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         trial = Trial(kind, number, seed, folder, self.bench, plants)

@@ -27,12 +27,20 @@ def full_disk(trial: Trial) -> None:
         trial.done(trial.start("pretrain", trial.config, f"run_dir={disk / 'run'}"))
         trial.ended_as_undisturbed(disk / "run")
     finally:
-        _mount(["umount", "-l", str(disk)])
+        unmount_below(trial.folder)
 
 
 def can_mount() -> bool:
     """Whether this user may mount a file system."""
     return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
+def unmount_below(folder: Path) -> None:
+    """Unmount the file systems in `folder`."""
+    for line in Path("/proc/self/mounts").read_text("utf-8").splitlines():
+        place = Path(line.split()[1])
+        if folder in place.parents:
+            _mount(["umount", "-l", str(place)])
 
 
 def _mount(words: Sequence[str]) -> None:

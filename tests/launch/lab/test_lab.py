@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from launch.lab.command import Laboratory, main
 from launch.lab.kinds import GUARDED_BY, KINDS, Kind
+from launch.lab.kinds.limits import can_mount
 from launch.lab.plants import PROTECTIONS
 from launch.lab.results import read_results, write_tables
 from launch.lab.trial import Trial
@@ -71,6 +73,19 @@ def test_a_verdict_says_what_happened_and_a_replay_is_the_same_trial(
     assert laboratory.run("canary", 0, 0).verdict == EXECUTED
     first, again, other = (laboratory.run("broken", number, 5) for number in (1, 1, 2))
     assert first.verdict == SILENT and first.why == again.why != other.why
+
+
+def test_a_small_disk_that_a_killed_laboratory_left_is_unmounted(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+):
+    if not can_mount():
+        pytest.skip("needs the right to mount")
+    disk = laboratory.place / "left-0-0" / "disk"
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check=True)
+    monkeypatch.setitem(KINDS, "left", Kind("a fault", "a promise", lambda trial: None))
+    assert laboratory.run("left", 0, 0).verdict == HELD
+    assert not disk.parent.exists() and str(disk) not in Path("/proc/self/mounts").read_text()
 
 
 def test_every_protection_has_kinds_that_depend_on_it():
