@@ -1,4 +1,4 @@
-"""`python -m finetune CONFIG [key=value ...]`: check everything, then train, evaluate, report and release."""
+"""`fovea finetune CONFIG [key=value ...]`: check everything, then train, evaluate, report and release."""
 
 from __future__ import annotations
 

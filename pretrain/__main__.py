@@ -1,4 +1,4 @@
-"""`python -m pretrain CONFIG [key=value ...]`: check everything, then train."""
+"""`fovea pretrain CONFIG [key=value ...]`: check everything, then train."""
 
 from __future__ import annotations
 

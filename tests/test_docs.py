@@ -36,6 +36,14 @@ def test_files_modules_and_commands_that_are_named_are_there(page: Path):
         assert (word[0] or word[1]) in COMMANDS, f"{page.name} runs fovea {word}"
 
 
+def test_no_command_is_given_in_the_form_that_runs_a_file_of_the_current_folder():
+    for page in [*PAGES, *HEADERS, *(ROOT / "SLURM").iterdir()]:
+        text = page.read_text(encoding="utf-8")
+        given = re.findall(r"python3? -m (?:pretrain|finetune|launch)(?![\w.])", text)
+        assert not given or page.name == "promises.md", page.name  # which says that it is not promised
+        assert "-m fovea" not in text or "PYTHONSAFEPATH" in text or page.name == "promises.md", page.name
+
+
 def test_the_design_page_has_a_line_for_every_folder():
     tree = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("```")[1]
     listed, path = set(), []
