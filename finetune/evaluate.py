@@ -55,6 +55,7 @@ def evaluate(
     keep: int = 0,
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
+    give_up: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Predict every example once, over all ranks, and measure; the results do not depend on the number of ranks.
 
@@ -63,9 +64,11 @@ def evaluate(
     Args:
         batch_size: images per batch on a rank. keep: number of best and of worst predictions to keep.
         progress: called after each batch with the number of examples done by this rank, and of all.
+        give_up: asked before each batch and while one is waited for.
 
     Raises:
         EvaluationError: no example can be decoded, or the metric has nothing to measure on.
+        StoppedWaitingError: on every rank, `give_up` was true on one.
     """
     model = task.evaluated
     batches = EvalBatches(
@@ -80,7 +83,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for batch, held, bad in run_in_workers(batches, len(batches), num_workers=num_workers):
+        found = run_in_workers(batches, len(batches), num_workers=num_workers, give_up=give_up)
+        for batch, held, bad in distributed.until_stopped(found):
             failed += bad
             if batch is not None:
                 numbers = batch["index"].tolist()

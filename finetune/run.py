@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pretrain.core import distributed
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
 from pretrain.core.files import write_json, write_text
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.record import git_commit, versions
 from pretrain.core.text import shown
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
@@ -154,7 +156,7 @@ class FinetuneRun:
 
     def train(self) -> int:
         """Fit, evaluate, report, release; the exit status."""
-        config, total = self.config, self.steps.total_steps
+        total = self.steps.total_steps
         if self.start_step >= total and (self.folder / "DONE").exists():
             self.say(f"all {total} steps are done; the report is {self.folder / results.REPORT / 'index.html'}")
             preempt.mark_again(self.folder, rank=self.world.rank)
@@ -162,6 +164,14 @@ class FinetuneRun:
         distributed.barrier()
         if self.first:
             preempt.unmark(self.folder)
+        try:
+            return self._fit_and_finish()
+        except StoppedWaitingError:  # of all ranks, while they evaluated
+            self._save(self.engine.step_count)
+            return self._preempted()
+
+    def _fit_and_finish(self) -> int:
+        config, total = self.config, self.steps.total_steps
         middle = 0 < self.start_step < total
         if middle and every(self.start_step, self.evaluate_every, total) and not self._is_evaluated():
             self._probe(self.start_step)  # the run was killed between its checkpoint and its evaluation
@@ -182,15 +192,19 @@ class FinetuneRun:
             say=self.say,
         )
         if reached < total:
-            self.say(f"stopped at step {reached} of {total} ({self.watch.reason}); the same command resumes")
-            if self.first:
-                preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
-            return preempt.EXIT_PREEMPTED
+            return self._preempted()
         self.loader.close()
         with self.engine.evaluating():
             self._finish(self._measure(total))
         distributed.barrier()
         return 0
+
+    def _preempted(self) -> int:
+        step, total = self.engine.step_count, self.steps.total_steps
+        self.say(f"stopped at step {step} of {total} ({self.watch.reason}); the same command resumes")
+        if self.first:
+            preempt.mark(self.folder, "PREEMPTED", f"step {step}")
+        return preempt.EXIT_PREEMPTED
 
     def say(self, message: str) -> None:
         """Print on rank 0; other ranks print only what rank 0 cannot see."""
@@ -268,7 +282,14 @@ class FinetuneRun:
                 self._measure(step)
 
     def _measure(self, step: int) -> Evaluation:
-        evaluation = _evaluate(self.config, self.task, self.val_set, self.world, say=self.say if self.first else None)
+        evaluation = _evaluate(
+            self.config,
+            self.task,
+            self.val_set,
+            self.world,
+            say=self.say if self.first else None,
+            give_up=self.watch.gives_up_waiting,
+        )
         if self.log is not None:
             self.log.scalars(step, {f"val/{name}": value for name, value in evaluation.scores.values.items()})
             for line in results.lines(evaluation, step=step):
@@ -341,7 +362,15 @@ def _difference(task: Task, val: Examples) -> str:
     return "; ".join(parts)
 
 
-def _evaluate(config: FinetuneConfig, task: Task, val: Examples, world: World, *, say: Any) -> Evaluation:
+def _evaluate(
+    config: FinetuneConfig,
+    task: Task,
+    val: Examples,
+    world: World,
+    *,
+    say: Any,
+    give_up: Callable[[], bool] | None = None,
+) -> Evaluation:
     shown = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -360,4 +389,5 @@ def _evaluate(config: FinetuneConfig, task: Task, val: Examples, world: World, *
         keep=settings.pictures,
         precision=settings.precision,
         progress=progress,
+        give_up=give_up,
     )

@@ -15,6 +15,7 @@ from pretrain import release
 from pretrain.config import Plan, PretrainConfig
 from pretrain.core import distributed
 from pretrain.core.distributed import World
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.record import versions
 from pretrain.core.text import shown
 from pretrain.data.sampling.bad_samples import TooManyBadSamplesError
@@ -153,13 +154,13 @@ class PretrainRun:
             known=dict(found.about) if found else {},
             say=self.say,
         )
-        self.probe = OnlineProbe(config, world) if config.probe else None
+        self.probe = OnlineProbe(config, world, give_up=self.watch.gives_up_waiting) if config.probe else None
         self.doctor = self._call_doctor()
         self.pace = Pace(global_batch=config.optim.global_batch_size, start_step=self.start_step)
 
     def train(self) -> int:
         """Train, then write the release; return the exit status."""
-        config, steps = self.config, self.steps
+        steps = self.steps
         if self.start_step >= steps.total_steps and (self.folder / "DONE").exists():
             self.say(f"all {steps.total_steps} steps are done; the release is {self.folder / 'release'}")
             preempt.mark_again(self.folder, rank=self.world.rank)
@@ -167,42 +168,51 @@ class PretrainRun:
         distributed.barrier()
         if self.first:
             preempt.unmark(self.folder)
-        if self._lacks_probe():
-            self._probe(self.start_step)
         try:
-            reached = fit(
-                self.engine,
-                self.objective,
-                iter(self.loader),
-                total_steps=steps.total_steps,
-                log=self._log,
-                save=self._save,
-                requests=self.watch.poll,
-                probe=self._probe,
-                log_every=config.log.every_steps,
-                save_every=config.checkpoint.every_steps,
-                probe_every=config.probe.every_steps if config.probe else 0,
-                non_finite=self.recovery,
-                examine=self._examine,
-                replicas_every=config.engine.watch.replicas_every_steps,
-                say=self.say,
-            )
+            if self._lacks_probe():
+                self._probe(self.start_step)
+            reached = self._fit()
         except RewindError:
             self.engine.close()  # frees memory for the rewound run
             raise
+        except StoppedWaitingError:  # of all ranks, while they probed
+            self._save(self.engine.step_count)
+            return self._preempted()
         if reached < steps.total_steps:
-            self.say(
-                f"stopped at step {reached} of {steps.total_steps} ({self.watch.reason}); the same command resumes"
-            )
-            if self.first:
-                preempt.mark(self.folder, "PREEMPTED", f"step {reached}")
-            return preempt.EXIT_PREEMPTED
+            return self._preempted()
         if self.first:
             report = release.from_run(self.folder, self.folder / "release")
             self.say(report)
             preempt.mark(self.folder, "DONE", f"step {reached}")
         distributed.barrier()
         return 0
+
+    def _fit(self) -> int:
+        config, steps = self.config, self.steps
+        return fit(
+            self.engine,
+            self.objective,
+            iter(self.loader),
+            total_steps=steps.total_steps,
+            log=self._log,
+            save=self._save,
+            requests=self.watch.poll,
+            probe=self._probe,
+            log_every=config.log.every_steps,
+            save_every=config.checkpoint.every_steps,
+            probe_every=config.probe.every_steps if config.probe else 0,
+            non_finite=self.recovery,
+            examine=self._examine,
+            replicas_every=config.engine.watch.replicas_every_steps,
+            say=self.say,
+        )
+
+    def _preempted(self) -> int:
+        step = self.engine.step_count
+        self.say(f"stopped at step {step} of {self.steps.total_steps} ({self.watch.reason}); the same command resumes")
+        if self.first:
+            preempt.mark(self.folder, "PREEMPTED", f"step {step}")
+        return preempt.EXIT_PREEMPTED
 
     def say(self, message: str) -> None:
         """Print on rank 0; other ranks print only what rank 0 cannot see."""

@@ -164,6 +164,12 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def data_workers(pid: int) -> list[int]:
+    """Processes of the fork server that a run started."""
+    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [worker for server in servers for worker in children(server)]
+
+
 def kill_all(process: Run | subprocess.Popen[str]) -> None:
     """SIGKILL to every process of the run, as when a node is lost."""
     started = process.ranks if isinstance(process, Run) else [process]

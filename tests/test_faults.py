@@ -16,7 +16,7 @@ from launch.lab.forks import Fork
 from tests.runs import (
     LONG,
     SHARDS,
-    children,
+    data_workers,
     finish,
     kill_all,
     losses,
@@ -106,13 +106,17 @@ def test_a_full_disk_is_found_before_the_first_step_and_has_a_status_of_its_own(
     assert "No space left on device" in sentence(run.said), run.said
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "the file stop"])
-def test_a_run_whose_data_does_not_come_follows_a_request_to_stop_and_saves(tmp_path: Path, how: str):
-    run = start(write_config(tmp_path, "mae"), *LASTING, "data.num_workers=1", "checkpoint.every_steps=100000")
+@pytest.mark.parametrize(
+    ("how", "processes"),
+    [("SIGTERM", 1), ("SIGINT", 1), ("the file stop", 1), ("SIGTERM", 2), ("the file stop", 2)],
+)
+def test_a_run_whose_data_does_not_come_follows_a_request_to_stop_and_saves(tmp_path: Path, how: str, processes: int):
+    overrides = (*LASTING, "data.num_workers=1", "checkpoint.every_steps=100000")
+    run = start(write_config(tmp_path, "mae"), *overrides, processes=processes)
     workers: list[int] = []
     try:
         wait_until(lambda: reached(tmp_path / "run") >= 2, run)
-        workers = data_workers(run.pid)
+        workers = data_workers(run.ranks[-1].pid)  # the other ranks' data comes
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)  # as one that waits for storage that does not answer
         before = -1
@@ -133,12 +137,6 @@ def test_a_run_whose_data_does_not_come_follows_a_request_to_stop_and_saves(tmp_
     assert (tmp_path / "run" / "PREEMPTED").read_text() == f"step {step}\n"
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").exists()
     assert not (tmp_path / "run" / "stop").exists()
-
-
-def data_workers(pid: int) -> list[int]:
-    """Processes of the fork server that a run started."""
-    servers = [child for child in children(pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    return [worker for server in servers for worker in children(server)]
 
 
 @pytest.mark.parametrize("mpi", ["OMPI_COMM_WORLD", "PMI"])

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,13 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.core import heartbeat
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.ranks import forget_launchers, read_launch
 
 _RENDEZVOUS_SECONDS = 300.0
+T = TypeVar("T")
 _acts_alone = False
+_store: Store | None = None  # of the running processes
 
 
 class RendezvousError(RuntimeError):
@@ -102,9 +105,11 @@ def setup(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -
             f"rank {launch.rank} at MASTER_ADDR={launch.master_addr} MASTER_PORT={launch.master_port}: "
             f"{str(error).splitlines()[0]} ({advice}?)"
         ) from error
+    global _store
+    _store = PrefixStore(f"fovea/{incarnation}", store)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        store=PrefixStore(f"fovea/{incarnation}", store),
+        store=_store,
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=timeout,
@@ -271,6 +276,32 @@ def broadcast(tensor: Tensor) -> Tensor:
 def agree(flag: bool) -> bool:
     """True on every rank when it is true on any."""
     return any(all_gather_object(flag))
+
+
+def announce(word: str) -> None:
+    """Tell all ranks, without waiting for them; `is_announced` asks."""
+    if not is_alone() and _store is not None:
+        _store.set(f"announced/{word}", "1")
+
+
+def is_announced(word: str) -> bool:
+    """Whether a rank has announced `word` in this run; asks over the network, for waiting loops only."""
+    return not is_alone() and _store is not None and _store.check([f"announced/{word}"])
+
+
+def until_stopped(batches: Iterable[T]) -> Iterator[T]:
+    """This rank's batches of a pass over data. Collective at its end.
+
+    Raises:
+        StoppedWaitingError: on every rank, one stopped waiting for its batches.
+    """
+    stopped = False
+    try:
+        yield from batches
+    except StoppedWaitingError:
+        stopped = True
+    if agree(stopped):
+        raise StoppedWaitingError("requested to stop during a pass over the data")
 
 
 def barrier() -> None:

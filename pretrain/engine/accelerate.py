@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pretrain.core.distributed import World
 from pretrain.core.trainable import Batch, Trainable
+from pretrain.engine.autocast import Autocast
 from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim.fragments import Fragment
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.optim.optimizer import build_optimizer
 from pretrain.engine.plan import Plan
-from pretrain.engine.step import Autocast, StepEngine
+from pretrain.engine.step import StepEngine
 
 
 class AccelerateEngine(StepEngine):

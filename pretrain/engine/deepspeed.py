@@ -21,12 +21,13 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 from pretrain.core.distributed import World
 from pretrain.core.trainable import Batch, Trainable
+from pretrain.engine.autocast import Autocast
 from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim.fragments import Fragment
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.optim.optimizer import build_optimizer
 from pretrain.engine.plan import Plan
-from pretrain.engine.step import Autocast, StepEngine
+from pretrain.engine.step import StepEngine
 
 _INTERNALS = {
     0: (),

@@ -35,7 +35,7 @@ def fit(
 
     Args:
         batches: this rank's micro-batches on its device, from the first one of step `engine.step_count`. A
-            StoppedWaitingError of them is a request to stop; with other ranks, which cannot save then, it is raised.
+            StoppedWaitingError of them abandons the step on all ranks, saves, and stops.
         log: called every `log_every` steps, and at the first, the last, and each skipped step.
         save: called every `save_every` steps (0: never), at the end, and on a request to save or stop.
         probe: called every `probe_every` steps and at the end (0: never).
@@ -55,8 +55,7 @@ def fit(
             try:
                 result = engine.train_step(batches, step, requests=requests())
             except StoppedWaitingError:
-                if distributed.world_size() > 1:  # the other ranks wait inside the step
-                    raise
+                trainable.discard_pending()
                 save(step)
                 break
             step += 1

@@ -59,7 +59,11 @@ class Engine(Protocol):
     accumulation_steps: int
 
     def train_step(self, micro_batches: Iterator[Batch], step: int, *, requests: int = 0) -> StepResult:
-        """One optimizer step from the next `accumulation_steps` micro-batches."""
+        """One optimizer step from the next `accumulation_steps` micro-batches.
+
+        Raises:
+            StoppedWaitingError: on every rank, a rank stopped waiting for its batches; nothing was updated.
+        """
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:

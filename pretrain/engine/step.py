@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.core import distributed, heartbeat
-from pretrain.core.configlib import Precision
 from pretrain.core.distributed import World
-from pretrain.core.precision import autocast
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.core.trainable import Batch, Surveying, Trainable
+from pretrain.engine import statistics
 from pretrain.engine.checkpoint.commit import FileRecord, write_file
 from pretrain.engine.checkpoint.tensorfile import check_same_model, open_tensors, read_tensors, write_tensors
 from pretrain.engine.config import EngineConfig, OptimConfig, SAMConfig
+from pretrain.engine.feed import Feed
 from pretrain.engine.optim import lars, sam
 from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
 from pretrain.engine.optim.fragments import (
@@ -43,27 +44,11 @@ from pretrain.engine.optim.schedules import Schedules
 from pretrain.engine.plan import Plan
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session.pace import ForwardClock
+from pretrain.engine.session.preempt import ABANDON
 from pretrain.engine.watchdog.replicas import check_replicas
 
 Part = tuple[Tensor, Tensor | None]  # of a micro-batch: is its loss finite? positions of its samples
 MODEL_FILE, ENGINE_FILE = "model.safetensors", "engine.json"
-
-
-class Autocast(nn.Module):
-    """Wraps the model for an engine: fp32 parameters, computation in the configured precision.
-
-    Both engines use this autocast, so that they compute the same; gradients are averaged in fp32.
-    """
-
-    def __init__(self, trainable: nn.Module, precision: Precision, device: torch.device, *, cache: bool = True):
-        super().__init__()
-        self.trainable = trainable
-        self._precision: Precision = precision
-        self._device, self._cache = device, cache
-
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        with autocast(self._device, self._precision, cache=self._cache):
-            return self.trainable(batch, step)
 
 
 class StepEngine(ABC):
@@ -98,7 +83,7 @@ class StepEngine(ABC):
         self.schedules = Schedules(optim, plan)
         self.accumulation_steps = config.accumulation_steps
         self.step_count = 0
-        self._clock = ForwardClock(world.device)
+        self._clock, self._feed = ForwardClock(world.device), Feed()
         self.scaler = LossScaler(enabled=config.precision == "fp16")
         groups = freeze_backbone(trainable.param_groups(), head_warmup or HeadWarmup())
         self.groups = trainable_groups(self.trainable, groups)
@@ -110,6 +95,7 @@ class StepEngine(ABC):
         pairs = [pair for group in self.groups for pair in zip(group["names"], group["params"], strict=True)]
         self._vectors = {name for name, param in pairs if param.ndim <= 1}  # ZeRO-3 flattens the rest later
         self._clip_groups = {name: group.get("clip_group", "") for group in self.groups for name in group["names"]}
+        self._batch_norms = statistics.batch_norms(self.trainable)
         for tensor in self.trainable.state_dict().values():
             distributed.broadcast(tensor)
         if config.compile:
@@ -146,32 +132,22 @@ class StepEngine(ABC):
         gradient norm, skips the step on all ranks.
 
         Args:
-            micro_batches: on the device. step: completed steps so far. requests: bits to share with the other ranks.
+            micro_batches: on the device; a StoppedWaitingError of them abandons the step. step: completed steps so far.
+            requests: bits to share with the other ranks.
 
         Raises:
+            StoppedWaitingError: on every rank, a rank stopped waiting for its batches; nothing was updated.
             ValueError: the batches ran out.
         """
         started = time.perf_counter()
         lr, weight_decay = apply_schedules(self.optimizer, self.groups, self.schedules, step)
-        sharpness = self.optim.sam
-        first, again = tee(micro_batches) if sharpness else (micro_batches, micro_batches)
-        losses, parts, wait = self._accumulate(first, step)
-        if sharpness:
-            losses, parts = self._at_worst_point(sharpness, again, step, losses, parts)
-        heartbeat.mark("agree", step + 1)
-        gradients = self._gradients()
-        decision = decide(
-            losses,
-            torch.stack([finite for finite, _ in parts]).all(),
-            gradients,
-            names=self.names,
-            owned=self.owns_fragments,
-            scale=self.scaler.scale,
-            requests=requests,
-            wait=wait,
-            work=self._clock.seconds,
-            device=self.world.device,
-        )
+        restore_statistics = statistics.kept(self._batch_norms)
+        try:
+            parts, gradients, decision = self._agree(micro_batches, step, requests)
+        except StoppedWaitingError:
+            self._discard()
+            restore_statistics()
+            raise
         heartbeat.mark("update", step + 1)
         skipped = bool(decision.bad_ranks) or not math.isfinite(decision.grad_norm)
         overflow = skipped and not decision.bad_ranks and self.scaler.enabled and not self.scaler.at_floor
@@ -179,6 +155,7 @@ class StepEngine(ABC):
         bad_parts, bad_positions = _gather_bad(parts) if decision.bad_ranks else ((), ())
         if skipped:
             self._discard()
+            restore_statistics()
             if overflow:
                 self.scaler.overflow()
         else:
@@ -205,7 +182,7 @@ class StepEngine(ABC):
             bad_ranks=decision.bad_ranks,
             bad_positions=bad_positions,
             bad_parts=bad_parts,
-            first_bad=_first_bad(decision) if skipped else "",
+            first_bad=decision.first_bad if skipped else "",
             requests=decision.requests,
             loss_scale=scale,
             data_wait=min(1.0, max(decision.waits) / seconds),
@@ -213,6 +190,33 @@ class StepEngine(ABC):
             waits=decision.waits,
             works=decision.works,
         )
+
+    def _agree(
+        self, micro_batches: Iterator[Batch], step: int, requests: int
+    ) -> tuple[list[Part], list[tuple[Fragment, Tensor]], ClipDecision]:
+        """The micro-batches' parts, this rank's gradients, and what all ranks do with theirs."""
+        sharpness = self.optim.sam
+        first, again = tee(micro_batches) if sharpness else (micro_batches, micro_batches)
+        losses, parts, wait = self._accumulate(first, step)
+        if sharpness:
+            losses, parts = self._at_worst_point(sharpness, again, step, losses, parts)
+        heartbeat.mark("agree", step + 1)
+        gradients = self._gradients()
+        decision = decide(
+            losses,
+            torch.stack([finite for finite, _ in parts]).all(),
+            gradients,
+            names=self.names,
+            owned=self.owns_fragments,
+            scale=self.scaler.scale,
+            requests=requests | (ABANDON if self._feed.gave_up else 0),
+            wait=wait,
+            work=self._clock.seconds,
+            device=self.world.device,
+        )
+        if decision.requests & ABANDON:
+            raise StoppedWaitingError("a rank was requested to stop while its next data did not come")
+        return parts, gradients, decision
 
     def _accumulate(self, micro_batches: Iterator[Batch], step: int) -> tuple[dict[str, Tensor], list[Part], float]:
         """Forward and backward of all micro-batches: mean losses, a `Part` of each, seconds waited for data."""
@@ -251,7 +255,7 @@ class StepEngine(ABC):
         """The next micro-batch, and the seconds waited for it; torch's random numbers are then those of its pass."""
         heartbeat.mark("data", step + 1, micro)
         asked = time.perf_counter()
-        batch = next(micro_batches, None)
+        batch = self._feed.take(micro_batches)
         waited = time.perf_counter() - asked
         if batch is None:
             raise ValueError(f"step {step}: the data ended at micro-batch {micro} of {self.accumulation_steps}")
@@ -277,8 +281,9 @@ class StepEngine(ABC):
         del pairs, gradients
         self._discard()
         cast(Trainable, self.trainable).discard_pending()
-        with sam.kept_statistics(self.trainable):
-            worse, worse_parts, _ = self._accumulate(again, step)
+        restore_statistics = statistics.kept(self._batch_norms)  # one batch counts once
+        worse, worse_parts, _ = self._accumulate(again, step)
+        restore_statistics()
         restore()
         both = [(one & two, place) for (one, place), (two, _) in zip(parts, worse_parts, strict=True)]
         return {**losses, "sharpness": worse["loss"] - losses["loss"]}, both
@@ -387,11 +392,6 @@ def _gather_bad(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tup
     found = [(rank, *part) for rank, bad in enumerate(distributed.all_gather_object(mine)) for part in bad]
     places = tuple((rank, micro) for rank, micro, _ in found)
     return places, tuple(sample for _, _, positions in found for sample in positions)
-
-
-def _first_bad(decision: ClipDecision) -> str:
-    values = {**decision.losses, **decision.norms}
-    return next((name for name, value in values.items() if not math.isfinite(value)), "gradient norm")
 
 
 def keyed_seed(*key: int) -> int:

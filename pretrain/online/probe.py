@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pretrain.config import PretrainConfig
@@ -20,7 +22,7 @@ class OnlineProbe:
         ValueError: the shards are missing, not indexed or carry no labels.
     """
 
-    def __init__(self, config: PretrainConfig, world: World):
+    def __init__(self, config: PretrainConfig, world: World, *, give_up: Callable[[], bool] | None = None):
         assert config.probe is not None
         self.world = world
         self.asked = ProbeRequest((config.probe.k,), config.probe.temperature, config.probe.linear, both=False)
@@ -38,12 +40,17 @@ class OnlineProbe:
                 max_samples=config.probe.max_images,
                 rank=world.rank,
                 world_size=world.world_size,
+                give_up=give_up,
             )
             for shards in (config.probe.train_shards, config.probe.val_shards)
         )
 
     def __call__(self, backbone: ImageEncoder, *, with_pixels: bool = False) -> dict[str, float]:
-        """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline of raw pixels."""
+        """Accuracy by probe and kind of feature, "knn/cls"; `with_pixels` adds the baseline of raw pixels.
+
+        Raises:
+            StoppedWaitingError: on every rank, `give_up` was true on one.
+        """
         was_training = backbone.training
         backbone.eval()
 

@@ -45,11 +45,12 @@ def collect(batches: Batches, features: Callable[[Tensor], Features], device: to
     """Run `features` over this rank's batches and gather those of all ranks: name -> [n, d], labels int64 [n].
 
     Raises:
+        StoppedWaitingError: on every rank, one stopped waiting for its batches.
         ValueError: no rank has a labelled image.
     """
     rows: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
-    for images, truth in batches:
+    for images, truth in distributed.until_stopped(batches):
         labels.append(truth)
         for name, value in features(images.to(device, non_blocking=True)).items():
             rows.setdefault(name, []).append(value.cpu())

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import weakref
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from pretrain.core import distributed
 from pretrain.core.distributed import World
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.checkpoint.commit import CheckpointError
@@ -75,10 +78,12 @@ def build(world: World, model: nn.Module, engine: str, optim: str = "global", *,
     return build_engine(model, **chosen, world=world, seed=5)
 
 
-def run(engine: StepEngine, *, kind: str, poison: set[int] | None = None, **options: Any) -> list[StepResult]:
+def run(
+    engine: StepEngine, *, kind: str, poison: set[int] | None = None, feed: Any = None, **options: Any
+) -> list[StepResult]:
     """fit from where the engine is; every step's result."""
     results: list[StepResult] = []
-    feed = batches(
+    feed = feed or batches(
         kind,
         start=engine.step_count,
         accumulation=engine.accumulation_steps,
@@ -258,6 +263,43 @@ def asked_to_stop(world: World, out: Path) -> dict[str, Any]:
     watch.close()
     found["files"] = [saved, engine.step_count, sorted(path.name for path in out.iterdir() if path.is_file())]
     return found
+
+
+class Normed(Toy):
+    """With running statistics, which every forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        self.norm(batch["x"][:, :5])
+        return super().forward(batch, step)
+
+
+def stopped_waiting(world: World, out: Path, *, engines: list[str]) -> dict[str, Any]:
+    """The last rank's data does not come: none of it; the second of two micro-batches of its third step. The steps that
+    were saved, and whether the state is then that of a run of two steps."""
+    found = {}
+    for name in engines:
+        model = Plain if name.startswith("zero3") else Normed
+        undisturbed = build(world, model(), name, accumulation=2)
+        run(undisturbed, kind="toy", total_steps=2)
+        saved: list[int] = []
+        for available in (0, 5):  # micro-batches of the last rank
+            engine = build(world, model(), name, accumulation=2)
+            feed = batches("toy", start=0, accumulation=2, world=world.world_size, rank=world.rank)
+            if world.rank == world.world_size - 1:
+                feed = _until(feed, available)
+            run(engine, kind="toy", save=saved.append, feed=feed)
+        state, expected = whole_state(engine), whole_state(undisturbed)
+        found[name] = [saved, all(torch.equal(state[key], value) for key, value in expected.items())]
+    return found
+
+
+def _until(feed: Iterator[Any], available: int) -> Iterator[Any]:
+    yield from islice(feed, available)
+    raise StoppedWaitingError
 
 
 def storage_trouble(world: World, out: Path) -> dict[str, Any]:

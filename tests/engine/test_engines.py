@@ -120,10 +120,11 @@ def two_again(folder: Path, one: Any) -> list[dict[str, Any]]:
         ["poisoned", "poisoned", {"engines": POISONED}],
         ["closed", "closed", {"engines": CLOSED}],
         ["asked_to_stop", "asked", {}],
+        ["stopped_waiting", "waited", {"engines": list(scenarios.ENGINES)}],
         ["storage_trouble", "trouble", {}],
     ]
     ranks = launch(scenarios.several, world=2, out=folder / "two-again", scenarios=todo)
-    names = ("elsewhere", "poisoned", "closed", "asked", "trouble")
+    names = ("elsewhere", "poisoned", "closed", "asked", "waited", "trouble")
     return [dict(zip(names, found, strict=True)) for found in ranks]
 
 
@@ -247,6 +248,11 @@ def test_files_ask_for_a_save_and_for_a_stop_and_are_taken_away(two_again):
         assert saved == [6, 10]
         assert reached == 10
         assert not {"save", "stop"} & set(files)
+
+
+@pytest.mark.parametrize("engine", scenarios.ENGINES)
+def test_when_one_rank_stops_waiting_for_data_all_save_the_step_before(engine, two_again):
+    assert [rank["waited"][engine] for rank in two_again] == [[[0, 2], True]] * 2
 
 
 def test_all_ranks_take_the_same_older_checkpoint_when_one_rank_s_file_is_damaged(two_again):

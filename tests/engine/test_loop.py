@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 
 from pretrain.core.distributed import World
+from pretrain.core.machine.failures import StoppedWaitingError
 from pretrain.engine.loop import every, fit
 from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.session.preempt import SAVE, STOP
-from tests.engine.scenarios import build
+from tests.engine.scenarios import Normed, build, run, whole_state
 from tests.engine.toys import Toy, batches
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -72,6 +75,31 @@ def test_a_skipped_step_is_logged_and_leaves_teacher_and_centre():
     assert called["after"] == [1, 2, 4, 5, 6, 7, 8, 9, 10]
     assert 3 in called["log"]
     assert engine.trainable.pending_count == 0
+
+
+def test_a_skipped_step_leaves_the_statistics_of_batch_norms():
+    engines = [build(ALONE, Normed(), "ddp") for _ in range(2)]
+    found = []
+    for engine, poison in zip(engines, (None, {17}), strict=True):
+        run(engine, kind="toy", total_steps=2)
+        if poison:
+            assert run(engine, kind="toy", total_steps=3, poison=poison)[0].skipped
+        found.append(whole_state(engine))
+    assert found[0].keys() == found[1].keys() and "norm.running_mean" in found[0]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_data_that_does_not_come_abandons_the_step_and_saves_the_one_before():
+    feed = batches("toy", start=0, accumulation=2, world=1, rank=0)
+    engine, saved = build(ALONE, Normed(), "ddp", accumulation=2), []
+
+    def until(count: int):
+        yield from islice(feed, count)
+        raise StoppedWaitingError
+
+    run(engine, kind="toy", feed=until(5), save=saved.append)
+    assert saved == [2] and engine.step_count == 2
+    assert engine.trainable.norm.num_batches_tracked == 4 and engine.trainable.pending_count == 0
 
 
 def test_two_broken_steps_do_not_stop_a_run_and_three_do_without_saving_them():

@@ -10,6 +10,7 @@ import torch
 from finetune.config import FinetuneOptim
 from finetune.evaluate import EvaluationError, _Kept, evaluate
 from pretrain.core.distributed import World
+from pretrain.core.machine.failures import StoppedWaitingError
 from tests.finetune.planted import Planted
 from tests.finetune.tiny import Brightness, opened
 
@@ -62,6 +63,17 @@ def test_undecodable_images_do_not_count():
 def test_no_image_to_evaluate_is_an_error_that_names_one():
     with pytest.raises(EvaluationError, match=r"none of 2 images .* folder/0.jpg: planted damage"):
         evaluate(task(), Planted(2, broken=(0, 1)), world=ALONE, batch_size=2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_request_to_stop_ends_an_evaluation_and_restores_the_mode(num_workers: int):
+    model, asked = task().train(), []
+    with pytest.raises(StoppedWaitingError):
+        evaluate(
+            model, Planted(40), world=ALONE, batch_size=2, num_workers=num_workers,
+            give_up=lambda: asked.append(0) or len(asked) > 3,
+        )  # fmt: skip
+    assert len(asked) == 4 and model.training
 
 
 def test_evaluation_uses_the_given_precision():

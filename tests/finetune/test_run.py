@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from finetune.release import open_task
 from tests.finetune.runs import STEPS, make_release, results, write_config
-from tests.runs import finish, hashes, kill_all, losses, reached, rows, start, wait_until
+from tests.runs import data_workers, finish, hashes, kill_all, losses, reached, rows, start, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -80,6 +83,32 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(undisturbed: Path):
     ]
     assert load_file(killed / "release" / "model.safetensors").keys()
     assert results(killed) == results(undisturbed)
+
+
+def test_a_run_that_waits_in_its_evaluation_follows_a_request_to_stop_and_saves(undisturbed: Path):
+    folder = undisturbed.parent
+    config, stopped = write_config(folder, "stopped", workers=1), folder / "stopped"
+    rare = ("checkpoint.every_steps=100", "evaluate.batch_size=1")
+    process = start(config, *rare, command=COMMAND)
+    workers: list[int] = []
+    try:
+        wait_until(lambda: len(data_workers(process.pid)) > 1, process)  # those of the evaluation at step 6
+        workers = data_workers(process.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 85, process.said
+    finally:
+        kill_all(process)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+    assert (stopped / "PREEMPTED").read_text() == "step 6\n", process.said
+    assert not any("val/top1" in row for row in rows(stopped))
+    status, said = finish(config, *rare, command=COMMAND)
+    assert status == 0 and "resumed from" in said, said
+    assert [row["step"] for row in rows(stopped) if "val/top1" in row] == [6, STEPS]
+    assert hashes(stopped, STEPS) == hashes(undisturbed, STEPS)
 
 
 def test_two_ranks_train_and_measure_the_same_as_one(undisturbed: Path):

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pretrain.core.machine.failures import StoppedWaitingError
+from pretrain.data.loader.eval_images import EvalImages
+from pretrain.data.shards.dataset import Dataset
 from pretrain.models.backbones.vit import ViT
 from pretrain.probes.features import BOTH, backbone_features, collect, pixel_features, with_both
+from tests.runs import SHARDS
 
 CPU = torch.device("cpu")
 
@@ -54,6 +58,17 @@ def test_batches_of_different_size_give_the_features_of_one():
     parts = list(zip(images.split(7), labels.split(7), strict=True))
     features, found = collect(parts, pixel_features, CPU)
     assert torch.equal(features["pixels"], images.flatten(1)) and torch.equal(found, labels)
+
+
+def test_a_request_to_stop_ends_a_pass():
+    images = EvalImages(
+        Dataset.open(str(SHARDS / "val")), (32, 32), in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, batch_size=4,
+        give_up=iter([False, False, True]).__next__,
+    )  # fmt: skip
+    seen: list[int] = []
+    with pytest.raises(StoppedWaitingError):
+        collect(images, lambda batch: seen.append(len(batch)) or pixel_features(batch), CPU)
+    assert seen == [4, 4]
 
 
 def test_no_labelled_image_at_all_is_a_clear_error():

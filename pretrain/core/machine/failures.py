@@ -90,8 +90,6 @@ def _failure(error: BaseException, place: str) -> Failure | None:
     first = text.strip().partition("\n")[0]
     if isinstance(error, DataError | ConfigError):
         return Failure(text, EXIT_INPUT)
-    if isinstance(error, StoppedWaitingError):
-        return Failure(f"{text}; not saved: the same command resumes from the newest checkpoint", EXIT_FAILED)
     if isinstance(error, MachineError):
         return Failure(text, EXIT_DISK if isinstance(error, DiskError) else EXIT_MACHINE)
     if isinstance(error, SpecialFileError):

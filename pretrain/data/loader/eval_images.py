@@ -32,6 +32,7 @@ class EvalImages:
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
     labelled     False: samples need no label, all labels are 0
     rank, world_size  this rank takes its contiguous share
+    give_up      asked before each batch; if it is true, StoppedWaitingError
 
     A label is the integer in the sample's `.cls` member. Images that cannot be used are omitted and listed in `bad`
     as (shard, key, reason), renewed in each pass. ValueError for samples without an integer label, and for classes that
@@ -56,6 +57,7 @@ class EvalImages:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        give_up: Callable[[], bool] | None = None,
     ) -> None:
         if labelled and LABEL_EXTENSION not in dataset.extensions:
             raise ValueError(
@@ -77,7 +79,7 @@ class EvalImages:
         normalize = torch.tensor([list(mean), list(std)], dtype=torch.float32).view(2, in_chans, 1, 1)
         decode = partial(decode_sample, in_chans=in_chans, orientation=orientation, value_range=value_range)
         self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize, labelled)
-        self._num_workers = num_workers
+        self._num_workers, self._give_up = num_workers, give_up
         self.bad: list[tuple[str, str, str]] = []
 
     def __len__(self) -> int:
@@ -85,7 +87,8 @@ class EvalImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.bad = []
-        for images, labels, bad in run_in_workers(self._batches, len(self._batches), num_workers=self._num_workers):
+        found = run_in_workers(self._batches, len(self._batches), num_workers=self._num_workers, give_up=self._give_up)
+        for images, labels, bad in found:
             self.bad += bad
             if len(labels):
                 yield images, labels

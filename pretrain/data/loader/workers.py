@@ -47,7 +47,8 @@ def run_in_workers(
 ) -> Generator[Item, None, None]:
     """items[0], items[1], ... items[length - 1], computed by `num_workers` processes, or by this one if that is 0.
 
-    give_up: asked every second while an item is waited for; if it is true, StoppedWaitingError.
+    give_up: asked before each item, and every second while one is waited for (not where this process computes it); if
+    it is true, StoppedWaitingError.
 
     An error raised by an item is raised here, a ValueError as DataError. MachineError with the number of the due item
     when a worker died, and when no worker can be started; ValueError when the items cannot be sent to a worker.
@@ -55,7 +56,7 @@ def run_in_workers(
     if num_workers < 0 or prefetch_factor < 1:
         raise ValueError(f"num_workers must be >= 0 and prefetch_factor >= 1, got {num_workers} and {prefetch_factor}")
     if not num_workers:
-        return _computed_here(items, length, pinned=pin_memory)
+        return _computed_here(items, length, pinned=pin_memory, give_up=give_up or _never)
     try:
         pickled = pickle.dumps(items)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -75,8 +76,11 @@ def run_in_workers(
     return _iterate(loader, pickled, give_up or _never)
 
 
-def _computed_here(items: Items[Item], length: int, *, pinned: bool) -> Generator[Item, None, None]:
+def _computed_here(
+    items: Items[Item], length: int, *, pinned: bool, give_up: Callable[[], bool]
+) -> Generator[Item, None, None]:
     for index in range(length):
+        _check(give_up)
         try:
             item = items[index]
         except ValueError as error:

@@ -49,6 +49,12 @@ class ClipDecision:
     def grad_norm(self) -> float:
         return math.sqrt(sum(norm * norm for norm in self.norms.values()))
 
+    @property
+    def first_bad(self) -> str:
+        """The first loss, or the first parameter with a gradient, that is not finite."""
+        values = {**self.losses, **self.norms}
+        return next((name for name, value in values.items() if not math.isfinite(value)), "gradient norm")
+
 
 def decide(
     losses: Mapping[str, Tensor],

@@ -6,16 +6,13 @@ second pass gives the gradient there, and the update is made from where they wer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import (
     Tensor,
     _foreach_norm,  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-    nn,
 )
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 _EPS = 1e-12
 
@@ -50,13 +47,3 @@ def perturb(
             w.copy_(value)
 
     return restore
-
-
-@contextmanager
-def kept_statistics(module: nn.Module) -> Generator[None]:
-    """The running statistics of batch norms are afterwards what they were: one batch counts once."""
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    before = [(buffer, buffer.clone()) for layer in norms for buffer in layer.buffers()]
-    yield
-    for buffer, value in before:
-        buffer.copy_(value)

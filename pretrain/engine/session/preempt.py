@@ -13,9 +13,11 @@ from types import FrameType
 from pretrain.core.files import write_text
 
 STOP, SAVE = 1, 2  # bits of a request
+ABANDON = 4  # the step: this rank has no data for it and stopped waiting
 EXIT_PREEMPTED = 85
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 5.0
+_GIVES_UP = "gives up waiting"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -29,7 +31,8 @@ class Watch:
     def __init__(self, run_dir: Path, *, rank: int):
         self._run_dir, self._rank = run_dir, rank
         self._signal: int | None = None
-        self._next_look, self._waits_since = 0.0, 0.0
+        self._next_look, self._next_question, self._waits_since = 0.0, 0.0, 0.0
+        self._gives_up = False
         self._folder = run_dir.stat() if rank == 0 else None
         in_main_thread = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.getsignal(number) for number in _SIGNALS if in_main_thread}
@@ -57,19 +60,28 @@ class Watch:
         return wanted
 
     def gives_up_waiting(self) -> bool:
-        """Whether a rank that waits for data should stop waiting: a stop was requested some seconds ago.
+        """Whether a rank that waits for data should stop waiting: a stop was requested some seconds ago, or another
+        rank gave up.
 
         Usually the data comes, and the step ends as any other; storage that does not answer would hold the run.
         """
-        by_file = self._rank == 0 and (self._run_dir / "stop").exists()
-        if self._signal is None and not by_file:
-            return False
-        self._waits_since = self._waits_since or time.monotonic()
-        if time.monotonic() - self._waits_since < _PATIENCE_SECONDS:
-            return False
-        if by_file:
+        from pretrain.core import distributed  # imports torch, which those that read markers do without
+
+        now = time.monotonic()
+        if self._gives_up or now < self._next_question:
+            return self._gives_up
+        self._next_question = now + _POLL_SECONDS
+        by_file = (self._run_dir / "stop").exists()  # rank 0 may wait in a collective
+        if self._signal is not None or by_file:
+            self._waits_since = self._waits_since or now
+            self._gives_up = now - self._waits_since >= _PATIENCE_SECONDS
+        if self._gives_up:
+            distributed.announce(_GIVES_UP)
+        else:
+            self._gives_up = distributed.is_announced(_GIVES_UP)
+        if self._gives_up and by_file:
             (self._run_dir / "stop").unlink(missing_ok=True)
-        return True
+        return self._gives_up
 
     @property
     def reason(self) -> str:
