@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _stats(arguments: argparse.Namespace) -> int:
     value_range, sources = _value_range(arguments.range), arguments.source
+    names = channels.names_beside(sources) or ()
     if len(sources) == 1 and Path(sources[0]).is_dir() and not any(map(is_shard, Path(sources[0]).iterdir())):
         files, number = statistics.of_folder(Path(sources[0]), arguments.examine, arguments.seed)
         fingerprint, out = None, arguments.out
@@ -311,25 +312,34 @@ def _stats(arguments: argparse.Namespace) -> int:
         raise ValueError(f"none of {measured.looked} images can be read")
     for number, content in found["by_channels"].items():
         print(f"{content['images']} of {measured.looked} images have {number} channels: {content['depth']}")
-        console().print(_channel_table(content))
+        print(
+            "\n".join(
+                _channel_lines(content, names if len(names) == int(number) else list(map(str, range(int(number)))))
+            )
+        )
         print(" ".join(f"data.{key}={json.dumps(value)}" for key, value in content["settings"].items()))
     if len(measured.channels) > 1:
-        print("images of several numbers of channels: one network reads one of them")
+        print("images of several numbers of channels: gray is also read as 3, others are not")
+    if any(
+        "8-bit image" in content["depth"] and " and " in content["depth"] for content in found["by_channels"].values()
+    ):
+        print("images of 8 bits among others: one data.range does not fit both")
     if out is not None:
         write_json(out, found)
         print(f"statistics: {out}")
     return 0
 
 
-def _channel_table(content: Mapping[str, Any]) -> Table:
+def _channel_lines(content: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """A line for each channel, not cut to the width of a terminal."""
     columns = {"mean": content["mean"], "std": content["std"], "min": content["min"]}
-    columns |= {f"{name} %": values for name, values in content["percentiles"].items()} | {"max": content["max"]}
+    columns |= {f"{name} %": content["percentiles"][name] for name in ("0.1", "50", "99.9")} | {"max": content["max"]}
     shares = {"at min": content["share_at_min"], "at max": content["share_at_max"]}
-    table = Table("channel", *columns, *shares)
-    for channel in range(len(content["mean"])):
+    yield "".join(f"{name:>9}" for name in ("channel", *columns, *shares))
+    for channel, name in enumerate(names):
         numbers = [f"{values[channel]:.5g}" for values in columns.values()]
-        table.add_row(str(channel), *numbers, *(f"{values[channel]:.2%}" for values in shares.values()))
-    return table
+        numbers += [f"{values[channel]:.2%}" for values in shares.values()]
+        yield "".join(f"{text:>9}" for text in (shown(name), *numbers))
 
 
 def _value_range(given: list[float] | None) -> tuple[float, float] | None:

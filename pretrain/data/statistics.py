@@ -24,6 +24,7 @@ from pretrain.data.write.sources import find_sources
 FILE = "statistics.json"  # next to dataset.json; no part of the fingerprint, which it names
 PERCENTILES = (0.1, 1.0, 50.0, 99.0, 99.9)
 _VERSION = 1
+_EIGHT_BITS = {"8-bit image", "uint8 TIFF", "uint8 DICOM", "uint8 .npy", "palette TIFF"}
 _SAMPLED = 4_000_000  # values of a channel that are kept for percentiles, over all images
 
 
@@ -70,6 +71,11 @@ class Channels:
         return all(not kind.startswith("float32") for kind in self.kinds) and bool((self.low >= 0).all())
 
     @property
+    def mixes_depths(self) -> bool:
+        """Whether some images have 8 bits, and others more."""
+        return bool(_EIGHT_BITS & set(self.kinds)) and not set(self.kinds) <= _EIGHT_BITS
+
+    @property
     def depth(self) -> str:
         """In words: "12 bits in uint16 TIFF"."""
         kinds = " and ".join(f"{kind} ({n})" if len(self.kinds) > 1 else kind for kind, n in self.kinds.most_common())
@@ -81,7 +87,7 @@ class Channels:
 
     def suggested_range(self) -> list[Any] | None:
         """A `data.range` that clips nothing, of the bits that are used or the ends of every channel; None: 8 bits."""
-        if set(self.kinds) <= {"8-bit image", "uint8 TIFF", "uint8 DICOM", "uint8 .npy", "palette TIFF"}:
+        if set(self.kinds) <= _EIGHT_BITS:
             return None
         if self.counts_from_0:
             return [0, (1 << max(1, self.all_bits.bit_length())) - 1]

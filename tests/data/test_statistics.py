@@ -78,15 +78,24 @@ def test_bits_that_lie_high_and_ranges_of_float_bands_are_named(tmp_path, capsys
 
 def test_photos_other_channels_and_damaged_files_are_told_apart(tmp_path, capsys):
     photo = RNG.integers(0, 256, (30, 20, 3)).astype(np.uint8)
-    images = {"a.png": photo, "b.jpg": photo, "c.tif": SCENES[0], "d.tif": b"II*\0damaged", "e.dcm": b""}
+    images = {
+        "a.png": photo,
+        "b.jpg": photo,
+        "g.png": photo[..., 0],
+        "h.png": SCENES[0, ..., 0],
+        "c.tif": SCENES[0],
+        "d.tif": b"II*\0damaged",
+        "e.dcm": b"",
+    }
     nan = io.BytesIO()
     np.save(nan, np.full((4, 4), np.nan, np.float32))
     assert stats(write(tmp_path / "mixed", {**images, "f.npy": nan.getvalue()})) == 0
     said = capsys.readouterr().out
-    assert "2 of 6 images have 3 channels: 8 bits in 8-bit image" in said and "data.range=null" not in said
+    assert "2 of 8 images have 3 channels: 8 bits in 8-bit image" in said and "data.range=null" not in said
     assert (
         "unreadable d.tif" in said and "unreadable e.dcm: empty file" in said and "unreadable f.npy: holds NaN" in said
     )
+    assert "2 of 8 images have 1 channels" in said and "images of 8 bits among others" in said
     assert "images of several numbers of channels" in said
     assert stats(write(tmp_path / "bad", {"d.tif": b"II*\0damaged"})) == 2
     assert "none of 1 images can be read" in capsys.readouterr().err

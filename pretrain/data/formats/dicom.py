@@ -58,6 +58,8 @@ def read_dicom(data: bytes, max_pixels: int = MAX_PIXELS, *, pages_are_channels:
 
 
 def _read(header: Any, max_pixels: int, pages_are_channels: bool) -> Stored:
+    if "PixelData" not in header or "PhotometricInterpretation" not in header:
+        raise DecodeError("a DICOM without an image of 8 or 16 bits")
     photometric, frames = str(header.PhotometricInterpretation), int(header.get("NumberOfFrames") or 1)
     samples, bits = int(header.SamplesPerPixel), int(header.BitsAllocated)
     gray = photometric in _GRAY and samples == 1
@@ -65,8 +67,8 @@ def _read(header: Any, max_pixels: int, pages_are_channels: bool) -> Stored:
         raise DecodeError(
             f"DICOM colours {photometric} of {samples} channels are not read; save it as RGB or MONOCHROME2"
         )
-    if bits not in (8, 16) or "PixelData" not in header:
-        raise DecodeError(f"a DICOM of {bits} bits is not read, or it holds no image; 8 and 16 bits are")
+    if bits not in (8, 16):
+        raise DecodeError(f"a DICOM of {bits} bits is not read; 8 and 16 bits are")
     if frames > 1 and not (pages_are_channels and gray and frames <= MAX_PAGES):
         raise SeveralPagesError(
             f"a DICOM of {frames} frames; `fovea data write --pages channels` makes up to {MAX_PAGES} gray ones "

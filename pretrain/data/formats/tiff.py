@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 
 from pretrain.core.images import MAX_PIXELS
+from pretrain.data.formats.dicom import is_dicom
 from pretrain.data.formats.stored import MAX_PAGES, DecodeError, SeveralPagesError, Stored, check_memory
 
 _SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0")
@@ -34,8 +35,8 @@ _TYPES = {
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether a file or its beginning is a TIFF or BigTIFF."""
-    return data.startswith(_SIGNATURES)
+    """Whether a file or its beginning is a TIFF or BigTIFF, and no DICOM, whose first 128 bytes may look like one."""
+    return data.startswith(_SIGNATURES) and not is_dicom(data)
 
 
 def read_tiff(data: bytes, max_pixels: int = MAX_PIXELS, *, pages_are_channels: bool = False) -> Stored:

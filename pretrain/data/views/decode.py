@@ -146,7 +146,7 @@ def decode_npy(
 
 
 def image_values(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, np.ndarray]:
-    """(kind, values [H, W, C] as stored) of a file of any kind; of photos of 8 bits, RGB.
+    """(kind, values [H, W, C] as stored) of a file of any kind; of photos of 8 bits, RGB or gray.
 
     Raises:
         DecodeError: it cannot be used.
@@ -157,7 +157,7 @@ def image_values(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, np.nda
     if is_16_bit_png(data):
         return "16-bit PNG", _read_16_bit_png(data, max_pixels)
     if not data.startswith(npy.MAGIC_PREFIX):
-        return "8-bit image", decode_image(data, 3, "stored", max_pixels=max_pixels)
+        return "8-bit image", decode_image(data, 1 if _is_gray(data) else 3, "stored", max_pixels=max_pixels)
     dtype, shape, fortran_order, start = _npy_header(data)
     if (
         str(dtype) not in ARRAY_TYPES
@@ -167,6 +167,13 @@ def image_values(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, np.nda
         raise DecodeError(f".npy of {dtype} {shape}; expected {' or '.join(ARRAY_TYPES)} (H, W) or (H, W, C)")
     values = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
     return f"{dtype} .npy", values if values.ndim == 3 else values[..., None]
+
+
+def _is_gray(data: bytes) -> bool:
+    try:
+        return open_header(data).mode in ("1", "L")
+    except (OSError, ValueError, SyntaxError):
+        return False  # it is damaged, which its decoding states
 
 
 def stored_values(data: bytes) -> tuple[str, np.ndarray] | None:

@@ -19,7 +19,7 @@ from pretrain.data.formats.dicom import read_dicom
 from pretrain.data.formats.stored import DecodeError, SeveralPagesError
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
-from pretrain.data.views.decode import decode_file, decode_sample, stored_values
+from pretrain.data.views.decode import decode_file, decode_sample, image_values, stored_values
 from pretrain.data.write.images import prepare
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -88,6 +88,9 @@ def test_slope_and_intercept_give_the_unit_of_the_modality(slope, intercept, dty
 
 
 def test_slices_of_real_devices_are_the_values_of_pydicom():
+    # The first bytes of MR_small are those of a TIFF, as DICOM allows.
+    assert (SHIPPED / "MR_small.dcm").read_bytes()[:4] == b"II*\0"
+    assert image_values((SHIPPED / "MR_small.dcm").read_bytes())[0] == "int16 DICOM"
     for name, dtype in (("CT_small.dcm", "float32"), ("MR_small.dcm", "int16"), ("MR_small_RLE.dcm", "int16")):
         path = SHIPPED / name
         header = pydicom.dcmread(path)
