@@ -22,7 +22,8 @@ class Measured:
         entropy: of attention and router, over log of their number: 0 (one is chosen) to 1 (uniform); NaN for gates.
         hoyer: sparsity 0 (all equal) to 1 (one is not 0) of Hoyer 2004, eq. 5, over the keys, channels or branches.
         tokens_for_mass: share of the keys that hold 90 % of a query's attention; NaN for gates and routers.
-        distance: mean distance in patches from a patch to what it attends to; None where there is no grid.
+        distance: mean distance in patches from a patch to what it attends to; None where there is no grid, or where the
+            class token alone attends.
     """
 
     mean: Tensor
@@ -98,7 +99,10 @@ class Gathering:
         return tokens_for_mass(w)
 
     def _distance(self, w: Tensor) -> Tensor:
-        if self.kind != "attention" or self.grid is None or w.shape[-1] != self.prefix + math.prod(self.grid):
+        if self.kind != "attention" or self.grid is None:
+            return w.new_tensor(math.nan)
+        tokens = self.prefix + math.prod(self.grid)
+        if w.shape[-2:] != (tokens, tokens):  # no grid, or the class token alone is computed
             return w.new_tensor(math.nan)
         rows, columns = (torch.arange(side, dtype=w.dtype, device=w.device) for side in self.grid)
         places = torch.cartesian_prod(rows, columns)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import finetune.release
 from finetune.attention.__main__ import main
 from finetune.attention.choices import LEVEL, Use, comparisons, use_of
 from finetune.attention.page import as_html, as_json, as_text
@@ -20,6 +21,7 @@ from pretrain.models.backbones.vit import ViT
 from pretrain.models.mechanisms.routing import observed_routing
 from pretrain.models.release.folder import write_release
 from tests.finetune.browser import CHROMIUM, screenshot
+from tests.finetune.small_tasks import small_task
 
 BLOCKS = ("blocks.0.attn", "blocks.1.attn")
 SHARDS = "samples/grocery/val"
@@ -147,6 +149,21 @@ def test_the_command_compares_classes_and_tasks(tmp_path: Path, capsys: pytest.C
     assert "no general block" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*given, "--task", "nuclei"])
+
+
+def test_the_blocks_of_a_fine_tuned_classifier_are_those_of_its_backbone(tmp_path: Path):
+    backbone = vit("hard")
+    release = finetune.release.write_release(
+        tmp_path / "release", small_task("classification", backbone=backbone), {"source": {}}
+    )
+    assert main([str(release), SHARDS, "--out", str(tmp_path), "--max-images", "30", "--batch-size", "8"]) == 0
+    said = json.loads((tmp_path / "attention.json").read_text())["branches"]
+    assert [of["by"] for of in said["compared"]] == [f"class of {SHARDS}"]
+    strengths: Any = backbone.blocks[0].attn.strength
+    largest = dict(zip(("xca", "external"), strengths.abs().mean(1).tolist(), strict=True))
+    used = said["use"][0]["blocks"]["backbone.blocks.0.attn"]
+    shares = {name: used[name] / largest[name] for name in used}
+    assert all(30 * share == pytest.approx(round(30 * share), abs=1e-4) for share in shares.values()), "one branch each"
 
 
 @pytest.mark.processes
