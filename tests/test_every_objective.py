@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ DEBUG = ROOT / "configs" / "debug"
 STEPS = 8
 Releases = Callable[[str], Path]
 SHORT = short(STEPS)
+RELEASE = re.compile(r"runs/debug_(\w+)/release")  # of another objective's debug run
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,9 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
 def settings(objective: str, release: Releases) -> list[str]:
     """The debug configuration's settings, shortened, and the releases that it reads."""
     section = yaml.safe_load((DEBUG / f"{objective}.yaml").read_text())["objective"]
-    read = {key: re.fullmatch(r"runs/debug_(\w+)/release", str(value)) for key, value in section.items()}
-    return [*SHORT, *(f"objective.{key}={release(found[1])}" for key, found in read.items() if found)]
+    given = {key: json.dumps(value) if isinstance(value, list) else str(value) for key, value in section.items()}
+    read = {key: RELEASE.sub(lambda found: str(release(found[1])), value) for key, value in given.items()}
+    return [*SHORT, *(f"objective.{key}={value}" for key, value in read.items() if value != given[key])]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -28,6 +28,9 @@ def reads(name: str, size: Size, in_chans: int) -> dict[str, Any]:
         return {"tokenizer": vqkd_release(size, 8, in_chans)}
     if name == "vqkd":
         return {"teacher": vit_release(size, 8, in_chans)}
+    if name == "distill":
+        weights = vit_release(size, 8, in_chans)
+        return {"teachers": [{"weights": weights, "gram_weight": 1.0}, {"weights": weights, "patch_weight": 0.0}]}
     return {}
 
 

@@ -78,6 +78,7 @@ SMALL["beit"] = {
 }
 SMALL["beit2"] = SMALL["beit"] | {"early_layers": 1, "head_layers": 2}
 SMALL["dvae"] = {"num_tokens": 64, "codebook_dim": 16}
+SMALL["distill"] = {"adaptor_dim": 16, "color_jitter": (0.4, 0.4, 0, 0), "grayscale_prob": 0, "statistics_steps": 4}
 SMALL["vqkd"] = {
     "num_codes": 12,
     "code_dim": 4,

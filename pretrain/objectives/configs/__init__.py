@@ -8,6 +8,7 @@ from pretrain.objectives.configs.data2vec import Data2VecConfig
 from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 from pretrain.objectives.configs.dino import DINOConfig
 from pretrain.objectives.configs.dinov2 import DINOv2Config
+from pretrain.objectives.configs.distill import DistillConfig
 from pretrain.objectives.configs.dvae import DVAEConfig
 from pretrain.objectives.configs.ibot import IBOTConfig
 from pretrain.objectives.configs.ijepa import IJEPAConfig
@@ -26,6 +27,7 @@ ObjectiveConfig = (
     | SimMIMConfig
     | IJEPAConfig
     | LeJEPAConfig
+    | DistillConfig
     | Data2VecConfig
     | Data2Vec2Config
     | BEiTConfig
