@@ -18,7 +18,6 @@ from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
-from pretrain.models.layers.patches import grid_of
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.center import PendingMean, center_norm
 from pretrain.models.losses.koleo import koleo_loss
@@ -26,9 +25,9 @@ from pretrain.models.losses.patch_loss import PatchLoss, mask_weights, patch_los
 from pretrain.models.losses.prototype_loss import PrototypeLoss, prototype_loss
 from pretrain.models.losses.sinkhorn import sinkhorn_center
 from pretrain.models.teachers.ema import EMA
-from pretrain.models.teachers.gram_teacher import GramTeacher
+from pretrain.models.teachers.gram_teacher import GramTeacher, compared, gram_loss
 from pretrain.objectives.base import Horizon, feature_std
-from pretrain.objectives.configs.dinov2 import DINOv2Config
+from pretrain.objectives.configs.dinov2 import DINOv2Config, GramConfig
 from pretrain.objectives.multi_crop import by_crop, crop_after_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
@@ -120,12 +119,12 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         if config.local_crops_number:
             result["loss_cls_local"] = of_crops[2:].sum()
         if config.koleo_weight:
-            koleo = torch.stack([koleo_loss(crop, scope=config.koleo_scope) for crop in both.chunk(2)]).sum()
+            koleo = torch.stack([self._koleo(crop) for crop in both.chunk(2)]).sum()
             loss = loss + config.koleo_weight * koleo
             result["loss_koleo"] = config.koleo_weight * koleo.detach() / 2
         if self.gram_teacher is not None and config.gram is not None and step >= config.gram.start_step:
             seen = crop_after_crop(batch["gram"]) if "gram" in batch else crops[0]
-            gram = self.gram_teacher.loss(patches, seen, grid=grid_of(crops[0], self.backbone.patch_size))
+            gram = self._gram_loss(self.gram_teacher, config.gram, patches, seen, mask)
             loss = loss + config.gram.weight * gram
             result["loss_gram"] = gram.detach()
         if config.centering == "centering":
@@ -175,6 +174,20 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         )
         self._count(self._pending_patches, result.teacher_sum, rows=len(targets))
         return result
+
+    def _koleo(self, features: Tensor) -> Tensor:
+        config = self.config
+        return koleo_loss(
+            features, scope=config.koleo_scope, neighbours=config.koleo_neighbours, group=config.koleo_group
+        )
+
+    def _gram_loss(
+        self, teacher: GramTeacher, config: GramConfig, patches: Tensor, images: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Of the student's `patches` [2b, N, D] of the global crops, of which the Gram teacher sees `images`."""
+        targets = teacher.patches(images, grid=self.backbone.grid_size, antialias=config.antialias)
+        pair = (compared(x, mask, level=config.level, tokens=config.tokens) for x in (patches, targets))
+        return gram_loss(*pair, normalize=config.normalize, negatives=config.negatives)
 
     def _center_of(self, targets: Tensor, layer: Prototypes, average: Tensor, temp: float) -> Tensor:
         if self.config.centering == "centering":

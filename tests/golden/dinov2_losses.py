@@ -96,8 +96,8 @@ def _koleo(features: Tensor) -> dict[str, Tensor]:
     features = features.clone().requires_grad_()
     loss = koleo_loss(features)
     (gradient,) = torch.autograd.grad(loss, features)
-    neighbours = nearest(torch.nn.functional.normalize(features.detach(), dim=-1))
-    return {"koleo": loss, "koleo_dfeatures": gradient, "koleo_nn": neighbours}
+    rows = torch.nn.functional.normalize(features.detach(), dim=-1)
+    return {"koleo": loss, "koleo_dfeatures": gradient, "koleo_nn": nearest(rows, rows, first=0)[:, 0]}
 
 
 def identity(logits: Tensor) -> Prototypes:

@@ -15,6 +15,7 @@ from tests.golden import (
     dinov2,
     dinov2_losses,
     dinov2_vit,
+    dinov3,
     finetune,
     ibot,
     ijepa,
@@ -69,6 +70,10 @@ RUNNERS: list[tuple[str, str, Callable[[Case], None]]] = [
 
 # Later cases say their `kind`.
 KINDS: dict[str, Callable[[Case], None]] = {
+    "dinov3/gram": dinov3.run_gram,
+    "dinov3/losses": dinov3.run_losses,
+    "dinov3/losses_2proc": dinov3.run_losses,
+    "dinov3/masks": masks.run_dinov3,
     "lejepa/sigreg": lejepa.run_sigreg,
     "lejepa/sigreg_2proc": lejepa.run_sigreg_on_ranks,
     "lejepa/minimal": lejepa.run_minimal,

@@ -93,6 +93,26 @@ def run_dinov2(case: Case) -> None:
     _near_frequencies(case, "expect/cell_frequency", masks.view(steps, 2 * batch, side, side).double().mean(1))
 
 
+def run_dinov3(case: Case) -> None:
+    config = case.config
+    case.only("grid", "batch", "ratio", "probability", "circular_shift", "iterations")
+    grid, batch, steps = _pair(config["grid"]), config["batch"], config["iterations"]
+    roll = config["circular_shift"]
+    mask = StratifiedBlockMask("m", grid, 2, _pair(config["ratio"]), config["probability"], exact=True, roll=roll)
+    draws = torch.cat([_batch(mask, step, batch)[0] for step in range(steps)]).flatten(0, 1)  # [steps * 2 * batch, N]
+    counts = draws.sum(1)
+    case.check("expect/histogram_of_counts", torch.bincount(counts, minlength=mask.num_patches + 1))
+    each = counts.view(steps, -1).sum(1)
+    case.check("expect/upperbound", each[:1].expand(len(case["expect/upperbound"])))
+    first = case["expect/first"]
+    assert first.shape[1:] == (2 * batch, mask.num_patches)
+    assert torch.equal(first.sum(2).sort(1).values, counts.view(steps, -1)[: len(first)].sort(1).values)
+    case.due.discard("expect/first")
+    case.due.discard("expect/masked_per_position")
+    ours, theirs = draws.double().mean(0), case["expect/masked_per_position"].double() / len(draws)
+    _within(case, "masked per position", ours, theirs, (draws.double().var(0) * (2 / len(draws))).sqrt())
+
+
 def run_ijepa(case: Case) -> None:
     config = case.config
     _only(case, "size", "patch", "batch", "mask")

@@ -92,9 +92,14 @@ def _stratified(mask: StratifiedBlockMask, at: BatchPosition) -> np.ndarray:
                 continue
             numbers = keyed.stream(at.seed, position, purpose, slot)
             share = edges[place] + (edges[place + 1] - edges[place]) * next(numbers)
-            placed, _ = place_blocks(
-                mask.grid, int(mask.num_patches * share), mask.min_patches, mask.max_patches, mask.min_aspect, numbers
-            )
+            goal = int(mask.num_patches * (edges[place + 1] if mask.exact else share))
+            placed, _ = place_blocks(mask.grid, goal, mask.min_patches, mask.max_patches, mask.min_aspect, numbers)
+            if mask.exact:
+                ranks = keyed.uniforms(at.seed, position, purpose, mask.count + 1 + slot, count=mask.num_patches)
+                placed = fill_up(placed.reshape(-1), goal, ranks).reshape(mask.grid)
+            if mask.roll:
+                shift = keyed.uniforms(at.seed, position, purpose, 2 * mask.count + 1 + slot, count=2)
+                placed = np.roll(placed, (shift * mask.grid).astype(np.int64), axis=(0, 1))
             hidden[row, slot] = placed.reshape(-1)
     return hidden
 

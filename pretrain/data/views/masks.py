@@ -105,6 +105,9 @@ class StratifiedBlockMask(Mask):
     Batch entry: bool [b, count, N], True where hidden. Of the V = count * global batch views of a step, int(prob * V)
     are masked, one per equal bin of `ratio`; a permutation drawn for the step assigns bins to views. Blocks have
     min_patches to half the grid.
+
+    exact   a view hides exactly the upper end of its bin: random single patches are added (Siméoni et al. 2025, DINOv3)
+    roll    the mask is shifted around both edges by random numbers of rows and columns
     """
 
     count: int = 2
@@ -112,6 +115,8 @@ class StratifiedBlockMask(Mask):
     prob: float = 0.5
     min_patches: int = 4
     min_aspect: float = 0.3
+    exact: bool = False
+    roll: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

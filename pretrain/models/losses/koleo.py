@@ -20,40 +20,53 @@ COINCIDENT = 1e-6
 Scope = Literal["rank", "all"]
 
 
-def koleo_loss(features: Tensor, *, scope: Scope = "rank") -> Tensor:
-    """-mean(log(distance of each L2-normalized row of [b, D] to the nearest other row)), in fp32.
+def koleo_loss(features: Tensor, *, scope: Scope = "rank", neighbours: int = 1, group: int | None = None) -> Tensor:
+    """-mean(log(distance of each L2-normalized row of [b, D] to its nearest other rows)), in fp32.
 
     Coincident rows count as the lower bound of the distance, without gradient.
 
     Args:
-        scope: "rank" finds neighbours among the rows of this process, as the official code does; "all" among those of
-            all processes, so that value and mean gradient over ranks do not depend on the number of ranks.
+        scope: "rank" finds neighbours among the rows of this process; "all" among those of all processes, so that the
+            mean over ranks, of value and gradient, does not depend on the number of ranks.
+        neighbours: how many of the nearest rows count. group: with "all", the rows of so many successive ranks are
+            searched, a multiple of b; None: those of all.
 
     Raises:
-        ValueError: there is only one row.
+        ValueError: there are not enough rows.
     """
     with torch.autocast(features.device.type, enabled=False):
         own = F.normalize(features.float(), dim=-1)
         if scope == "rank" or distributed.is_alone():
-            return _spread(own)
+            return _spread(own, own, 0, neighbours)
+        rank, size = distributed.rank(), len(own)
         placed = own.new_zeros(distributed.world_size(), *own.shape)
-        placed[distributed.rank()] = own
-        return _spread(distributed.sum_over_ranks(placed).flatten(0, 1))
+        placed[rank] = own
+        rows = distributed.sum_over_ranks(placed).flatten(0, 1)
+        together = group or len(rows)
+        at = rank * size // together * together
+        rows, first = rows[at : at + together], rank * size - at
+        return _spread(rows[first : first + size], rows, first, neighbours)
 
 
-def nearest(rows: Tensor) -> Tensor:
-    """Index of the nearest other row of each of the normalized rows [n, D], int64 [n]."""
-    return (rows @ rows.T).fill_diagonal_(-2.0).argmax(dim=1)
+def nearest(own: Tensor, rows: Tensor, *, first: int, count: int = 1) -> Tensor:
+    """Indices of the nearest other rows of each of the normalized [n, D], int64 [n, count].
+
+    Args:
+        rows: normalized [m, D], whose rows from `first` on are `own`.
+    """
+    similarity = own @ rows.T
+    similarity[:, first : first + len(own)].fill_diagonal_(-2.0)
+    return similarity.topk(count, dim=1).indices
 
 
-def _spread(rows: Tensor) -> Tensor:
-    if len(rows) < 2:
+def _spread(own: Tensor, rows: Tensor, first: int, count: int) -> Tensor:
+    if len(rows) <= count:
         raise ValueError(
-            "KoLeo needs at least 2 images at a time to find nearest neighbours, got 1; "
+            f"KoLeo needs at least {count + 1} images at a time to find nearest neighbours, got {len(rows)}; "
             "use a larger batch, fewer accumulation steps, koleo_scope: all, or koleo_weight: 0"
         )
     with torch.no_grad():
-        neighbours = nearest(rows)
+        neighbours = nearest(own, rows, first=first, count=count)
     # eps inside the norm, as in F.pairwise_distance
-    distance = torch.linalg.vector_norm(rows - rows[neighbours] + EPS, dim=1).clamp(min=COINCIDENT)
+    distance = torch.linalg.vector_norm(own[:, None] - rows[neighbours] + EPS, dim=-1).clamp(min=COINCIDENT)
     return -(distance + EPS).log().mean()

@@ -34,6 +34,17 @@ class GramConfig(Config):
         description="pixels of the Gram teacher's view of the global crops, without their colour changes; larger than "
         "model.img_size in the high-resolution stage; default: the global crops themselves",
     )
+    antialias: bool = Field(False, description="low-pass filter where its patches are resampled to the student's grid")
+    level: Literal["image", "batch"] = Field(
+        "image", description="compare the patches of an image, or all those of a micro-batch of a rank"
+    )
+    tokens: Literal["all", "masked", "unmasked"] = Field(
+        "all", description="of the student that are compared; other than all needs level: batch"
+    )
+    normalize: bool = Field(True, description="compare cosines; false: dot products")
+    negatives: Literal["keep", "zero", "zero_teacher"] = Field(
+        "keep", description="zero: negative similarities count 0; zero_teacher: those of the Gram teacher only"
+    )
 
     def refreshes(self, step: int) -> bool:
         """Whether the run's teacher becomes the Gram teacher once `step` steps are completed."""
@@ -72,6 +83,10 @@ class DINOv2Config(SelfDistillationConfig):
     koleo_scope: Literal["rank", "all"] = Field(
         "rank", description="nearest neighbours are found in the micro-batch of the rank, or in those of all ranks"
     )
+    koleo_neighbours: Positive = Field(1, description="nearest neighbours that count")
+    koleo_group: Positive | None = Field(
+        None, description="images of successive ranks that koleo_scope: all searches, as 16 in DINOv3; default: all"
+    )
     gram: GramConfig | None = Field(None, description="Gram anchoring (DINOv3)")
     teacher_temp: float = Field(0.07, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
@@ -84,6 +99,10 @@ class DINOv2Config(SelfDistillationConfig):
     )
     mask_prob: Probability = Field(0.5, description="fraction of the global crops that are masked")
     mask_min_patches: Positive = Field(4, description="minimum of a masked block")
+    mask_exact: bool = Field(
+        False, description="a masked crop hides exactly the upper end of its part of mask_ratio, as in DINOv3"
+    )
+    mask_roll: bool = Field(False, description="masks are shifted around the edges at random")
     layerwise_decay: float = Field(0.9, gt=0, le=1, description="of the learning rate, per block from last to first")
     patch_embed_lr_mult: float = Field(0.2, gt=0)
     momentum_teacher: float = Field(0.992, ge=0, le=1, description="EMA momentum of the first step")
@@ -99,6 +118,7 @@ class DINOv2Config(SelfDistillationConfig):
     clips_modules: ClassVar[bool] = True
     batch_coupled: ClassVar[tuple[str, ...]] = (
         "KoLeo finds nearest neighbours in the micro-batch of a rank or (koleo_scope: all) of all ranks",
+        "Gram anchoring with level: batch compares the patches of one micro-batch of a rank",
         "Sinkhorn-Knopp balances the prototypes over one micro-batch of all ranks",
     )
 
@@ -115,6 +135,8 @@ class DINOv2Config(SelfDistillationConfig):
             ratio=self.mask_ratio,
             prob=self.mask_prob,
             min_patches=self.mask_min_patches,
+            exact=self.mask_exact,
+            roll=self.mask_roll,
         )
 
     def views(self, model: ModelShape) -> list[InputSpec]:
@@ -133,6 +155,10 @@ class DINOv2Config(SelfDistillationConfig):
                 f"objective.layerwise_decay: {self.layerwise_decay} and patch_embed_lr_mult {self.patch_embed_lr_mult} "
                 "need a backbone with numbered blocks; set both to 1"
             )
+        if self.gram is not None and self.gram.tokens != "all" and self.gram.level == "image":
+            found.append(
+                f"objective.gram.tokens: {self.gram.tokens} are not equally many in all images; set gram.level=batch"
+            )
         if self.gram is not None and self.gram.img_size is not None:
             size, patch = both_sides(self.gram.img_size), model.patch_size
             if any(side % patch for side in size):
@@ -144,11 +170,20 @@ class DINOv2Config(SelfDistillationConfig):
         return found
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
-        together = micro_batch * (world_size if self.koleo_scope == "all" else 1)
-        if not self.koleo_weight or together >= 2:
+        if not self.koleo_weight:
+            return []
+        together, group = micro_batch * (world_size if self.koleo_scope == "all" else 1), self.koleo_group
+        if group is not None and self.koleo_scope == "all" and (group % micro_batch or together % group):
+            return [
+                f"objective.koleo_group: {group} images are not those of complete ranks; give a multiple of the "
+                f"micro-batch {micro_batch} that divides {together}, the images of {world_size} ranks"
+            ]
+        together = min(together, group or together)
+        if together > self.koleo_neighbours:
             return []
         other = "" if self.koleo_scope == "all" or world_size == 1 else ", koleo_scope=all"
+        which = "each image's neighbour" if self.koleo_neighbours == 1 else f"{self.koleo_neighbours} neighbours"
         return [
-            "objective.koleo_weight: KoLeo finds each image's neighbour in the same micro-batch, but its size "
-            f"is 1; raise optim.global_batch_size, lower engine.accumulation_steps{other}, or set koleo_weight=0"
+            f"objective.koleo_weight: KoLeo finds {which} in the same micro-batch, but its size is {together}; raise "
+            f"optim.global_batch_size, lower engine.accumulation_steps{other}, or set koleo_weight=0"
         ]

@@ -25,6 +25,7 @@ EXAMPLES: list[Mask] = [
     RatioBlockMask("m", GRID, 3, (0.0, 0.3), (0.0, 0.2)),
     RatioBlockMask("m", GRID, shape="rand"),
     StratifiedBlockMask("m", GRID),
+    StratifiedBlockMask("m", GRID, exact=True, roll=True),
     MultiBlockMask("m", GRID, min_keep=2),
     InverseBlockMask("m", GRID, 0.8, count=4),
 ]
@@ -118,6 +119,23 @@ def test_a_step_has_one_masked_view_for_each_bin_of_the_ratio(seed, batch, prob,
     largest = np.linspace(0.1, 0.5, bins + 1)[1:] * 196
     assert (counts[len(counts) - bins :] <= largest + 1e-9).all()
     assert (counts[len(counts) - bins :] >= 1).all()
+
+
+@pytest.mark.parametrize("roll", [False, True])
+def test_exact_masks_hide_the_upper_end_of_their_bins(roll: bool):
+    mask = StratifiedBlockMask("m", (14, 14), ratio=(0.1, 0.5), exact=True, roll=roll)
+    counts = np.sort(whole(mask, 8)["m"].sum(2).reshape(-1))
+    assert counts.tolist() == [0] * 8 + [int(196 * share) for share in np.linspace(0.1, 0.5, 9)[1:]]
+
+
+def test_a_rolled_mask_is_the_same_mask_shifted_around_the_edges():
+    plain, rolled = (StratifiedBlockMask("m", GRID, prob=1.0, roll=roll) for roll in (False, True))
+    moved = 0
+    for before, after in zip(*(whole(mask)["m"].reshape(-1, *GRID) for mask in (plain, rolled)), strict=True):
+        shifts = [np.roll(before, (y, x), (0, 1)) for y in range(GRID[0]) for x in range(GRID[1])]
+        assert any(np.array_equal(after, shifted) for shifted in shifts)
+        moved += not np.array_equal(after, before)
+    assert moved > 8
 
 
 @settings(max_examples=40, deadline=None)

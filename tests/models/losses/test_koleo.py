@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from pretrain.core import distributed
 from pretrain.models.losses.koleo import COINCIDENT, koleo_loss
 
 
@@ -37,6 +39,28 @@ def test_duplicates_give_a_finite_loss_and_no_gradient_of_their_own(dtype: torch
     same = one.expand(4, -1).clone().requires_grad_()
     koleo_loss(same).backward()
     assert not same.grad.any()
+
+
+def test_several_neighbours_count_alike():
+    rows = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    distances = torch.cdist(rows, rows).fill_diagonal_(9.0).sort(dim=1).values[:, :3]
+    torch.testing.assert_close(koleo_loss(rows, neighbours=3), -distances.log().mean(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="at least 7 images at a time to find nearest neighbours, got 6"):
+        koleo_loss(rows, neighbours=6)
+
+
+def test_a_group_of_ranks_is_searched_alone(monkeypatch: pytest.MonkeyPatch):
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(distributed, "is_alone", lambda: False)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda _: F.normalize(rows, dim=1).unflatten(0, (4, 2)))
+    found = []
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        found.append(koleo_loss(rows[2 * rank : 2 * rank + 2], scope="all", group=4))
+    for group in range(2):
+        together = koleo_loss(rows[4 * group : 4 * group + 4])
+        torch.testing.assert_close(torch.stack(found[2 * group : 2 * group + 2]).mean(), together)
 
 
 def test_it_is_computed_in_fp32_under_autocast():

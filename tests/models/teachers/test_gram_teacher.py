@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.models.teachers.gram_teacher import gram_loss, similarities, to_grid
+from pretrain.models.teachers.gram_teacher import compared, gram_loss, similarities, to_grid
 
 
 def test_it_is_zero_for_features_that_are_rotated_and_rescaled():
@@ -29,6 +29,28 @@ def test_the_teacher_gets_no_gradient_and_the_student_follows_it():
     assert teacher.grad is None
     with torch.no_grad():
         assert gram_loss(student - student.grad, teacher) < before
+
+
+def test_negative_similarities_and_lengths_count_as_the_options_say():
+    student = torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]])
+    teacher = torch.tensor([[[0.0, 3.0], [0.0, 3.0]]])
+    for options, off_diagonal, diagonal in (
+        ({}, (1 + 1) ** 2, 0),
+        ({"negatives": "zero"}, (0 - 1) ** 2, 0),
+        ({"normalize": False}, (-2 - 9) ** 2, ((1 - 9) ** 2 + (4 - 9) ** 2) / 2),
+    ):
+        expected = (off_diagonal + diagonal) / 2
+        assert gram_loss(student, teacher, **options).item() == pytest.approx(expected)
+    assert gram_loss(teacher, student, negatives="zero_teacher").item() == pytest.approx(1 / 2)
+
+
+def test_patches_are_compared_within_an_image_or_in_the_whole_batch():
+    patches, mask = torch.randn(2, 3, 4), torch.tensor([[True, False, False], [False, False, True]])
+    assert compared(patches, mask, level="image", tokens="all") is patches
+    assert compared(patches, mask, level="batch", tokens="all").shape == (1, 6, 4)
+    assert torch.equal(compared(patches, mask, level="batch", tokens="masked")[0], patches[mask])
+    assert compared(patches, mask, level="batch", tokens="unmasked").shape == (1, 4, 4)
+    assert gram_loss(patches[:1, :0], patches[:1, :0]) == 0, "no patch is masked"
 
 
 def test_widths_may_differ():
