@@ -23,31 +23,26 @@ from pretrain.models.teachers.feature_teacher import FeatureTeacher, open_teache
 from pretrain.models.teachers.gram_teacher import gram_loss, to_grid
 from pretrain.models.teachers.standardize import Standardize
 from pretrain.objectives.base import Horizon, Objective, feature_std, images_of, pooled
-from pretrain.objectives.configs.distill import DistillConfig, TeacherConfig, teacher_size, view_name
+from pretrain.objectives.configs.distill import DistillConfig, teacher_size, view_name
 
 
 class Lesson(nn.Module):
     """What the student learns from one teacher: adaptors to its features, which are standardized.
 
     Args:
-        given: weights of its terms. student_dim, teacher_dim: channels of their features.
+        weights: of its terms, by name. student_dim, teacher_dim: channels of their features.
     """
 
-    def __init__(self, given: TeacherConfig, config: DistillConfig, *, student_dim: int, teacher_dim: int):
+    def __init__(self, weights: dict[str, float], config: DistillConfig, *, student_dim: int, teacher_dim: int):
         super().__init__()
-        self.given, self.config = given, config
+        self.weights, self.config = weights, config
         kinds = [kind for kind, weight in self.weights.items() if weight and kind != "gram"]
         self.adaptors = nn.ModuleDict({kind: _adaptor(student_dim, config.adaptor_dim, teacher_dim) for kind in kinds})
         self.targets = nn.ModuleDict({kind: Standardize(teacher_dim, config.statistics_steps) for kind in kinds})
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Of the terms, by name."""
-        return {
-            "class": self.given.class_weight,
-            "patch": self.given.patch_weight,
-            "gram": self.given.gram_weight,
-        }
+    def reads_patches(self) -> bool:
+        return self.weights["patch"] > 0 or self.weights["gram"] > 0
 
     def forward(self, features: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms of the loss whose weight is not 0, by name.
@@ -115,16 +110,16 @@ class Distill(Objective[DistillConfig]):
         ]
         self.teachers = nn.ModuleList(teacher for teacher, _ in opened)
         self.fingerprints = nn.ModuleList(fingerprint for _, fingerprint in opened)
-        self.lessons = nn.ModuleList(
-            Lesson(given, config, student_dim=backbone.embed_dim, teacher_dim=teacher.embed_dim)
-            for given, (teacher, _) in zip(config.teachers, opened, strict=True)
-        )
+        self.lessons = nn.ModuleList()
         for index, (given, (teacher, _)) in enumerate(zip(config.teachers, opened, strict=True)):
-            if given.reads_patches and not teacher.has_patches:
+            weights = given.weights_on(backbone.provides & teacher.network.provides)
+            lesson = Lesson(weights, config, student_dim=backbone.embed_dim, teacher_dim=teacher.embed_dim)
+            if lesson.reads_patches and not teacher.has_patches:
                 raise ConfigError(
                     f"objective.teachers.{index}.patch_weight",
                     [f"{given.weights} gives one vector per image and no patches; set it and gram_weight to 0"],
                 )
+            self.lessons.append(lesson)
 
     @property
     def backbone(self) -> Backbone:
@@ -150,7 +145,7 @@ class Distill(Objective[DistillConfig]):
     def student(self, batch: Batch) -> dict[str, Tensor]:
         """Features of the student: "class" [b, D], and if a teacher's patches are read "patch" [b, N, D]."""
         images, drop = images_of(batch, "image"), batch.get("drop_path")
-        if not self.config.reads_patches:
+        if not any(lesson.reads_patches for lesson in self._lessons):
             return {"class": self.encoder.forward_cls(images, drop)}
         tokens = self.encoder(images, drop=drop)
         return {"class": pooled(self.encoder, tokens), "patch": tokens[:, self.encoder.num_prefix_tokens :]}
@@ -159,7 +154,7 @@ class Distill(Objective[DistillConfig]):
         """Features of a teacher, its patches on the student's grid."""
         teacher, images = self._teachers[index], images_of(batch, view_name(self.sizes[index]))
         of_image, patches = teacher.both(images)
-        if patches is None or not self.config.teachers[index].reads_patches:
+        if patches is None or not self._lessons[index].reads_patches:
             return {"class": of_image}
         return {"class": of_image, "patch": to_grid(patches, grid_of(images, teacher.stride), self.encoder.grid_size)}
 
@@ -182,7 +177,7 @@ class Distill(Objective[DistillConfig]):
         given = {name: value[:8] for name, value in batch.items()}
         images = images_of(given, "image")
         rgb = drawing.to_rgb(images, mean=mean, std=std)
-        index = next((i for i, teacher in enumerate(self.config.teachers) if teacher.patch_weight), None)
+        index = next((i for i, lesson in enumerate(self._lessons) if lesson.weights["patch"]), None)
         if index is None:
             return {"input": drawing.sheet(rgb[:, None])}
         was_training = self.training

@@ -30,7 +30,7 @@ def reads(name: str, size: Size, in_chans: int) -> dict[str, Any]:
         return {"teacher": vit_release(size, 8, in_chans)}
     if name == "distill":
         weights = vit_release(size, 8, in_chans)
-        return {"teachers": [{"weights": weights, "gram_weight": 1.0}, {"weights": weights, "patch_weight": 0.0}]}
+        return {"teachers": [{"weights": weights}, {"weights": weights, "patch_weight": 0.0}]}
     return {}
 
 

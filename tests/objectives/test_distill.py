@@ -20,7 +20,7 @@ from tests.objectives.tiny import HORIZON, SMALL, Shape, batch, objective, part
 def two_teachers() -> list[dict[str, Any]]:
     weights = vit_release((24, 32), 8, 3)
     return [
-        {"weights": weights, "class_weight": 0.5, "gram_weight": 2.0},
+        {"weights": weights, "class_weight": 0.5, "patch_weight": 1.0, "gram_weight": 2.0},
         {"weights": weights, "class_weight": 0.0, "patch_weight": 0.25, "size": (48, 64)},
     ]
 
@@ -93,8 +93,7 @@ def test_teachers_and_adaptors_are_not_in_a_release_and_another_teacher_is_refus
 def test_convolutional_networks_learn_from_a_transformer(name: str):
     shape = Shape(size=(64, 64))
     weights = vit_release((64, 64), 8, 3)
-    patches = {} if name == "test_convnext" else {"patch_weight": 0.0}
-    config = DistillConfig(**SMALL["distill"] | {"teachers": [{"weights": weights, **patches}]})
+    config = DistillConfig(**SMALL["distill"] | {"teachers": [{"weights": weights}]})
     backbone: Any = TimmBackbone(name, (64, 64), 3)
     of: Any = build("distill")(config, backbone, HORIZON)
     losses = of(batch(of, shape), 0)
@@ -127,7 +126,7 @@ def test_each_size_of_teachers_is_one_view():
     ("teacher", "others", "shape", "problem"),
     [
         ({"class_weight": 0, "patch_weight": 0}, {}, Shape(), "so are its other weights; leave the teacher out"),
-        ({}, {}, Shape(provides=frozenset({"image"})), "gives one vector per image and no patches"),
+        ({"patch_weight": 1}, {}, Shape(provides=frozenset({"image"})), "gives one vector per image and no patches"),
         ({}, {"cosine_weight": 0, "smooth_l1_weight": 0}, Shape(), "objective.cosine_weight: 0, and so is"),
         ({}, {}, Shape(in_chans=6), "reads 3 channels, model.in_chans is 6"),
     ],

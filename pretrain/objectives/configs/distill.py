@@ -27,12 +27,17 @@ class TeacherConfig(Config):
         None, description="attention heads of a teacher from a file; default: as published, else width / 64"
     )
     class_weight: float = Field(1.0, ge=0, description="of its vector of the image")
-    patch_weight: float = Field(1.0, ge=0, description="of its patches, resampled to the student's grid")
+    patch_weight: float | None = Field(
+        None,
+        ge=0,
+        description="of its patches, resampled to the student's grid; default: 1, or 0 where one of the two has none",
+    )
     gram_weight: float = Field(0.0, ge=0, description="of the similarities between its patches (DINOv3)")
 
-    @property
-    def reads_patches(self) -> bool:
-        return self.patch_weight > 0 or self.gram_weight > 0
+    def weights_on(self, provides: frozenset[str]) -> dict[str, float]:
+        """Of the terms, by name, where student and teacher both give what `provides` names."""
+        patch = self.patch_weight if self.patch_weight is not None else float("patches" in provides)
+        return {"class": self.class_weight, "patch": patch, "gram": self.gram_weight}
 
 
 class DistillConfig(ObjectiveSection):
@@ -57,11 +62,6 @@ class DistillConfig(ObjectiveSection):
     grayscale_prob: Probability = Field(0.2, description="needs RGB")
 
     needs: ClassVar[frozenset[str]] = frozenset({"image"})
-
-    @property
-    def reads_patches(self) -> bool:
-        """Whether the student needs patches."""
-        return any(teacher.reads_patches for teacher in self.teachers)
 
     def views(self, model: ModelShape) -> list[InputSpec]:
         """One crop, the same at the size of each teacher, and random numbers of the drop path."""
@@ -89,9 +89,10 @@ class DistillConfig(ObjectiveSection):
             found.append("objective.cosine_weight: 0, and so is smooth_l1_weight; give one of them")
         for index, teacher in enumerate(self.teachers):
             key = f"teachers.{index}"
-            if not (teacher.class_weight or teacher.reads_patches):
+            weights = teacher.weights_on(model.provides)
+            if not any(weights.values()):
                 found.append(f"objective.{key}.class_weight: 0, and so are its other weights; leave the teacher out")
-            if teacher.reads_patches and "patches" not in model.provides:
+            if (weights["patch"] or weights["gram"]) and "patches" not in model.provides:
                 found.append(
                     f"objective.{key}.patch_weight: the model gives one vector per image and no patches; set it and "
                     "gram_weight to 0, or choose another model (docs/backbones.md)"
