@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pretrain.core.distributed import World
 from pretrain.engine.accelerate import AccelerateEngine
+from pretrain.engine.build import build_engine
+from tests.engine.scenarios import ENGINES, whole_state
 from tests.engine.settings import settings
 from tests.objectives.tiny import Shape, batch, objective, part
 
@@ -58,3 +60,24 @@ def steps(world: World, out: Path) -> None:
         for accumulation in (1, 2, 4):
             found = {name: value.contiguous() for name, value in outcome(form, accumulation, world).items()}
             save_file(found, out / f"{form}-{accumulation}-rank{world.rank}.safetensors")
+
+
+def under_engines(world: World, out: Path, *, cases: list[list[Any]]) -> None:
+    """The weights after two steps under (engine, micro-batches of a step); complete on rank 0 only under ZeRO-3."""
+    for name, accumulation in cases:
+        of: Any = objective("lejepa")
+        pieces = world.world_size * accumulation
+        chosen = settings(
+            name="sgd", lr=0.1, total_steps=2, micro_batch=IMAGES // pieces, world_size=world.world_size,
+            engine=ENGINES[name] | {"accumulation_steps": accumulation},
+        )  # fmt: skip
+        engine = build_engine(of, **chosen, world=world, seed=0)
+        whole, each, first = batch(of, images=IMAGES), IMAGES // pieces, world.rank * accumulation
+        for step in range(2):
+            parts = [part(whole, slice(each * i, each * (i + 1))) for i in range(first, first + accumulation)]
+            engine.train_step(iter(parts), step)
+            of.after_step(step + 1)
+        names = dict(of.named_parameters())
+        weights = {key: value.contiguous() for key, value in whole_state(engine).items() if key in names}
+        if world.rank == 0:
+            save_file(weights, out / f"{name}-{accumulation}.safetensors")

@@ -13,8 +13,9 @@ from pretrain.models.losses.sigreg import sigreg
 from pretrain.objectives import build
 from pretrain.objectives.configs.lejepa import LeJEPAConfig
 from tests.engine.ranks import launch
+from tests.engine.scenarios import ENGINES
 from tests.golden.ranks import ALONE
-from tests.objectives.lejepa_ranks import outcome, steps
+from tests.objectives.lejepa_ranks import outcome, steps, under_engines
 from tests.objectives.tiny import HORIZON, SMALL, Shape, batch, objective
 
 FORMS = ("multicrop", "minimal")
@@ -41,6 +42,18 @@ def test_ranks_and_micro_batches_do_not_change_losses_and_gradients(tmp_path: Pa
                     torch.testing.assert_close(
                         found[name], expected, atol=1e-6, rtol=1e-5, msg=lambda text, case=case: f"{case}: {text}"
                     )
+
+
+@pytest.mark.processes
+def test_micro_batches_are_one_batch_under_every_engine(tmp_path: Path):
+    cases = [("ddp", 1), *((name, 2) for name in ENGINES)]
+    launch(under_engines, world=2, out=tmp_path, cases=cases)
+    expected = load_file(tmp_path / "ddp-1.safetensors")
+    for name, accumulation in cases:
+        found = load_file(tmp_path / f"{name}-{accumulation}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-6, msg=f"{name}: {key}")
 
 
 def test_a_survey_leaves_nothing_behind():
