@@ -86,7 +86,7 @@ class DataSource(Config):
     """A set of labelled images. The documentation of a task lists the keys it reads; paths are local."""
 
     images: str | list[str] = Field(description="shards (folder, brace pattern, list), a .tar, a folder, a .csv")
-    annotations: str | None = Field(None, description="COCO json, of instances or panoptic")
+    annotations: str | None = Field(None, description="COCO json, of instances or panoptic; csv of labels")
     masks: str | None = Field(None, description="folder or .tar of label maps named as the images")
     mask_names: str | None = Field(
         None, description='names of the masks: "{name}_mask.gif", where {name} is that of the image without its suffix'

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         from pretrain.core.device import find_device
 
         task, record = open_task(chosen.task)
-        if tiling is not None and task.config.name == "classification":
+        if tiling is not None and task.config.name in ("classification", "multi_label"):
             raise ValueError("--tile: a classifier has one answer for an image; predict it without tiles")
         value_range = recorded_range(record) if chosen.range is None else (chosen.range[0], chosen.range[1])
         how = Reading(task.bare_backbone.in_chans, recorded_orientation(record), value_range, chosen.max_pixels)

@@ -53,6 +53,25 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Any number of labels: probabilities float32 [K], each of one label; those from `threshold` on are predicted."""
+
+    probabilities: np.ndarray
+    threshold: float
+
+    def as_json(self, id: str | int, classes: Classes) -> Json:
+        """{"id", "labels", "classes": those predicted, the most likely first, "probabilities": {class: p} of all}."""
+        order = np.argsort(-self.probabilities, kind="stable").tolist()
+        found = [i for i in order if self.probabilities[i] >= self.threshold]
+        return {
+            "id": id,
+            "labels": [classes.category_ids[i] for i in found],
+            "classes": [classes[i] for i in found],
+            "probabilities": {classes[i]: round(float(self.probabilities[i]), 6) for i in order},
+        }
+
+
+@dataclass(frozen=True)
 class Detected:
     """Objects, best first: boxes float32 [n, 4] xyxy in pixels, labels int64 [n] 1-based, scores float32 [n], and
     masks, each an RLE of the image's size, or None."""

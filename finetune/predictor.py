@@ -37,7 +37,7 @@ class Predictor:
 
     @property
     def name(self) -> str:
-        """Of the task: classification, detection, segmentation, depth."""
+        """Of the task: classification, multi_label, detection, segmentation, depth."""
         return self.task.config.name
 
     @property
@@ -48,7 +48,8 @@ class Predictor:
     def predict(
         self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 8, tiling: Tiling | None = None
     ) -> list[Prediction]:
-        """A prediction per image, in the coordinates of that image: `Classified`, `Detected`, `ClassMap` or `DepthMap`.
+        """A prediction per image, in the coordinates of that image: `Classified`, `Labelled`, `Detected`, `ClassMap` or
+        `DepthMap`.
 
         Args:
             images: see `pretrain.data.views.pixels.to_images`.

@@ -22,6 +22,7 @@ from finetune.attention.judges import Head, Neighbours
 from finetune.attention.study import study
 from finetune.release import RECORD, is_task, open_task
 from finetune.tasks.classification import Classification
+from finetune.tasks.multi_label import MultiLabel
 from pretrain.core.device import find_device
 from pretrain.core.files import write_json, write_text
 from pretrain.core.images import Orientation, ValueRange
@@ -96,7 +97,7 @@ def _open(path: Path) -> _Opened:
     folder = path / "release" if (path / "release" / RECORD).is_file() else path
     if is_task(folder) or not (folder / RECORD).is_file():
         task, record = open_task(folder)
-        if not isinstance(task, Classification):
+        if not isinstance(task, Classification) or isinstance(task, MultiLabel):
             raise ValueError(f"{folder}: a task of {task.config.name}; give a classifier, or the release of a backbone")
         mean, std = tuple(record["mean"]), tuple(record["std"])
         return _Opened(str(folder), task, task.bare_backbone, mean, std, *_reading(record))

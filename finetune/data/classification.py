@@ -35,6 +35,7 @@ from pretrain.data.views.decode import (
     decode_sample,
 )
 
+SEPARATOR = "|"  # of several labels of an image
 UNREADABLE, NO_LABEL, UNKNOWN, EMPTY = "unreadable sample", "no label", "unknown class", "class without images"
 
 
@@ -177,7 +178,7 @@ def _open_shards(images: str | list[str], given: Classes | None, classes: Classe
                 places.append((shard, sample))
                 numbers.append(number)
     reader.close()
-    known = _agreed(own, classes, where=str(beside)) or numbered(max(numbers, default=-1) + 1)
+    known = agreed_classes(own, classes, where=str(beside)) or numbered(max(numbers, default=-1) + 1)
     findings.labels = dataset.num_samples
     labels = _labels(np.array(numbers, np.int64), known)
     for place, number, label in zip(places, numbers, labels.tolist(), strict=True):
@@ -221,7 +222,7 @@ def _open_folders(where: str, given: Classes | None, classes: Classes | None) ->
     if Path(where).is_dir():
         folders |= {folder.name for folder in Path(where).iterdir() if folder.is_dir() and folder.name[0] != "."}
     folders = sorted(folders)
-    known = _agreed(given, classes, where=where) or Classes(folders)
+    known = agreed_classes(given, classes, where=where) or Classes(folders)
     places = {name: place for place, name in enumerate(known)}
     names, labels = [], []
     for path, name in pictures:
@@ -249,7 +250,12 @@ def _open_list(path: Path, given: Classes | None, classes: Classes | None) -> La
     if not listed.labelled:
         other = pointer(path, "OUT.csv")
         raise ValueError(f"{path}: has no column label or class_name; its first line must name the columns{other}")
-    agreed = _agreed(given, classes, where=str(path))
+    several = next((row for row in listed.rows if SEPARATOR in row.label), None)
+    if several is not None:
+        raise ValueError(
+            f"{path}, line {several.line}: {shown(several.label)} is several labels; task.name=multi_label trains them"
+        )
+    agreed = agreed_classes(given, classes, where=str(path))
     mapping = None if agreed is None else dict(zip(agreed.category_ids, agreed, strict=True))
     numbers, names = number_labels(path, listed.rows, mapping)
     known = agreed or of_numbers({number: names.get(number, str(number)) for number in {*numbers, *names} - {None}})
@@ -262,7 +268,7 @@ def _open_list(path: Path, given: Classes | None, classes: Classes | None) -> La
             findings.add("missing image", *where, f"{row.file} is not in {path.parent}", lost=1)
         elif name in labels:
             same = number is not None and labels[name] == places[number]
-            other = "" if same else ", with another label"
+            other = "" if same else ", with another label (task.name=multi_label trains several labels of an image)"
             findings.add(
                 "image listed twice", *where, f"{row.file} is on an earlier line too{other}", lost=int(not same)
             )
@@ -277,7 +283,7 @@ def _open_list(path: Path, given: Classes | None, classes: Classes | None) -> La
     return LabelledFiles(files, list(labels), np.array(list(labels.values()), np.int64), known, findings)
 
 
-def _agreed(own: Classes | None, trained: Classes | None, *, where: str) -> Classes | None:
+def agreed_classes(own: Classes | None, trained: Classes | None, *, where: str) -> Classes | None:
     """The classes of the training set if they are given, else this set's own, which must not contradict them.
 
     Raises:

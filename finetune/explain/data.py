@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config import DataSource
-from finetune.data import classification
+from finetune.data import classification, multi_label
 from finetune.data.coco import examples as coco
 from finetune.data.coco import rle
 from finetune.data.coco.instances import Instances
@@ -72,8 +72,9 @@ class ImageSet:
     @property
     def has_regions(self) -> bool:
         """Whether there are boxes or masks to compare maps with."""
-        places = self.labelled and not isinstance(_first_target(self.examples), int | np.integer | None)
-        return self.objects is not None or places
+        target = _first_target(self.examples)
+        places = isinstance(target, Instances) or (isinstance(target, np.ndarray) and target.ndim == 2)
+        return self.objects is not None or (self.labelled and places)
 
     def region(self, subject: Subject, example: Example, aim: Aim) -> np.ndarray | None:
         """Where the thing is that was explained, bool [h, w] of the canvas: the object that a detection found, the
@@ -82,7 +83,7 @@ class ImageSet:
         if isinstance(target, Instances):
             chosen = target.select(~target.crowd) if aim.box is None else _found(subject, example, target, aim)
             mask = None if chosen is None or not len(chosen) else painted(chosen, example.image.shape[:2])
-        elif isinstance(target, np.ndarray):
+        elif isinstance(target, np.ndarray) and target.ndim == 2:
             mask = target == aim.label
         else:
             return None
@@ -103,11 +104,10 @@ def open_images(task: Task | None, given: Sequence[str], annotations: str | None
         ValueError: nothing can be read there.
     """
     name = None if task is None else task.config.name
-    if name in (None, "classification") and len(given) == 1 and _has_labels(given[0], task):
+    if name in (None, "classification", "multi_label") and len(given) == 1 and _has_labels(given[0], task):
         source = validate(DataSource, {"images": given[0]}, source="IMAGES")
-        examples = classification.open_examples(
-            None, source, classes=None if task is None else task.classes, reading=reading
-        )
+        reader = multi_label if name == "multi_label" else classification
+        examples = reader.open_examples(None, source, classes=None if task is None else task.classes, reading=reading)
         return ImageSet(examples, labelled=True, objects=_objects(given[0], annotations, reading))
     if annotations is None:
         return ImageSet(ImageFiles(find_images(given), reading), labelled=False)

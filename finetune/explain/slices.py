@@ -80,7 +80,8 @@ def measured(
             of_objects += list(_objects(example, prediction, task.classes))
     found = sliced("image", of_images, seed=seed) + sliced("object", of_objects, seed=seed)
     say(f"{len(of_images)} images and {len(of_objects)} objects in {len(found)} slices")
-    words = {"classification": "right answers", "detection": "panoptic quality of an image; share of objects found"}
+    words = {"classification": "right answers", "detection": "panoptic quality of an image; share of objects found",
+             "multi_label": "average precision of an image's labels"}  # fmt: skip
     return worst_first(found), words.get(task.config.name, "mean IoU of an image's classes")
 
 
@@ -101,7 +102,7 @@ def image_traits(example: Example, classes: Sequence[str]) -> dict[str, Trait]:
         traits["number of objects"] = float(len(truth))
         if len(truth):
             traits["object size"] = float(painted(truth, gray.shape).mean() / len(truth))
-    elif isinstance(example.target, np.ndarray):
+    elif isinstance(example.target, np.ndarray) and example.target.ndim == 2:
         counts = np.bincount(example.target.ravel().astype(np.int64), minlength=256)[: len(classes)]
         shares = {f"area of {name}": float(count) for name, count in zip(classes, counts, strict=True) if count}
         traits |= shares if len(shares) <= 2 else {}

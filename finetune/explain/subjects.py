@@ -201,13 +201,13 @@ class ClassifierSubject(TaskSubject):
 
     @torch.no_grad()
     def aims(self, images: Tensor) -> Sequence[Aim | None]:
-        best, labels = self._logits(images).softmax(1).max(1)
+        best, labels = self.task.probabilities(self._logits(images)).max(1)
         rows = zip(best.tolist(), labels.tolist(), strict=True)
         return [Aim(f"{self.classes[label]} {share:.2f}", label) for share, label in rows]
 
     def scores(self, images: Tensor, aims: Sequence[Aim], *, logits: bool = False) -> Tensor:
         found = self._logits(images)
-        found = found if logits else found.softmax(1)
+        found = found if logits else self.task.probabilities(found)
         labels = torch.tensor([aim.label for aim in aims], device=found.device)
         return found.gather(1, labels[:, None])[:, 0]
 

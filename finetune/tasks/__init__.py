@@ -25,6 +25,7 @@ class TaskEntry(NamedTuple):
 
 TASKS = {
     "classification": TaskEntry("finetune.tasks.classification", "Classification", "finetune.data.classification"),
+    "multi_label": TaskEntry("finetune.tasks.multi_label", "MultiLabel", "finetune.data.multi_label"),
     "detection": TaskEntry("finetune.tasks.detection", "Detection", "finetune.data.coco.examples"),
     "segmentation": TaskEntry("finetune.tasks.segmentation", "Segmentation", "finetune.data.maps.masks"),
     "depth": TaskEntry("finetune.tasks.depth", "Depth", "finetune.data.maps.depth"),

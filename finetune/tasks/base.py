@@ -24,6 +24,9 @@ from pretrain.models.export.outputs import ExportOutput
 from pretrain.models.mechanisms.states import MechanismStates
 from pretrain.models.teachers.ema import EMA
 
+# For messages: which tasks `finetune.export` can turn into a graph.
+EXPORTABLE = "exportable tasks: classification, multi_label, segmentation, depth, and detection with head detr or eomt"
+
 
 class Task(nn.Module):
     """Base of the tasks: a subclass builds its modules in `__init__` and overrides the methods below.

@@ -27,9 +27,8 @@ from finetune.metrics.grid_accuracy import GridAccuracy, GridClassified
 from finetune.metrics.metric import Metric
 from finetune.predictions import Classes, Classified, Prediction
 from finetune.report.labels import classification_picture
-from finetune.tasks.base import Task
+from finetune.tasks.base import EXPORTABLE, Task
 from finetune.tasks.configs.classification import FROZEN, ClassificationConfig
-from finetune.tasks.exports import EXPORTABLE
 from finetune.tasks.opened import OpenedBackbone
 from finetune.tasks.timm_classifier import CONFIG, from_timm_form, timm_form
 from pretrain.core.trainable import ParamGroup
@@ -55,8 +54,8 @@ class Classification(Task):
 
     def __init__(self, config: ClassificationConfig, opened: OpenedBackbone, classes: Classes):
         super().__init__(config, opened, classes)
-        if len(classes) < 2:
-            raise ValueError(f"data.train: {len(classes)} class; a classifier needs at least 2")
+        if len(classes) < config.fewest_classes:
+            raise ValueError(f"data.train: {len(classes)} class; a classifier needs at least {config.fewest_classes}")
         self.backbone = synchronized(opened.backbone)
         self.head = self._head(len(classes))
         self._free()
@@ -71,9 +70,7 @@ class Classification(Task):
 
     def forward(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
         self._statistics.remember()
-        pairs = self.mixer.mode == "pair"
-        uniforms = batch["mix"] if pairs and self.mixer.mixes else batch["rng_step"][None]
-        images, targets = self.mixer(self.normalize(batch["image"]), batch["label"], uniforms)
+        images, targets = self.mixer(self.normalize(batch["image"]), batch["label"], self.mix_uniforms(batch))
         if isinstance(self.head, GlimpseHead):
             look = self.head.look(self.backbone, images, batch["glimpses"])
             losses = glimpse_loss(look, targets)
@@ -87,6 +84,14 @@ class Classification(Task):
         loss = soft_cross_entropy(logits, targets)
         right = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).float().mean()
         return {"loss": loss, "top1_train": right}
+
+    def mix_uniforms(self, batch: dict[str, Any]) -> Tensor:
+        """The random numbers of the mixer: of each pair, or of the step."""
+        return batch["mix"] if self.mixer.mode == "pair" and self.mixer.mixes else batch["rng_step"][None]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the classes, [..., K]."""
+        return logits.softmax(-1)
 
     def logits(self, images: Tensor, drop: Tensor | None = None) -> Tensor:
         """Normalized images [b, C, h, w] to [b, K]; of a grid [G, b, K]."""

@@ -21,9 +21,9 @@ from finetune.heads.queries.mask_instances import instances
 from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
 from finetune.heads.queries.query_decoder import QueryDecoder
 from finetune.predictions import Detected
+from finetune.tasks.base import EXPORTABLE
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
-from finetune.tasks.exports import EXPORTABLE
 from pretrain.models.export.outputs import ExportOutput, NotExportableError
 
 Pair = tuple[int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,33 @@ _MISSING = frozenset({"", "nan", "<na>"})  # what pandas writes for no value
 @dataclass(frozen=True)
 class ListedImage:
     """One row: the number of its line, the file as it is named, its label (a number or a name) and class name, "" for
-    none."""
+    none; others: the values of `ImageList.others`."""
 
     line: int
     file: str
     label: str
     class_name: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """The rows of a list, and whether it has a column of labels or of class names."""
+    """The rows of a list, whether it has a column of labels or of class names, and the names of its other columns."""
 
     path: Path
     rows: list[ListedImage]
     labelled: bool
+    others: tuple[str, ...] = ()
 
 
-def read_list(path: Path) -> ImageList:
+def read_list(path: Path, *, others: bool = False) -> ImageList:
     """Read a csv whose first line names the columns, in upper or lower case, with or without spaces around.
 
     Files are in the first column named as one of `FILE_COLUMNS`; labels in `label`, `labels` or `target`; class names
     in `class_name`, `class` or `category`. The delimiter is a comma, semicolon, tab or bar.
+
+    Args:
+        others: keep the values of all other columns too.
 
     Raises:
         ValueError: it cannot be read, is not UTF-8, has no such column, or a row names no file or has too many fields.
@@ -61,17 +66,22 @@ def read_list(path: Path) -> ImageList:
     rows: list[ListedImage] = []
     try:
         columns: dict[str, int] = {}
-        for place, name in enumerate(next(reader, [])):
-            columns.setdefault(name.strip().lower() or f"column {place + 1}", place)
-        labelled = _read_rows(path, reader, columns, rows)
+        header = [name.strip() for name in next(reader, [])]
+        for place, name in enumerate(header):
+            columns.setdefault(name.lower() or f"column {place + 1}", place)
+        known = {columns[name] for name in (*FILE_COLUMNS, *_LABEL_COLUMNS, *_NAME_COLUMNS) if name in columns}
+        kept = [place for place in range(len(header)) if place not in known] if others else []
+        labelled = _read_rows(path, reader, columns, rows, kept)
     except csv.Error as error:
         last = rows[-1].line if rows else 1
         raise ValueError(f"{path}, after line {last}: {error}; is a quote left open?") from error
-    return ImageList(path, rows, labelled)
+    return ImageList(path, rows, labelled, tuple(header[place] for place in kept))
 
 
-def _read_rows(path: Path, reader: Any, columns: Mapping[str, int], rows: list[ListedImage]) -> bool:
-    """Append the rows; whether they have labels."""
+def _read_rows(
+    path: Path, reader: Any, columns: Mapping[str, int], rows: list[ListedImage], kept: Sequence[int]
+) -> bool:
+    """Append the rows, with the values of the columns `kept`; whether they have labels."""
 
     def first(names: tuple[str, ...]) -> int | None:
         return next((columns[name] for name in names if name in columns), None)
@@ -95,7 +105,7 @@ def _read_rows(path: Path, reader: Any, columns: Mapping[str, int], rows: list[L
         if not values[files]:
             raise ValueError(f"{path}, line {line}: no file name")
         label, name = ("" if column is None else _known(values[column]) for column in (labels, names))
-        rows.append(ListedImage(line, values[files], label, name))
+        rows.append(ListedImage(line, values[files], label, name, tuple(values[place] for place in kept)))
     return labels is not None or names is not None
 
 

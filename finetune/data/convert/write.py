@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.data.classification import SEPARATOR
 from finetune.data.coco.objects import CocoEntry, CocoObject, ObjectReader
 from finetune.data.convert.annotated import Shape
 from finetune.data.convert.pictures import Picture
 from finetune.data.examples import DataProblems
-
-SEPARATOR = "|"
 
 
 def numbered_classes(pictures: Sequence[Picture], given: Mapping[int, str] | None) -> dict[int, str]:

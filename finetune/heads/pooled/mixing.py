@@ -61,7 +61,10 @@ class ImageMixer(nn.Module):
         Raises:
             ValueError: an odd number of images, so that one has no partner.
         """
-        targets = smoothed(labels, self.num_classes, self.smoothing)
+        return self.mix(images, smoothed(labels, self.num_classes, self.smoothing), uniforms)
+
+    def mix(self, images: Tensor, targets: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for targets [b, K] of any kind."""
         if not self.mixes:
             return images, targets
         if len(images) % 2:

@@ -80,6 +80,7 @@ class ClassificationConfig(TaskSection):
 
     formats: ClassVar[frozenset[str]] = frozenset({"shards", "folder", "tar", "csv"})
     keys: ClassVar[frozenset[str]] = frozenset({"classes"})
+    fewest_classes: ClassVar[int] = 2
 
     name: Literal["classification"] = "classification"
     train: Literal["full", "partial", "lora", "linear", "attentive", "grid", "glimpses"] = Field(
@@ -122,9 +123,9 @@ class ClassificationConfig(TaskSection):
                 f"{images}; set it to 0"]  # fmt: skip
 
     def class_problems(self, classes: Sequence[str]) -> list[str]:
-        if len(classes) > 1:
+        if len(classes) >= self.fewest_classes:
             return []
-        return [f"{len(classes)} class ({', '.join(classes)}); a classifier needs at least 2"]
+        return [f"{len(classes)} class ({', '.join(classes)}); a classifier needs at least {self.fewest_classes}"]
 
     def problems(self, config: Any) -> list[str]:
         found, augment, optim = [], self.augment, config.optim

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from finetune.config import DataSource
-from finetune.data import classification
+from finetune.data import classification, multi_label
 from finetune.data.coco import rle
 from finetune.data.coco.examples import CocoExamples, open_examples
 from finetune.data.convert.command import main
@@ -24,6 +24,7 @@ from tests.finetune.data.convert.tool_files import (
     TOOLS,
     TRIANGLE,
     cvat,
+    label_studio,
     labelme,
     png,
     put,
@@ -229,6 +230,17 @@ def test_labels_of_images_become_a_csv_that_is_read_back(tmp_path: Path):
     assert out.read_text() == "filename,label\n../set/images/a.jpg,outdoor\n../set/images/b.png,indoor\n"
     examples = classification.open_examples(None, make_source(out))
     assert [examples.classes[examples[place].target] for place in range(2)] == ["outdoor", "indoor"]
+
+
+def test_several_labels_of_images_become_a_list_for_multi_label(tmp_path: Path):
+    source, out = label_studio(tmp_path / "set"), tmp_path / "labels.csv"
+    assert main([str(source), str(out)]) == 0
+    assert out.read_text() == "filename,labels\nset/images/a.jpg,outdoor\nset/images/b.png,indoor|pet\n"
+    found = multi_label.open_examples(None, make_source(out))
+    assert found.classes == ("indoor", "outdoor", "pet") and found.targets.astype(int).tolist() == [
+        [0, 1, 0],
+        [1, 0, 1],
+    ]
 
 
 def test_fractions_belong_to_the_upright_photo_and_stated_sides_decide(tmp_path: Path):
