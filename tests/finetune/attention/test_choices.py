@@ -159,8 +159,8 @@ def test_the_blocks_of_a_fine_tuned_classifier_are_those_of_its_backbone(tmp_pat
     assert main([str(release), SHARDS, "--out", str(tmp_path), "--max-images", "30", "--batch-size", "8"]) == 0
     said = json.loads((tmp_path / "attention.json").read_text())["branches"]
     assert [of["by"] for of in said["compared"]] == [f"class of {SHARDS}"]
-    strengths: Any = backbone.blocks[0].attn.strength
-    largest = dict(zip(("xca", "external"), strengths.abs().mean(1).tolist(), strict=True))
+    attention: Any = backbone.blocks[0].attn
+    largest = dict(zip(("xca", "external"), attention.strength.abs().mean(1).tolist(), strict=True))
     used = said["use"][0]["blocks"]["backbone.blocks.0.attn"]
     shares = {name: used[name] / largest[name] for name in used}
     assert all(30 * share == pytest.approx(round(30 * share), abs=1e-4) for share in shares.values()), "one branch each"
