@@ -18,7 +18,7 @@ from launch.lab.forks import Fork
 from launch.lab.verdicts import SILENT, BrokenPromiseError
 from pretrain.core.text import has_control_characters
 
-LONGEST = 300.0  # seconds until a command counts as hanging
+LONGEST = 900.0  # seconds until a command counts as hanging: more than any takes on a busy machine
 _OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

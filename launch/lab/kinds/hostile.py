@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from launch.lab.bench import photo, tar_of
-from launch.lab.trial import Trial
+from launch.lab.trial import LONGEST, Trial
 from launch.lab.verdicts import SILENT, BrokenPromiseError
 from pretrain.core.machine.children import child_environment
 from pretrain.core.text import has_control_characters
@@ -186,7 +186,7 @@ def modules_in_the_folder(trial: Trial) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=LONGEST,
     )
     if done.returncode != 0:
         raise BrokenPromiseError(f"status {done.returncode}: {(done.stdout + done.stderr)[-300:]}")

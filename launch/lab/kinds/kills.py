@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.lab.bench import EVERY, STEPS, hashes
 from launch.lab.plants import CALLS
-from launch.lab.trial import Command, Trial, kill
+from launch.lab.trial import LONGEST, Command, Trial, kill
 from launch.lab.verdicts import SILENT, BrokenPromiseError
 
 _SECONDS = 1.5  # about as long as a run takes
@@ -53,7 +53,7 @@ def _end_at_a_call(trial: Trial, plant: str, *more: str) -> None:
     # fsync and rename are the calls of a commit
     call = trial.rng.choice((*CALLS, "fsync", "rename", "rename", "write"))
     number = trial.rng.randint(1, {"write": 150, "open": 60, "fsync": 50}.get(call, 16))
-    trial.start("pretrain", trial.config, plants=[[plant, call, number, *more]]).process.wait(300)
+    trial.start("pretrain", trial.config, plants=[[plant, call, number, *more]]).process.wait(LONGEST)
     _complete_or_absent(trial)
     trial.resumes()
 
