@@ -12,7 +12,10 @@ from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, dump, load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if "\ntask:" not in path.read_text())  # not of fine-tuning
+PLANS = CONFIGS / "results" / "attention"  # of comparisons, tests/benchmarks
+RECIPES = sorted(
+    path for path in CONFIGS.rglob("*.yaml") if path.parent != PLANS and "\ntask:" not in path.read_text()
+)  # not of fine-tuning
 IMAGENET = 1_281_167
 
 

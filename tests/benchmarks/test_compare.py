@@ -71,6 +71,7 @@ def test_equal_arms_are_equal_and_what_costs_more_gets_fewer_steps(tmp_path: Pat
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_the_wider_arm_of_a_plan_has_the_operations_of_what_it_stands_for(path: Path):
     plan = load_config(Comparison, path)
+    assert f"python -m benchmarks.compare {path.relative_to(ROOT)} --out" in path.read_text()
     for arm, against in plan.pairs:
         if against.startswith("wider"):
             assert math.isclose(gflops(plan, arm), gflops(plan, against), rel_tol=0.02)

@@ -115,8 +115,9 @@ def slow_to_save() -> Iterator[Launch]:
         run = [sys.executable, "-S", "-c", SLOW_TO_SAVE, str(run_dir), how]
         command = [*prefix, sys.executable, "-c", LAUNCHER, str(run_dir), *run]
         process = subprocess.Popen(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+        )  # fmt: skip
         started.append(process)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         wait_until(lambda: bool(children(process.pid)), process)
