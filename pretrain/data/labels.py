@@ -46,7 +46,7 @@ def number_labels(
     one that is not among `given`. 007, -1 and other numbers that no class can have are names.
 
     Raises:
-        ValueError: some labels are numbers and some are names, or one number has two class names.
+        ValueError: some labels are numbers and some are names, one number has two class names, or is too large.
     """
     named = _names_of_numbers(where, rows)
     texts = [label if (label := _plain(row.label)).isdecimal() else row.class_name or label for row in rows]
@@ -64,6 +64,11 @@ def number_labels(
         raise ValueError(
             f"{where}: some labels are integers ({min(numeric)}) and some are names "
             f"({shown(min(distinct - numeric))}); correct them, or give a {CLASSES_FILE} that names them all"
+        )
+    if too_large := next((text for text in sorted(numeric) if len(text) > 18), None):
+        raise ValueError(
+            f"{where}: label {shown(too_large[:40])} is no number of a class (18 digits at most); correct it, or give "
+            "all classes names"
         )
     if numeric and all(text == str(int(text)) and int(text) >= 0 for text in numeric):
         return [int(text) if text else None for text in texts], named

@@ -214,6 +214,7 @@ def test_a_csv_keeps_integer_labels_and_numbers_names(folder, tmp_path):
         ("filename,label\nx.jpg,1\na, b.jpg,1\n", "line 3: 3 fields, but 2 columns; put quotes around"),
         ("filename,label\n,1\n", "line 2: no file name"),
         ("filename,label\nx.jpg,1\ny.jpg,cat\n", "some labels are integers"),
+        (f"filename,label\nx.jpg,1\ny.jpg,{'9' * 30}\n", "is no number of a class (18 digits at most)"),
         ("filename,label,class_name\nx.jpg,1,a\ny.jpg,1,b\n", "label 1 is 'a' and 'b'"),
         ("filename\n", "no image found"),
         ('filename\n"x.jpg\ny.jpg\n', "after line 1: unexpected end of data; is a quote left open?"),
