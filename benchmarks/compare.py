@@ -31,10 +31,8 @@ from benchmarks.paired import difference
 from launch.plan.memory import empty_batch
 from pretrain.__main__ import main as pretrain
 from pretrain.config import PretrainConfig
-from pretrain.core.configlib import Config, ConfigError, Positive, load_config, read_values, validate
+from pretrain.core.configlib import Config, Positive, dump, load_config, read_values, validate
 from pretrain.core.files import write_text
-from pretrain.data.loader.eval_images import EvalImages
-from pretrain.data.shards.dataset import Dataset
 from pretrain.objectives.base import Horizon
 from pretrain.probes.protocol import ProbeRequest, probe
 from pretrain.probes.subject import open_release
@@ -45,6 +43,10 @@ Row = dict[str, dict[str, float]]  # of a seed: by arm, what `run` gives
 SAME_COST = 0.03  # arms that cost as much as the first one, within this part, are not run again for equal CPU seconds
 TITLES: dict[Budget, str] = {"steps": "Equal steps", "cpu": "Equal CPU seconds"}
 METRICS = {"knn": "20-NN", "linear": "linear"}
+
+
+class RunError(RuntimeError):
+    """A run of an arm failed."""
 
 
 class Comparison(Config):
@@ -81,13 +83,7 @@ class Comparison(Config):
 def score(plan: Comparison, release: Path) -> dict[str, float]:
     """Accuracies of the frozen features of a release, 0 to 1, by `METRICS`."""
     subject = open_release(release)
-    bank, queries = (
-        EvalImages(
-            Dataset.open(shards), subject.size, in_chans=subject.in_chans, mean=subject.mean, std=subject.std,
-            batch_size=250, resize=max(subject.size),
-        )
-        for shards in (plan.train, plan.val)
-    )  # fmt: skip
+    bank, queries = (subject.images(shards, resize=max(subject.size)) for shards in (plan.train, plan.val))
     found, _ = probe(bank, queries, subject.network, device=torch.device("cpu"), asked=ProbeRequest(both=False))
     of = found[plan.feature]
     assert of.linear is not None
@@ -98,14 +94,14 @@ def run(plan: Comparison, arm: str, seed: int, steps: int, folder: Path) -> dict
     """Train and score in a process of its own, once; CPU seconds are those of building, training and saving.
 
     Raises:
-        RuntimeError: the run failed.
+        RunError: the run failed.
     """
     kept = folder / "score.json"
     if not kept.exists():
         if (child := os.fork()) == 0:
             _train_and_score(plan, arm, seed, steps, folder)
         if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            raise RuntimeError(f"arm {arm}, seed {seed}: exit status {status}; see {folder}/output.txt")
+            raise RunError(f"arm {arm}, seed {seed}: exit status {status}; see {folder}/output.txt")
     return json.loads(kept.read_text())
 
 
@@ -119,7 +115,7 @@ def _train_and_score(plan: Comparison, arm: str, seed: int, steps: int, folder: 
         os.dup2(said, 2)
         config = plan.of(arm, seed, folder / "run", steps)
         path = folder / "config.yaml"
-        write_text(path, json.dumps(config.model_dump(mode="json", exclude_unset=True)))
+        write_text(path, dump(config))
         start = time.process_time()
         status = pretrain([str(path)])
         spent = time.process_time() - start
@@ -199,7 +195,7 @@ def _pairs(plan: Comparison, rows: list[Row]) -> str:
 
 
 def main() -> int:
-    """Exit status 2: a wrong plan."""
+    """Exit status 1: a run failed. 2: a wrong plan."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("plan", type=Path, help="for instance configs/results/attention/mae_cifar10.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the plan, for instance seeds=2")
@@ -211,9 +207,9 @@ def main() -> int:
         for found in compare(plan, chosen.out):
             write_text(chosen.out / "tables.md", found + "\n")
             print(found, end="\n\n", flush=True)
-    except (ConfigError, ValueError) as error:
+    except (ValueError, RunError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     return 0
 
 

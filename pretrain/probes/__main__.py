@@ -14,8 +14,6 @@ from torch import Tensor
 
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
-from pretrain.data.loader.eval_images import EvalImages
-from pretrain.data.shards.dataset import Dataset
 from pretrain.probes.features import BOTH, Features, pixel_features
 from pretrain.probes.protocol import ProbeRequest, Score, probe, standard_error
 from pretrain.probes.subject import Subject, open_official, open_release
@@ -66,7 +64,9 @@ def _subject(chosen: argparse.Namespace) -> Subject:
 def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
     """The report, as it is written with --json."""
     device = torch.device(chosen.device)
-    train, val = (_images(subject, shards, chosen) for shards in (chosen.train, chosen.val))
+    how = {"resize": chosen.resize, "batch_size": chosen.batch_size}
+    how |= {"max_samples": chosen.max_images, "num_workers": chosen.workers}
+    train, val = (subject.images(shards, **how) for shards in (chosen.train, chosen.val))
     asked = ProbeRequest(
         tuple(chosen.k),
         chosen.temperature,
@@ -138,22 +138,6 @@ def _with_error(accuracy: float, count: int) -> dict[str, float]:
 
 def _percent(cell: dict[str, float]) -> str:
     return f"{100 * cell['accuracy']:.1f} +- {100 * cell['standard_error']:.1f}"
-
-
-def _images(subject: Subject, shards: list[str], chosen: argparse.Namespace) -> EvalImages:
-    return EvalImages(
-        Dataset.open(shards),
-        subject.size,
-        in_chans=subject.in_chans,
-        mean=subject.mean,
-        std=subject.std,
-        batch_size=chosen.batch_size,
-        resize=chosen.resize,
-        orientation=subject.orientation,
-        value_range=subject.value_range,
-        max_samples=chosen.max_images,
-        num_workers=chosen.workers,
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD, Orientation, ValueRange
+from pretrain.data.loader.eval_images import EvalImages
+from pretrain.data.shards.dataset import Dataset
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import ImageEncoder
@@ -63,6 +65,30 @@ class Subject:
     orientation: Orientation = "exif"
     value_range: ValueRange | None = None
     lines: tuple[str, ...] = ()
+
+    def images(
+        self,
+        shards: str | Sequence[str],
+        *,
+        resize: int | None = None,
+        batch_size: int = 256,
+        max_samples: int | None = None,
+        num_workers: int = 0,
+    ) -> EvalImages:
+        """Labelled images as the network reads them; see `EvalImages`."""
+        return EvalImages(
+            Dataset.open(shards),
+            self.size,
+            in_chans=self.in_chans,
+            mean=self.mean,
+            std=self.std,
+            batch_size=batch_size,
+            resize=resize,
+            orientation=self.orientation,
+            value_range=self.value_range,
+            max_samples=max_samples,
+            num_workers=num_workers,
+        )
 
 
 def open_release(folder: Path, size: Sizing | None = None) -> Subject:
