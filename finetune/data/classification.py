@@ -17,7 +17,7 @@ from finetune.data.class_names import FILE, numbered, of_numbers, read_classes
 from finetune.data.convert.formats import pointer
 from finetune.data.examples import BadExample, DataProblems, Example
 from finetune.data.files import Files
-from finetune.data.reading import PHOTOS, Reading
+from finetune.data.reading import PHOTOS, ImageFiles, Reading
 from finetune.predictions import Classes
 from pretrain.core.text import shown
 from pretrain.data import image_list
@@ -118,32 +118,19 @@ class LabelledShards:
         return next((read[extension] for extension in IMAGE_EXTENSIONS if extension in read), b"")
 
 
-class LabelledFiles:
+class LabelledFiles(ImageFiles):
     """Image files and their labels, int64 [n], indices into `classes`."""
-
-    reading: Reading = PHOTOS
 
     def __init__(
         self, files: Files, names: Sequence[str], labels: np.ndarray, classes: Classes, findings: DataProblems
     ) -> None:
-        self.files, self.names, self.labels = files, tuple(names), labels
-        self.classes, self.findings = classes, findings
+        super().__init__(files, names)
+        self.labels, self.classes, self.findings = labels, classes, findings
         self.fingerprint = _digest(files.fingerprint(names), "\n".join(self.names).encode(), labels, classes)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        try:
-            image = self.reading.photo(self.files.read(name))
-        except DecodeError as error:
-            raise BadExample(self.files.path(name), str(error)) from error
-        return Example(name, self.files.path(name), image, int(self.labels[index]))
-
-    def file(self, index: int) -> bytes:
-        """The file of an image."""
-        return self.files.read(self.names[index])
+        return Example(name, self.files.path(name), self.photo(index), int(self.labels[index]))
 
 
 def _kind(images: str | list[str]) -> str:

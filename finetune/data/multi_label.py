@@ -16,14 +16,13 @@ import numpy as np
 from finetune.data.class_names import of_numbers, read_classes
 from finetune.data.classification import EMPTY, NO_LABEL, SEPARATOR, UNKNOWN, agreed_classes
 from finetune.data.coco.image_names import find_names
-from finetune.data.examples import BadExample, DataProblems, Example
+from finetune.data.examples import DataProblems, Example
 from finetune.data.files import Files
-from finetune.data.reading import PHOTOS, Reading
+from finetune.data.reading import PHOTOS, ImageFiles, Reading
 from finetune.predictions import Classes
 from pretrain.core.text import shown
 from pretrain.data.image_list import SUFFIXES, ImageList, read_list
 from pretrain.data.names import find_files
-from pretrain.data.views.decode import DecodeError
 
 _SEPARATORS = (SEPARATOR, ";", ",")
 _ON, _OFF = frozenset({"1", "1.0", "true"}), frozenset({"0", "0.0", "false"})
@@ -71,7 +70,7 @@ def open_examples(
     return MultiLabelled(files, kept, targets, known, findings, reading)
 
 
-class MultiLabelled:
+class MultiLabelled(ImageFiles):
     """Image files; targets: bool [n, K], the labels that each has."""
 
     def __init__(
@@ -83,28 +82,17 @@ class MultiLabelled:
         findings: DataProblems,
         reading: Reading = PHOTOS,
     ) -> None:
-        self.files, self.names, self.targets = files, tuple(names), targets
-        self.classes, self.findings, self.reading = classes, findings, reading
+        super().__init__(files, names, reading)
+        self.targets, self.classes, self.findings = targets, classes, findings
         digest = hashlib.sha256(files.fingerprint(names).encode())
         for part in ("\n".join(self.names), "\n".join(classes), str(classes.category_ids)):
             digest.update(part.encode())
         digest.update(np.packbits(targets).tobytes())
         self.fingerprint = digest.hexdigest()
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __getitem__(self, index: int) -> Example:
         name = self.names[index]
-        try:
-            image = self.reading.photo(self.files.read(name))
-        except DecodeError as error:
-            raise BadExample(self.files.path(name), str(error)) from error
-        return Example(name, self.files.path(name), image, self.targets[index].astype(np.float32))
-
-    def file(self, index: int) -> bytes:
-        """The file of an image."""
-        return self.files.read(self.names[index])
+        return Example(name, self.files.path(name), self.photo(index), self.targets[index].astype(np.float32))
 
 
 def _in_column(listed: ImageList, known: Classes | None) -> list[list[str]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.data.examples import BadExample
+from finetune.data.files import Files
 from pretrain.core.images import MAX_PIXELS, DataOrientation, Orientation, ValueRange
+from pretrain.data.formats.stored import DecodeError
 from pretrain.data.views.decode import decode_file
 
 
@@ -40,3 +44,25 @@ class Reading:
 
 
 PHOTOS = Reading()  # 8-bit RGB
+
+
+class ImageFiles:
+    """Images of `files` by name, in order, for a data set whose labels are not in them."""
+
+    def __init__(self, files: Files, names: Sequence[str], reading: Reading = PHOTOS):
+        self.files, self.names, self.reading = files, tuple(names), reading
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def photo(self, index: int) -> np.ndarray:
+        """The pixels of an image; BadExample if it cannot be used."""
+        name = self.names[index]
+        try:
+            return self.reading.photo(self.files.read(name))
+        except DecodeError as error:
+            raise BadExample(self.files.path(name), str(error)) from error
+
+    def file(self, index: int) -> bytes:
+        """The file of an image."""
+        return self.files.read(self.names[index])
