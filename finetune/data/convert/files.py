@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from finetune.data.examples import DataProblems
 from pretrain.core.files import open_file
 from pretrain.data.shards.image_files import walk
 
+T = TypeVar("T")
 MOST_BYTES = 1 << 30  # of one annotation file: a larger one would not fit into memory several times
 _DEEPEST = 100  # levels of XML
 
@@ -47,6 +49,20 @@ class Source:
     def name(self, path: Path) -> str:
         """The name of a file for messages: below the folder."""
         return path.relative_to(self.folder).as_posix()
+
+
+def readable(
+    source: Source, paths: Iterable[Path], read: Callable[[Path], T], findings: DataProblems
+) -> Iterator[tuple[str, T]]:
+    """(name, content) of each file; one whose `read` raises ValueError is a finding, with one lost label."""
+    for path in paths:
+        try:
+            content = read(path)
+        except ValueError as error:
+            findings.labels += 1
+            findings.add("unreadable annotation file", source.name(path), "", str(error), lost=1)
+        else:
+            yield source.name(path), content
 
 
 def read_text(path: Path) -> str:

@@ -151,9 +151,9 @@ def _object(row: Mapping[str, Any], size: tuple[int, int] | None) -> Shape:
 def _brush(given: Any, size: tuple[int, int] | None) -> np.ndarray:
     """The mask [H, W] of a brush: RGBA bytes, packed by thi.ng/rle-pack, whose alpha is not 0 inside.
 
-    A stream of bits: 32 for the number of values, 5 for the bits of a value - 1, four times 4 for the bits of a
-    count - 1; then blocks of one bit (1: one value repeated; 0: so many values), 2 bits that choose the bits of the
-    count, the count - 1, and the value or values.
+    A stream of bits. Header: number of values (32 bits), width of a value minus 1 (5 bits), four widths of a count,
+    each minus 1 (4 bits). Then blocks: kind (1 bit: 1 is a run of one value, 0 a list of values), which of the four
+    widths (2 bits), count minus 1, then the value of the run or the values of the list.
     """
     if size is None or not isinstance(given, list) or not all(type(v) is int and 0 <= v < 256 for v in given):
         raise Unusable("bad mask", "its rle is not a list of bytes, or original_width is missing")

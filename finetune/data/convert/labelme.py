@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from finetune.data.convert.annotated import (
     polygon,
     sides,
 )
-from finetune.data.convert.files import Source, read_json
+from finetune.data.convert.files import Source, read_json, readable
 from finetune.data.examples import DataProblems
 from pretrain.data.write.images import UnreadableImageError, open_image
 
@@ -36,19 +36,17 @@ def fits(data: Any) -> bool:
     return isinstance(data, dict) and isinstance(data.get("shapes"), list) and "imagePath" in data
 
 
+def _data(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not fits(data):
+        raise ValueError(f"{path}: no labelme file; expected shapes and imagePath")
+    return data
+
+
 def read(source: Source, findings: DataProblems) -> Annotations:
     """Polygons, rectangles, circles, masks; polygons of one class and group are one object. Flags label the image."""
     images = []
-    for path in source.of(".json"):
-        name = source.name(path)
-        try:
-            data = read_json(path)
-            if not fits(data):
-                raise ValueError(f"{path}: no labelme file; expected shapes and imagePath")
-        except ValueError as error:
-            findings.labels += 1
-            findings.add("unreadable annotation file", name, "", str(error), lost=1)
-            continue
+    for name, data in readable(source, source.of(".json"), _data, findings):
         folder = PurePosixPath(name).parent
         stem = str(PurePosixPath(name).with_suffix(".jpg"))
         image = Annotated(name, (str(folder / str(data["imagePath"]).replace("\\", "/")), stem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 from finetune.data.convert.annotated import (
@@ -16,7 +16,7 @@ from finetune.data.convert.annotated import (
     number,
     sides,
 )
-from finetune.data.convert.files import Source, read_xml
+from finetune.data.convert.files import Source, read_xml, readable
 from finetune.data.examples import DataProblems
 
 
@@ -26,16 +26,7 @@ def read(source: Source, findings: DataProblems) -> Annotations:
     The official data counts pixels from 1 and includes the last one; other tools write the corners themselves.
     """
     images, official, difficult = [], 0, 0
-    for path in source.of(".xml"):
-        name = source.name(path)
-        try:
-            root = read_xml(path)
-            if root.tag != "annotation":
-                raise ValueError(f"{path}: its root is <{root.tag[:40]}>, expected <annotation>")
-        except ValueError as error:
-            findings.labels += 1
-            findings.add("unreadable annotation file", name, "", str(error), lost=1)
-            continue
+    for name, root in readable(source, source.of(".xml"), _root, findings):
         first = 1 if (root.findtext("source/database") or "").strip().startswith("The VOC") else 0
         official += first
         stem = str(PurePosixPath(name).with_suffix(".jpg"))
@@ -52,6 +43,13 @@ def read(source: Source, findings: DataProblems) -> Annotations:
     if difficult:
         notes.append(f"{difficult} difficult objects are written as ignored regions (iscrowd)")
     return Annotations(images, notes=notes)
+
+
+def _root(path: Path) -> Element:
+    root = read_xml(path)
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: its root is <{root.tag[:40]}>, expected <annotation>")
+    return root
 
 
 def _object(found: Element, first: int) -> Shape:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from finetune.data.convert.annotated import Annotated, Annotations, Shape, Unusable, add_objects, box, number, polygon
-from finetune.data.convert.files import Source, read_text
+from finetune.data.convert.files import Source, read_text, readable
 from finetune.data.examples import DataProblems
 
 _LINE = re.compile(r"\s*\d+(\s+[-+0-9.eE]+){4,}\s*")
@@ -49,16 +49,13 @@ def read(source: Source, findings: DataProblems) -> Annotations:
     folder = Source(source.folder)  # of data.yaml, where that is given
     notes = ["the points of poses are left out, their boxes are used"] if pose else []
     images, others = [], []
-    for path in folder.of(".txt"):
-        label = PurePosixPath(folder.name(path))
-        if label.name in _NAMES or label in lists.values():
-            continue
-        try:
-            lines = [(n, line.split()) for n, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
-        except ValueError as error:
-            findings.labels += 1
-            findings.add("unreadable annotation file", str(label), "", str(error), lost=1)
-            continue
+    listed = set(lists.values())
+    paths = (
+        path for path in folder.of(".txt") if path.name not in _NAMES and PurePosixPath(folder.name(path)) not in listed
+    )
+    for name, text in readable(folder, paths, read_text, findings):
+        label = PurePosixPath(name)
+        lines = [(n, line.split()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         if lines and not _LINE.fullmatch(" ".join(lines[0][1])) and "labels" not in map(str.lower, label.parts):
             others.append(str(label))
             continue
