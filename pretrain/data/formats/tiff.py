@@ -1,8 +1,8 @@
 """TIFF and BigTIFF: strips and tiles, interleaved and separate bands, 8, 12 and 16 bits and floats (TIFF 6.0, 1992).
 
 The file's directory is read with tifffile, its data decoded with imagecodecs. Both forgive much; here a file that does
-not hold what it promises is an error. Reduced images and masks of a pyramid are passed over. Several full pages are no
-image: they may be channels, slices or time, which the file does not say.
+not hold what it promises is an error. Smaller copies of the image and transparency masks in the same file are
+ignored. A file of several full pages is refused: it does not say whether they are channels, slices or time.
 """
 
 from __future__ import annotations

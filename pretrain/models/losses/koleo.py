@@ -28,8 +28,9 @@ def koleo_loss(features: Tensor, *, scope: Scope = "rank", neighbours: int = 1, 
     Args:
         scope: "rank" finds neighbours among the rows of this process; "all" among those of all processes, so that the
             mean over ranks, of value and gradient, does not depend on the number of ranks.
-        neighbours: how many of the nearest rows count. group: with "all", the rows of so many successive ranks are
-            searched, a multiple of b; None: those of all.
+        neighbours: number of nearest rows whose distances are used.
+        group: with scope "all", neighbours are searched within groups of this many rows, those of consecutive ranks; a
+            multiple of b. None: among the rows of all ranks.
 
     Raises:
         ValueError: there are not enough rows.

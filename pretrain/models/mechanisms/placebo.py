@@ -6,12 +6,10 @@ placebo has too does not come from attention.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pretrain.models.layers.mixer import Mixer
+from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer
 
 TINY = 1e-6  # the factor of a smaller value is taken as 1
 
@@ -34,5 +32,12 @@ class NextImage(Mixer):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, *given: Any, **more: Any) -> Tensor:
-        return of_next(self.mixer(*given, **more))
+    def forward(
+        self,
+        x: Tensor,
+        queries: slice = EVERY_TOKEN,
+        bias: Bias | None = None,
+        rotation: Tensor | None = None,
+        layout: Layout | None = None,
+    ) -> Tensor:
+        return of_next(self.mixer(x, queries, bias, rotation, layout))

@@ -39,7 +39,7 @@ class GramConfig(Config):
         "image", description="compare the patches of an image, or all those of a micro-batch of a rank"
     )
     tokens: Literal["all", "masked", "unmasked"] = Field(
-        "all", description="of the student that are compared; other than all needs level: batch"
+        "all", description="which of the student's patches are compared; masked and unmasked need level: batch"
     )
     normalize: bool = Field(True, description="compare cosines; false: dot products")
     negatives: Literal["keep", "zero", "zero_teacher"] = Field(
