@@ -294,6 +294,12 @@ def stopped_waiting(world: World, out: Path, *, engines: list[str]) -> dict[str,
             run(engine, kind="toy", save=saved.append, feed=feed)
         state, expected = whole_state(engine), whole_state(undisturbed)
         found[name] = [saved, all(torch.equal(state[key], value) for key, value in expected.items())]
+    seen = []
+    try:
+        for number in distributed.until_stopped(_until(iter(range(4)), 2) if world.rank else range(4)):
+            seen.append(number)
+    except StoppedWaitingError:
+        found["pass"] = seen
     return found
 
 

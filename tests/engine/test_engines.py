@@ -255,6 +255,10 @@ def test_when_one_rank_stops_waiting_for_data_all_save_the_step_before(engine, t
     assert [rank["waited"][engine] for rank in two_again] == [[[0, 2], True]] * 2
 
 
+def test_when_one_rank_stops_waiting_in_a_pass_over_data_all_leave_it(two_again):
+    assert [rank["waited"].get("pass") for rank in two_again] == [[0, 1, 2, 3], [0, 1]]
+
+
 def test_all_ranks_take_the_same_older_checkpoint_when_one_rank_s_file_is_damaged(two_again):
     for rank in two_again:
         assert rank["trouble"]["step"] == 2

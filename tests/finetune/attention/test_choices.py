@@ -14,7 +14,7 @@ from torch import Tensor
 
 import finetune.release
 from finetune.attention.__main__ import main
-from finetune.attention.choices import LEVEL, Use, comparisons, use_of
+from finetune.attention.choices import LEVEL, Choice, Comparison, Use, comparisons, use_of
 from finetune.attention.page import as_html, as_json, as_text
 from finetune.attention.study import Study
 from pretrain.models.backbones.vit import ViT
@@ -114,6 +114,13 @@ def test_two_data_sets_are_compared_as_tasks():
     assert found[2].groups == ["dark", "bright"] and found[2].sizes == [60, 60]
     np.testing.assert_allclose(found[2].choices[BLOCKS[0]].means[0], dark.values[BLOCKS[0]].mean(0))
     assert "depends on it" in {found[2].verdict(block) for block in BLOCKS}
+
+
+def test_several_blocks_need_smaller_p_values():
+    choice = Choice(np.zeros((2, 1)), np.zeros((2, 1)), 0.1, 0.1, p=0.03)
+    for count, verdict in ((1, "depends on it"), (2, "no dependence seen")):
+        blocks = {str(block): choice for block in range(count)}
+        assert Comparison("class", ["a", "b"], [1, 1], {}, {}, blocks).verdict("0") == verdict
 
 
 def test_a_repeated_comparison_is_equal():

@@ -20,8 +20,9 @@ from finetune.predict import main as predict
 from finetune.predictions import ClassMap, DepthMap, Detected
 from finetune.predictor import Predictor
 from finetune.release import write_release
+from finetune.tiling.objects import merge_objects
 from finetune.tiling.tiled import tiled_objects
-from finetune.tiling.tiles import Tiling
+from finetune.tiling.tiles import Tile, Tiling
 from tests.finetune.small_tasks import small_task
 
 SIZE = (150, 230)
@@ -69,6 +70,15 @@ def test_neighbours_of_one_class_stay_two():
     image[40:60, 50:70, 0], image[40:60, 71:90, 0] = 1, 3
     found = tiled_objects(Example(1, "a", image, None), Tiling(64, 24), see, batch_size=4)
     assert sorted(found.boxes[:, 0].tolist()) == [50, 71]
+
+
+def test_objects_of_two_classes_at_one_place_stay_two():
+    tiles = [Tile(0, 0, 64, 64), Tile(0, 40, 64, 64)]
+    boxes = [np.array([[45, 5, 60, 25]], np.float32), np.array([[5, 5, 20, 25]], np.float32)]
+    found = [Detected(box, np.array([label]), np.ones(1, np.float32)) for box, label in zip(boxes, (1, 2), strict=True)]
+    assert merge_objects((64, 104), tiles, found).labels.tolist() == [1, 2]
+    found[1].labels[:] = 1
+    assert merge_objects((64, 104), tiles, found).labels.tolist() == [1]
 
 
 def test_an_image_without_objects_has_none():

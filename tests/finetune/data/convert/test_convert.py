@@ -207,6 +207,14 @@ def test_what_is_lost_is_named_and_too_much_of_it_stops(tmp_path: Path, capsys: 
         "images/a.jpg", "images/b.png", "images/empty.png", "images/new.png"]  # fmt: skip
 
 
+def test_a_file_that_cannot_be_read_counts_as_a_lost_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = yolo(tmp_path / "set")
+    objects = sum(len(path.read_text().splitlines()) for path in (root / "labels").glob("*.txt"))
+    (root / "labels" / "c.txt").write_bytes(b"0 0.5 0.5 0.1 0.1 \xff\n")
+    assert main([str(root), str(tmp_path / "out.json"), "--max-lost", "0"]) == 2
+    assert f"1 of {objects + 1} objects or labels would be lost" in capsys.readouterr().err
+
+
 def test_an_image_that_lost_all_its_objects_is_no_background(tmp_path: Path):
     root, out = yolo(tmp_path / "set"), tmp_path / "out.json"
     put(root / "labels/a.txt", "7 0.5 0.5 0.2 0.2\n")
