@@ -33,6 +33,7 @@ from pretrain.__main__ import main as pretrain
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import Config, Positive, dump, load_config, read_values, validate
 from pretrain.core.files import write_text
+from pretrain.models.activations import observed
 from pretrain.objectives.base import Horizon
 from pretrain.probes.protocol import ProbeRequest, probe
 from pretrain.probes.subject import open_release
@@ -43,6 +44,7 @@ Row = dict[str, dict[str, float]]  # of a seed: by arm, what `run` gives
 SAME_COST = 0.03  # arms that cost as much as the first one, within this part, are not run again for equal CPU seconds
 TITLES: dict[Budget, str] = {"steps": "Equal steps", "cpu": "Equal CPU seconds"}
 METRICS = {"knn": "20-NN", "linear": "linear"}
+UNITS = ("active", "hoyer")  # of `pretrain.models.activations.Sparsity`
 
 
 class RunError(RuntimeError):
@@ -60,6 +62,9 @@ class Comparison(Config):
     )
     pairs: list[tuple[str, str]] = Field(description="[arm, against]")
     seeds: Positive = 5
+    budgets: list[Budget] = Field(
+        ["steps", "cpu"], description="equal steps, which are always run, and equal CPU seconds"
+    )
     train: str = Field(description="labelled shards to learn from")
     val: str = Field(description="labelled shards to classify")
     feature: str = Field(description="what is scored: cls, patch_mean or pooled")
@@ -81,13 +86,19 @@ class Comparison(Config):
 
 
 def score(plan: Comparison, release: Path) -> dict[str, float]:
-    """Accuracies of the frozen features of a release, 0 to 1, by `METRICS`."""
+    """Accuracies of the frozen features of a release, 0 to 1, by `METRICS`.
+
+    With feed-forward networks also "active" and "hoyer" of their hidden units, 0 to 1, mean over the layers.
+    """
     subject = open_release(release)
     bank, queries = (subject.images(shards, resize=max(subject.size)) for shards in (plan.train, plan.val))
-    found, _ = probe(bank, queries, subject.network, device=torch.device("cpu"), asked=ProbeRequest(both=False))
+    with observed(subject.network) as seen:
+        found, _ = probe(bank, queries, subject.network, device=torch.device("cpu"), asked=ProbeRequest(both=False))
     of = found[plan.feature]
     assert of.linear is not None
-    return {"knn": of.knn[20], "linear": of.linear.accuracy}
+    layers = [activity.sparsity for activity in seen.values()]
+    units = {name: statistics.mean(getattr(layer, name) for layer in layers) for name in UNITS if layers}
+    return {"knn": of.knn[20], "linear": of.linear.accuracy, **units}
 
 
 def run(plan: Comparison, arm: str, seed: int, steps: int, folder: Path) -> dict[str, float]:
@@ -152,6 +163,8 @@ def compare(plan: Comparison, out: Path) -> Iterator[str]:
     for seed in range(plan.seeds):
         done["steps"].append({arm: run(plan, arm, seed, total, out / "steps" / arm / str(seed)) for arm in plan.arms})
         yield tables(plan, done, cost)
+    if "cpu" not in plan.budgets:
+        return
     spent = {arm: statistics.median(row[arm]["cpu_seconds"] for row in done["steps"]) for arm in plan.arms}
     base = spent[next(iter(plan.arms))]
     for seed in range(plan.seeds):

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 from scipy.stats import ttest_rel
 
+from benchmarks import sparsity
 from benchmarks.compare import Comparison, compare, gflops
 from benchmarks.paired import difference
 from pretrain.core.configlib import ConfigError, load_config
@@ -66,6 +68,32 @@ def test_equal_arms_are_equal_and_what_costs_more_gets_fewer_steps(tmp_path: Pat
     assert [json.loads(score.read_text())["steps"] for score in scores] == [2, 2]
     assert {score.parent.parent.name for score in scores} == {"deep"}
     assert list(compare(plan, out)) == again
+    only_steps = load_config(Comparison, TINY | {"budgets": ["steps"]})
+    assert list(compare(only_steps, out)) == again[:2]
+    _the_share_of_active_units_is_drawn_beside_the_accuracy(out)
+
+
+def _the_share_of_active_units_is_drawn_beside_the_accuracy(comparison: Path) -> None:
+    found = sparsity.read(comparison)
+    assert list(found) == ["again", "deep", "plain"]
+    rows = [json.loads(path.read_text()) for path in sorted((comparison / "steps" / "plain").glob("*/score.json"))]
+    assert found["plain"]["active"].tolist() == [100 * row["active"] for row in rows]
+    assert all(50 < value <= 100 for value in found["plain"]["active"])  # GELU has no zeros
+    means = [sum(100 * row[name] for row in rows) / 2 for name in ("active", "hoyer", "knn", "linear")]
+    assert f"| plain | {' | '.join(f'{mean:.1f}' for mean in means)} |" in sparsity.table(found)
+    left, right = sparsity.picture(found).axes
+    assert [text.get_text() for text in left.texts] == ["again", "deep", "plain"]
+    points = [text.xy[0] for text in right.texts if isinstance(text, Annotation)]
+    assert points == [found[arm]["active"].mean() for arm in found]
+
+
+def test_a_folder_without_scores_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="no scores of a comparison"):
+        sparsity.read(tmp_path)
+    (tmp_path / "steps/plain/0").mkdir(parents=True)
+    (tmp_path / "steps/plain/0/score.json").write_text('{"knn": 0.5, "linear": 0.5}')
+    with pytest.raises(ValueError, match="have no active and hoyer"):
+        sparsity.read(tmp_path)
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
