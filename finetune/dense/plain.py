@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from finetune.dense import blocks, decomposed, windows
 from finetune.dense.contract import BlockwiseBackbone, Grid
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.layers import rel_pos, rope
+from pretrain.models.layers import rel_pos
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout
 
 
@@ -164,7 +164,7 @@ class PlainDense(BlockwiseBackbone):
             shared = self._table_bias(table, grid, window, num_prefix)
         if backbone.pos_kind == "rope":
             head_dim = self.embed_dim // backbone.num_heads
-            rotations = rope.rope_table(grid, head_dim, num_prefix=num_prefix, device=device)
+            rotations = backbone.rope.table(grid, head_dim, num_prefix=num_prefix, device=device)
             if window is not None:
                 rotations = windows.split(rotations[:, 0, 0], grid, window, num_prefix=num_prefix)
                 rotations = rotations.unflatten(0, (2, -1)).repeat(1, batch, 1, 1)[:, :, None]

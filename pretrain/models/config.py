@@ -15,7 +15,8 @@ from pretrain.models.mechanisms import places, settings
 from pretrain.models.mechanisms.settings import Placed
 
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
-_OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "ffn_topk", "pos_offset")
+_OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "ffn_topk", "ffn_multiple", "pos_offset")
+_OF_OUR_VIT += ("norm_layer", "cls_norm", "rope")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -26,6 +27,26 @@ class ActivationPenaltyConfig(Config):
         description="l1: mean size of the units; hoyer: (sum |a|)^2 / (n sum a^2) of each token, whatever their scale"
     )
     weight: float = Field(gt=0, description="factor of its mean over tokens and layers")
+
+
+class RopeConfig(Config):
+    """How rotary positions become angles (`models.layers.rope`)."""
+
+    base: float = Field(100.0, gt=1, description="periods are base^(i / n), n = a quarter of a head's channels")
+    periods: tuple[float, float] | None = Field(
+        None, description="the shortest and the longest of n geometric periods, instead of base"
+    )
+    normalize: Literal["separate", "max", "min"] = Field(
+        "separate", description="length that coordinates are divided by: the axis's own, the longer, the shorter"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the angles; DINOv3's weights come from bf16")
+
+    @field_validator("periods")
+    @classmethod
+    def _ascending(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
+        if given is not None and not 0 < given[0] < given[1]:
+            raise ValueError(f"must be 0 < shortest < longest, got {given[0]} and {given[1]}")
+        return given
 
 
 class ModelConfig(Config):
@@ -45,6 +66,7 @@ class ModelConfig(Config):
     pos_embed: Literal["sincos", "sincos_rows_first", "learned", "rope", "none"] = Field(
         "sincos", description="sincos: as in MAE; sincos_rows_first: as in MoCo v3; rope: rotary, as in DINOv3"
     )
+    rope: RopeConfig = Field(RopeConfig(), description="of pos_embed: rope")  # pyright: ignore[reportCallIssue]
     pos_offset: float = Field(
         0.1, ge=0, description="added to the new grid where positions are resampled by a factor (objective.pos_resize)"
     )
@@ -62,7 +84,10 @@ class ModelConfig(Config):
     )
     ffn_topk: float = Field(0.1, gt=0, le=1, description="share of the units that ffn: topk keeps")
     ffn_bias: bool = Field(True, description="biases of the feed-forward network")
+    ffn_multiple: Positive = Field(8, description="a swiglu's width is rounded up to a multiple of this number")
+    norm_layer: Literal["layer", "rms"] = Field("layer", description="layer norms, or root mean square norms")
     norm_eps: float = Field(1e-6, gt=0)
+    cls_norm: bool = Field(False, description="a last norm of class token and registers, apart from the patches'")
     attention: tuple[SerializeAsAny[Placed], ...] = Field(
         (), description="mechanisms in and beside the blocks, {kind, places, start, ...}; see docs/attention.md"
     )
@@ -162,6 +187,8 @@ class ModelConfig(Config):
         reads_one_token = self.class_token and self.timm_name is None and "patches" not in needs
         if reads_one_token and (untrained := places.untrained_last(self.attention, self.depth)):
             return f"model.attention: {untrained}"
+        if self.cls_norm and not {"image", "patches"} <= needs:
+            return f"model.cls_norm: true, but {objective} does not read both of its last norms; set it to false"
         found = families.lacking(needs, self.provides)
         return found and f"model.name: {objective} on {self.name}: {found}"
 
@@ -214,6 +241,12 @@ class ModelConfig(Config):
             found.append("model.activation_penalty: the blocks have no feed-forward network (model.ffn: identity)")
         if self.ffn_topk != type(self).model_fields["ffn_topk"].default and self.ffn != "topk":
             found.append(f"model.ffn_topk: is read with model.ffn=topk only, and it is {self.ffn}")
+        if self.ffn_multiple != type(self).model_fields["ffn_multiple"].default and self.ffn != "swiglu":
+            found.append(f"model.ffn_multiple: is read with model.ffn=swiglu only, and it is {self.ffn}")
+        if self.rope != RopeConfig() and self.pos_embed != "rope":  # pyright: ignore[reportCallIssue]
+            found.append(f"model.rope: is read with model.pos_embed=rope only, and it is {self.pos_embed}")
+        if self.cls_norm and not self.class_token:
+            found.append("model.cls_norm: true, but the model has no class token; set it to false")
         if self.embed_dim % self.num_heads:
             found.append(f"model.num_heads: {self.num_heads} does not divide embed_dim {self.embed_dim}")
         elif self.pos_embed == "rope" and self.embed_dim // self.num_heads % 4:

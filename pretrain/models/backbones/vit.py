@@ -8,7 +8,7 @@ row in the position table; all of it with any of the positions (tables, relative
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,21 +18,23 @@ from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.models.backbones import families
+from pretrain.models.backbones import families, vit_positions
 from pretrain.models.backbones.contract import Backbone, Trunk
 from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
-from pretrain.models.layers import rel_pos, rope
-from pretrain.models.layers.attention import Attention, Block
-from pretrain.models.layers.ffn import FFN, TOPK
+from pretrain.models.layers import rel_pos
+from pretrain.models.layers.attention import NORMS, Attention, Block, Norm
+from pretrain.models.layers.ffn import FFN, SWIGLU_MULTIPLE, TOPK
 from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, NewMixer, QKVBias
 from pretrain.models.layers.patches import gather_pixels, grid_of
+from pretrain.models.layers.rope import Rope
 from pretrain.models.mechanisms import placement, places, settings
 from pretrain.models.mechanisms.settings import Placed
 
 CLS_ONLY = slice(0, 1)
 # Arguments that a release names only where they differ from these.
 RARE = {"qk_scale": None, "proj_bias": True, "ffn_bias": True, "ffn_topk": TOPK, "pos_offset": positions.DINO_OFFSET}
+RARE |= {"ffn_multiple": SWIGLU_MULTIPLE, "norm_layer": "layer"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class _Given:
 
     drops: Sequence[Tensor | None]
     biases: Sequence[Tensor | None]
-    rotation: Tensor | None
+    rotations: Sequence[Tensor | None]
     layout: Layout
 
 
@@ -58,7 +60,10 @@ class ViT(Backbone):
             the weights start, see `initialize_vit`.
         pos_resize, pos_offset: how the table is resampled, see `pos_embed.resize`.
         rel_pos_bias: a relative-position bias (see `rel_pos`), one table for all blocks, one for each, or both.
-        qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, ffn_topk, norm_eps: see `Block`.
+        rope: arguments of `rope.Rope`, which `pos_embed` "rope" uses.
+        qkv_bias, qk_scale, proj_bias, layer_scale, ffn, ffn_bias, ffn_topk, ffn_multiple, norm_layer, norm_eps: see
+            `Block`.
+        cls_norm: class token and registers have a last norm `cls_norm` of their own, apart from that of the patches.
         attention: entries of `mechanisms.settings`: mechanisms in place of the attention, or on the output of it, of
             the MLP or of the block.
 
@@ -100,6 +105,10 @@ class ViT(Backbone):
         proj_bias: bool = True,
         ffn_bias: bool = True,
         ffn_topk: float = TOPK,
+        ffn_multiple: int = SWIGLU_MULTIPLE,
+        norm_layer: Norm = "layer",
+        cls_norm: bool = False,
+        rope: Mapping[str, Any] | None = None,
         attention: Sequence[Mapping[str, Any] | Placed] = (),
     ):
         super().__init__()
@@ -123,7 +132,8 @@ class ViT(Backbone):
         self.pos_offset = pos_offset
         self.rel_pos_kind: rel_pos.RelPosKind = rel_pos_bias
         self.qkv_bias: QKVBias = qkv_bias
-        self.layer_scale, self.norm_eps = layer_scale, norm_eps
+        self.layer_scale, self.norm_eps, self.norm_layer = layer_scale, norm_eps, norm_layer
+        self.rope, self.ffn_multiple = Rope(**rope or {}), ffn_multiple
         self.ffn: FFN = ffn
         self.qk_scale, self.proj_bias, self.ffn_bias, self.ffn_topk = qk_scale, proj_bias, ffn_bias, ffn_topk
         self.provides = families.vit_provides(class_token=class_token, attention=self.attention)
@@ -146,6 +156,8 @@ class ViT(Backbone):
                 layer_scale=layer_scale,
                 ffn=ffn,
                 norm_eps=norm_eps,
+                norm_layer=norm_layer,
+                ffn_multiple=ffn_multiple,
                 rel_pos_grid=self.grid_size if rel_pos_bias in rel_pos.PER_BLOCK else None,
                 qk_scale=qk_scale,
                 proj_bias=proj_bias,
@@ -156,11 +168,12 @@ class ViT(Backbone):
             for i in range(depth)
         )
         self.set_drop_path(drop_path_rate)
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = self.new_norm()
+        self.cls_norm = self.new_norm() if cls_norm else None
         initialize_vit(self)
         self.front = placement.front(self.attention, in_chans)
         placement.change_outputs(cast(Sequence[Block], self.blocks), self.attention, embed_dim)
-        self._rotation(self.grid_size, None)  # refuses an unsuitable width at once
+        vit_positions.rotations(self, self.grid_size, None)  # refuses an unsuitable width at once
 
     def forward(
         self,
@@ -169,6 +182,7 @@ class ViT(Backbone):
         drop: Tensor | None = None,
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
+        axes: Tensor | None = None,
     ) -> Tensor:
         """Images [b, C, H, W] -> normalized tokens [b, P + N, D], P = num_prefix_tokens.
 
@@ -176,9 +190,10 @@ class ViT(Backbone):
             keep: int64 [b, k]: encode only these patches (row-major index), in this order; k replaces N.
             drop: uniforms [b, depth, 2] that decide which branches a sample skips; training with drop path needs them.
             mask: bool [b, N]: these patches are replaced by `mask_token` [1, 1, D] before they get their positions.
+            axes: offsets and factors of the coordinates that rotate, in each block [depth, 2, 2] (`rope.moved_axes`).
         """
-        given = self._given(x, keep, drop)
-        return self.norm(self._run(self.prepare_tokens(x, keep, mask, mask_token), given, 0, self.depth))
+        given = self._given(x, keep, drop, axes)
+        return self._normed(self._run(self.prepare_tokens(x, keep, mask, mask_token), given, 0, self.depth))
 
     def forward_cls(
         self,
@@ -186,17 +201,21 @@ class ViT(Backbone):
         drop: Tensor | None = None,
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
+        axes: Tensor | None = None,
+        norm: nn.Module | None = None,
     ) -> Tensor:
         """Images [b, C, H, W] -> the normalized class token [b, D], equal to `forward(...)[:, 0]`; without a class
         token the mean of the normalized patches.
 
-        The last block computes its query, projection and MLP for the class token only.
+        The last block computes its query, projection and MLP for the class token only. `norm` takes the place of the
+        class token's last norm.
         """
         if not self.class_token:
-            return self(x, drop=drop, mask=mask, mask_token=mask_token)[:, self.num_prefix_tokens :].mean(1)
-        given, last = self._given(x, None, drop), self.depth - 1
+            return self(x, drop=drop, mask=mask, mask_token=mask_token, axes=axes)[:, self.num_prefix_tokens :].mean(1)
+        given, last = self._given(x, None, drop, axes), self.depth - 1
         x = self._run(self.prepare_tokens(x, None, mask, mask_token), given, 0, last)
-        return self.norm(self._apply_block(last, x, given, CLS_ONLY))[:, 0]
+        norm = norm or self.cls_norm or self.norm
+        return norm(self._apply_block(last, x, given, CLS_ONLY))[:, 0]
 
     def layers(
         self,
@@ -207,6 +226,7 @@ class ViT(Backbone):
         drop: Tensor | None = None,
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
+        axes: Tensor | None = None,
     ) -> list[Tensor]:
         """The raw tokens [b, P + N, D], before any norm, after each of the blocks `indices` (ascending from 0).
 
@@ -217,7 +237,7 @@ class ViT(Backbone):
         """
         if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < self.depth:
             raise ValueError(f"indices must ascend within 0 to {self.depth - 1}, got {list(indices)}")
-        given, outputs, start = self._given(x, keep, drop), [], 0
+        given, outputs, start = self._given(x, keep, drop, axes), [], 0
         x = self.prepare_tokens(x, keep, mask, mask_token)
         for index in indices:
             x = self._run(x, given, start, index + 1)
@@ -229,7 +249,7 @@ class ViT(Backbone):
         """The normalized tokens [b, P + N, D] after each of the last `n` blocks, in block order."""
         if not 1 <= n <= self.depth:
             raise ValueError(f"n must be between 1 and the depth {self.depth}, got {n}")
-        return [self.norm(tokens) for tokens in self.layers(x, range(self.depth - n, self.depth))]
+        return [self._normed(tokens) for tokens in self.layers(x, range(self.depth - n, self.depth))]
 
     def last_attention(self, x: Tensor) -> Tensor | None:
         block: Any = self.blocks[-1]
@@ -237,7 +257,7 @@ class ViT(Backbone):
             return None
         given, last = self._given(x, None, None), self.depth - 1
         x = self._run(self.prepare_tokens(x), given, 0, last)
-        return block.attn.probabilities(block.norm1(x), given.biases[last], given.rotation)
+        return block.attn.probabilities(block.norm1(x), given.biases[last], given.rotations[last])
 
     @property
     def trunk(self) -> Trunk:
@@ -310,9 +330,17 @@ class ViT(Backbone):
         given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
         arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
         arguments |= {name: getattr(self, name) for name, usual in RARE.items() if getattr(self, name) != usual}
+        if self.cls_norm is not None:
+            arguments["cls_norm"] = True
+        if self.rope != Rope():
+            arguments["rope"] = asdict(self.rope)
         if self.attention:
             arguments["attention"] = [entry.arguments() for entry in self.attention]
         return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
+
+    def new_norm(self) -> nn.Module:
+        """A norm of the kind of its own."""
+        return cast(Any, NORMS[self.norm_layer])(self.embed_dim, eps=self.norm_eps)
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -327,6 +355,12 @@ class ViT(Backbone):
             block.drop_rate = rate if uniform else rate * i / max(self.depth - 1, 1)
             block.drop_subset = subset
 
+    def _normed(self, tokens: Tensor) -> Tensor:
+        if self.cls_norm is None:
+            return self.norm(tokens)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+        return torch.cat([self.cls_norm(prefix), self.norm(patches)], dim=1)
+
     def _mixer(self, index: int) -> NewMixer:
         """What builds the first branch of block `index`."""
         entry = places.mixer_of(self.attention, index, self.depth)
@@ -337,7 +371,7 @@ class ViT(Backbone):
             raise ValueError(f"images must be [b, {self.in_chans}, H, W], got {list(x.shape)}")
         return grid_of(x, self.patch_size)
 
-    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None) -> _Given:
+    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None, axes: Tensor | None = None) -> _Given:
         grid, tokens, drops = self._grid_of(x), None, [None] * self.depth
         if keep is not None:
             if "keep" not in self.provides:
@@ -350,30 +384,8 @@ class ViT(Backbone):
         elif self.training and any(block.drop_rate for block in cast(Sequence[Block], self.blocks)):
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
         layout = Layout(grid, self.num_prefix_tokens, keep)
-        return _Given(drops, self._biases(grid, tokens), self._rotation(grid, tokens), layout)
-
-    def _biases(self, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[Tensor | None]:
-        """The relative bias of every block, [1 or b, heads, s, s]."""
-        if self.rel_pos_kind == "none":
-            return [None] * self.depth
-        tables: list[Tensor] = []
-        if self.rel_pos_kind in rel_pos.PER_BLOCK:
-            tables = [cast(Any, block).attn.relative_position_bias_table for block in self.blocks]
-        if self.rel_pos_bias is not None:
-            shared = self.rel_pos_bias.relative_position_bias_table
-            tables = [shared + table for table in tables] or [shared]
-        index = rel_pos.relative_index(grid, self.num_prefix_tokens, device=tables[0].device)
-        index = index if tokens is None else rel_pos.keep_pairs(index, tokens)
-        biases = [rel_pos.bias_of(rel_pos.resize_table(table, self.grid_size, grid), index) for table in tables]
-        return biases * (self.depth // len(biases))
-
-    def _rotation(self, grid: tuple[int, int], tokens: Tensor | None) -> Tensor | None:
-        """The rotations of queries and keys, [2, 1 or b, 1, s, head dimension]."""
-        if self.pos_kind != "rope":
-            return None
-        device, head_dim = self.patch_embed.proj.weight.device, self.embed_dim // self.num_heads
-        table = rope.rope_table(grid, head_dim, num_prefix=self.num_prefix_tokens, device=device)
-        return table if tokens is None else rope.keep_tokens(table, tokens)
+        rotations = vit_positions.rotations(self, grid, tokens, axes)
+        return _Given(drops, vit_positions.biases(self, grid, tokens), rotations, layout)
 
     def _run(self, x: Tensor, given: _Given, start: int, stop: int) -> Tensor:
         for index in range(start, stop):
@@ -381,7 +393,10 @@ class ViT(Backbone):
         return x
 
     def _apply_block(self, index: int, x: Tensor, given: _Given, queries: slice = EVERY_TOKEN) -> Tensor:
-        block, others = self.blocks[index], (given.drops[index], given.biases[index], given.rotation, given.layout)
+        block, others = (
+            self.blocks[index],
+            (given.drops[index], given.biases[index], given.rotations[index], given.layout),
+        )
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, x, queries, *others, use_reentrant=False))
         return block(x, queries, *others)

@@ -61,6 +61,10 @@ def vit_arguments(
         arguments["proj_bias"] = False
     if "blocks.0.mlp.fc1.bias" not in state:
         arguments["ffn_bias"] = False
+    if "norm.bias" not in state:
+        arguments["norm_layer"] = "rms"
+    if "cls_norm.weight" in state:
+        arguments["cls_norm"] = True
     if "reg_token" in state:
         arguments["num_registers"] = state["reg_token"].shape[1]
     if inner != hidden:  # the first layer of a SwiGLU gives gate and value, of two thirds of an MLP's width

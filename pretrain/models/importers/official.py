@@ -128,7 +128,7 @@ def _backbone(state: State, source: Source) -> Weights | None:
         state = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
     if not is_vit(state):
         return None
-    left_out = take(state, *CLASSIFIER, "mask_token", "masked_embed", "lm_head.", *AVERAGES)
+    left_out = take(state, *CLASSIFIER, "mask_token", "masked_embed", "lm_head.", "local_cls_norm.", *AVERAGES)
     if "norm.weight" not in state and "fc_norm.weight" in left_out:
         raise ValueError(
             f"{source}: fine-tuned with mean pooling: it has fc_norm, and no norm of the backbone's tokens, which "

@@ -16,10 +16,13 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from pretrain.models.layers import drop_path, rel_pos, rope
-from pretrain.models.layers.ffn import FFN, TOPK, build_ffn
+from pretrain.models.layers.ffn import FFN, SWIGLU_MULTIPLE, TOPK, build_ffn
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, NewMixer, QKVBias
 
 Kernel = Literal["sdpa", "bmm"]
+Norm = Literal["layer", "rms"]
+# Root mean square norms neither centre nor shift (Zhang & Sennrich 2019).
+NORMS: dict[Norm, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 def choose(device: torch.device, dtype: torch.dtype, length: int) -> Kernel:
@@ -147,6 +150,8 @@ class Block(TimmBlock):
     Args:
         layer_scale: initial value of the factors on both branches (Touvron et al. 2021); None: no factors.
         ffn: see `ffn.build_ffn`. ffn_bias: biases of its layers. ffn_topk: share of its units that "topk" keeps.
+            ffn_multiple: of which the width of a SwiGLU is.
+        norm_layer, norm_eps: of its two norms, see `NORMS`.
         qk_scale, proj_bias: see `Attention`.
         qkv_bias, rel_pos_grid: see `Attention`.
         mixer: builds the module in place of the attention, under its name `attn`.
@@ -168,13 +173,15 @@ class Block(TimmBlock):
         ffn: FFN = "mlp",
         ffn_bias: bool = True,
         ffn_topk: float = TOPK,
+        ffn_multiple: int = SWIGLU_MULTIPLE,
+        norm_layer: Norm = "layer",
         norm_eps: float = 1e-6,
         rel_pos_grid: tuple[int, int] | None = None,
         qk_scale: float | None = None,
         proj_bias: bool = True,
         mixer: NewMixer = Attention,
     ):
-        norm: Any = partial(nn.LayerNorm, eps=norm_eps)
+        norm: Any = partial(NORMS[norm_layer], eps=norm_eps)
         super().__init__(
             dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias is True, init_values=layer_scale, norm_layer=norm
         )
@@ -183,7 +190,8 @@ class Block(TimmBlock):
             only_attention["proj_bias"] = False
         self.attn: Mixer = mixer(dim, num_heads, qkv_bias=qkv_bias, rel_pos_grid=rel_pos_grid, **only_attention)
         if ffn != "mlp" or not ffn_bias:
-            self.mlp = build_ffn(ffn, dim, int(dim * mlp_ratio), bias=ffn_bias, topk=ffn_topk)
+            hidden = int(dim * mlp_ratio)
+            self.mlp = build_ffn(ffn, dim, hidden, bias=ffn_bias, topk=ffn_topk, multiple=ffn_multiple)
         self.drop_rate, self.drop_subset = 0.0, False
         self.placed: nn.ModuleDict | None = None
 

@@ -10,6 +10,7 @@ from timm.layers import Mlp  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 FFN = Literal["mlp", "swiglu", "relu2", "topk", "identity"]
+SWIGLU_MULTIPLE = 8  # of which the width of a SwiGLU is
 TOPK = 0.1  # usual share of the units that "topk" keeps
 
 
@@ -43,16 +44,19 @@ class TopK(nn.Module):
         return f"share={self.share:g}"
 
 
-def build_ffn(kind: FFN, dim: int, hidden: int, *, bias: bool = True, topk: float = TOPK) -> nn.Module:
+def build_ffn(
+    kind: FFN, dim: int, hidden: int, *, bias: bool = True, topk: float = TOPK, multiple: int = SWIGLU_MULTIPLE
+) -> nn.Module:
     """The feed-forward network of a block: tokens [..., D] -> [..., D].
 
     Args:
         hidden: units of the MLP; of a SwiGLU with as many weights. topk: share of the units that "topk" keeps.
+        multiple: the width of a SwiGLU is rounded up to one of this number.
     """
     if kind == "identity":
         return nn.Identity()
     if kind == "swiglu":
-        return SwiGLU(dim, swiglu_hidden(hidden), bias=bias)
+        return SwiGLU(dim, swiglu_hidden(hidden, multiple=multiple), bias=bias)
     mlp = Mlp(dim, hidden, bias=bias)
     if kind == "relu2":
         mlp.act = SquaredReLU()
@@ -75,6 +79,6 @@ class SwiGLU(nn.Module):
         return self.fc2(F.silu(gate) * value)
 
 
-def swiglu_hidden(hidden: int, *, multiple: int = 8) -> int:
+def swiglu_hidden(hidden: int, *, multiple: int = SWIGLU_MULTIPLE) -> int:
     """Width of a SwiGLU with as many weights as an MLP of width `hidden`: two thirds, rounded up (DINOv2)."""
     return -(-(hidden * 2 // 3) // multiple) * multiple

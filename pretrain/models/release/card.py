@@ -56,6 +56,7 @@ def _widths(kind: str, model: Mapping[str, Any]) -> str:
         f"relative-position bias {model.get('rel_pos_bias')}": model.get("rel_pos_bias", "none") != "none",
         "layer scale": model.get("layer_scale") is not None,
         "SwiGLU": model.get("ffn", "mlp") == "swiglu",
+        "root mean square norms": model.get("norm_layer") == "rms",
         "squared ReLU in the MLPs": model.get("ffn") == "relu2",
         f"{model.get('ffn_topk', TOPK):.3g} of the units of each MLP": model.get("ffn") == "topk",
     }

@@ -22,6 +22,7 @@ from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import State
 from pretrain.models.layers.ffn import swiglu_hidden
 from pretrain.models.layers.rel_pos import PER_BLOCK, SHARED
+from pretrain.models.layers.rope import Rope
 
 TIMM_EPS = 1e-6  # of timm's LayerNorm, which a config.json cannot change
 DINOV3_EPS = 1e-5  # of timm's entries for DINOv3
@@ -61,6 +62,8 @@ def timm_model(backbone: ImageEncoder) -> TimmModel | str:
         return "timm's vision transformers have an MLP, and scores divided by the root of a head's channels"
     if backbone.ffn in ("relu2", "topk"):
         return f"timm's vision transformers have GELU or SwiGLU in their MLP, this backbone {backbone.ffn}"
+    if backbone.norm_layer != "layer" or backbone.cls_norm is not None:
+        return "timm's vision transformers have one last layer norm for all tokens"
     if backbone.proj_bias != backbone.ffn_bias:
         return "timm's vision transformers have both biases, of the attention's last layer and of the MLP, or neither"
     if backbone.rel_pos_kind != "none":
@@ -202,6 +205,8 @@ def _beit(backbone: ViT) -> TimmModel | str:
 def _eva(backbone: ViT) -> TimmModel | str:
     if backbone.norm_eps not in (TIMM_EPS, DINOV3_EPS):
         return f"timm's Eva has norm_eps {TIMM_EPS:g} or {DINOV3_EPS:g}, this backbone {backbone.norm_eps:g}"
+    if backbone.rope != Rope(base=backbone.rope.base):
+        return "timm's Eva with DINOv3's rotations has periods of a base, fp32 angles and each axis its own length"
     if not backbone.proj_bias:
         return "timm's Eva has biases in the attention's last layer and in the MLP"
     if backbone.qkv_bias is True:
@@ -215,7 +220,7 @@ def _eva(backbone: ViT) -> TimmModel | str:
         "use_abs_pos_emb": False,
         "use_rot_pos_emb": True,
         "rope_type": "dinov3",
-        "rope_temperature": 100.0,
+        "rope_temperature": backbone.rope.base,
         "rope_rotate_half": True,
         "dynamic_img_size": True,
         "use_fc_norm": False,
@@ -264,7 +269,7 @@ def _widths(backbone: ViT) -> dict[str, Any]:
 
 
 def _hidden(backbone: ViT) -> int:
-    return swiglu_hidden(int(backbone.embed_dim * backbone.mlp_ratio))
+    return swiglu_hidden(int(backbone.embed_dim * backbone.mlp_ratio), multiple=backbone.ffn_multiple)
 
 
 def _ratio(hidden: int, dim: int) -> float:

@@ -213,6 +213,10 @@ def test_blocks_of_attention_and_mlp_at_once_are_refused_by_name(name: str):
         ({"name": "vit_tiny", "args": {"depths": [1]}}, "model.args: are for timm models; give"),
         ({"name": "conv_encoder", "patch_size": 12, "img_size": 24}, "12, but conv_encoder only halves its input"),
         ({"name": "vit_tiny", "pos_embed": "rope", "num_heads": 32}, "32 heads of 192 have 6"),
+        ({"name": "vit_tiny", "rope": {"base": 50}}, "model.rope: is read with model.pos_embed=rope only"),
+        ({"name": "vit_tiny", "ffn_multiple": 64}, "model.ffn_multiple: is read with model.ffn=swiglu only"),
+        ({"name": "vit_tiny", "class_token": False, "cls_norm": True}, "the model has no class token"),
+        ({"name": "timm/vit_tiny_patch16_224", "norm_layer": "rms"}, "model.norm_layer: 'rms' is no setting of timm/"),
     ],
 )
 def test_settings_of_another_kind_of_backbone_are_named(model: dict, problem: str):

@@ -24,6 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention alone": {"pos_embed": "rope", "ffn": "identity", "qk_scale": 0.6},
     "squared": {"ffn": "relu2"},
     "few units": {"ffn": "topk", "ffn_topk": 0.25},
+    "rms norms": {
+        **{"pos_embed": "rope", "norm_layer": "rms", "num_registers": 2},
+        **{"ffn": "swiglu", "ffn_multiple": 32, "rope": {"periods": (0.7, 8.0), "normalize": "max"}},
+    },
     "BEiT, both": {"pos_embed": "none", "rel_pos_bias": "both", "qkv_bias": "no_key"},
     "bias alone": {"pos_embed": "none", "rel_pos_bias": "per_block", "class_token": False},
 }
@@ -204,3 +208,24 @@ def test_moco_starts_query_key_and_value_as_three_matrices():
 def test_heads_that_cannot_turn_are_named():
     with pytest.raises(ValueError, match="head dimension 6 is not a multiple of 4"):
         ViT((16, 16), 8, embed_dim=24, depth=1, num_heads=4, pos_embed="rope")
+
+
+def test_class_token_and_registers_can_have_a_last_norm_of_their_own():
+    vit = tiny("rms norms", cls_norm=True)
+    (raw,) = vit.layers(images(), [2])
+    assert vit.cls_norm is not None
+    expected = torch.cat([vit.cls_norm(raw[:, :3]), vit.norm(raw[:, 3:])], dim=1)
+    torch.testing.assert_close(vit(images()), expected)
+    torch.testing.assert_close(vit.forward_cls(images()), expected[:, 0], atol=1e-5, rtol=1e-5)
+    other = vit.new_norm()
+    torch.testing.assert_close(vit.forward_cls(images(), norm=other), other(raw[:, 0]), atol=1e-5, rtol=1e-5)
+
+
+def test_every_block_turns_by_its_own_coordinates():
+    vit, axes = tiny("rotary"), torch.tensor([0.0, 1.0]).repeat(3, 2, 1)
+    assert torch.equal(vit(images(), axes=axes), vit(images()))
+    for block in range(3):
+        moved = axes.clone()
+        moved[block, 0, 1] = 1.5
+        before, after = vit.layers(images(), [0, 1, 2]), vit.layers(images(), [0, 1, 2], axes=moved)
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [i < block for i in range(3)]

@@ -157,6 +157,8 @@ VARIANTS = {
         {"pos_embed": "rope", "qkv_bias": "no_key", "num_registers": 4, "layer_scale": 0.01, "norm_eps": 1e-5},
         "Eva",
     ),
+    "DINOv3, other periods": ({"pos_embed": "rope", "qkv_bias": False, "rope": {"base": 30.0}}, "Eva"),
+    "wider": ({"pos_embed": "rope", "qkv_bias": False, "ffn": "swiglu", "ffn_multiple": 64}, "Eva"),
     "both tables": ({"rel_pos_bias": "both"}, "Beit"),
     "few biases": ({"proj_bias": False, "ffn_bias": False}, "VisionTransformer"),
     "rotary alone": ({"pos_embed": "rope", "qkv_bias": False, "class_token": False}, "Eva"),
@@ -172,6 +174,10 @@ WITHOUT_CLASS = {
     "this backbone relu2": {"ffn": "relu2"},
     "this backbone topk": {"ffn": "topk", "ffn_topk": 0.2},
     "Beit has biases in": {"rel_pos_bias": "shared", "proj_bias": False, "ffn_bias": False},
+    "one last layer norm for all tokens": {"norm_layer": "rms"},
+    "have one last layer norm": {"cls_norm": True, "num_registers": 1},
+    "periods of a base, fp32 angles": {"pos_embed": "rope", "rope": {"precision": "bf16"}},
+    "each axis its own length": {"pos_embed": "rope", "rope": {"periods": (0.5, 9.0), "normalize": "min"}},
     "Eva has biases in": {"pos_embed": "rope", "proj_bias": False, "ffn_bias": False},
 }
 
