@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         files = find_images(chosen.images)
         ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
         from finetune.release import open_task
-        from pretrain.core.device import find_device
+        from pretrain.core.machine.device import find_device
 
         task, record = open_task(chosen.task)
         if tiling is not None and task.config.name in ("classification", "multi_label"):

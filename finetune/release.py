@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.predictions import Classes
@@ -29,11 +28,12 @@ from finetune.tasks.opened import OpenedBackbone
 from pretrain.core.configlib import Config, validate
 from pretrain.core.files import replacing_folder, write_json
 from pretrain.core.manifest import MANIFEST
+from pretrain.core.tensorfile import write_tensors
 from pretrain.engine.checkpoint.commit import newest_complete, read_manifest
 from pretrain.engine.step import MODEL_FILE
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers.files import read_safetensors
-from pretrain.models.release.folder import backbone_of, check_finite, plain_state
+from pretrain.models.release.folder import backbone_of, check_finite
 from pretrain.models.release.manifest import RECORD, WEIGHTS, check_release, write_manifest
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def write_release(folder: Path, task: Task, record: Mapping[str, Any]) -> Path:
     facts = {**described(task, source=record.get("source", {})), **record, "timm": "config.json" in files}
     facts["manifest"] = MANIFEST
     with replacing_folder(folder) as new:
-        save_file(plain_state(state), new / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(new / WEIGHTS, state, {"format": "pt"})
         for name, content in files.items():
             write_json(new / name, content)
         write_json(new / RECORD, facts)

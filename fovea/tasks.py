@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.predictor import Predictor
 from finetune.release import open_task
-from pretrain.core.device import find_device
+from pretrain.core.machine.device import find_device
 
 
 def load_task(path: str | Path, *, device: str = "auto") -> Predictor:

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.config import ModelSource
 from finetune.locate import locate
 from finetune.weights import open_source
-from pretrain.core.device import find_device
+from pretrain.core.machine.device import find_device
 from pretrain.probes.extract import FeatureExtractor
 
 

@@ -23,10 +23,10 @@ from finetune.attention.study import study
 from finetune.release import RECORD, is_task, open_task
 from finetune.tasks.classification import Classification
 from finetune.tasks.multi_label import MultiLabel
-from pretrain.core.device import find_device
 from pretrain.core.files import write_json, write_text
 from pretrain.core.images import Orientation, ValueRange
 from pretrain.core.machine.command import run_command
+from pretrain.core.machine.device import find_device
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.labels import CLASSES_FILE, read_classes
 from pretrain.data.loader.eval_images import EvalImages

@@ -55,7 +55,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from finetune.explain.maps import METHODS
     from finetune.explain.page import lines, write_study
     from finetune.explain.study import Plan, explain, possible
-    from pretrain.core.device import find_device
+    from pretrain.core.machine.device import find_device
 
     device = find_device(chosen.device)
     for name in chosen.method:

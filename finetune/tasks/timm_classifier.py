@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.data.transforms.images import EvalTransform
@@ -21,9 +20,10 @@ from finetune.heads.pooled.linear import PooledHead
 from finetune.heads.pooled.lora import AdaptedLinear, merged_state
 from finetune.predictions import Classes
 from pretrain.core.files import write_json
+from pretrain.core.tensorfile import write_tensors
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.importers import load_strict
-from pretrain.models.release.folder import backbone_of, plain_state
+from pretrain.models.release.folder import backbone_of
 from pretrain.models.release.timm_form import TimmModel, from_timm, timm_model, to_timm
 from pretrain.models.release.timm_form import config as timm_config
 
@@ -117,7 +117,8 @@ def write_timm(folder: Path | str, task: Classifier, *, img_size: tuple[int, int
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, description)
-    save_file(plain_state(state), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, state, {"format": "pt"})
     return None
 
 

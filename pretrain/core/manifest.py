@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from pretrain.core.files import open_file, read_bytes
 
 MANIFEST = "MANIFEST.json"
 SHOWN = 12  # digits of a sha256 in a message
+_CHUNK = 1 << 24
 
 
 class ManifestError(ValueError):
@@ -26,6 +29,46 @@ class FileRecord:
     name: str
     size: int
     sha256: str
+
+
+class HashedFile:
+    """A new file that is hashed while written and fsynced at the end. The path must not exist."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        for at in range(0, len(view), _CHUNK):
+            chunk = view[at : at + _CHUNK]
+            self._hash.update(chunk)
+            while chunk:
+                chunk = chunk[os.write(self._fd, chunk) :]
+        self._size += len(view)
+
+    @property
+    def record(self) -> FileRecord:
+        return FileRecord(self.path.name, self._size, self._hash.hexdigest())
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+
+
+def write_file(path: Path, data: bytes) -> FileRecord:
+    with HashedFile(path) as file:
+        file.write(data)
+    return file.record
 
 
 def record_of(path: Path) -> FileRecord:

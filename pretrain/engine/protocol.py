@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from pretrain.core.trainable import Batch
 
 if TYPE_CHECKING:
-    from pretrain.engine.checkpoint.commit import FileRecord
+    from pretrain.core.manifest import FileRecord
 
 
 @dataclass(frozen=True)

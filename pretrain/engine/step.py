@@ -19,22 +19,16 @@ from torch import Tensor, nn
 from pretrain.core import distributed, heartbeat
 from pretrain.core.distributed import World
 from pretrain.core.machine.failures import StoppedWaitingError
+from pretrain.core.manifest import FileRecord, write_file
+from pretrain.core.tensorfile import open_tensors, read_tensors, write_tensors
 from pretrain.core.trainable import Batch, Surveying, Trainable
 from pretrain.engine import statistics
-from pretrain.engine.checkpoint.commit import FileRecord, write_file
-from pretrain.engine.checkpoint.tensorfile import check_same_model, open_tensors, read_tensors, write_tensors
+from pretrain.engine.checkpoint.same_model import check_same_model
 from pretrain.engine.config import EngineConfig, OptimConfig, SAMConfig
 from pretrain.engine.feed import Feed
 from pretrain.engine.optim import lars, sam
 from pretrain.engine.optim.clip import ClipDecision, clip_coefficients, decide, scale_gradients
-from pretrain.engine.optim.fragments import (
-    TRAINED,
-    Fragment,
-    SavedState,
-    restore_state,
-    state_ranges,
-    state_tensors,
-)
+from pretrain.engine.optim.fragments import TRAINED, Fragment, SavedState, restore_state, state_ranges, state_tensors
 from pretrain.engine.optim.head_warmup import HeadWarmup, freeze_backbone
 from pretrain.engine.optim.muon import hidden_apart
 from pretrain.engine.optim.optimizer import apply_schedules, forget, trainable_groups

@@ -134,8 +134,8 @@ def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path, monkeypatch
 
 def test_no_other_module_syncs_or_names_files_in_its_own_way():
     """Allowed: files that are hashed while they are written, and folders that leave by a rename before they go."""
-    allowed = {"pretrain/core/files.py", "pretrain/engine/checkpoint/commit.py", "launch/slurm/jobs.py"}
-    allowed.add("pretrain/engine/checkpoint/checkpoints.py")
+    allowed = {"pretrain/core/files.py", "pretrain/core/manifest.py", "launch/slurm/jobs.py"}
+    allowed |= {f"pretrain/engine/checkpoint/{name}.py" for name in ("commit", "checkpoints")}
     allowed |= {"launch/lab/plants.py", "launch/lab/kinds/weights.py"}  # which plant faults into these calls
     own = {
         str(path.relative_to(ROOT))
@@ -144,3 +144,15 @@ def test_no_other_module_syncs_or_names_files_in_its_own_way():
         if any(call in path.read_text() for call in ("fsync(", ".rename(", "os.replace", "temporary.replace("))
     }
     assert own <= allowed, f"use pretrain.core.files: {sorted(own - allowed)}"
+
+
+def test_tensors_are_written_by_our_own_writer_which_aborts_no_process_where_memory_is_short():
+    """That of safetensors is in Rust: without memory it ends the process with SIGABRT and no sentence."""
+    writers = ("safetensors.torch import save", "serialize_file")
+    own = {
+        str(path.relative_to(ROOT))
+        for package in ("pretrain", "finetune")
+        for path in (ROOT / package).rglob("*.py")
+        if any(name in path.read_text() for name in writers)
+    }
+    assert not own, f"use pretrain.core.tensorfile.write_tensors: {sorted(own)}"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pretrain.core.distributed import World
+from pretrain.core.tensorfile import write_tensors
 from pretrain.engine.build import build_engine
-from pretrain.engine.checkpoint.tensorfile import write_tensors
 from tests.engine.scenarios import ENGINES, whole_state
 from tests.engine.settings import settings
 from tests.objectives import tiny

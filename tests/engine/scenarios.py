@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from pretrain.core import distributed
 from pretrain.core.distributed import World
 from pretrain.core.machine.failures import StoppedWaitingError
+from pretrain.core.tensorfile import write_tensors
 from pretrain.engine.build import build_engine
 from pretrain.engine.checkpoint.checkpoints import Checkpoints
 from pretrain.engine.checkpoint.commit import CheckpointError
-from pretrain.engine.checkpoint.tensorfile import write_tensors
 from pretrain.engine.loop import fit
 from pretrain.engine.nonfinite import NonFiniteError
 from pretrain.engine.protocol import StepResult

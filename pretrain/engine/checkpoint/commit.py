@@ -6,14 +6,11 @@ hashes; then one rename to `step-N/`. A folder is a checkpoint if and only if it
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pretrain.core.files import new_folder, publish_folder, write_text
@@ -26,10 +23,10 @@ from pretrain.core.manifest import (
     files_of,
     read_body,
     render,
+    write_file,
 )
 
 _FORMAT = 1
-_CHUNK = 1 << 24
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -63,46 +60,6 @@ class Manifest:
     def is_healthy(self) -> bool:
         """No non-finite step since the previous checkpoint and no active alarm; a run may rewind to it."""
         return self.about.get("healthy", True)
-
-
-class HashedFile:
-    """A new file that is hashed while written and fsynced at the end. The path must not exist."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._hash, self._size = hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        for at in range(0, len(view), _CHUNK):
-            chunk = view[at : at + _CHUNK]
-            self._hash.update(chunk)
-            while chunk:
-                chunk = chunk[os.write(self._fd, chunk) :]
-        self._size += len(view)
-
-    @property
-    def record(self) -> FileRecord:
-        return FileRecord(self.path.name, self._size, self._hash.hexdigest())
-
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
-
-
-def write_file(path: Path, data: bytes) -> FileRecord:
-    with HashedFile(path) as file:
-        file.write(data)
-    return file.record
 
 
 def step_folder(root: Path, step: int) -> Path:

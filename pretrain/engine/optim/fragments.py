@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.engine.checkpoint.tensorfile import open_tensors
+from pretrain.core.tensorfile import open_tensors
 
 COUNTERS = frozenset({"step", "weight_sum"})  # optimizer state that is one number per parameter
 TRAINED = "trained"  # key of the weights that are trained, saved where `MODEL_FILE` has an average of them

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.core.files import replacing_folder
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.core.manifest import MANIFEST
+from pretrain.core.tensorfile import write_tensors
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import ImageEncoder
-from pretrain.models.importers import State, Weights
+from pretrain.models.importers import Weights
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.importers.weights import not_finite
 from pretrain.models.release.card import card
@@ -128,8 +128,8 @@ def write_release(
             (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
         elif graphs:
             facts["graphs"] = write_graphs(temporary, backbone, mean=mean, std=std)
-        save_file(plain_state(state), temporary / WEIGHTS, metadata={"format": "pt"})
-        save_file(plain_state(extra_state), temporary / HEADS, metadata={"format": "pt"})
+        write_tensors(temporary / WEIGHTS, state, {"format": "pt"})
+        write_tensors(temporary / HEADS, extra_state, {"format": "pt"})
         (temporary / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
         (temporary / "README.md").write_text(card(facts), encoding="utf-8")
         write_manifest(temporary, [path.name for path in temporary.iterdir() if path.name != "README.md"])
@@ -195,8 +195,3 @@ def check_finite(folder: Path, *states: Mapping[str, Tensor]) -> None:
     for state in states:
         if broken := not_finite(state):
             raise NotFiniteError(f"{folder}: not a usable release: {broken}; release an earlier checkpoint")
-
-
-def plain_state(state: Mapping[str, Tensor]) -> State:
-    """Copies on the CPU that share no memory, as safetensors requires."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}

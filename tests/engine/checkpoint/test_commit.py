@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.core.manifest import write_file
 from pretrain.engine.checkpoint import commit
 from pretrain.engine.checkpoint.commit import CheckpointError, DamagedError
 from tests.runs import LONG
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[3]
 KILLS = """
 import os, signal, sys
 from pathlib import Path
+from pretrain.core.manifest import write_file
 from pretrain.engine.checkpoint import commit
 assert "torch" not in sys.modules
 
@@ -29,7 +31,7 @@ CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdi
 
 def save(root, step):
     temp = commit.begin(root, step, "a1")
-    files = [commit.write_file(temp / name, name.encode() * 40 + bytes([step])) for name in ("model", "optim")]
+    files = [write_file(temp / name, name.encode() * 40 + bytes([step])) for name in ("model", "optim")]
     commit.seal(temp, commit.step_folder(root, step), step=step, files=files, about={"cursor": step})
     commit.verify(commit.step_folder(root, step))
     commit.prune(root, newest=step, keep_last=1, milestone_every=0)
@@ -150,9 +152,9 @@ def test_every_truncation_and_every_lost_file_is_noticed(tmp_path):
 
 
 def test_a_path_is_never_written_twice(tmp_path):
-    commit.write_file(tmp_path / "a", b"1")
+    write_file(tmp_path / "a", b"1")
     with pytest.raises(FileExistsError):
-        commit.write_file(tmp_path / "a", b"2")
+        write_file(tmp_path / "a", b"2")
 
 
 def test_another_format_is_not_called_damage(tmp_path, monkeypatch):
@@ -184,7 +186,7 @@ def test_the_step_to_rewind_to_outlives_newer_ones_and_a_rewind_takes_back_the_r
 
 def test_clean_removes_what_killed_runs_left_and_nothing_else(tmp_path):
     kept = _save(tmp_path, 1)
-    commit.write_file(commit.begin(tmp_path, 2, "dead") / "model", b"half")
+    write_file(commit.begin(tmp_path, 2, "dead") / "model", b"half")
     shutil.copytree(kept, tmp_path / ".trash-step-00000000")
     assert commit.clean(tmp_path) == [".tmp-step-00000002-dead", ".trash-step-00000000"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -199,7 +201,7 @@ def test_the_manifest_is_json_that_names_every_file(tmp_path):
 
 def _save(root: Path, step: int) -> Path:
     temp = commit.begin(root, step, "x")
-    files = [commit.write_file(temp / name, f"{name} of {step}".encode()) for name in ("model", "optim")]
+    files = [write_file(temp / name, f"{name} of {step}".encode()) for name in ("model", "optim")]
     final = commit.step_folder(root, step)
     commit.seal(temp, final, step=step, files=files, about={"cursor": step})
     return final

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pretrain.engine.checkpoint.commit import HashedFile, verify_files
-from pretrain.engine.checkpoint.tensorfile import write_tensors
+from pretrain.core.manifest import HashedFile
+from pretrain.core.tensorfile import write_tensors
+from pretrain.engine.checkpoint.commit import verify_files
 from pretrain.engine.optim.fragments import Fragment, SavedState, restore_state, state_ranges, state_tensors
 
 SIZES = {"a": 7, "b": 1, "c": 12}

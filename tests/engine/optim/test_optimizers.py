@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.core.configlib import ConfigError
 from pretrain.core.distributed import World
-from pretrain.engine.checkpoint.tensorfile import read_tensors
+from pretrain.core.tensorfile import read_tensors
 from pretrain.engine.optim.muon import hidden_matrices
 from pretrain.engine.optim.optimizer import state_bytes
 from pretrain.engine.optim.table import KINDS

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.files import check_regular
-from pretrain.engine.checkpoint.commit import CheckpointError, FileRecord, HashedFile
+from pretrain.core.manifest import FileRecord, HashedFile
 
 _DTYPES = {
     torch.float64: "F64",
@@ -95,20 +95,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             if tensor.numel():
                 file.write(tensor.contiguous().view(torch.uint8).numpy().data)
     return file.record
-
-
-def check_same_model(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError with the differences between this model and the one in `folder`."""
-    differences = [
-        f"{name}: {_shape(found.get(name))} in the checkpoint, {_shape(expected.get(name))} in this model"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if differences:
-        more = f"\n  ... and {len(differences) - 10} more" if len(differences) > 10 else ""
-        listed = "\n  ".join(differences[:10])
-        raise CheckpointError(f"{folder} was written for another model or config:\n  {listed}{more}")
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
