@@ -7,10 +7,9 @@ pass are added over ranks. Gradients of weight and bias stay local, as those of 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
-from timm.layers import BatchNormAct2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,10 +25,6 @@ class SyncBatchNorm(_BatchNorm):
     Alone, or in evaluation, it is torch's. Every rank must take part in every training call.
     """
 
-    def __init__(self, num_features: int, **options: Any):
-        super().__init__(num_features, **options)
-        self.after: nn.Module = nn.Identity()
-
     def forward(self, input: Tensor) -> Tensor:
         """[b, C, ...] -> the same shape and dtype.
 
@@ -37,7 +32,7 @@ class SyncBatchNorm(_BatchNorm):
             ValueError: one value per channel in all, which has no variance.
         """
         if distributed.is_alone() or not self.training:
-            return self.after(super().forward(input))
+            return self._activated(super().forward(input))
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         with torch.autocast(x.device.type, enabled=False):
             mean, var, count = _statistics(x.detach())
@@ -47,7 +42,13 @@ class SyncBatchNorm(_BatchNorm):
             out: Any = _Normalize.apply(x, mean, (var + self.eps).rsqrt(), count)
             if self.affine:
                 out = out * _per_channel(self.weight, x) + _per_channel(self.bias, x)
-        return self.after(out.to(input.dtype))
+        return self._activated(out.to(input.dtype))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """What timm's fused layer does after the norm, where this was one."""
+        for part in (getattr(self, name, None) for name in ("drop", "act")):
+            x = x if part is None else part(x)
+        return x
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
@@ -64,11 +65,13 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronized(module: ModuleT) -> ModuleT:
-    """`module` with every batch norm below it, or itself, made a `SyncBatchNorm` of the same names and tensors."""
-    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
-        return cast(ModuleT, _converted(module))
-    for name, child in module.named_children():
-        setattr(module, name, synchronized(child))
+    """`module` with every batch norm below it, or itself, made a `SyncBatchNorm`.
+
+    In place: names, tensors, hooks and what was added to a norm (a mechanism that is placed there) stay.
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.__class__ = SyncBatchNorm
     return module
 
 
@@ -138,23 +141,6 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
     mean = (counts * means).sum(0) / total
     var = (squares + counts * (means - mean).square()).sum(0) / total
     return mean, var, float(total)
-
-
-def _converted(norm: _BatchNorm) -> SyncBatchNorm:
-    new = SyncBatchNorm(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )
-    new.weight, new.bias = norm.weight, norm.bias
-    new.running_mean, new.running_var = norm.running_mean, norm.running_var
-    new.num_batches_tracked = norm.num_batches_tracked
-    if isinstance(norm, BatchNormAct2d):
-        drop, act = cast(nn.Module, norm.drop), cast(nn.Module, norm.act)
-        new.after = nn.Sequential(drop, act)
-    return new.train(norm.training)
 
 
 def _reduced(x: Tensor) -> list[int]:

@@ -71,6 +71,18 @@ def test_conversion_keeps_names_tensors_and_the_activation_of_timms_fused_layers
     assert (converted[0](x) == 0).any(), "the ReLU is still there"
 
 
+def test_conversion_keeps_hooks_and_what_was_added_to_a_norm():
+    norm = nn.BatchNorm2d(3)
+    norm.add_module("added", nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    norm.register_forward_hook(lambda module, _, out: module.added(out))
+    net, x = nn.Sequential(norm), torch.randn(4, 3, 5, 5)
+    names, expected = list(net.state_dict()), net(x)
+    converted = synchronized(net)
+    assert list(converted.state_dict()) == names
+    assert isinstance(converted[0], SyncBatchNorm) and isinstance(converted[0].added[1], SyncBatchNorm)
+    torch.testing.assert_close(converted(x), expected)
+
+
 def test_a_batch_of_one_has_no_variance():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         synchronized(nn.BatchNorm1d(2))(torch.zeros(1, 2))

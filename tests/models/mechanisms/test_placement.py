@@ -12,6 +12,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights
+from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.mechanisms import ATTENTION, MECHANISMS, settings
 from pretrain.models.mechanisms.mixers import Blend
 from pretrain.models.mechanisms.placement import mechanisms_of
@@ -224,6 +225,15 @@ def test_modules_of_timms_models_take_mechanisms_under_their_names(name: str, ki
         parameter.data.zero_()
     assert torch.equal(trained.forward_cls(images), before) and not torch.equal(before, plain.forward_cls(images))
     assert trained.release_model()["attention"] == [{**entry, **trained.attention[0].arguments()}]
+
+
+def test_a_mechanism_on_a_batch_norm_stays_where_its_statistics_become_those_of_all_ranks():
+    entry = {"kind": "toy_set", "places": "layer[34].*.bn2", "start": "paper"}
+    backbone = TimmBackbone("test_resnet", (64, 64), attention=(entry,)).eval()
+    names, images = list(backbone.state_dict()), torch.randn(2, 3, 64, 64)
+    before = backbone.forward_cls(images)
+    assert list(synchronized(backbone).state_dict()) == names
+    torch.testing.assert_close(backbone.forward_cls(images), before)
 
 
 def test_places_of_a_timm_model_that_cannot_take_a_mechanism_are_named():
