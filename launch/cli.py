@@ -22,6 +22,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea launch check CONFIG [...]         find problems before a GPU is used; plan: time, memory on N nodes
   fovea release RUN OUT                   the run's backbone as a folder that timm loads (also: verify, seal)
   fovea probe RELEASE --train .. --val .. kNN and linear accuracy; an untrained network and raw pixels compared
+  fovea embed MODEL SHARDS --out DIR      features of every image to disk; fovea search DIR IMAGE: the nearest ones
   fovea attention RELEASE_OR_RUN SHARDS --out DIR   which attention uses the image, and what freezing it costs
   fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
@@ -66,6 +67,18 @@ def _probe(arguments: list[str]) -> int:
 
 def _attention(arguments: list[str]) -> int:
     from finetune.attention.__main__ import main
+
+    return main(arguments)
+
+
+def _embed(arguments: list[str]) -> int:
+    from finetune.embed.command import main
+
+    return main(arguments)
+
+
+def _search(arguments: list[str]) -> int:
+    from finetune.embed.search import main
 
     return main(arguments)
 
@@ -138,6 +151,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": _launch,
     "release": _release,
     "probe": _probe,
+    "embed": _embed,
+    "search": _search,
     "attention": _attention,
     "doctor": _doctor,
     "replay": _replay,

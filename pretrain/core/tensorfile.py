@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 import safetensors.torch
 import torch
@@ -75,6 +75,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         ValueError: a dtype that safetensors does not support.
         OSError: the disk is full or fails.
     """
+    with HashedFile(path) as file:
+        stream_tensors(file, tensors, metadata)
+    return file.record
+
+
+def stream_tensors(
+    file: HashedFile | BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `tensors` into an open file; errors as `write_tensors`."""
     # Largest element size first keeps every tensor aligned without gaps, which the format forbids.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -88,10 +97,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with HashedFile(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            tensor = tensors[name].detach().reshape(-1).cpu()
-            if tensor.numel():
-                file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-    return file.record
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        tensor = tensors[name].detach().reshape(-1).cpu()
+        if tensor.numel():
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from pretrain.core.images import ValueRange
 from pretrain.core.text import shown
@@ -20,12 +19,13 @@ from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
 from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.sheet import Cell, draw_sheet
 from pretrain.data.views.decode import decode_image, decode_npy, decode_stored
 from pretrain.data.views.orientation import UPRIGHT, read_orientation, upright
 from pretrain.data.write.images import UnreadableImageError, open_array, open_image
 
 _PIXELS = 50_000  # per image, enough for mean and std
-_CELL, _TEXT, _COLUMNS = 160, 30, 8
+_COLUMNS = 8
 
 
 @dataclass
@@ -127,31 +127,20 @@ def save_sheet(
     dataset: Dataset, path: Path, *, count: int = 64, seed: int = 0, value_range: ValueRange | None = None
 ) -> None:
     """A PNG of `count` images chosen by `seed`, each over its key and label; an unreadable one shows the reason."""
-    chosen = list(choose(dataset, count, seed))
-    columns = min(_COLUMNS, len(chosen))
-    lines = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * _CELL, lines * (_CELL + _TEXT)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default()
     names = _class_names(dataset)
-    for i, (key, sample) in enumerate(chosen):
-        left, top = i % columns * _CELL, i // columns * (_CELL + _TEXT)
-        label = ""
-        try:
-            if isinstance(sample, BadSample):
-                raise UnreadableImageError(sample.reason)
-            label = _label(sample)
-            pixels = decode(sample, value_range)[1].round().astype(np.uint8)
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else np.ascontiguousarray(pixels[..., :3]))
-            image.thumbnail((_CELL - 8, _CELL - 4))
-            sheet.paste(image, (left + (_CELL - image.width) // 2, top + (_CELL - image.height) // 2))
-        except UnreadableImageError as error:
-            draw.rectangle((left + 4, top + 2, left + _CELL - 5, top + _CELL - 3), fill="lightgray")
-            draw.text((left + 8, top + _CELL // 2), _fit(str(error)), fill="darkred", font=font)
-        draw.text((left + 4, top + _CELL), _fit(key), fill="black", font=font)
-        draw.text((left + 4, top + _CELL + 13), _fit(names.get(label, label)), fill="gray", font=font)
+    cells = [_cell(key, sample, names, value_range) for key, sample in choose(dataset, count, seed)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
+    draw_sheet(cells, min(_COLUMNS, len(cells))).save(path, "PNG")
+
+
+def _cell(key: str, sample: dict[str, Any] | BadSample, names: dict[str, str], value_range: ValueRange | None) -> Cell:
+    if isinstance(sample, BadSample):
+        return Cell(sample.reason, key)
+    label = _label(sample)
+    try:
+        return Cell(decode(sample, value_range)[1], key, names.get(label, label))
+    except UnreadableImageError as error:
+        return Cell(str(error), key, names.get(label, label))
 
 
 def choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
@@ -210,8 +199,3 @@ def _class_names(dataset: Dataset) -> dict[str, str]:
     """Label text -> "label name", from a classes.json next to the shards."""
     path = Path(dataset.paths[0]).parent / "classes.json"
     return {str(i): f"{i} {name}" for i, name in read_classes(path).items()} if path.exists() else {}
-
-
-def _fit(text: str) -> str:
-    text = shown(text).encode("ascii", "replace").decode()
-    return text if len(text) <= 26 else f"...{text[-23:]}"

@@ -1,4 +1,7 @@
-"""`fovea probe RELEASE --train SHARDS --val SHARDS`: frozen features, next to an untrained network and raw pixels."""
+"""`fovea probe RELEASE --train SHARDS --val SHARDS`: frozen features, next to an untrained network and raw pixels.
+
+`fovea probe --features TRAIN VAL` scores what `fovea embed` has stored, without a network.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from torch import Tensor
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.probes.features import BOTH, Features, pixel_features
-from pretrain.probes.protocol import ProbeRequest, Score, probe, standard_error
+from pretrain.probes.protocol import ProbeRequest, Score, probe, scores, standard_error
+from pretrain.probes.stored import read_features
 from pretrain.probes.subject import Subject, open_official, open_release
 
 TITLES = {
@@ -32,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: measured. 2: a wrong release, checkpoint or data set."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
-    if (chosen.release is None) == (chosen.official is None):
-        parser.error("give a release folder or --official FILE")
+    if [chosen.release, chosen.official, chosen.features].count(None) != 2:
+        parser.error("give a release folder, --official FILE or --features TRAIN VAL")
+    if chosen.features is None and not (chosen.train and chosen.val):
+        parser.error("--train and --val name the labelled shards")
     try:
-        subject = _subject(chosen)
-        report = measure(subject, chosen)
+        report = measure_stored(chosen) if chosen.features else measure(_subject(chosen), chosen)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -67,18 +72,11 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
     how = {"resize": chosen.resize, "batch_size": chosen.batch_size}
     how |= {"max_samples": chosen.max_images, "num_workers": chosen.workers}
     train, val = (subject.images(shards, **how) for shards in (chosen.train, chosen.val))
-    asked = ProbeRequest(
-        tuple(chosen.k),
-        chosen.temperature,
-        linear=not chosen.no_linear,
-        fraction=chosen.fraction,
-        per_class=chosen.per_class,
-        subset_seed=chosen.subset_seed,
-    )
+    asked = _asked(chosen)
 
     def scored(features: Callable[[Tensor], Features]) -> tuple[dict[str, Any], int]:
-        scores, count = probe(train, val, features, device=device, asked=asked)
-        return {kind: _row(score, count) for kind, score in scores.items()}, count
+        found, count = probe(train, val, features, device=device, asked=asked)
+        return {kind: _row(score, count) for kind, score in found.items()}, count
 
     trained, queries = scored(subject.network.to(device))
     untrained, _ = scored(subject.untrained(chosen.seed).to(device))
@@ -102,14 +100,56 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_stored(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The report of stored features.
+
+    Raises:
+        ValueError: the folders hold none, or features of different weights or preparation, or have no labels.
+    """
+    train, val = (read_features(folder) for folder in chosen.features)
+    if train.about["identity"] != val.about["identity"]:
+        raise ValueError("--features: the two folders are of different weights or settings; embed both with the same")
+    sides = []
+    for folder, side in zip(chosen.features, (train, val), strict=True):
+        if side.labels is None:
+            raise ValueError(f"{folder}: its shards had no labels; write them with labels and embed them again")
+        sides.append(({name: values for name, values in side.features.items() if values.ndim == 2}, side.labels))
+    asked = _asked(chosen)
+    found = scores(*sides, device=torch.device(chosen.device), asked=asked)
+    (height, width), resize = train.about["request"]["size"], train.about["request"]["resize"]
+    return {
+        "of": train.about["title"],
+        "train": str(chosen.features[0]),
+        "val": str(chosen.features[1]),
+        "queries": len(val.keys),
+        "protocol": [
+            f"images: shorter side {resize} px, central {height} x {width} px; stored as "
+            f"{train.about['request']['numbers']}",
+            *asked.in_words(),
+        ],
+        "trained": {kind: _row(score, len(val.keys)) for kind, score in found.items()},
+    }
+
+
+def _asked(chosen: argparse.Namespace) -> ProbeRequest:
+    return ProbeRequest(
+        tuple(chosen.k),
+        chosen.temperature,
+        linear=not chosen.no_linear,
+        fraction=chosen.fraction,
+        per_class=chosen.per_class,
+        subset_seed=chosen.subset_seed,
+    )
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as a text table: percent, with the standard error of the sample of queries."""
     rows = [(TITLES[kind], row) for kind, row in report["trained"].items()]
     rows += [
         (f"untrained (seed {report['seed_of_untrained']}), {TITLES[kind]}", row)
-        for kind, row in report["untrained"].items()
+        for kind, row in report.get("untrained", {}).items()
     ]
-    rows.append(("raw pixels", report["pixels"]))
+    rows += [("raw pixels", report["pixels"])] if "pixels" in report else []
     width = max(len(title) for title, _ in rows)
     lines = [f"{report['of']}: train {report['train']}, val {report['val']} ({report['queries']} images)"]
     lines += [f"  {line}" for line in report["protocol"]]
@@ -148,8 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid", type=_positive, nargs=2, metavar=("ROWS", "COLUMNS"), help="of its positions, if not square"
     )
-    parser.add_argument("--train", nargs="+", required=True, metavar="SHARDS", help="labelled shards to learn from")
-    parser.add_argument("--val", nargs="+", required=True, metavar="SHARDS", help="labelled shards to classify")
+    parser.add_argument(
+        "--features", type=Path, nargs=2, metavar=("TRAIN", "VAL"), help="instead: two folders of `fovea embed`"
+    )
+    parser.add_argument("--train", nargs="+", metavar="SHARDS", help="labelled shards to learn from")
+    parser.add_argument("--val", nargs="+", metavar="SHARDS", help="labelled shards to classify")
     parser.add_argument("--k", type=_positive, nargs="+", default=[20], help="neighbours (default 20; DINO: 10 20 100)")
     parser.add_argument("--temperature", type=_above_0, default=0.07, help="of the neighbours' votes (default 0.07)")
     parser.add_argument("--no-linear", action="store_true", help="neighbours only")

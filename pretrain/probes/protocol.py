@@ -65,26 +65,33 @@ def probe(
 
     Pixels are centred by the mean of the bank, as a raw-pixel baseline should be.
     """
-    bank_features, bank_labels = collect(bank, features, device)
-    query_features, labels = collect(queries, features, device)
+    learnt, asked_of = collect(bank, features, device), collect(queries, features, device)
+    return scores(learnt, asked_of, device=device, asked=asked), len(asked_of[1])
+
+
+def scores(
+    bank: tuple[Features, Tensor], queries: tuple[Features, Tensor], *, device: torch.device, asked: ProbeRequest
+) -> dict[str, Score]:
+    """Scores by kind of feature; bank, queries: features [n, d] by kind, and their labels int64 [n]."""
+    (bank_features, bank_labels), (query_features, labels) = bank, queries
     if asked.per_class is not None or asked.fraction is not None:
         part = {"fraction": asked.fraction, "per_class": asked.per_class, "seed": asked.subset_seed}
         rows = torch.from_numpy(of_each_class(bank_labels.numpy(), **part))
         bank_features, bank_labels = {name: value[rows] for name, value in bank_features.items()}, bank_labels[rows]
     if asked.both:
         bank_features, query_features = with_both(bank_features), with_both(query_features)
-    scores = {}
+    found = {}
     for name, stored in bank_features.items():
         centre = stored.mean(0) if name == "pixels" else torch.zeros(())
         given = (
             (stored - centre).to(device), bank_labels.to(device),
             (query_features[name] - centre).to(device), labels.to(device),
         )  # fmt: skip
-        scores[name] = Score(
+        found[name] = Score(
             knn_accuracies(*given, ks=asked.ks, temperature=asked.temperature),
             linear_score(*given) if asked.linear else None,
         )
-    return scores, len(labels)
+    return found
 
 
 def standard_error(accuracy: float, count: int) -> float:

@@ -88,6 +88,19 @@ class Dataset:
             fingerprint=fingerprint(rows),
         )
 
+    def only(self, shard: int) -> Dataset:
+        """The data set of one of its shards."""
+        row = self.rows[shard]
+        return Dataset(
+            (self.names[shard],),
+            (self.paths[shard],),
+            self.index,
+            (row,),
+            self.counts[shard : shard + 1],
+            tuple(sorted(row.extensions)),
+            fingerprint([row]),
+        )
+
     def sidecar(self, shard: int) -> Path:
         """The index file of a shard."""
         return sidecar_path(self.paths[shard], self.index)
