@@ -50,6 +50,8 @@ def add_lora(backbone: Backbone, *, rank: int, alpha: float, layers: Sequence[st
             linear = dict(block.named_modules()).get(path)
             if not isinstance(linear, nn.Linear):
                 raise ValueError(f"task.lora.layers: block {number} of the backbone has no linear {path}")
+            if any(True for _ in linear.children()):
+                raise ValueError(f"task.lora.layers: a mechanism stands on {path} of block {number}; leave it out")
             if rank > min(linear.weight.shape):
                 rows, columns = linear.weight.shape
                 raise ValueError(f"task.lora.rank: {rank} is more than {path} of {rows} x {columns} can have")

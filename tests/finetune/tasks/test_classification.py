@@ -184,6 +184,20 @@ def test_low_rank_updates_start_at_zero_and_only_they_are_trained():
     torch.testing.assert_close(layer.weight, layer.frozen + 2.0 * layer.up @ layer.down)
 
 
+def test_low_rank_updates_do_not_take_the_place_of_a_mechanism():
+    backbone = TimmBackbone(
+        "vit_tiny_patch16_224",
+        (32, 32),
+        depth=1,
+        embed_dim=24,
+        attention=({"kind": "eca", "places": "blocks.0.mlp.fc2"},),
+    )
+    with pytest.raises(
+        ValueError, match=r"task\.lora\.layers: a mechanism stands on mlp\.fc2 of block 0; leave it out"
+    ):
+        task(backbone, train="lora", lora={"rank": 2, "layers": ["fc2"]})
+
+
 def test_an_average_of_low_rank_weights_is_kept_and_predicts():
     made = task(train="lora", optim={"ema_decay": 0.5})
     learn(made, 3, 1e-2)
