@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 WarmupForm = Literal["open", "closed"]
+CosineForm = Literal["open", "closed"]
 
 
 def cosine(step: float, start: float, end: float, total_steps: float) -> float:
@@ -21,6 +22,20 @@ def cosine(step: float, start: float, end: float, total_steps: float) -> float:
     if step >= total_steps:
         return end
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / total_steps))
+
+
+def closed_cosine(step: float, start: float, end: float, num_steps: int, *, extra: float = 0.0) -> float:
+    """Half a cosine from `start` at step 0 to `end` at step num_steps - 1, its last; constant after that.
+
+    Args:
+        extra: the cosine of a schedule longer by this share, cut off and stretched to end at `end` (DINOv3).
+    """
+    last = num_steps - 1
+    if step >= last:
+        return end if last > 0 else start
+    whole = int((1 + extra) * num_steps) - 1
+    passed, until_cut = (1.0 - math.cos(math.pi * at / whole) for at in (step, last))
+    return start + (end - start) * passed / until_cut
 
 
 def warmup(step: float, *, start: float, peak: float, warmup_steps: float, form: WarmupForm = "open") -> float:
@@ -44,6 +59,9 @@ def warmup_cosine(
     start: float = 0.0,
     frozen_steps: float = 0,
     whole: bool = False,
+    cosine_form: CosineForm = "open",
+    cosine_steps: int | None = None,
+    extra: float = 0.0,
 ) -> float:
     """Linear warm-up from `start` to `peak`, then half a cosine down to `final` at `total_steps`.
 
@@ -54,6 +72,9 @@ def warmup_cosine(
         frozen_steps: zero for this many steps; the warm-up follows (DINOv2).
         whole: the cosine counts from step 0, so that the value drops slightly at the end of the warm-up (SimMIM, timm);
             else it starts at the peak.
+        cosine_form: "open" would reach `final` in the step after its last; "closed" reaches it in its last (DINOv3).
+        cosine_steps: steps of the cosine, after which the value is `final`; None: to `total_steps`.
+        extra: of a "closed" cosine, see `closed_cosine`.
     """
     if step < frozen_steps:
         return 0.0
@@ -63,7 +84,10 @@ def warmup_cosine(
     if step < warmup_steps:
         return warmup(step, start=start, peak=peak, warmup_steps=warmup_steps, form=warmup_form)
     passed = 0 if whole else warmup_steps
-    return cosine(step - passed, peak, final, total_steps - passed)
+    num_steps = cosine_steps or total_steps - passed
+    if cosine_form == "closed":
+        return closed_cosine(step - passed, peak, final, round(num_steps), extra=extra)
+    return cosine(step - passed, peak, final, num_steps)
 
 
 def poly(step: float, *, peak: float, final: float, power: float, start_step: float, total_steps: float) -> float:

@@ -41,6 +41,17 @@ class OptimConfig(Config):
     schedule: Literal["cosine", "cosine_whole", "multistep", "poly", "constant"] = Field(
         "cosine", description="after the warm-up; cosine_whole: the cosine counts from step 0 (timm, SimMIM)"
     )
+    cosine_form: Literal["open", "closed"] = Field(
+        "open",
+        description="open: the step after the last would be at min_lr (MAE); closed: the last one is (DINOv3); also of "
+        "weight decay",
+    )
+    cosine_epochs: float | None = Field(
+        None, gt=0, description="epochs of the cosine of lr, then min_lr; default: to the end of the run"
+    )
+    cosine_extra: float = Field(
+        0.0, ge=0, description="of closed: cut off a cosine longer by this share, as DINOv3's schedule_trunc_extra"
+    )
     power: float | None = Field(None, gt=0, description="of poly: (1 - t)^power (segmentation); default: 1")
     milestone_epochs: tuple[float, ...] = Field((), description="of multistep: where lr is multiplied by gamma")
     gamma: float = Field(0.1, gt=0, le=1)
@@ -96,6 +107,11 @@ class OptimConfig(Config):
             )
         if list(milestones) != sorted(set(milestones)) or any(epoch <= 0 for epoch in milestones):
             found.append(f"milestone_epochs: {list(milestones)} must be positive and ascending")
+        cosines = self.schedule in ("cosine", "cosine_whole")
+        if self.cosine_epochs is not None and not cosines:
+            found.append(f"cosine_epochs: {self.cosine_epochs} with schedule {self.schedule}; only cosines use it")
+        if self.cosine_extra and self.cosine_form == "open":
+            found.append(f"cosine_extra: {self.cosine_extra}, but cosine_form is open; set cosine_form=closed")
         if self.power is not None and self.schedule != "poly":
             found.append(f"power: {self.power} with schedule {self.schedule}; only poly uses it, remove it")
         if self.min_lr and self.schedule not in ("cosine", "cosine_whole", "poly"):

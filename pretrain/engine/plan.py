@@ -19,6 +19,7 @@ class Plan:
     warmup_steps: int
     lr: float  # peak, absolute
     milestones: tuple[int, ...] = ()  # of the schedule "multistep"
+    cosine_steps: int | None = None  # of the learning rate's cosine; None: to the end of the run
 
 
 def plan_steps(
@@ -54,7 +55,16 @@ def plan_steps(
             f"optim.{key}: {warmup} warm-up steps are more than the {total} steps of the run; give fewer, or 0"
         )
     milestones = tuple(round(epoch * steps_per_epoch) for epoch in optim.milestone_epochs)
+    cosine_steps = None if optim.cosine_epochs is None else max(1, round(optim.cosine_epochs * steps_per_epoch))
     plan = Plan(
-        num_samples, world_size, batch // share, steps_per_epoch, total, warmup, optim.peak_lr, milestones=milestones
+        num_samples,
+        world_size,
+        batch // share,
+        steps_per_epoch,
+        total,
+        warmup,
+        optim.peak_lr,
+        milestones=milestones,
+        cosine_steps=cosine_steps,
     )
     return plan, problems

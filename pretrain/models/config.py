@@ -168,6 +168,11 @@ class ModelConfig(Config):
         return self.depth
 
     @property
+    def rotates(self) -> bool:
+        """Whether it is our ViT with rotary positions."""
+        return self.pos_embed == "rope"
+
+    @property
     def provides(self) -> families.Provides:
         """Its capabilities, see `pretrain.models.backbones.families`."""
         if self.timm_name is not None:

@@ -1,12 +1,13 @@
 """Self-distillation of images and masked patches, with KoLeo regularization; optionally Gram anchoring.
 
 Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 4; Siméoni et al. 2025,
-"DINOv3", section 4, for the Gram teacher.
+"DINOv3", for the Gram teacher, moved coordinates, linear prototypes and weights that follow schedules.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,10 @@ from pretrain.core.schedule import teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
+from pretrain.models.layers.rope import moved_axes
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.center import PendingMean, center_norm
 from pretrain.models.losses.koleo import koleo_loss
@@ -25,29 +28,40 @@ from pretrain.models.losses.patch_loss import PatchLoss, mask_weights, patch_los
 from pretrain.models.losses.prototype_loss import PrototypeLoss, prototype_loss
 from pretrain.models.losses.sinkhorn import sinkhorn_center
 from pretrain.models.teachers.ema import EMA
-from pretrain.models.teachers.gram_teacher import GramTeacher, compared, gram_loss
+from pretrain.models.teachers.gram_teacher import GramTeacher, compared, gram_loss, gram_patches
 from pretrain.objectives.base import Horizon, feature_std
-from pretrain.objectives.configs.dinov2 import DINOv2Config, GramConfig
+from pretrain.objectives.configs.dinov2 import DINOv2Config
+from pretrain.objectives.configs.gram import GramConfig
+from pretrain.objectives.configs.phases import PhasesConfig
 from pretrain.objectives.multi_crop import by_crop, crop_after_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
 
 class DINOv2Branch(Branch):
-    """Backbone and heads. Without `ibot_head`, patches use `dino_head`."""
+    """Backbone and heads. Without `ibot_head`, patches use `dino_head`. `local_norm`: the last norm of local crops."""
 
-    def __init__(self, backbone: Backbone, dino_head: DINOHead, ibot_head: DINOHead | None):
+    def __init__(
+        self, backbone: Backbone, dino_head: DINOHead, ibot_head: DINOHead | None, local_norm: nn.Module | None
+    ):
         super().__init__(backbone)
         self.dino_head = dino_head
         self.ibot_head = ibot_head
+        self.local_norm = local_norm
 
     @property
     def patch_head(self) -> DINOHead:
         return self.dino_head if self.ibot_head is None else self.ibot_head
 
+    def resolutions(self, axes: Tensor | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the backbone takes with global and with local crops: `axes` [2, depth, 2, 2], and the local norm."""
+        of_global, of_local = ({}, {}) if axes is None else ({"axes": axes[0]}, {"axes": axes[1]})
+        return of_global, of_local if self.local_norm is None else {**of_local, "norm": self.local_norm}
+
 
 class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
     """Batch: that of `MultiCrop`, "mask" bool [b, 2, N] (True where the student does not see a patch), and if
-    the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W'].
+    the Gram teacher has its own view of the global crops, "gram" [b, 2, C, H', W']; where coordinates are moved,
+    "rope" [b, 2, depth, 5], uniform numbers that are the same for all images (`rope.moved_axes`).
 
     State: `student`, `mask_token`, `teacher`, the buffers `center` and `patch_center` (means over the inputs
     of the teacher's heads, so over masked patches only; Sinkhorn-Knopp does not change them), and `gram_teacher`.
@@ -55,7 +69,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
 
     head_prefixes = (
         *("student.dino_head.", "student.ibot_head.", "teacher.average.dino_head.", "teacher.average.ibot_head."),
-        *("center", "patch_center", "mask_token"),
+        *("student.local_norm.", "teacher.average.local_norm.", "center", "patch_center", "mask_token"),
     )
     renewed_prefixes = ("gram_teacher.",)
     center: Tensor
@@ -72,6 +86,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             hidden_dim=config.head_hidden_dim,
             bottleneck_dim=config.head_bottleneck_dim,
             norm_last_layer=config.norm_last_layer,
+            linear=config.prototypes == "linear",
         )
         ibot_head = None
         if config.separate_patch_head:
@@ -82,16 +97,19 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
                 hidden_dim=config.patch_hidden_dim,
                 bottleneck_dim=config.patch_bottleneck_dim,
                 norm_last_layer=config.norm_last_layer,
+                linear=config.prototypes == "linear",
             )
-        backbone.initialize_class_token(std=1e-6)  # as the registers; DINO's starts at 0.02
+        backbone.initialize_tokens(config.token_std)
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
-        student = DINOv2Branch(backbone, dino_head, ibot_head)
+        local_norm = cast(ViT, backbone).new_norm() if config.local_norm else None
+        student = DINOv2Branch(backbone, dino_head, ibot_head, local_norm)
         self.student = synchronized(student) if config.sync_bn else student
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         self.teacher = EMA(self.student)
         self.teacher.average.backbone.set_drop_path(0.0)
-        self.gram_teacher = None if config.gram is None else GramTeacher(self.teacher.average.backbone)
+        keeps_one = config.gram is not None and config.gram.teacher == "earlier"
+        self.gram_teacher = GramTeacher(self.teacher.average.backbone) if keeps_one else None
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         patch_out_dim = config.patch_out_dim if ibot_head is not None else config.out_dim
         self.register_buffer("patch_center", torch.zeros(1, patch_out_dim))
@@ -100,12 +118,16 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         crops, mask, config = self.crops(batch), crop_after_crop(batch["mask"]), self.config
         features, patches = self.student.encode_crops(
-            crops, drop=self.drop_path(batch), mask=mask, mask_token=self.mask_token
+            crops,
+            drop=self.drop_path(batch),
+            mask=mask,
+            mask_token=self.mask_token,
+            own=self.student.resolutions(self._axes(batch)),
         )
         with torch.no_grad():
             teacher_features, teacher_patches = self.teacher.average.encode(crops[0])
         temp, images = self.teacher_temp(step), len(batch["global"])
-        of_cls = self._cls_loss(features, teacher_features, temp, images)
+        of_cls = self._cls_loss(features, teacher_features, temp, images, step)
         of_patches = self._patch_loss(patches[mask], teacher_patches[mask], mask, temp)
         both = features[: 2 * images]
         # The official code divides by 2 + max(2 n, 1) for n local crops: the number of pairs, except for n = 0.
@@ -122,10 +144,11 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             koleo = torch.stack([self._koleo(crop) for crop in both.chunk(2)]).sum()
             loss = loss + config.koleo_weight * koleo
             result["loss_koleo"] = config.koleo_weight * koleo.detach() / 2
-        if self.gram_teacher is not None and config.gram is not None and step >= config.gram.start_step:
+        if config.gram is not None and step >= config.gram.start_step:
             seen = crop_after_crop(batch["gram"]) if "gram" in batch else crops[0]
-            gram = self._gram_loss(self.gram_teacher, config.gram, patches, seen, mask)
-            loss = loss + config.gram.weight * gram
+            gram = self._gram_loss(config.gram, patches, seen, mask)
+            weight = self._scheduled(config.gram.weight_schedule, step)
+            loss = loss + (config.gram.weight if weight is None else weight) * gram
             result["loss_gram"] = gram.detach()
         if config.centering == "centering":
             result["center_norm"] = center_norm(self.center)
@@ -140,9 +163,28 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             "student_teacher_cosine": F.cosine_similarity(both.float(), teacher_features.float()).mean(),
         }
 
-    def _cls_loss(self, features: Tensor, teacher_features: Tensor, temp: float, images: int) -> PrototypeLoss:
+    def _axes(self, batch: Batch) -> Tensor | None:
+        """Offsets and factors of the coordinates [2, depth, 2, 2] of global and local crops."""
+        if "rope" not in batch:
+            return None
+        config = self.config
+        return moved_axes(
+            batch["rope"][0], shift=config.rope_shift, jitter=config.rope_jitter, rescale=config.rope_rescale
+        )
+
+    def _scheduled(self, phases: PhasesConfig | None, step: int) -> float | None:
+        """The value of a schedule; None: there is none."""
+        if phases is None:
+            return None
+        return phases.at(step, epoch_steps=self._epoch_steps, total_steps=self.horizon.total_steps)
+
+    def _cls_loss(
+        self, features: Tensor, teacher_features: Tensor, temp: float, images: int, step: int
+    ) -> PrototypeLoss:
         """Every crop of the student against the teacher's other global crops; features are ordered by crop."""
         student, teacher = self.student.dino_head, self.teacher.average.dino_head
+        local = self._scheduled(self.config.local_weight_schedule, step)
+        weights = None if local is None else [1.0] * 2 + [local] * self.config.local_crops_number
         with torch.no_grad():
             targets = teacher.bottleneck(teacher_features)
         result = prototype_loss(
@@ -153,6 +195,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             self._center_of(targets, teacher.last_layer, self.center, temp),
             student_temp=self.config.student_temp,
             teacher_temp=temp,
+            crop_weights=weights,
         )
         self._count(self._pending, result.teacher_sum, rows=len(targets))
         return result
@@ -181,11 +224,10 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
             features, scope=config.koleo_scope, neighbours=config.koleo_neighbours, group=config.koleo_group
         )
 
-    def _gram_loss(
-        self, teacher: GramTeacher, config: GramConfig, patches: Tensor, images: Tensor, mask: Tensor
-    ) -> Tensor:
+    def _gram_loss(self, config: GramConfig, patches: Tensor, images: Tensor, mask: Tensor) -> Tensor:
         """Of the student's `patches` [2b, N, D] of the global crops, of which the Gram teacher sees `images`."""
-        targets = teacher.patches(images, grid=self.backbone.grid_size, antialias=config.antialias)
+        network = self.backbone if self.gram_teacher is None else self.gram_teacher.network.average
+        targets = gram_patches(network, images, grid=self.backbone.grid_size, antialias=config.antialias)
         pair = (compared(x, mask, level=config.level, tokens=config.tokens) for x in (patches, targets))
         return gram_loss(*pair, normalize=config.normalize, negatives=config.negatives)
 
@@ -200,12 +242,19 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
 
     def teacher_temp(self, step: int) -> float:
         """Temperature of the teacher's softmax for class token and patches; its warm-up is per step."""
+        given = self._scheduled(self.config.teacher_temp_schedule, step)
+        if given is not None:
+            return given
         return teacher_temp(
             step,
             warmup_temp=self.config.warmup_teacher_temp,
             temp=self.config.teacher_temp,
             warmup_epochs=self.config.warmup_teacher_temp_epochs * self._epoch_steps,
         )
+
+    def momentum(self, step: int) -> float:
+        given = self._scheduled(self.config.momentum_schedule, step)
+        return super().momentum(step) if given is None else given
 
     def begin(self) -> None:
         gram = self.config.gram
@@ -244,9 +293,10 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
                 first=("mask_token",),
                 patch_embed_lr_scale=config.patch_embed_lr_mult,
             )
-        modules = ("student.backbone.", "student.dino_head.", "student.ibot_head.", "mask_token")
+        of_backbone = ("mask_token", "student.local_norm.")
+        modules = ("student.backbone.", "student.dino_head.", "student.ibot_head.", *of_backbone)
         groups = param_groups.clip_together(groups, *modules)
         for group in groups:
-            if group.get("clip_group") == "mask_token":
+            if group.get("clip_group") in of_backbone:
                 group["clip_group"] = "student.backbone."
         return groups

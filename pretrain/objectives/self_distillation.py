@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -31,27 +33,35 @@ class Branch(nn.Module):
         drop: Tensor | None = None,
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
+        own: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor]:
         """Images [b, C, H, W] -> features [b, D], patches [b, N, D].
 
         Args:
             drop: uniform random numbers of the drop path [b, depth, 2]. mask: bool [b, N], True where a patch is
-                replaced by `mask_token` [1, 1, D].
+                replaced by `mask_token` [1, 1, D]. own: further arguments of the backbone, which a ViT of ours has.
         """
-        tokens = self.backbone(images, drop=drop, mask=mask, mask_token=mask_token)
+        tokens = self.backbone(images, drop=drop, mask=mask, mask_token=mask_token, **own)
         return pooled(self.backbone, tokens), tokens[:, self.backbone.num_prefix_tokens :]
 
     def encode_crops(
-        self, crops: list[Tensor], *, drop: Tensor | None, mask: Tensor | None, mask_token: Tensor | None
+        self,
+        crops: list[Tensor],
+        *,
+        drop: Tensor | None,
+        mask: Tensor | None,
+        mask_token: Tensor | None,
+        own: Sequence[Mapping[str, Any]] = ({}, {}),
     ) -> tuple[Tensor, Tensor]:
         """Features [crops * b, D] of the masked global and the local crops; all patches of the former [2b, N, D].
 
         Args:
             crops: as `MultiCrop.crops` returns them. drop: [crops * b, depth, 2]. mask: bool [2b, N].
+            own: further arguments of the backbone's `forward` for global crops, of its `forward_cls` for local ones.
         """
         drops = (None, None) if drop is None else drop.tensor_split([len(crops[0])])
-        features, patches = self.encode(crops[0], drop=drops[0], mask=mask, mask_token=mask_token)
-        local = [self.backbone.forward_cls(crops[1], drop=drops[1])] if len(crops) > 1 else []
+        features, patches = self.encode(crops[0], drop=drops[0], mask=mask, mask_token=mask_token, own=own[0])
+        local = [self.backbone.forward_cls(crops[1], drop=drops[1], **own[1])] if len(crops) > 1 else []
         return torch.cat([features, *local]), patches
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.core.schedule import cosine, multistep, poly, teacher_temp, warmup, warmup_cosine
+from pretrain.core.schedule import closed_cosine, cosine, multistep, poly, teacher_temp, warmup, warmup_cosine
 
 
 def test_open_warmup_meets_the_peak_one_step_after_the_closed_one():
@@ -97,3 +97,24 @@ def test_poly_falls_from_the_peak_where_it_starts_to_its_end_by_its_power():
     assert poly(8, power=1.0, **shape) == pytest.approx(1.25)
     assert poly(8, power=2.0, **shape) == pytest.approx(0.5 + 1.5 * 0.25)
     assert poly(12, power=0.9, **shape) == poly(99, power=0.9, **shape) == 0.5
+
+
+@given(steps=st.integers(2, 200), extra=st.floats(0, 2), start=st.floats(-2, 2), end=st.floats(-2, 2))
+def test_a_closed_cosine_ends_in_its_last_step_and_moves_one_way(steps, extra, start, end):
+    values = [closed_cosine(step, start, end, steps, extra=extra) for step in range(steps + 3)]
+    assert values[0] == start and values[steps - 1 :] == [end] * 4
+    assert values == pytest.approx(sorted(values, reverse=start > end))
+
+
+def test_a_cut_cosine_is_steeper_at_its_end_than_a_whole_one():
+    whole, cut = ([closed_cosine(step, 1.0, 0.0, 100, extra=extra) for step in range(100)] for extra in (0.0, 0.5))
+    assert whole[98] - whole[99] < 0.1 * (cut[98] - cut[99])
+    assert closed_cosine(0, 1.0, 0.0, 1) == 1.0
+
+
+def test_a_cosine_can_end_before_the_run_and_hold_its_last_value():
+    values = [
+        warmup_cosine(step, peak=1.0, final=0.1, warmup_steps=3, total_steps=30, cosine_form="closed", cosine_steps=10)
+        for step in range(30)
+    ]
+    assert values[3] == 1.0 and values[11] > 0.1 and values[12:] == [0.1] * 18

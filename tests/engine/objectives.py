@@ -17,7 +17,10 @@ from tests.objectives import tiny
 STEPS, IMAGES = 5, 8
 # What makes a loss depend on how the batch is divided over ranks is switched off, or set to count over all of them.
 WHOLE: dict[str, dict[str, Any]] = {
-    "dinov2": {"koleo_scope": "all", "drop_path_subset": False},
+    "dinov2": {
+        **{"koleo_scope": "all", "drop_path_subset": False, "prototypes": "linear", "local_norm": True},
+        **{"rope_rescale": 2.0, "local_weight_schedule": {"start": 1.0, "peak": 1.0, "end": 0.5}},
+    },
     "vqkd": {"kmeans_init": True},
 }
 

@@ -113,7 +113,7 @@ def identity(logits: Tensor) -> Prototypes:
 def assignments(logits: Tensor, center: Tensor, temp: float) -> Tensor:
     """What the teacher's rows are assigned to, [n, K]."""
     layer, everything = identity(logits), slice(0, logits.shape[1])
-    targets = StreamedTargets(StreamedLogits(logits, layer.weight_v, layer.weight_g, logits.dtype), center, temp)
+    targets = StreamedTargets(StreamedLogits(logits, layer, logits.dtype), center, temp)
     targets.first(everything)
     return targets.probabilities(everything)
 

@@ -43,7 +43,7 @@ def run_rope(case: Case) -> None:
     case.check("expect/bf16/periods", low.periods_of(head_dim))
     moves = movement(config, "")
     for index, grid in enumerate(map(tuple, config["grids"])):
-        axes = drawn_axes(case, f"draw/{index}", moves)
+        axes = moved_axes(drawn_uniforms(case, f"draw/{index}", moves), **moves)
         for mode, table in (("eval", rope.table(grid, head_dim)), ("train", rope.table(grid, head_dim, axes=axes))):
             for part, values in zip(("sin", "cos"), table[:, 0, 0], strict=True):
                 case.check(f"expect/{mode}/{index}/{part}", values)
@@ -75,20 +75,22 @@ def movement(options: Mapping[str, Any], prefix: str) -> dict[str, float | None]
     return {name: options.get(f"{prefix}{name}_coords") for name in ("shift", "jitter", "rescale")}
 
 
-def drawn_axes(case: Case, where: str, moves: Mapping[str, float | None]) -> Tensor | None:
-    """The axes [2, 2] of the recorded draws, through the uniform random numbers that they came from."""
+def drawn_uniforms(case: Case, where: str, moves: Mapping[str, float | None]) -> Tensor:
+    """The uniform random numbers [NUM_DRAWN] that the recorded draws came from."""
     uniform = torch.full((NUM_DRAWN,), 0.5)
     for name, places in (("shift", slice(0, 2)), ("jitter", slice(2, 4)), ("rescale", slice(4, 5))):
         if (limit := moves[name]) is not None:
             reach = limit if name == "shift" else math.log(limit)
             uniform[places] = (case[f"{where}/{name}"] / reach + 1) / 2
-    return moved_axes(uniform, **moves) if any(moves.values()) else None
+    return uniform
 
 
 def axes_of_blocks(case: Case, where: str, entry: int, depth: int, moves: Mapping[str, float | None]) -> Tensor | None:
     """[depth, 2, 2] of an entry of the list of resolutions."""
-    found = [drawn_axes(case, f"{where}/block{i}/entry{entry}", moves) for i in range(depth)]
-    return torch.stack([axes for axes in found if axes is not None]) if found[0] is not None else None
+    if not any(moves.values()):
+        return None
+    drawn = [drawn_uniforms(case, f"{where}/block{i}/entry{entry}", moves) for i in range(depth)]
+    return moved_axes(torch.stack(drawn), **moves)
 
 
 def drops_of_blocks(case: Case, where: str, entry: int, depth: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from pretrain.data.views.specs import ViewSpec, stacks
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.losses.koleo import koleo_loss
 from pretrain.models.release.folder import read_release, write_release
+from pretrain.models.teachers.gram_teacher import gram_patches
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.dinov2 import DINOv2
 from pretrain.objectives.multi_crop import crop_after_crop
@@ -245,7 +246,7 @@ def test_options_of_the_gram_loss_reach_it():
     mask = crop_after_crop(given["mask"])
     crops = of.crops(given)
     student = of.student.encode(crops[0], mask=mask, mask_token=of.mask_token)[1][mask]
-    teacher = of.gram_teacher.patches(crops[0], grid=(3, 4))[mask]
+    teacher = gram_patches(of.gram_teacher.network.average, crops[0], grid=(3, 4))[mask]
     pair = [(x @ x.T).clamp(min=0) for x in (student, teacher)]
     torch.testing.assert_close(of(given, 0)["loss_gram"], (pair[0] - pair[1]).square().mean())
     (problem,) = DINOv2Config(gram={"tokens": "masked"}).problems(Shape(num_blocks=12))

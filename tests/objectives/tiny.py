@@ -99,6 +99,7 @@ class Shape:
     num_blocks: int = 2
     embed_dim: int = 16
     class_token: bool = True
+    rotates: bool = False
     provides: frozenset[str] = vit_provides(class_token=True)
 
 
@@ -111,15 +112,16 @@ def objective(name: str, shape: Shape | None = None, *, registers: int = 0, **ch
     shape = shape or Shape()
     config = OBJECTIVES[name](**small_settings(name) | reads(name, shape.size, shape.in_chans) | changes)
     torch.manual_seed(0)  # after the releases that a configuration reads, which draw too
-    return build(name)(config, backbone(name, shape, registers=registers), HORIZON)
+    pos_embed = "rope" if any(key.startswith("rope_") for key in changes) else None
+    return build(name)(config, backbone(name, shape, registers=registers, pos_embed=pos_embed), HORIZON)
 
 
-def backbone(name: str, shape: Shape | None = None, *, registers: int = 0) -> Any:
-    """A backbone that objective `name` works on."""
+def backbone(name: str, shape: Shape | None = None, *, registers: int = 0, pos_embed: Any = None) -> Any:
+    """A backbone that objective `name` works on; `pos_embed`: of a ViT, where it is not the usual one."""
     shape = shape or Shape()
     if name == "dvae":
         return ConvEncoder(shape.size, shape.patch_size, shape.in_chans, 32)
-    pos_embed = "learned" if name == "dino" else "sincos"
+    pos_embed = pos_embed or ("learned" if name == "dino" else "sincos")
     return ViT(
         shape.size, shape.patch_size, shape.in_chans, 16, 2, 2, 2.0, num_registers=registers, pos_embed=pos_embed
     )
@@ -136,6 +138,9 @@ def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: i
         size = (images, sum(view.count for _, view in entry), shape.in_chans, *entry[0][1].size)
         result[name] = pixels(size, generator=generator)
     noises = {s.name: torch.rand(images, *s.shape, generator=generator) for s in specs if isinstance(s, Noise)}
+    noises |= {
+        s.name: noises[s.name][:1].expand_as(noises[s.name]) for s in specs if isinstance(s, Noise) and s.of_step
+    }
     at = BatchPosition(seed=seed, positions=np.arange(images), first=0, global_batch=images, epoch_length=images)
     masks = [draw(spec, at) for spec in specs if isinstance(spec, Mask)]
     return result | noises | {name: torch.from_numpy(array) for drawn in masks for name, array in drawn.items()}

@@ -71,7 +71,8 @@ class MicroBatches:
             batch[f"{entry.name}.params"] = entry.params()
         for view in spec.views:
             if isinstance(view, Noise):
-                batch[view.name] = _noise(view, spec.seed, positions)
+                first = self._batch_position(index).first
+                batch[view.name] = _noise(view, spec.seed, [first] * len(positions) if view.of_step else positions)
             elif isinstance(view, Mask):
                 drawn = maskdraw.draw(view, self._batch_position(index))
                 batch |= {name: torch.from_numpy(array) for name, array in drawn.items()}

@@ -131,10 +131,14 @@ _OWN = (
 
 @dataclass(frozen=True)
 class Noise:
-    """float32 numbers uniform in [0, 1) of `shape` per sample, for instance to rank patches."""
+    """float32 numbers uniform in [0, 1) of `shape` per sample, for instance to rank patches.
+
+    of_step   the same numbers for all samples of a step
+    """
 
     name: str
     shape: tuple[int, ...]
+    of_step: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretrain.core.schedule import cosine, multistep, poly, warmup, warmup_cosine
+from pretrain.core.schedule import closed_cosine, cosine, multistep, poly, warmup, warmup_cosine
 from pretrain.engine.config import OptimConfig
 from pretrain.engine.plan import Plan
 
@@ -27,6 +27,9 @@ class Schedules:
                 warmup_form=optim.warmup_form,
                 start=optim.warmup_lr,
                 whole=optim.schedule == "cosine_whole",
+                cosine_form=optim.cosine_form,
+                cosine_steps=plan.cosine_steps,
+                extra=optim.cosine_extra,
             )
         if step < plan.warmup_steps:
             start, steps = optim.warmup_lr, plan.warmup_steps
@@ -47,4 +50,7 @@ class Schedules:
         optim = self.optim
         if optim.weight_decay_end is None:
             return optim.weight_decay
-        return cosine(step + optim.first_step, optim.weight_decay, optim.weight_decay_end, self.plan.total_steps)
+        step, ends = step + optim.first_step, (optim.weight_decay, optim.weight_decay_end)
+        if optim.cosine_form == "closed":
+            return closed_cosine(step, *ends, self.plan.total_steps, extra=optim.cosine_extra)
+        return cosine(step, *ends, self.plan.total_steps)

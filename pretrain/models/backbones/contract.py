@@ -168,8 +168,8 @@ class Backbone(ImageEncoder):
         """Recompute activations in the backward pass instead of keeping them."""
         raise NotImplementedError
 
-    def initialize_class_token(self, std: float) -> None:
-        """Draw the class token anew, normal with this deviation; timm's models keep their own initial value."""
+    def initialize_tokens(self, std: float) -> None:
+        """Draw class token and registers anew, normal with this deviation; timm's models keep their initial values."""
         del std
 
     def train_positions(self, *, std: float | None = None) -> None:

@@ -132,7 +132,8 @@ class ViT(Backbone):
         self.pos_offset = pos_offset
         self.rel_pos_kind: rel_pos.RelPosKind = rel_pos_bias
         self.qkv_bias: QKVBias = qkv_bias
-        self.layer_scale, self.norm_eps, self.norm_layer = layer_scale, norm_eps, norm_layer
+        self.layer_scale, self.norm_eps = layer_scale, norm_eps
+        self.norm_layer: Norm = norm_layer
         self.rope, self.ffn_multiple = Rope(**rope or {}), ffn_multiple
         self.ffn: FFN = ffn
         self.qk_scale, self.proj_bias, self.ffn_bias, self.ffn_topk = qk_scale, proj_bias, ffn_bias, ffn_topk
@@ -211,7 +212,8 @@ class ViT(Backbone):
         class token's last norm.
         """
         if not self.class_token:
-            return self(x, drop=drop, mask=mask, mask_token=mask_token, axes=axes)[:, self.num_prefix_tokens :].mean(1)
+            tokens = self.forward(x, drop=drop, mask=mask, mask_token=mask_token, axes=axes)
+            return tokens[:, self.num_prefix_tokens :].mean(1)
         given, last = self._given(x, None, drop, axes), self.depth - 1
         x = self._run(self.prepare_tokens(x, None, mask, mask_token), given, 0, last)
         norm = norm or self.cls_norm or self.norm
@@ -263,9 +265,10 @@ class ViT(Backbone):
     def trunk(self) -> Trunk:
         return self
 
-    def initialize_class_token(self, std: float) -> None:
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=std)
+    def initialize_tokens(self, std: float) -> None:
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=std)
 
     def divide_block_outputs(self) -> None:
         if self.pos_kind == "learned" and self.rel_pos_kind == "none":

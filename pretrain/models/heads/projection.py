@@ -19,17 +19,26 @@ Norm = Literal["none", "bn", "ln"]
 class Prototypes(nn.Module):
     """A linear layer without bias whose rows are weight_v / |weight_v| * weight_g (Salimans & Kingma 2016).
 
-    Parameters: weight_g [K, 1], fixed at 1 when `unit_length`; weight_v [K, D].
+    Parameters: weight_g [K, 1], fixed at 1 when `unit_length`; weight_v [K, D]. With `linear` there is no weight_g and
+    the rows are weight_v (DINOv3), which starts as a truncated normal of 0.02.
     """
 
-    def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool):
+    weight_g: nn.Parameter | None
+
+    def __init__(self, dim: int, num_prototypes: int, *, unit_length: bool, linear: bool = False):
         super().__init__()
+        if linear:
+            self.register_parameter("weight_g", None)
+            self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(num_prototypes, dim), std=0.02))
+            return
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not unit_length)
         self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
 
     def weight(self) -> Tensor:
         """The effective weight, fp32 [K, D]."""
         v = self.weight_v.float()
+        if self.weight_g is None:
+            return v
         return v * (self.weight_g.float() / torch.linalg.vector_norm(v, dim=1, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +61,7 @@ class DINOHead(nn.Module):
         nlayers: linear layers of the MLP; with 1 there is no hidden layer.
         use_bn: BatchNorm after each hidden layer. mlp_bias: biases of the linear layers.
         act: after each hidden layer. same_norm: one norm, with the same weights after every hidden layer (iBOT).
-        norm_last_layer: fix the prototypes at length 1.
+        norm_last_layer: fix the prototypes at length 1. linear: prototypes of any length, a plain linear layer.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class DINOHead(nn.Module):
         act: Act = "gelu",
         same_norm: nn.Module | None = None,
         norm_last_layer: bool = True,
+        linear: bool = False,
     ):
         super().__init__()
         if nlayers < 1:
@@ -83,7 +93,7 @@ class DINOHead(nn.Module):
         last = nn.Linear(hidden_dim if layers else in_dim, bottleneck_dim, bias=mlp_bias)
         # Names as in the official weights: mlp.0, mlp.2, ...; mlp for a single layer.
         self.mlp = nn.Sequential(*layers, last) if layers else last
-        self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer)
+        self.last_layer = Prototypes(bottleneck_dim, out_dim, unit_length=norm_last_layer, linear=linear)
         initialize_linears(self.mlp, "trunc_normal")
 
     def bottleneck(self, x: Tensor) -> Tensor:
@@ -130,7 +140,7 @@ class IBOTHead(DINOHead):
             raise ValueError(f"a shared head has {out_dim} prototypes for both, but patch_out_dim is {patch_out_dim}")
         if not shared:
             bottleneck_dim = self.last_layer.weight_v.shape[1]
-            unit_length = not self.last_layer.weight_g.requires_grad
+            unit_length = self.last_layer.weight_g is not None and not self.last_layer.weight_g.requires_grad
             self.last_layer2 = Prototypes(bottleneck_dim, patch_out_dim, unit_length=unit_length)
 
     def for_teacher(self, *, shared: bool) -> IBOTHead:

@@ -59,8 +59,8 @@ def patch_loss(
     dtype, weights = product_dtype(student), weights.float()[:, None]
 
     def compute(with_gradients: bool) -> tuple[tuple[Tensor, ...], Gradients | None]:
-        logits = StreamedLogits(student, student_layer.weight_v, student_layer.weight_g, dtype)
-        of_teacher = StreamedLogits(teacher, teacher_layer.weight_v, teacher_layer.weight_g, dtype)
+        logits = StreamedLogits(student, student_layer, dtype)
+        of_teacher = StreamedLogits(teacher, teacher_layer, dtype)
         targets = StreamedTargets(of_teacher, center.float(), teacher_temp)
         sharpness = 1 / student_temp
         chunks = chunks_of(len(center), 2 * len(student), center.device)

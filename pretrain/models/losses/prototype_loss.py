@@ -9,6 +9,7 @@ the sum of those teachers' probabilities and n_v their number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ def prototype_loss(
     *,
     student_temp: float,
     teacher_temp: float,
+    crop_weights: Sequence[float] | None = None,
 ) -> PrototypeLoss:
     """Cross-entropy of every student crop with every teacher crop except the same one.
 
@@ -60,18 +62,20 @@ def prototype_loss(
     Args:
         student: bottleneck features [V, b, D]; the first G crops are those of the teacher.
         teacher: bottleneck features [G, b, D]. center: [K], subtracted from the teacher's logits.
+        crop_weights: [V] factors on the shares of the student crops in `loss`, not in `by_crop`; None: 1.
     """
     dtype = product_dtype(student)
 
     def compute(with_gradients: bool) -> tuple[tuple[Tensor, ...], Gradients | None]:
         pair = _Pair(
-            StreamedLogits(student.flatten(0, 1), student_layer.weight_v, student_layer.weight_g, dtype),
-            StreamedLogits(teacher.flatten(0, 1), teacher_layer.weight_v, teacher_layer.weight_g, dtype),
+            StreamedLogits(student.flatten(0, 1), student_layer, dtype),
+            StreamedLogits(teacher.flatten(0, 1), teacher_layer, dtype),
             center.float(),
             student_crops=len(student),
             teacher_crops=len(teacher),
             student_temp=student_temp,
             teacher_temp=teacher_temp,
+            crop_weights=crop_weights,
         )
         pair.normalize()
         gradients = pair.accumulate(with_gradients=with_gradients)
@@ -94,6 +98,7 @@ class _Pair:
         teacher_crops: int,
         student_temp: float,
         teacher_temp: float,
+        crop_weights: Sequence[float] | None,
     ):
         self.student, self.targets = student, StreamedTargets(teacher, center, teacher_temp)
         self.student_crops, self.teacher_crops = student_crops, teacher_crops
@@ -102,6 +107,7 @@ class _Pair:
         self.terms = teacher_crops * (student_crops - 1)
         self.chunks = chunks_of(len(center), len(student.rows) + len(teacher.rows), center.device)
         self.mean_entropy = center.new_zeros(())
+        self.crop_weights = crop_weights
 
     def normalize(self) -> None:
         """First pass: logsumexp of every row, and the sum of the teacher's logits."""
@@ -126,11 +132,15 @@ class _Pair:
             difference = logits.sub_(student.lse).exp_().unflatten(0, size)
             for crop, target in enumerate(targets):
                 difference[crop].mul_(self._partners(crop)).sub_(target)
+                if self.crop_weights is not None:
+                    difference[crop].mul_(self.crop_weights[crop])
             difference = difference.flatten(0, 1).mul_(self.sharpness / (self.terms * self.images))
             student.propagate(chunk, difference, by_rows, by_v[chunk], by_g[chunk])
         return (by_rows.unflatten(0, size), by_v, by_g[:, None]) if with_gradients else None
 
     def loss(self) -> Tensor:
+        if self.crop_weights is not None:
+            return self.by_crop() @ self.mean_entropy.new_tensor(self.crop_weights)
         return (self._normalizer().sum() - self.student.dot.sum() / self.images) / self.terms
 
     def by_crop(self) -> Tensor:

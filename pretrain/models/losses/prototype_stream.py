@@ -49,10 +49,10 @@ def differentiable_once(rows: Tensor, layer: Prototypes, compute: Compute) -> tu
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, v: Tensor, g: Tensor, compute: Compute):
+    def forward(ctx: Any, rows: Tensor, v: Tensor, g: Tensor | None, compute: Compute):
         with torch.autocast(rows.device.type, enabled=False):
             outputs, ctx.gradients = compute(any(ctx.needs_input_grad))
-        ctx.dtypes = rows.dtype, v.dtype, g.dtype
+        ctx.dtypes = rows.dtype, v.dtype, None if g is None else g.dtype
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -61,20 +61,23 @@ class _Once(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the prototype loss frees its gradients in backward, which cannot run a second time")
         gradients, ctx.gradients = ctx.gradients, None
-        return *(x.mul_(grads[0]).to(dtype) for x, dtype in zip(gradients, ctx.dtypes, strict=True)), None
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return *(None if dtype is None else x.mul_(grads[0]).to(dtype) for x, dtype in pairs), None
 
 
 class StreamedLogits:
-    """Rows [n, D] times normalized prototypes, chunk by chunk.
+    """Rows [n, D] times the weights of a layer of prototypes, chunk by chunk.
 
     Attributes:
-        scale: [K] gain / length of each prototype. lse: [n, 1] logsumexp of each row's (sharpened) logits, filled by
-            `add_to_lse`. dot: [n, 1] for the product of a row's logits with other numbers, filled by the caller.
+        scale: [K] gain / length of each prototype; 1 where the layer is linear. lse: [n, 1] logsumexp of each row's
+            (sharpened) logits, filled by `add_to_lse`. dot: [n, 1] for the product of a row's logits with other
+            numbers, filled by the caller.
     """
 
-    def __init__(self, rows: Tensor, v: Tensor, g: Tensor, dtype: torch.dtype):
-        self.rows, self.v, self.g, self.dtype = rows.to(dtype), v, g.float()[:, 0], dtype
-        self.length, self.scale = torch.empty_like(self.g), torch.empty_like(self.g)
+    def __init__(self, rows: Tensor, layer: Prototypes, dtype: torch.dtype):
+        self.rows, self.v, self.dtype, self.linear = rows.to(dtype), layer.weight_v, dtype, layer.weight_g is None
+        self.g = self.v.new_ones(len(self.v)).float() if layer.weight_g is None else layer.weight_g.float()[:, 0]
+        self.length, self.scale = torch.ones_like(self.g), torch.ones_like(self.g)
         self.lse = self.g.new_full((len(self.rows), 1), float("-inf"))
         self.dot = self.g.new_zeros(len(self.rows), 1)
         self._kept: dict[int, Tensor] = {}
@@ -93,13 +96,16 @@ class StreamedLogits:
 
     def measure(self, chunk: slice) -> StreamedLogits:
         """Fill `scale` for the chunk; `compute` needs it."""
+        if self.linear:
+            return self
         self.length[chunk] = torch.linalg.vector_norm(self.v[chunk], dim=1, dtype=torch.float32)
         self.scale[chunk] = self.g[chunk] / self.length[chunk]
         return self
 
     def compute(self, chunk: slice) -> Tensor:
         """Raw logits of a chunk with known `scale`, fp32 [n, k]."""
-        return (self.rows @ self.v[chunk].to(self.dtype).T).float().mul_(self.scale[chunk])
+        logits = (self.rows @ self.v[chunk].to(self.dtype).T).float()
+        return logits if self.linear else logits.mul_(self.scale[chunk])
 
     def add_to_lse(self, sharpened: Tensor) -> None:
         """Add a chunk's sharpened logits [n, k] to `lse`."""
@@ -109,10 +115,14 @@ class StreamedLogits:
         """From the gradient of a chunk's logits [n, k], which is overwritten, to those of rows, weight_v and weight_g.
 
         Args:
-            by_rows: [n, D], added to. by_v: [k, D] and by_g: [k] of the chunk, written.
+            by_rows: [n, D], added to. by_v: [k, D] and by_g: [k] of the chunk, written; a linear layer has no gain.
         """
         v, scale, length = self.v[chunk], self.scale[chunk], self.length[chunk]
         by_weight = (difference.to(self.dtype).T @ self.rows).float()
+        if self.linear:
+            by_v.copy_(by_weight)
+            by_rows += difference.to(self.dtype) @ v.to(self.dtype)
+            return
         along = torch.linalg.vecdot(by_weight, v.float())
         torch.mul(by_weight, scale[:, None], out=by_v)
         by_v.addcmul_(v, (along * scale / length.square())[:, None], value=-1.0)

@@ -38,7 +38,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
         raise ValueError(f"sinkhorn_center: iterations must be at least 1, got {iterations}")
     dtype = product_dtype(rows)
     with torch.autocast(rows.device.type, enabled=False):
-        logits = _Repeated(StreamedLogits(rows, layer.weight_v, layer.weight_g, dtype), 1 / temp)
+        logits = _Repeated(StreamedLogits(rows, layer, dtype), 1 / temp)
         mass = torch.empty_like(logits.of.g)  # log mass of each prototype over the rows as scaled so far
         by_row = logits.of.dot
         size = CHUNK[rows.device.type]

@@ -29,11 +29,6 @@ class GramTeacher(nn.Module):
         super().__init__()
         self.network: EMA[Backbone] = EMA(backbone)
 
-    def patches(self, images: Tensor, *, grid: Grid, antialias: bool = False) -> Tensor:
-        """This network's patches of crops [b, C, H, W] of any size, resampled to `grid`: [b, N, D]."""
-        tokens = self.network(images)[:, self.network.average.num_prefix_tokens :]
-        return to_grid(tokens, grid_of(images, self.network.average.patch_size), grid, antialias=antialias)
-
     def become(self, backbone: Backbone) -> None:
         """Copy the weights of a backbone of the same architecture."""
         self.network.average.load_state_dict(backbone.state_dict())
@@ -54,6 +49,13 @@ class GramTeacher(nn.Module):
         """Stays in evaluation mode."""
         del mode
         return super().train(False)
+
+
+@torch.no_grad()
+def gram_patches(network: Backbone, images: Tensor, *, grid: Grid, antialias: bool = False) -> Tensor:
+    """A network's patches of crops [b, C, H, W] of any size, resampled to `grid`: [b, N, D], without gradient."""
+    tokens = network(images)[:, network.num_prefix_tokens :]
+    return to_grid(tokens, grid_of(images, network.patch_size), grid, antialias=antialias)
 
 
 def gram_loss(student: Tensor, teacher: Tensor, *, normalize: bool = True, negatives: Negatives = "keep") -> Tensor:

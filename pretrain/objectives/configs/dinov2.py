@@ -1,7 +1,6 @@
-"""Configuration of DINOv2 and of Gram anchoring. No torch here.
+"""Configuration of DINOv2 and of its form in DINOv3. No torch here.
 
-Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"; Siméoni et al. 2025, "DINOv3", section
-4, for the latter.
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"; Siméoni et al. 2025, "DINOv3".
 """
 
 from __future__ import annotations
@@ -10,56 +9,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pretrain.core.configlib import Config, Positive
+from pretrain.core.configlib import Positive
 from pretrain.data.views.masks import StratifiedBlockMask
-from pretrain.data.views.specs import InputSpec, ViewSpec
+from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
+from pretrain.objectives.configs.gram import GramConfig
+from pretrain.objectives.configs.phases import PhasesConfig
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
 from pretrain.objectives.configs.values import Probability, Scale, both_sides
 
 
-class GramConfig(Config):
-    """Gram anchoring: similarities between patches are regressed to those of an earlier network, the Gram teacher."""
-
-    weight: float = Field(2.0, ge=0)
-    start_step: int = Field(0, ge=0, description="completed steps after which the Gram loss is used")
-    release: str | None = Field(
-        None, description="release folder of the Gram teacher; default: the run's own teacher at start_step"
-    )
-    refresh_steps: int = Field(10000, ge=0, description="steps between refreshes from the run's teacher; 0: none")
-    max_refreshes: int | None = Field(3, ge=0, description="refreshes after start_step; null: no limit")
-    img_size: Positive | tuple[Positive, Positive] | None = Field(
-        None,
-        description="pixels of the Gram teacher's view of the global crops, without their colour changes; larger than "
-        "model.img_size in the high-resolution stage; default: the global crops themselves",
-    )
-    antialias: bool = Field(False, description="low-pass filter where its patches are resampled to the student's grid")
-    level: Literal["image", "batch"] = Field(
-        "image", description="compare the patches of an image, or all those of a micro-batch of a rank"
-    )
-    tokens: Literal["all", "masked", "unmasked"] = Field(
-        "all", description="which of the student's patches are compared; masked and unmasked need level: batch"
-    )
-    normalize: bool = Field(True, description="compare cosines; false: dot products")
-    negatives: Literal["keep", "zero", "zero_teacher"] = Field(
-        "keep", description="zero: negative similarities count 0; zero_teacher: those of the Gram teacher only"
-    )
-
-    def refreshes(self, step: int) -> bool:
-        """Whether the run's teacher becomes the Gram teacher once `step` steps are completed."""
-        since = step - self.start_step
-        if since == 0:
-            return self.release is None
-        if since < 0 or not self.refresh_steps or since % self.refresh_steps:
-            return False
-        return self.max_refreshes is None or since // self.refresh_steps <= self.max_refreshes
-
-
 class DINOv2Config(SelfDistillationConfig):
-    """DINO and iBOT together, with KoLeo regularization (Oquab et al. 2023).
+    """DINO and iBOT together, with KoLeo regularization (Oquab et al. 2023); with other settings DINOv3.
 
-    The defaults are those of the official code (ssl_default_config).
+    The defaults are those of the official code of DINOv2 (ssl_default_config).
     """
 
     name: Literal["dinov2"] = "dinov2"
@@ -73,11 +37,23 @@ class DINOv2Config(SelfDistillationConfig):
     patch_bottleneck_dim: Positive = 256
     patch_nlayers: Positive = 3
     norm_last_layer: bool = Field(False, description="fix prototypes at length 1")
+    prototypes: Literal["normalized", "linear"] = Field(
+        "normalized", description="normalized: direction and length are weights of their own; linear: as in DINOv3"
+    )
+    token_std: float = Field(
+        1e-6, gt=0, description="deviation of the initial class token and registers; 0.02 in DINOv3"
+    )
     centering: Literal["centering", "sinkhorn_knopp"] = Field(
         "centering", description="of the teacher's logits: by an average over past batches, or within the batch"
     )
     sinkhorn_iterations: Positive = 3
     dino_weight: float = Field(1.0, ge=0, description="weight of the class token's loss")
+    local_weight_schedule: PhasesConfig | None = Field(
+        None, description="factor on the loss of local crops; default: 1"
+    )
+    local_norm: bool = Field(
+        False, description="in training the class token of local crops has a last norm of its own (DINOv3's 7B)"
+    )
     ibot_weight: float = Field(1.0, ge=0, description="weight of the masked patches' loss")
     koleo_weight: float = Field(0.1, ge=0, description="weight of KoLeo, which spreads features apart")
     koleo_scope: Literal["rank", "all"] = Field(
@@ -91,6 +67,10 @@ class DINOv2Config(SelfDistillationConfig):
     teacher_temp: float = Field(0.07, gt=0)
     warmup_teacher_temp: float = Field(0.04, gt=0)
     warmup_teacher_temp_epochs: int = Field(30, ge=0, description="linear warm-up, updated at every step")
+    teacher_temp_schedule: PhasesConfig | None = Field(None, description="instead of the three settings before")
+    momentum_schedule: PhasesConfig | None = Field(
+        None, description="instead of momentum_teacher and final_momentum_teacher"
+    )
     epoch_steps: Positive | None = Field(
         None, description="steps per epoch in the *_epochs settings; officially 1250; default: one pass over the data"
     )
@@ -110,6 +90,15 @@ class DINOv2Config(SelfDistillationConfig):
     drop_path_uniform: bool = Field(True, description="the same rate in all blocks; false: rising linearly")
     drop_path_subset: bool = Field(
         True, description="compute a branch for a fixed fraction of the micro-batch only; false: drop per sample"
+    )
+    rope_shift: float | None = Field(
+        None, gt=0, description="coordinates of model.pos_embed=rope are shifted by up to this much in training"
+    )
+    rope_jitter: float | None = Field(
+        None, gt=1, description="they are stretched by 1/x to x, rows and columns each by a number of their own"
+    )
+    rope_rescale: float | None = Field(
+        None, gt=1, description="and both by one number from 1/x to x; 2 in DINOv3. New numbers for every block"
     )
     global_crops_scale: Scale = (0.32, 1.0)
     local_crops_scale: Scale = (0.05, 0.32)
@@ -140,11 +129,19 @@ class DINOv2Config(SelfDistillationConfig):
         )
 
     def views(self, model: ModelShape) -> list[InputSpec]:
-        """The crops of self-distillation, the masks of the global ones, and the Gram teacher's view of those."""
+        """The crops of self-distillation, the masks of the global ones, the Gram teacher's view of those, and the
+        numbers that move the coordinates of global and local crops in each block (`rope.moved_axes`)."""
         found = [*super().views(model), self.mask(model)]
+        if self.moves_coordinates:
+            found.append(Noise("rope", (2, model.num_blocks, 5), of_step=True))
         if self.gram is not None and self.gram.img_size is not None:
             found.append(ViewSpec("gram", both_sides(self.gram.img_size), same_as="global", colours=False))
         return found
+
+    @property
+    def moves_coordinates(self) -> bool:
+        """Whether rotary positions are moved or stretched in training."""
+        return any(setting is not None for setting in (self.rope_shift, self.rope_jitter, self.rope_rescale))
 
     def problems(self, model: ModelShape) -> list[str]:
         found = super().problems(model) + mask_problems("mask_ratio", lambda: self.mask(model))
@@ -155,19 +152,15 @@ class DINOv2Config(SelfDistillationConfig):
                 f"objective.layerwise_decay: {self.layerwise_decay} and patch_embed_lr_mult {self.patch_embed_lr_mult} "
                 "need a backbone with numbered blocks; set both to 1"
             )
-        if self.gram is not None and self.gram.tokens != "all" and self.gram.level == "image":
-            found.append(
-                f"objective.gram.tokens: {self.gram.tokens} are not equally many in all images; set gram.level=batch"
-            )
-        if self.gram is not None and self.gram.img_size is not None:
-            size, patch = both_sides(self.gram.img_size), model.patch_size
-            if any(side % patch for side in size):
-                near = " x ".join(str(max(1, round(side / patch)) * patch) for side in size)
-                found.append(
-                    f"objective.gram.img_size: {size[0]} x {size[1]} is not a multiple of model.patch_size {patch}; "
-                    f"try {near}"
-                )
-        return found
+        if self.moves_coordinates and not model.rotates:
+            key = next(key for key in ("rope_shift", "rope_jitter", "rope_rescale") if getattr(self, key) is not None)
+            found.append(f"objective.{key}: {getattr(self, key)} needs model.pos_embed=rope; set it to null")
+        if self.local_norm and ("own_blocks" not in model.provides or not self.local_crops_number):
+            what = "local crops" if "own_blocks" in model.provides else "a ViT of Fovea, not of timm"
+            found.append(f"objective.local_norm: true needs {what}; set it to false")
+        if self.prototypes == "linear" and self.norm_last_layer:
+            found.append("objective.norm_last_layer: true, but prototypes are linear; set it to false")
+        return found + (self.gram.problems(model.patch_size) if self.gram is not None else [])
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:
         if not self.koleo_weight:

@@ -33,6 +33,7 @@ MASKED = [
     BlockMask("blocks", (8, 8), 20, min_per_block=4),
     StratifiedBlockMask("strata", (8, 8)),
     MultiBlockMask("jepa", (8, 8), min_keep=2),
+    Noise("together", (3,), of_step=True),
 ]
 
 
@@ -139,6 +140,13 @@ def test_masks_do_not_depend_on_ranks_micro_batches_or_workers(dataset, changes)
     for step in range(2):
         parts = [batch for rank in ranks for batch in rank[step * micro : (step + 1) * micro]]
         assert_equal(joined(parts), joined([alone[step]]))
+
+
+def test_noise_of_a_step_is_the_same_for_its_samples_and_another_in_the_next(dataset):
+    batches = [batch["together"] for batch in load(dataset, MASKED, total_steps=2)]  # 4 micro-batches a step
+    first, second = torch.cat(batches[:4]), torch.cat(batches[4:])
+    assert torch.equal(first, first[:1].expand(8, 3)) and torch.equal(second, second[:1].expand(8, 3))
+    assert not torch.equal(first, second)
 
 
 def test_masks_continue_at_the_cursor_after_another_batch_size(dataset):

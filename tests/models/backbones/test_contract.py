@@ -61,7 +61,7 @@ def test_positions_and_class_token_are_started_through_the_contract():
     before = {name: tensor.clone() for name, tensor in timm.state_dict().items()}
     for backbone in (vit, timm):
         backbone.train_positions()
-        backbone.initialize_class_token(std=1e-6)
+        backbone.initialize_tokens(std=1e-6)
         backbone.divide_block_outputs()
     assert vit.pos_embed.requires_grad and vit.pos_kind == "learned"
     assert vit.cls_token.abs().max() < 1e-4

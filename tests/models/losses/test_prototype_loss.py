@@ -114,3 +114,24 @@ def test_at_65536_prototypes_it_takes_less_than_a_fifth_of_the_memory_of_the_log
     whole = peak_bytes(lambda: torch.autograd.grad(plain(student, layer, *rest)[0], inputs))
     assert whole > 2 * (6 + 2) * 32 * 65536 * 4
     assert ours < whole / 5
+
+
+def test_linear_prototypes_and_weights_of_crops_give_the_gradients_of_the_definition():
+    torch.manual_seed(0)
+    layers = [Prototypes(8, 30, unit_length=False, linear=True) for _ in range(2)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight_v.normal_()
+    student = F.normalize(torch.randn(4, 3, 8), dim=-1).requires_grad_()
+    teacher, center, weights = F.normalize(torch.randn(2, 3, 8), dim=-1), torch.randn(30) * 0.1, [1.0, 1.0, 0.3, 0.0]
+    targets = ((layers[1](teacher) - center) / TEMPS["teacher_temp"]).softmax(-1).detach()
+    logs = F.log_softmax(student @ layers[0].weight_v.T / TEMPS["student_temp"], dim=-1)
+    pairs = {(q, v): -(targets[q] * logs[v]).sum(-1).mean() / 6 for q in range(2) for v in range(4) if v != q}
+    shares = torch.stack([sum(pair for (_, v), pair in pairs.items() if v == crop) for crop in range(4)])
+    result = prototype_loss(student, layers[0], teacher, layers[1], center, **TEMPS, crop_weights=weights)
+    torch.testing.assert_close(result.by_crop, shares.detach(), atol=1e-5, rtol=1e-5)
+    both = [shares @ torch.tensor(weights), result.loss]
+    gradients = [[loss, *torch.autograd.grad(loss, [student, layers[0].weight_v])] for loss in both]
+    for expected, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    assert layers[0].weight_g is None and list(layers[0].state_dict()) == ["weight_v"]
