@@ -29,6 +29,7 @@ from pretrain.data.shards.index import build_index
 from pretrain.data.shards.listing import expand, gone_shards, is_shard
 from pretrain.data.shards.verify import Damage, verify_shards
 from pretrain.data.show import Statistics, examine, save_sheet
+from pretrain.data.write import curate
 from pretrain.data.write.shards import WriteSettings, Written, write
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -104,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
     add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     add.set_defaults(run=_write)
+
+    curate.add_command(commands)
 
     index = commands.add_parser("index", help="index existing shards, without rewriting them")
     index.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")

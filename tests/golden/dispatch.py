@@ -87,6 +87,7 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "lejepa/multicrop": lejepa.run_multicrop,
     "pixio/pretrain": pixio.run_pretrain,
     "pixio/lr": pixio.run_lr,
+    "pixio/sampling": pixio.run_sampling,
     "channel/se_bias": channel.run_se_bias,
     "channel/se_nobias": channel.run_se_nobias,
     "channel/eca": channel.run_eca,

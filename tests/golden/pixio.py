@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pretrain.core.schedule import warmup_cosine
+from pretrain.data.write.curate import Rule, Scores, kept
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers.masked import mae as read_checkpoint
 from pretrain.models.importers.weights import Source
@@ -92,6 +93,20 @@ def check_groups(case: Case, objective: MAE) -> None:
         assert not wrong, f"{case.name}: {table} of {wrong}"
     listed = {ours(name) for names in case.facts["tables"].values() for name in names} | {"encoder.reg_token"}
     assert scales.keys() <= listed, f"{case.name}: {sorted(scales.keys() - listed)} are not trained there"
+
+
+def run_sampling(case: Case) -> None:
+    case.only("n", "variants")
+    columns = {name: case[f"input/{name}"].tolist() for name in ("mae_loss", "histogram_score", "height", "width")}
+    for name, given in case.config["variants"].items():
+        unknown = set(given) - {"soft_sampling", "hist_thresh", "imgres_thresh"}
+        assert not unknown, f"{case.name}: options that the runner does not know: {sorted(unknown)}"
+        rule = Rule(given.get("soft_sampling", False), given.get("hist_thresh"), given.get("imgres_thresh"))
+        drawn = case["draw/uniform"].tolist()
+        rest = iter(drawn)
+        chosen = kept(case.config["n"], Scores(*columns.values()), rule, lambda _, rest=rest: next(rest))
+        case.check(f"expect/{name}/accepted", torch.tensor(chosen))
+        case.check(f"expect/{name}/draws_used", torch.tensor(len(drawn) - len(list(rest))))
 
 
 def run_lr(case: Case) -> None:
