@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from pretrain.core.configlib import Config, Positive, Precision
+from pretrain.core.schedule import PhasesConfig
 from pretrain.engine.optim.table import KINDS, OPTIONS, OptimizerName, option_problems, with_defaults, zero_problem
 
 OWNED_DEEPSPEED_KEYS = frozenset(
@@ -62,6 +63,9 @@ class OptimConfig(Config):
     first_step: Literal[0, 1] = Field(0, description="step of the schedules at the first update; 1: I-JEPA")
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(None, ge=0, description="cosine to this value; default: constant")
+    weight_decay_schedule: PhasesConfig | None = Field(
+        None, description="instead of both; a cosine whose last step is at its end"
+    )
     betas: Betas | None = Field(
         None, description="of adamw, adam, lamb, muon, schedule_free_adamw (0.9, 0.999) and lion (0.9, 0.99)"
     )
@@ -112,6 +116,8 @@ class OptimConfig(Config):
             found.append(f"cosine_epochs: {self.cosine_epochs} with schedule {self.schedule}; only cosines use it")
         if self.cosine_extra and self.cosine_form == "open":
             found.append(f"cosine_extra: {self.cosine_extra}, but cosine_form is open; set cosine_form=closed")
+        if self.weight_decay_schedule is not None and self.weight_decay_end is not None:
+            found.append(f"weight_decay_end: {self.weight_decay_end}, but weight_decay_schedule has its own; remove it")
         if self.power is not None and self.schedule != "poly":
             found.append(f"power: {self.power} with schedule {self.schedule}; only poly uses it, remove it")
         if self.min_lr and self.schedule not in ("cosine", "cosine_whole", "poly"):

@@ -7,19 +7,20 @@ Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.core.schedule import teacher_temp
+from pretrain.core.schedule import PhasesConfig, teacher_temp
 from pretrain.core.trainable import Batch, ParamGroup
 from pretrain.models import param_groups
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.heads.projection import DINOHead, Prototypes
 from pretrain.models.layer_decay import layer_decay
+from pretrain.models.layers.attention import new_norm
 from pretrain.models.layers.rope import moved_axes
 from pretrain.models.layers.sync_batch_norm import synchronized
 from pretrain.models.losses.center import PendingMean, center_norm
@@ -32,7 +33,6 @@ from pretrain.models.teachers.gram_teacher import GramTeacher, compared, gram_lo
 from pretrain.objectives.base import Horizon, feature_std
 from pretrain.objectives.configs.dinov2 import DINOv2Config
 from pretrain.objectives.configs.gram import GramConfig
-from pretrain.objectives.configs.phases import PhasesConfig
 from pretrain.objectives.multi_crop import by_crop, crop_after_crop
 from pretrain.objectives.self_distillation import Branch, SelfDistillation
 
@@ -56,6 +56,12 @@ class DINOv2Branch(Branch):
         """What the backbone takes with global and with local crops: `axes` [2, depth, 2, 2], and the local norm."""
         of_global, of_local = ({}, {}) if axes is None else ({"axes": axes[0]}, {"axes": axes[1]})
         return of_global, of_local if self.local_norm is None else {**of_local, "norm": self.local_norm}
+
+
+def local_norm(backbone: Backbone) -> nn.Module:
+    """A last norm like that of a ViT of ours."""
+    assert isinstance(backbone, ViT), "DINOv2Config.problems refuses others"
+    return new_norm(backbone.norm_layer, backbone.embed_dim, backbone.norm_eps)
 
 
 class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
@@ -102,8 +108,7 @@ class DINOv2(SelfDistillation[DINOv2Config, DINOv2Branch]):
         backbone.initialize_tokens(config.token_std)
         backbone.pos_resize = config.pos_resize
         backbone.set_drop_path(config.drop_path_rate, uniform=config.drop_path_uniform, subset=config.drop_path_subset)
-        local_norm = cast(ViT, backbone).new_norm() if config.local_norm else None
-        student = DINOv2Branch(backbone, dino_head, ibot_head, local_norm)
+        student = DINOv2Branch(backbone, dino_head, ibot_head, local_norm(backbone) if config.local_norm else None)
         self.student = synchronized(student) if config.sync_bn else student
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.mask_dim))
         self.teacher = EMA(self.student)

@@ -16,6 +16,7 @@ from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.config import EngineConfig, OptimConfig
 from pretrain.engine.optim.table import KINDS
 from pretrain.engine.plan import plan_steps
+from tests.engine.settings import schedules_of, settings
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug" / "mae.yaml"
 BASE: dict[str, Any] = {"global_batch_size": 512, "epochs": 10, "lr": 1.0}
@@ -124,6 +125,35 @@ def test_clipping_by_module_is_for_objectives_that_name_them():
     assert recipes
     for recipe in recipes:
         assert load_config(PretrainConfig, recipe).optim.clip_mode == "per_module"
+
+
+def test_weight_decay_can_follow_phases_and_a_cosine_can_end_early_in_its_last_step():
+    phases = {"start": 0.0, "peak": 0.2, "end": 0.1, "warmup_epochs": 2, "cosine_epochs": 3}
+    chosen = settings(
+        lr=1.0, min_lr=0.1, total_steps=9, cosine_form="closed", cosine_epochs=4, weight_decay_schedule=phases
+    )
+    schedules = schedules_of(chosen)
+    assert [schedules.weight_decay_at(step) for step in range(7)] == pytest.approx([0, 0.1, 0.2, 0.15, 0.1, 0.1, 0.1])
+    assert [schedules.lr_at(step) for step in (0, 3, 8)] == pytest.approx([1.0, 0.1, 0.1]) and schedules.lr_at(2) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cosine_extra": 0.2}, "cosine_extra: 0.2, but cosine_form is open"),
+        (
+            {"cosine_epochs": 2, "schedule": "constant"},
+            "cosine_epochs: 2.0 with schedule constant; only cosines use it",
+        ),
+        (
+            {"weight_decay_end": 0.1, "weight_decay_schedule": {"start": 0, "peak": 1, "end": 1}},
+            "weight_decay_end: 0.1, but weight_decay_schedule has its own",
+        ),
+    ],
+)
+def test_settings_of_schedules_without_an_effect_are_named(given: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        OptimConfig(**BASE | given)
 
 
 @pytest.mark.parametrize(

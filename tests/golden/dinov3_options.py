@@ -150,7 +150,8 @@ class Options:
                 **common,
             )
         rate, decay = self.phases("lr"), self.phases("weight_decay")
-        assert not decay.get("warmup_epochs") and "cosine_epochs" not in decay, f"{self.case.name}: of weight decay"
+        for key in ("warmup_epochs", "cosine_epochs"):  # an epoch is a step in `settings`
+            decay |= {key: decay[key] * self.epoch_steps} if key in decay else {}
         # The official code scales by the batch of its configuration, whatever the steps are given.
         scale = RATES[self["optim.scaling_rule"]](self["train.batch_size_per_gpu"] * self["world_size"])
         length = rate.get("cosine_epochs")
@@ -159,10 +160,9 @@ class Options:
             min_lr=rate["end"] * scale,
             warmup_lr=rate["start"],
             warmup_steps=rate.get("warmup_epochs", 0) * self.epoch_steps,
-            weight_decay=decay["peak"],
-            weight_decay_end=decay["end"],
+            weight_decay_schedule=decay,
             cosine_form="closed",
-            cosine_epochs=None if length is None else length * self.epoch_steps,  # an epoch is a step there
+            cosine_epochs=None if length is None else length * self.epoch_steps,
             **common,
         )
 

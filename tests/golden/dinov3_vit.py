@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.layers.attention import new_norm
 from pretrain.models.layers.rope import NUM_DRAWN, Rope, moved_axes, rotate
 from tests.golden.case import Case
 
@@ -148,7 +149,7 @@ def run_vit(case: Case) -> None:
     torch.testing.assert_close(vit.rope.periods_of(vit.embed_dim // vit.num_heads), case_periods)
     vit.load_state_dict({name: ours(state, name) for name in vit.state_dict()})
     mask_token = nn.Parameter(state["mask_token"][None])
-    local_norm = vit.new_norm() if "local_cls_norm.weight" in state else None
+    local_norm = new_norm(vit.norm_layer, vit.embed_dim, vit.norm_eps) if "local_cls_norm.weight" in state else None
     if local_norm is not None:
         local_norm.load_state_dict({name: state[f"local_cls_norm.{name}"] for name in local_norm.state_dict()})
     moves, prefix = movement(ctor, "pos_embed_rope_"), vit.num_prefix_tokens

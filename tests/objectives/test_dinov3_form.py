@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.core.schedule import PhasesConfig
 from pretrain.data.views.specs import Noise
 from pretrain.models.teachers.gram_teacher import gram_loss
 from pretrain.objectives.configs import DINOv2Config
 from pretrain.objectives.configs.gram import GramConfig
-from pretrain.objectives.configs.phases import PhasesConfig
 from pretrain.objectives.dinov2 import DINOv2
 from tests.objectives.tiny import Shape, batch, objective
 
@@ -167,6 +167,8 @@ def test_tokens_start_at_the_given_size():
             {"prototypes": "linear", "norm_last_layer": True},
             "objective.norm_last_layer: true, but prototypes are linear",
         ),
+        ({"momentum_schedule": PHASES | {"peak": 1.5}}, "objective.momentum_schedule: its values must be from 0 to 1"),
+        ({"teacher_temp_schedule": PHASES}, "objective.teacher_temp_schedule: its values must be from 1e-06 to inf"),
         ({"gram": {"teacher": "current", "release": "r"}}, "objective.gram.release: the run's current teacher"),
     ],
 )

@@ -47,10 +47,13 @@ class Schedules:
 
     def weight_decay_at(self, step: int) -> float:
         """Of the update that completes step + 1."""
-        optim = self.optim
+        optim, plan = self.optim, self.plan
+        if (phases := optim.weight_decay_schedule) is not None:
+            at = step + optim.first_step
+            return phases.at(at, epoch_steps=plan.steps_per_epoch, total_steps=plan.total_steps)
         if optim.weight_decay_end is None:
             return optim.weight_decay
         step, ends = step + optim.first_step, (optim.weight_decay, optim.weight_decay_end)
         if optim.cosine_form == "closed":
-            return closed_cosine(step, *ends, self.plan.total_steps, extra=optim.cosine_extra)
-        return cosine(step, *ends, self.plan.total_steps)
+            return closed_cosine(step, *ends, plan.total_steps, extra=optim.cosine_extra)
+        return cosine(step, *ends, plan.total_steps)

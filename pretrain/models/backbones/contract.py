@@ -88,6 +88,8 @@ class Backbone(ImageEncoder):
         num_heads, mlp_ratio: of the blocks, where `layers` is provided.
         blocks_prefix: what precedes the names of tokens and blocks in its state.
         pos_resize: how position tables are resampled; timm's models resample in their own way.
+
+    Our ViT's methods take more, which is None if left out: moved coordinates, another last norm.
     """
 
     depth: int

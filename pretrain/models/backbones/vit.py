@@ -23,7 +23,7 @@ from pretrain.models.backbones.contract import Backbone, Trunk
 from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos
-from pretrain.models.layers.attention import NORMS, Attention, Block, Norm
+from pretrain.models.layers.attention import Attention, Block, Norm, new_norm
 from pretrain.models.layers.ffn import FFN, SWIGLU_MULTIPLE, TOPK
 from pretrain.models.layers.mixer import EVERY_TOKEN, Layout, NewMixer, QKVBias
 from pretrain.models.layers.patches import gather_pixels, grid_of
@@ -169,8 +169,8 @@ class ViT(Backbone):
             for i in range(depth)
         )
         self.set_drop_path(drop_path_rate)
-        self.norm = self.new_norm()
-        self.cls_norm = self.new_norm() if cls_norm else None
+        self.norm = new_norm(norm_layer, embed_dim, norm_eps)
+        self.cls_norm = new_norm(norm_layer, embed_dim, norm_eps) if cls_norm else None
         initialize_vit(self)
         self.front = placement.front(self.attention, in_chans)
         placement.change_outputs(cast(Sequence[Block], self.blocks), self.attention, embed_dim)
@@ -216,8 +216,7 @@ class ViT(Backbone):
             return tokens[:, self.num_prefix_tokens :].mean(1)
         given, last = self._given(x, None, drop, axes), self.depth - 1
         x = self._run(self.prepare_tokens(x, None, mask, mask_token), given, 0, last)
-        norm = norm or self.cls_norm or self.norm
-        return norm(self._apply_block(last, x, given, CLS_ONLY))[:, 0]
+        return (norm or self.cls_norm or self.norm)(self._apply_block(last, x, given, CLS_ONLY))[:, 0]
 
     def layers(
         self,
@@ -333,17 +332,12 @@ class ViT(Backbone):
         given += ("num_registers", "pos_resize", "qkv_bias", "layer_scale", "ffn", "norm_eps")
         arguments = {"class": "vit", "img_size": list(self.img_size), **{name: getattr(self, name) for name in given}}
         arguments |= {name: getattr(self, name) for name, usual in RARE.items() if getattr(self, name) != usual}
-        if self.cls_norm is not None:
-            arguments["cls_norm"] = True
+        arguments |= {} if self.cls_norm is None else {"cls_norm": True}
         if self.rope != Rope():
             arguments["rope"] = asdict(self.rope)
         if self.attention:
             arguments["attention"] = [entry.arguments() for entry in self.attention]
         return arguments | {"pos_embed": self.pos_kind, "rel_pos_bias": self.rel_pos_kind}
-
-    def new_norm(self) -> nn.Module:
-        """A norm of the kind of its own."""
-        return cast(Any, NORMS[self.norm_layer])(self.embed_dim, eps=self.norm_eps)
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

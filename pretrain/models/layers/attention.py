@@ -50,6 +50,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kerne
         return torch.bmm(scores.softmax(dim=-1), v).reshape(b, h, t, d)
 
 
+def new_norm(kind: Norm, dim: int, eps: float) -> nn.Module:
+    """A norm of tokens [..., D]."""
+    return cast(Any, NORMS[kind])(dim, eps=eps)
+
+
 class Attention(TimmAttention, Mixer):
     """timm's attention (qkv, proj), which can also compute a part of the tokens only.
 

@@ -5,16 +5,17 @@ Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pretrain.core.configlib import Positive
+from pretrain.core.schedule import PhasesConfig
 from pretrain.data.views.masks import StratifiedBlockMask
 from pretrain.data.views.specs import InputSpec, Noise, ViewSpec
 from pretrain.objectives.configs.checks import mask_problems
 from pretrain.objectives.configs.gram import GramConfig
-from pretrain.objectives.configs.phases import PhasesConfig
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from pretrain.objectives.configs.shape import ModelShape, patch_grid
 from pretrain.objectives.configs.values import Probability, Scale, both_sides
@@ -109,6 +110,7 @@ class DINOv2Config(SelfDistillationConfig):
         "KoLeo finds nearest neighbours in the micro-batch of a rank or (koleo_scope: all) of all ranks",
         "Gram anchoring with level: batch compares the patches of one micro-batch of a rank",
         "Sinkhorn-Knopp balances the prototypes over one micro-batch of all ranks",
+        "momentum_schedule is a momentum per step",
     )
 
     def mask(self, model: ModelShape) -> StratifiedBlockMask:
@@ -160,6 +162,11 @@ class DINOv2Config(SelfDistillationConfig):
             found.append(f"objective.local_norm: true needs {what}; set it to false")
         if self.prototypes == "linear" and self.norm_last_layer:
             found.append("objective.norm_last_layer: true, but prototypes are linear; set it to false")
+        limits = {"teacher_temp_schedule": (1e-6, math.inf), "momentum_schedule": (0.0, 1.0)}
+        for key, (low, high) in limits.items():
+            phases: PhasesConfig | None = getattr(self, key)
+            if phases is not None and not all(low <= x <= high for x in (phases.start, phases.peak, phases.end)):
+                found.append(f"objective.{key}: its values must be from {low:g} to {high:g}")
         return found + (self.gram.problems(model.patch_size) if self.gram is not None else [])
 
     def batch_problems(self, micro_batch: int, world_size: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pretrain.core.configlib import Config, Positive
-from pretrain.objectives.configs.phases import PhasesConfig
+from pretrain.core.schedule import PhasesConfig
 from pretrain.objectives.configs.values import both_sides
 
 

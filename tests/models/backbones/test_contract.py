@@ -50,9 +50,13 @@ def test_a_backbone_overrides_what_the_contract_leaves_open(kind: type[ImageEnco
 @pytest.mark.parametrize("method", ["forward", "forward_cls", "layers", "intermediate", "set_drop_path"])
 def test_a_backbone_takes_the_arguments_of_the_contract(kind: type[Backbone], method: str):
     ours, promised = inspect.signature(getattr(kind, method)), inspect.signature(getattr(Backbone, method))
-    assert ours.parameters.keys() == promised.parameters.keys()
-    hints = typing.get_type_hints(getattr(Backbone, method))
-    assert typing.get_type_hints(getattr(kind, method)) == hints
+    assert list(ours.parameters)[: len(promised.parameters)] == list(promised.parameters)
+    own = [p for name, p in ours.parameters.items() if name not in promised.parameters]
+    assert all(p.default is None for p in own) and (kind is ViT or not own), (
+        "only our ViT has more, which may be left out"
+    )
+    hints, found = typing.get_type_hints(getattr(Backbone, method)), typing.get_type_hints(getattr(kind, method))
+    assert {name: hint for name, hint in found.items() if name in hints} == hints
 
 
 def test_positions_and_class_token_are_started_through_the_contract():
