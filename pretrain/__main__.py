@@ -35,6 +35,11 @@ def check(
     source = source_name(given)
     config = validate(PretrainConfig, as_resumed(read_values(given, overrides)), source=source)
     dataset = _open(source, "data.shards", config.data.shards, config.data.index)
+    if config.data.exclude is not None:
+        try:
+            dataset = dataset.without(Path(config.data.exclude))
+        except ValueError as error:
+            raise ConfigError(source, [f"data.exclude: {error}"]) from error
     config = _with_channel_names(config, source)
     if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
         members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")

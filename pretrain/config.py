@@ -36,6 +36,11 @@ class DataConfig(Config):
 
     shards: str | list[str] = Field(description="shard names: a folder, a brace pattern or a list")
     index: str | None = Field(None, description="folder of the index; default: next to the shards")
+    exclude: str | None = Field(
+        None,
+        description="file of samples that are left out, a line SHARD/KEY each (train-000000/dog1); no shard is written "
+        "again",
+    )
     mean: tuple[float, ...] | None = Field(None, description="per channel of [0, 1] pixels; default: ImageNet's")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     orientation: Orientation = Field(

@@ -147,7 +147,7 @@ def _plan(chosen: argparse.Namespace) -> str:
     images, image_bytes = chosen.images, chosen.image_kb * 1e3
     if images is None:
         try:
-            dataset = Dataset.open(config.data.shards, config.data.index)
+            dataset = Dataset.open(config.data.shards, config.data.index, exclude=config.data.exclude)
         except ValueError as error:
             way_out = "where the data are not on this machine, give the number of images: --images 1281167"
             raise ConfigError(f"{chosen.config}: data.shards", [*str(error).splitlines(), way_out]) from error

@@ -46,7 +46,7 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
     captured = capture.read(folder)
     run_dir = folder.resolve().parent.parent
     config = validate(PretrainConfig, run_values(run_dir, overrides), source=str(run_dir / "config.yaml"))
-    dataset = Dataset.open(config.data.shards, config.data.index)
+    dataset = Dataset.open(config.data.shards, config.data.index, exclude=config.data.exclude)
     if dataset.fingerprint != captured.fingerprint:
         raise ValueError(
             f"data.shards: the data differ from those of the run (fingerprint {dataset.fingerprint[:12]}, captured "

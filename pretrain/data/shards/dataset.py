@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from pretrain.data.shards.catalog import CATALOG, ShardRow, fingerprint, read_rows
+from pretrain.data.shards.exclusion import kept_samples
 from pretrain.data.shards.listing import expand, gone_shards
 from pretrain.data.shards.sidecar import sidecar_path
 
@@ -20,8 +22,8 @@ class Dataset:
     """Indexed shards in canonical order (by name, then content), so that the order of a list never changes training.
 
     names: file names; paths: their paths; index: the folder of their index, None if next to them; counts [S] int64:
-    samples per shard; extensions: sorted, of all members; fingerprint: sha256 of the sorted shard rows. Holds no open
-    file and pickles small.
+    samples per shard; extensions: sorted, of all members; fingerprint: sha256 of the sorted shard rows and of what is
+    excluded; kept: of shards with excluded samples, the numbers of the others. Holds no open file and pickles small.
     """
 
     names: tuple[str, ...]
@@ -31,14 +33,22 @@ class Dataset:
     counts: np.ndarray
     extensions: tuple[str, ...]
     fingerprint: str
+    kept: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
-    def open(shards: str | Path | Sequence[str | Path], index: str | Path | None = None) -> Dataset:
+    def open(
+        shards: str | Path | Sequence[str | Path],
+        index: str | Path | None = None,
+        *,
+        exclude: str | Path | None = None,
+    ) -> Dataset:
         """Open shards (a folder, glob, brace range or list) with their index, next to them or in the folder `index`.
+
+        exclude: a list of samples to leave out, see `exclusion`.
 
         ValueError: empty list, missing shard, no index (with the command that makes it), a shard whose size differs
         from its index, a missing shard of the index, a damaged index, no sample at all, a name that is not a
-        local path.
+        local path, a list that names other samples.
         """
         paths = expand(shards)
         folder = None if index is None else Path(index)
@@ -78,7 +88,7 @@ class Dataset:
         counts = np.array([row.count for row in rows], dtype=np.int64)
         if not counts.sum():
             raise ValueError(f"no sample in {len(paths)} shards: {paths[0]} ...")
-        return Dataset(
+        every = Dataset(
             names=tuple(row.name for row in rows),
             paths=tuple(path for _, path in found),
             index=folder,
@@ -87,6 +97,20 @@ class Dataset:
             extensions=tuple(sorted({extension for row in rows for extension in row.extensions})),
             fingerprint=fingerprint(rows),
         )
+        return every if exclude is None else every.without(Path(exclude))
+
+    def without(self, exclude: Path) -> Dataset:
+        """The data set without the samples that the file names, see `exclusion`; ValueError for a wrong list."""
+        kept, names = kept_samples(exclude, self.rows, [self.sidecar(shard) for shard in range(len(self.rows))])
+        counts = self.counts.copy()
+        for shard, samples in kept.items():
+            counts[shard] = len(samples)
+        identity = hashlib.sha256(f"{self.fingerprint} without {names}".encode()).hexdigest()
+        return replace(self, counts=counts, fingerprint=identity, kept=kept)
+
+    def stored(self, shard: int, sample: int) -> int:
+        """The number in the shard's index of sample `sample` of those that are not excluded."""
+        return int(self.kept[shard][sample]) if shard in self.kept else sample
 
     def only(self, shard: int) -> Dataset:
         """The data set of one of its shards."""
@@ -99,6 +123,7 @@ class Dataset:
             self.counts[shard : shard + 1],
             tuple(sorted(row.extensions)),
             fingerprint([row]),
+            {0: self.kept[shard]} if shard in self.kept else {},
         )
 
     def sidecar(self, shard: int) -> Path:

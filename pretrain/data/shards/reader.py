@@ -48,8 +48,10 @@ class Reader:
         index is missing or was replaced; IndexError when there is no such sample.
         """
         fd, index = self._shard(shard)
-        if not 0 <= sample < len(index):
-            raise IndexError(f"{self.dataset.names[shard]} has {len(index)} samples, requested {sample}")
+        if not 0 <= sample < self.dataset.counts[shard]:
+            count = self.dataset.counts[shard]
+            raise IndexError(f"{self.dataset.names[shard]} has {count} samples, requested {sample}")
+        sample = self.dataset.stored(shard, sample)
         result: dict[str, Any] = {"__key__": index.key(sample), "__url__": self.dataset.paths[shard]}
         for member in range(index.first[sample], index.first[sample + 1]):
             extension = index.extensions[index.extension[member]]
@@ -71,7 +73,7 @@ class Reader:
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample, without reading it."""
-        return self._shard(shard)[1].key(sample)
+        return self._shard(shard)[1].key(self.dataset.stored(shard, sample))
 
     def close(self) -> None:
         """Close every open shard; the next read opens what it needs again."""
