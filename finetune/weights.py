@@ -26,11 +26,12 @@ from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
-from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.channels import to_channels
+from pretrain.models.importers.facts import facts_of, recipe
 from pretrain.models.importers.files import read_state
-from pretrain.models.importers.huggingface import huggingface
+from pretrain.models.importers.huggingface.config import read_config
+from pretrain.models.importers.huggingface.names import huggingface
 from pretrain.models.importers.libraries import resnet_depth
 from pretrain.models.importers.prefixes import part_below, search, the_only
 from pretrain.models.importers.weights import Source, State, under
@@ -112,6 +113,7 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
             left_out=weights.left_out,
             converted=weights.converted,
             pos_resize=weights.pos_resize,
+            facts=weights.facts,
         )
         lines += tuple(str(report).splitlines())
     if model.activation_checkpointing:
@@ -186,19 +188,17 @@ def _of_official(model: ModelSource) -> _SourceContents:
 def _of_huggingface(model: ModelSource) -> _SourceContents:
     assert model.huggingface is not None
     folder = Path(model.huggingface)
-    if not (folder / "config.json").is_file():
+    config = read_config(folder)
+    if config is None:
         raise ValueError(f"{folder}: contains no config.json; expected a folder of Hugging Face")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "architecture" in config:
         name = config["architecture"]
         raise ValueError(f"{folder}: a model of timm; use model.timm={name} model.weights={folder}")
-    weights = huggingface(_read_folder(folder), Source(folder, model.grid))
+    weights = huggingface(_read_folder(folder), Source(folder, model.grid, folder))
     if weights is None:
         raise ValueError(f"{folder}: no vision transformer of Hugging Face ({config.get('model_type')})")
-    known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
-    given = {key: value for key, value in known.items() if value is not None} | model.args
-    described, lines = _described(model.model_copy(update={"args": given}), weights)
-    found = _SourceContents(described | given, weights, f"{config.get('model_type')} of {folder.name}", lines=lines)
+    described, lines = _described(model, weights)
+    found = _SourceContents(described, weights, f"{config.get('model_type')} of {folder.name}", lines=lines)
     preprocessor = folder / "preprocessor_config.json"
     values = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
     if "image_mean" in values and "image_std" in values:
@@ -227,6 +227,9 @@ def _of_timm(model: ModelSource) -> _SourceContents:
             weights = Weights("timm", under("model.", state), {})  # what does not fit is listed
         else:
             weights = load_official(path, prefix=model.prefix)
+    elif weights.facts is None:
+        plain = {name.removeprefix("model."): tensor for name, tensor in weights.backbone.items()}
+        weights = replace(weights, facts=facts_of("vit", plain, state, {}))
     record = {} if path.is_dir() else {"sha256": _sha256(path)}
     return _SourceContents(described, weights, f"timm/{model.timm} with {path.name}", mean, std, record=record)
 
@@ -282,18 +285,19 @@ def _described(model: ModelSource, weights: Weights) -> tuple[dict[str, Any], tu
         raise ValueError(
             f"the weights ({weights.kind}) are not of a plain ViT; name their model: model.timm=NAME model.weights=FILE"
         )
-    lines: tuple[str, ...] = ()
     described: dict[str, Any] = {"class": "vit"}
     has_positions = any(name == "pos_embed" or name.endswith("relative_position_bias_table") for name in state)
     if not has_positions:
         patch = state["patch_embed.proj.weight"].shape[-1]
         height, width = model.size or (DEFAULT_SIDE, DEFAULT_SIDE)
         grid = (height // patch, width // patch)
-    described |= vit_arguments(state, num_heads=model.args.get("num_heads"), grid=grid)
-    if not has_positions:
-        described |= {"pos_embed": "rope", "norm_eps": 1e-5}
-        lines = ("no position table: rotary positions and norms as in DINOv3",)
-    return described, lines
+    described |= recipe(weights, num_heads=model.args.get("num_heads"), grid=grid)
+    if not has_positions and described["pos_embed"] != "rope" and "pos_embed" not in model.args:
+        raise ValueError(
+            "no position table, and not DINOv3 by its registers or periods; state model.args.pos_embed: rope where "
+            "positions rotate as in DINOv3 (then also model.args.norm_eps), or none"
+        )
+    return described, () if weights.facts is None else (f"facts of the file that no weight shows: {weights.facts}",)
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ def _load(objective: Objective, init: InitConfig) -> list[str]:
             report = objective.load_weights(_chosen(release, init, objective))
         elif key == "official":
             weights = load_official(source, prefix=init.prefix, grid=init.grid)
+            notes = [] if weights.facts is None else [f"facts of the file that no weight shows: {weights.facts}"]
             report = objective.load_weights(_chosen(weights, init, objective))
         else:
             verify(Path(source))

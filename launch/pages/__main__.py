@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.pages import attention, backbones, configuration, optimizers
+from launch.pages import attention, backbones, configuration, optimizers, weights
 
 DOCS = Path(__file__).parents[2] / "docs"
 # File in docs/ -> function from its current text to the new one: a page may be generated in part.
@@ -16,6 +16,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "backbones.md": backbones.page,
     "configuration.md": configuration.page,
     "optimizers.md": optimizers.page,
+    "weights.md": weights.page,
 }
 
 

@@ -153,6 +153,7 @@ class Objective(nn.Module, Generic[ConfigT]):
             left_out=left_out,
             converted=weights.converted,
             pos_resize=weights.pos_resize,
+            facts=weights.facts,
         )
 
     def begin(self) -> None:

@@ -17,8 +17,8 @@ from pretrain.data.views.values import recorded_range
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import Grid, load_official, load_strict
+from pretrain.models.importers.facts import recipe
 from pretrain.models.importers.weights import some
 from pretrain.models.release.folder import Release, backbone_of, read_release
 from pretrain.models.tokenizers.tokenizer import RELEASED, Normalized, from_release
@@ -153,7 +153,7 @@ def open_official(
         ValueError: it is no ViT of a known size.
     """
     weights = load_official(path, prefix=prefix, grid=grid)
-    arguments = vit_arguments(weights.backbone, grid=weights.grid)
+    arguments = recipe(weights)
     width, depth, channels = (arguments[name] for name in ("embed_dim", "depth", "in_chans"))
     if (width, depth) not in {(size["embed_dim"], size["depth"]) for size in SIZES.values()} or channels != 3:
         raise ValueError(
@@ -172,6 +172,7 @@ def open_official(
         left_out=weights.left_out,
         converted=weights.converted,
         pos_resize=weights.pos_resize,
+        facts=weights.facts,
     )
     title = f"{weights.kind}, {path}"
     untrained = _seeded(lambda: Network(ViT(**arguments)))

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.layers import rel_pos
 
-HEAD_DIM = 64  # of every published ViT below Huge
+NO_HEADS = (
+    "its weights do not show how many heads its attention has; state them: model.args.num_heads, "
+    "objective.teacher_heads, heads of a teacher"
+)
 _SHARED, _PER_BLOCK = "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.relative_position_bias_table"
 
 
@@ -21,12 +23,11 @@ def vit_arguments(
     """Arguments of `ViT` for a state in its names, with a position table (given as a learned one) or relative biases.
 
     Args:
-        num_heads: cannot be read from weights; default: that of the size with this width and depth, else heads of 64
-            channels.
+        num_heads: only relative-position tables show them; see `importers.facts`.
         grid: rows and columns of its positions; default: square.
 
     Raises:
-        ValueError: it is not the state of such a ViT.
+        ValueError: it is not the state of such a ViT, or its heads are not known.
     """
     try:
         dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
@@ -35,6 +36,10 @@ def vit_arguments(
     except (KeyError, ValueError) as error:
         raise ValueError(f"not the weights of a ViT: {error}") from error
     rows, columns = grid or _square_grid(state)
+    table = state.get(_SHARED, state.get(_PER_BLOCK))
+    num_heads = num_heads or (None if table is None else table.shape[1])
+    if num_heads is None:
+        raise ValueError(NO_HEADS)
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     arguments = {
         "img_size": (rows * patch, columns * patch),
@@ -42,7 +47,7 @@ def vit_arguments(
         "in_chans": in_chans,
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": num_heads or _published_heads(dim, depth) or max(1, dim // HEAD_DIM),
+        "num_heads": num_heads,
         "mlp_ratio": hidden / dim,
         "pos_embed": "learned" if "pos_embed" in state else "none",
     }
@@ -70,11 +75,6 @@ def vit_arguments(
     if inner != hidden:  # the first layer of a SwiGLU gives gate and value, of two thirds of an MLP's width
         arguments |= {"ffn": "swiglu", "mlp_ratio": inner * 1.5 / dim}
     return arguments
-
-
-def _published_heads(dim: int, depth: int) -> int | None:
-    sizes = (size for size in SIZES.values() if (size["embed_dim"], size["depth"]) == (dim, depth))
-    return next((size["num_heads"] for size in sizes), None)
 
 
 def _square_grid(state: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -23,13 +23,18 @@ from pretrain.models.release.manifest import check_file
 
 
 class Inert:
-    """Replaces an object that is not a weight (a configuration, a path, a NumPy number). It does nothing."""
+    """Replaces an object that is not a weight (a configuration, a path, a NumPy number). It does nothing.
+
+    state: what the file gives the object, for an `argparse.Namespace` its values by name.
+    """
+
+    state: Any = None
 
     def __init__(self, *arguments: Any):
         del arguments
 
     def __setstate__(self, state: Any) -> None:
-        del state
+        self.state = state
 
 
 # What replaces the class or function of this name in a file.
@@ -51,16 +56,19 @@ NOT_WEIGHTS = (
     *("optimizer_states", "lr_schedulers", "callbacks", "loops", "hyper_parameters", "hparams"),  # Lightning
     *("datamodule_hyper_parameters", "message_hub", "meta", "param_schedulers"),  # and mmengine
 )
+_SETTINGS = ("args", "hyper_parameters", "hparams")  # of the training, where trainers save them
 # Modules of Python whose objects trainers save as data. Others reach the system: a file that names them was made to.
 _DATA_MODULES = {"argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "functools"}
 _DATA_MODULES |= {"logging", "operator", "pathlib", "random", "re", "types", "typing", "uuid", "_codecs"}
 
 
 class StateFile(NamedTuple):
-    """Every weight of a file, and the classes of the objects next to them, which were not made."""
+    """Every weight of a file, the classes of the objects next to them, which were not made, and the settings of the
+    training by name."""
 
     state: State
     foreign: tuple[str, ...]
+    settings: dict[str, Any]
 
 
 def read_state(path: Path) -> State:
@@ -81,6 +89,7 @@ def read_file(path: Path) -> StateFile:
     """
     content, foreign = _read(path)
     state: State = {}
+    settings = _settings(content)
     container = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
     if container is not None:
         _add(state, "", content[container], path)
@@ -96,7 +105,7 @@ def read_file(path: Path) -> StateFile:
             raise ValueError(_refused(path, saved.qualified_name))
         names = some([str(name) for name in content]) or "(it is empty)"
         raise ValueError(f"{path}: not a state dict; these entries are not tensors: {names}")
-    return StateFile(state, foreign)
+    return StateFile(state, foreign, settings)
 
 
 def read_safetensors(path: Path) -> State:
@@ -116,6 +125,17 @@ def clean(name: str) -> str:
     """The name without what wrappers add: parts anywhere, "module" at the start or after the key of a model."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     return ".".join(part for at, part in enumerate(parts) if part != "module" or at > 1)
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Values next to the weights that are no tensors and no states, and those within `args` and the like."""
+    found = {key: value for key, value in content.items() if key in ("arch", "config")}
+    for key in _SETTINGS:
+        value = content.get(key)
+        inner = value.state if isinstance(value, Inert | Record) else value
+        if isinstance(inner, Mapping):
+            found = {str(name): setting for name, setting in inner.items()} | found
+    return found
 
 
 def _add(state: State, prefix: str, content: Mapping[Any, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from pretrain.models.layers import rope
 from pretrain.models.layers.rel_pos import PREFIX_ROWS, num_rows
 
 CLASSIFIER = ("head.", "fc_norm.", "head_dist.", "pre_logits.", "pooler.", "classifier.")
-_DERIVED = ("relative_position_index", "bias_mask", "rope_embed.periods", "rope.periods", "attn_mask")
+_PERIODS = ("rope_embed.periods", "rope.periods")
+_DERIVED = ("relative_position_index", "bias_mask", "attn_mask", *_PERIODS)
 _RENAMED = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 trains large models with blocks in chunks
     (r"^(register_tokens|storage_tokens)$", "reg_token"),
@@ -26,6 +27,10 @@ _RENAMED = (
 )
 
 
+MEAN_POOLED = (
+    "fine-tuned with mean pooling: it has fc_norm, and no norm of the backbone's tokens, which every use of a backbone "
+    "here needs"
+)
 STATE_GRID = "where it is not square, state its rows and columns: model.grid, init.grid or --grid"
 
 
@@ -60,8 +65,12 @@ def to_vit(state: State, source: Source) -> State:
         gate = name.replace("fc1_value", "fc1")
         result[gate] = torch.cat([result[gate], result.pop(name)])
     _refuse_eva02(result, source)
+    if "reg_token" in result and result["reg_token"].shape[1] == 0:  # DINOv3 without registers keeps an empty tensor
+        del result["reg_token"]
     if "reg_token" not in result and "cls_token" in result and result["cls_token"].shape[1] > 1:  # Pixio
         result["cls_token"], result["reg_token"] = result["cls_token"].tensor_split([1], dim=1)
+    if "reg_token" not in result and "dist_token" in result:  # DeiT's token of distillation, with its row of positions
+        result["reg_token"] = result.pop("dist_token")
     return with_class_row(result, source) if "pos_embed" in result else result
 
 
@@ -138,14 +147,18 @@ def blocks_of(state: State) -> Sequence[int]:
     return sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")})
 
 
+def periods_of(state: Mapping[str, Tensor]) -> Tensor | None:
+    """The periods of rotations, [a quarter of a head's channels], which DINOv3 keeps with the weights."""
+    return next((tensor for name, tensor in state.items() if name.endswith(_PERIODS)), None)
+
+
 def _check_rates(state: State, source: Source) -> None:
-    """DINOv3 keeps the periods of its rotations with the weights."""
-    for name in ("rope_embed.periods", "rope.periods"):
-        if name in state:
-            periods = state[name].float()
-            ours = rope.BASE ** (torch.arange(len(periods)) / len(periods))
-            if not torch.allclose(periods, ours, rtol=1e-2):  # they are kept in bf16
-                raise ValueError(f"{source}: {name} are not those of base {rope.BASE:g}, which is the only one we have")
+    if (periods := periods_of(state)) is not None:
+        ours = rope.BASE ** (torch.arange(len(periods)) / len(periods))
+        if not torch.allclose(periods.float(), ours, rtol=1e-2):  # they are kept in bf16
+            raise ValueError(
+                f"{source}: its periods of rotary positions are not those of base {rope.BASE:g}, the only one we have"
+            )
 
 
 def _without_key(bias: Tensor) -> Tensor:

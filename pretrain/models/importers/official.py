@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretrain.models.importers import distilled, libraries, masked, prefixes
-from pretrain.models.importers.files import read_file
-from pretrain.models.importers.huggingface import huggingface
-from pretrain.models.importers.names import CLASSIFIER, is_vit, square_grid, take, to_vit
-from pretrain.models.importers.weights import Grid, Source, State, Weights, some
+from pretrain.models.importers.facts import facts_of
+from pretrain.models.importers.files import StateFile, read_file
+from pretrain.models.importers.huggingface.names import huggingface
+from pretrain.models.importers.names import CLASSIFIER, MEAN_POOLED, is_vit, square_grid, take, to_vit
+from pretrain.models.importers.weights import Facts, Grid, Source, State, Weights, below, some
 from pretrain.models.layers.pos_embed import PosResize
 
 # Copies of the weights next to them, as BEiT, timm, mmengine and Lightning save them.
@@ -45,7 +46,7 @@ def load_official(path: Path | str, *, prefix: str | None = None, grid: Grid | N
         ValueError: the file is missing or unreadable, holds more than tensors and plain values, or is of no known kind;
             or several networks in it fit, which are listed.
     """
-    file, source = read_file(Path(path)), Source(path, grid)
+    file, source = read_file(Path(path)), Source(path, grid, Path(path).parent)
     chosen, weights = _network(file.state, prefix, source)
     left_out, converted = weights.left_out, weights.converted
     if chosen:
@@ -54,7 +55,16 @@ def load_official(path: Path | str, *, prefix: str | None = None, grid: Grid | N
         converted = (f"prefix {chosen} removed", *converted)
     left_out += tuple(f"objects of {name}, which were not made" for name in file.foreign)
     found = grid or square_grid(weights.backbone)
-    return replace(weights, grid=found, left_out=left_out, converted=converted, pos_resize=_rule_of(weights, found))
+    facts = weights.facts or _facts(weights, file, chosen, source)
+    how = _rule_of(weights, found)
+    return replace(weights, grid=found, left_out=left_out, converted=converted, pos_resize=how, facts=facts)
+
+
+def _facts(weights: Weights, file: StateFile, prefix: str, source: Source) -> Facts | None:
+    try:
+        return facts_of(weights.kind, weights.backbone, below(file.state, prefix), file.settings)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _rule_of(weights: Weights, grid: Grid | None) -> PosResize:
@@ -130,10 +140,7 @@ def _backbone(state: State, source: Source) -> Weights | None:
         return None
     left_out = take(state, *CLASSIFIER, "mask_token", "masked_embed", "lm_head.", "local_cls_norm.", *AVERAGES)
     if "norm.weight" not in state and "fc_norm.weight" in left_out:
-        raise ValueError(
-            f"{source}: fine-tuned with mean pooling: it has fc_norm, and no norm of the backbone's tokens, which "
-            "every use of a backbone here needs"
-        )
+        raise ValueError(f"{source}: {MEAN_POOLED}")
     return Weights("vit", to_vit(state, source), {}, left_out=tuple(left_out))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers.forms import TABLE, in_the_form_of
-from pretrain.models.importers.weights import Grid, MatchReport, not_finite
+from pretrain.models.importers.weights import Facts, Grid, MatchReport, not_finite
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos
 
@@ -22,6 +25,7 @@ def load_strict(
     left_out: tuple[str, ...] = (),
     converted: Sequence[str] = (),
     pos_resize: positions.PosResize = "exact",
+    facts: Facts | None = None,
 ) -> MatchReport:
     """Load `state` into `module`; the module is unchanged when it does not fit.
 
@@ -33,10 +37,11 @@ def load_strict(
         grid: rows and columns of the state's position tables; None: square.
         pos_resize: how position tables are resampled.
         left_out, converted: of the reading of the file, for the report.
+        facts: of the file. Those that are certain must be the module's: no shape shows that they differ.
 
     Raises:
-        ValueError: names are unexpected, or missing and not allowed to be, or shapes differ; all of them are listed.
-            Or a value is NaN or infinite.
+        ValueError: names are unexpected, or missing and not allowed to be, or shapes or facts differ; all of them are
+            listed. Or a value is NaN or infinite.
     """
     own = module.state_dict()
     fitted, rewritten = in_the_form_of(module, own, dict(state))
@@ -60,6 +65,7 @@ def load_strict(
     lacking = [name for name in missing if not name.startswith(tuple(allow_missing))]
     problems += [f"{name}: not in the model" for name in unexpected]
     problems += [f"{name}: not in the file" for name in lacking]
+    problems += _contradictions(module, facts)
     if problems:
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError("the weights do not fit the model:\n  " + "\n  ".join(problems[:20]) + more)
@@ -69,6 +75,23 @@ def load_strict(
     return MatchReport(
         sorted(own.keys() & fitted.keys()), missing, [], sorted(resized), left_out, [*converted, *rewritten]
     )
+
+
+def _contradictions(module: nn.Module, facts: Facts | None) -> list[str]:
+    """Facts of the file that its ViT in `module` does not have, each once."""
+    found: dict[str, None] = {}
+    for inner in module.modules():
+        if facts is None or not facts.certain or not isinstance(inner, ViT | TimmBackbone):
+            continue
+        if "layers" not in inner.provides or (inner.embed_dim, inner.depth) != (facts.embed_dim, facts.depth):
+            continue
+        block: Any = inner.trunk.blocks[0]
+        own = {"num_heads": inner.num_heads, "norm_eps": getattr(block.norm1, "eps", None)}
+        for name, value in own.items():
+            wanted = getattr(facts, name)
+            if None not in (wanted, value) and not math.isclose(wanted, value):
+                found[f"{name}: {value:g} in the model, {wanted:g} in the file ({facts.source})"] = None
+    return list(found)
 
 
 def _resize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,13 +17,39 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from, for messages; `grid`: rows and columns of its position tables where they are stated."""
+    """Where weights come from, for messages; `grid`: rows and columns of its position tables where they are stated;
+    `folder`: where Hugging Face's config.json would be."""
 
     place: object
     grid: Grid | None = None
+    folder: Path | None = None
 
     def __str__(self) -> str:
         return str(self.place)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What no shape tells of a ViT of this width and depth; None: not known.
+
+    rotary: its positions are DINOv3's rotations. source: where the facts come from, in words. certain: they are of this
+    file, not only usual for its size.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int | None = None
+    norm_eps: float | None = None
+    rotary: bool = False
+    source: str = ""
+    certain: bool = False
+
+    def __str__(self) -> str:
+        if self.num_heads is None and self.norm_eps is None:
+            return f"heads and eps of the norms: not known ({self.source})" if self.source else "heads: not known"
+        heads = "heads: not known" if self.num_heads is None else f"{self.num_heads} heads"
+        eps = "" if self.norm_eps is None else f", eps of the norms {self.norm_eps:g}"
+        return f"{heads}{eps} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -37,6 +64,7 @@ class Weights:
         left_out: names in the file of a classifier, or of parts that no objective here has.
         pos_resize: how the project resamples its position tables, see `layers.pos_embed.resize`.
         converted: what was renamed on reading: a prefix that was removed, the names of another library.
+        facts: of a ViT from a file, see `importers.facts`; None: of another network, or of a release, which names them.
     """
 
     kind: str
@@ -46,6 +74,7 @@ class Weights:
     left_out: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
     pos_resize: PosResize = "exact"
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pretrain.core.configlib import ConfigError
 from pretrain.core.images import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_official, load_strict
+from pretrain.models.importers.facts import recipe
 from pretrain.models.release.folder import read_release
 from pretrain.models.teachers.frozen import Fingerprint, Frozen, digest_of
 
@@ -70,7 +70,7 @@ def open_teacher(
 
     Args:
         path: release folder, or file of weights of a ViT, with timm's or official names.
-        num_heads: of a file, see `vit_arguments`. size: of its input images. grid: the required features; None: any.
+        num_heads: of a file, see `recipe`. size: of its input images. grid: the required features; None: any.
         key: that names it in the configuration.
 
     Raises:
@@ -85,8 +85,8 @@ def open_teacher(
             teacher = FeatureTeacher(release.build(), record["mean"], record["std"])
         else:
             weights = load_official(path)
-            vit = ViT(**vit_arguments(weights.backbone, num_heads=num_heads, grid=weights.grid))
-            load_strict(vit, weights.backbone, grid=weights.grid, pos_resize=weights.pos_resize)
+            vit = ViT(**recipe(weights, num_heads=num_heads))
+            load_strict(vit, weights.backbone, grid=weights.grid, pos_resize=weights.pos_resize, facts=weights.facts)
             teacher = FeatureTeacher(vit, IMAGENET_MEAN, IMAGENET_STD)
     except ValueError as error:
         raise ConfigError(key, str(error).splitlines()) from error

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from pretrain.core.configlib import ConfigError
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.backbones.vit_arguments import vit_arguments
 from pretrain.models.importers import load_strict
+from pretrain.models.importers.facts import facts_of, recipe
 from pretrain.models.importers.files import read_safetensors
 from pretrain.models.importers.safe_pickle import read_tensors
-from pretrain.models.importers.weights import not_finite
+from pretrain.models.importers.weights import Weights, not_finite
 from pretrain.models.release.folder import Release, read_release
 from pretrain.models.teachers.frozen import Fingerprint, Frozen, digest_of
 from pretrain.models.tokenizers.dalle import STRIDE, DalleEncoder
@@ -214,7 +214,8 @@ def from_tensors(state: Mapping[str, Tensor]) -> Tokenizer:
         return DalleTokenizer(state)
     if "encode_task_layer.0.weight" in state and "quantize.embedding.weight" in state:
         encoder = {name.replace("fc_norm.", "norm."): tensor for name, tensor in _below(state, "encoder.").items()}
-        vit = ViT(**vit_arguments(encoder))
+        facts = facts_of("vqkd", encoder, encoder, {})
+        vit = ViT(**recipe(Weights("vqkd", encoder, {}, facts=facts)))
         load_strict(vit, encoder)
         codebook = state["quantize.embedding.weight"]
         task = task_layer(vit.embed_dim, codebook.shape[1])

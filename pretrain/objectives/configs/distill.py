@@ -24,7 +24,8 @@ class TeacherConfig(Config):
         None, description="of its images in pixels, a side or (height, width); default: model.img_size"
     )
     heads: Positive | None = Field(
-        None, description="attention heads of a teacher from a file; default: as published, else width / 64"
+        None,
+        description="attention heads of a teacher from a file; default: as published; of other sizes it must be given",
     )
     class_weight: float = Field(1.0, ge=0, description="of its vector of the image")
     patch_weight: float | None = Field(

@@ -24,7 +24,8 @@ class VQKDConfig(ObjectiveSection):
         None, description="size of the teacher's input in pixels; default: the size with one feature per patch"
     )
     teacher_heads: Positive | None = Field(
-        None, description="attention heads of a teacher from a file; default: as published, else width / 64"
+        None,
+        description="attention heads of a teacher from a file; default: as published; of other sizes it must be given",
     )
     num_codes: Positive = 8192
     code_dim: Positive = 32

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from pretrain.core.configlib import ConfigError
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.importers import facts
 from pretrain.models.release.folder import read_release
 from pretrain.models.tokenizers.dalle import DalleEncoder
 from pretrain.models.tokenizers.quantizer import task_layer
@@ -92,7 +93,12 @@ def test_the_published_encoder_of_dalle_opens_without_its_package(tmp_path: Path
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_official_vqkd_weights_open_and_see_pixels_from_minus_one_to_one(tmp_path: Path, safe: bool):
+def test_official_vqkd_weights_open_and_see_pixels_from_minus_one_to_one(
+    tmp_path: Path, safe: bool, monkeypatch: pytest.MonkeyPatch
+):
+    small = (facts.Model("small", 64, 2, 1),)
+    others = [one for one in facts.PROJECTS if "vqkd" not in one.kinds]
+    monkeypatch.setattr(facts, "PROJECTS", [*others, facts.Project("VQ-KD", ("vqkd",), small, "", "")])
     path, vit, task, codebook = vqkd_file(tmp_path)
     if safe:
         state = torch.load(path)["model"]

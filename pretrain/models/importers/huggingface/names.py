@@ -1,4 +1,5 @@
-"""Hugging Face's names of ViT (and MAE's encoder), BEiT, data2vec-vision, DINOv2 and DINOv3, as the official ones.
+"""Hugging Face's names of ViT (and MAE's encoder), DeiT, MSN, I-JEPA, BEiT, data2vec-vision, DINOv2 and DINOv3, as the
+official ones, with the facts of the config.json next to them.
 
 Queries, keys and values are apart there and one product here; where the keys have no bias, they are BEiT's.
 """
@@ -6,16 +7,19 @@ Queries, keys and values are apart there and one product here; where the keys ha
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
-from pretrain.models.importers.names import square_grid, to_vit
-from pretrain.models.importers.weights import Source, State, Weights
+from pretrain.models.importers.huggingface.config import CONFIG, described, read_config
+from pretrain.models.importers.names import MEAN_POOLED, blocks_of, square_grid, to_vit
+from pretrain.models.importers.weights import Facts, Grid, Source, State, Weights
 
 _PREFIX = r"^(vit|beit|data2vec_vision|dinov2|dinov2_with_registers|dinov3_vit|deit|ijepa|model)\."
 _RENAMED = (
     (_PREFIX, ""),
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.(projection\.|proj\.)?(weight|bias)$", r"patch_embed.proj.\2"),
     (r"^encoder\.relative_position_bias\.", "rel_pos_bias."),
@@ -37,12 +41,16 @@ _PARTS = ("query", "key", "value")
 
 
 def huggingface(state: State, source: Source) -> Weights | None:
-    """A backbone; heads have no counterpart here and are left out by name."""
+    """A backbone; heads have no counterpart here and are left out by name.
+
+    Raises:
+        ValueError: config.json describes a function that our ViT does not compute.
+    """
     if not any("embeddings.patch_embeddings." in name for name in state):
         return None
     named = {_rename(name): (name, tensor) for name, tensor in state.items()}
     gated = any(name.endswith(".mlp.gate_proj.weight") for name in state)
-    wanted = ("cls_token", "reg_token", "register_tokens", "pos_embed", "patch_embed.", "blocks.", "norm.")
+    wanted = ("cls_token", "dist_token", "register_tokens", "pos_embed", "patch_embed.", "blocks.", "norm.")
     result: State = {}
     left_out = []
     for name, (original, tensor) in named.items():
@@ -52,8 +60,25 @@ def huggingface(state: State, source: Source) -> Weights | None:
             left_out.append(original)
     if "patch_embed.proj.weight" not in result:
         return None  # below another prefix
+    if "norm.weight" not in result and any(name.endswith("pooler.layernorm.weight") for name in left_out):
+        raise ValueError(f"{source}: {MEAN_POOLED}")
+    widths = result["patch_embed.proj.weight"].shape[0], len(blocks_of(result))
+    facts, grid = _facts(source, widths)
+    source = replace(source, grid=source.grid or grid)
     backbone = to_vit(_merge(result), source)
-    return Weights("vit", backbone, {}, grid=source.grid or square_grid(backbone), left_out=tuple(left_out))
+    return Weights(
+        "vit", backbone, {}, grid=source.grid or square_grid(backbone), left_out=tuple(left_out), facts=facts
+    )
+
+
+def _facts(source: Source, widths: tuple[int, int]) -> tuple[Facts, Grid | None]:
+    config = None if source.folder is None else read_config(source.folder)
+    if config is None:
+        return Facts(*widths, source=f"{CONFIG}, which holds them, is not next to the weights"), None
+    try:
+        return described(config, embed_dim=widths[0], depth=widths[1])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _rename(name: str) -> str:
