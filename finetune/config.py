@@ -183,7 +183,10 @@ class EvaluateConfig(Config):
         description="channels, from 0, that are red, green and blue in pictures; default: the first three, of fewer "
         "the first in gray",
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the network in evaluation, whatever engine.precision; predictions of the release have it too",
+    )
 
     @model_validator(mode="after")
     def _one_period(self) -> EvaluateConfig:

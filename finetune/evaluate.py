@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ def evaluate(
 
     Args:
         batch_size: images per batch on a rank. keep: number of best and of worst predictions to keep.
+        precision: of the network's computation, which the protocol names.
         progress: called after each batch with the number of examples done by this rank, and of all.
         give_up: asked before each batch and while one is waited for.
 
@@ -103,7 +104,8 @@ def evaluate(
         raise EvaluationError(f"no image to evaluate on: none of {len(examples)} images can be decoded{why}")
     metric.gather()
     best, worst = kept.gather()
-    return Evaluation(_compute(metric), best, worst, failed)
+    scores = _compute(metric)
+    return Evaluation(replace(scores, protocol=f"{scores.protocol}; in {precision}"), best, worst, failed)
 
 
 def _compute(metric: Any) -> Scores:

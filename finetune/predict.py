@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
             task,
             files,
             out,
+            record=record,
             ids=ids,
             batch_size=chosen.batch_size,
             device=where,
@@ -228,6 +229,7 @@ def predict(
     files: Sequence[Path],
     out: Path,
     *,
+    record: Mapping[str, Any] | None = None,
     ids: dict[str, int] | None = None,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
@@ -239,13 +241,14 @@ def predict(
     """Predict `files` into the folder `out`; (file, reason) of those that cannot be decoded or have no id in `ids`.
 
     Args:
+        record: of the release: its precision is that of the evaluation.
         reading: of the files; predictions refer to the photo as it is read, upright or stored.
         channels: those of the pictures, see `Example.as_picture`.
         tiling: images are predicted in tiles, `batch_size` of them at once.
     """
     from finetune.predictor import Predictor
 
-    predictor, failed = Predictor(task, {}, device=device), []
+    predictor, failed = Predictor(task, record or {}, device=device), []
     names = _names(files)
     rows: list[Any] = []
     images: list[dict[str, Any]] = []

@@ -89,8 +89,8 @@ class Detected:
             row: dict[str, Any] = {
                 "image_id": id,
                 "category_id": classes.category_ids[int(self.labels[i]) - 1],
-                "bbox": [round(x0, 3), round(y0, 3), round(x1 - x0, 3), round(y1 - y0, 3)],
-                "score": round(float(self.scores[i]), 6),
+                "bbox": [round(value, 5) for value in (x0, y0, x1 - x0, y1 - y0)],
+                "score": float(str(self.scores[i])),  # the shortest number: no two scores become one
             }
             if self.masks is not None:
                 counts = self.masks[i]["counts"]

@@ -15,6 +15,8 @@ from finetune.tasks.base import Task
 from finetune.tasks.pixels import PixelTask
 from finetune.tiling.tiled import tiled_map, tiled_objects
 from finetune.tiling.tiles import Tiling
+from pretrain.core.configlib import Precision
+from pretrain.core.precision import autocast
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.pixels import ImageInput, to_images, to_pixels
 from pretrain.data.views.values import recorded_range
@@ -23,12 +25,14 @@ from pretrain.data.views.values import recorded_range
 class Predictor:
     """A task in eval mode on a device, with the record of its release (source, numbers, recipe).
 
-    Images are read as those it was trained on: channels, range of values, photos turned upright or as stored.
+    Images are read as those it was trained on: channels, range of values, photos turned upright or as stored. The
+    network computes in the precision in which it was evaluated, so that its numbers are those of these predictions.
     """
 
     def __init__(self, task: Task, record: Mapping[str, Any], *, device: torch.device | str = "cpu"):
         self.task = task.to(device).eval()
         self.record, self.device = dict(record), torch.device(device)
+        self.precision: Precision = record.get("precision", "fp32")
         self._reading = task.bare_backbone.in_chans, recorded_orientation(self.record), recorded_range(self.record)
         self._transform = task.eval_transform()
 
@@ -82,13 +86,15 @@ class Predictor:
     def _scores(self, examples: Sequence[Example]) -> list[torch.Tensor]:
         assert isinstance(self.task, PixelTask)
         batch = self.task.collate([self._transform(example) for example in examples])
-        return self.task.scores(move(batch, self.device))
+        with autocast(self.device, self.precision):
+            return self.task.scores(move(batch, self.device))
 
     @torch.no_grad()
     def predict_examples(self, examples: Sequence[Example]) -> Sequence[Prediction]:
         """A prediction per example, computed as one batch."""
         batch = self.task.collate([self._transform(example) for example in examples])
-        return self.task.predict(move(batch, self.device))
+        with autocast(self.device, self.precision):
+            return self.task.predict(move(batch, self.device))
 
     def draw(self, image: ImageInput, prediction: Prediction) -> np.ndarray:
         """uint8 [h, w, 3]: the image next to its prediction."""

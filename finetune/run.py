@@ -235,9 +235,9 @@ class FinetuneRun:
 
     @property
     def _images(self) -> dict[str, Any]:
-        """How images are read and shown, for records."""
+        """How images are read, computed and shown, for records."""
         how = channels.reading(self.config)
-        shown = {"picture_channels": self.config.evaluate.picture_channels}
+        shown = {"picture_channels": self.config.evaluate.picture_channels, "precision": self.config.evaluate.precision}
         names = self.config.data.channels
         return {"orientation": how.of_photos, "range": how.value_range, "channels": names, **shown}
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.data.coco import rle
 from finetune.data.coco.instances import ANY_CLASS, Instances
 from finetune.predictions import Detected
 
@@ -131,15 +130,15 @@ def objects(truth: Instances, image: int, kind: Kind, num_classes: int) -> list[
 
 
 def detections(found: Detected, image: int, kind: Kind) -> list[dict[str, Any]]:
-    """COCO detections of one image; when masks are evaluated, the area is that of the mask, as on COCO's server."""
-    areas = rle.areas(found.masks) if kind == "segm" and found.masks is not None else None
+    """COCO detections of one image. Their area, which AP by size reads, is that of the box also where masks are
+    evaluated: `loadRes` of pycocotools gives a row with a box and a mask that one."""
     rows = []
     for place, (x1, y1, x2, y2) in enumerate(found.boxes.astype(np.float64).tolist()):
         row = {
             "image_id": image,
             "category_id": int(found.labels[place]),
             "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1) if areas is None else float(areas[place]),
+            "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
             "score": float(found.scores[place]),
         }

@@ -66,7 +66,8 @@ def measured(given: list[Pair], **changes: Any) -> AveragePrecision:
 
 
 def reference(given: list[Pair], kind: str, folder: Any) -> list[float]:
-    """The twelve numbers of pycocotools, from annotation and result rows by its own loader."""
+    """The twelve numbers of pycocotools, from annotation and result rows by its own loader; the rows are those of
+    predictions.json, with a box and a mask."""
     annotations, results = [], []
     for number, (truth, found) in enumerate(given):
         for place, box in enumerate(truth.boxes):
@@ -82,12 +83,9 @@ def reference(given: list[Pair], kind: str, folder: Any) -> list[float]:
                 }
             )
         for place, (x1, y1, x2, y2) in enumerate(found.boxes.astype(float)):
-            row = {"image_id": number, "category_id": CLASSES.category_ids[found.labels[place] - 1]}
-            row["score"] = float(found.scores[place])
-            form: Any = {"bbox": [x1, y1, x2 - x1, y2 - y1]}
-            if kind == "segm":
-                form = {"segmentation": found.masks[place] if found.masks else None}
-            results.append(row | form)
+            row: Any = {"image_id": number, "category_id": CLASSES.category_ids[found.labels[place] - 1]}
+            row |= {"score": float(found.scores[place]), "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            results.append(row | ({"segmentation": found.masks[place]} if found.masks else {}))
     truth_side = COCO()
     truth_side.dataset = {
         "info": {},
