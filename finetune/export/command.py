@@ -8,7 +8,8 @@
 
 `fovea export --budget MS RELEASE...` measures releases on this machine and names the largest that is fast enough.
 
-Every graph is compared with the task itself, on several batch sizes and, unless its size is fixed, image sizes.
+Every graph is compared with the task itself, on batches of 1, 2 and 5 and, unless its size is fixed, on the smallest
+image size, that of the task and four times its side; what is compared is printed.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def export(
     graph = Graph(task)
     size = _in_patches(task.input_size if size is None else size, graph.patch)
     free = graph.fixed is None
-    say(f"image size: any multiple of {graph.patch}" if free else f"image size: {size[0]} x {size[1]} ({graph.fixed})")
+    say(f"image size: {graphs.sides(graph, size)} px" + ("" if free else f" ({graph.fixed})"))
     if (out / RECORD).exists():
         raise ValueError(f"{out}: holds a release; choose another folder for its export")
     try:
@@ -217,6 +218,8 @@ def _measure(
 
 
 def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict[str, Any]:
+    from pretrain.models.export.graph import MIN_PATCHES
+
     sides = [f"multiple of {graph.patch}"] * 2 if graph.fixed is None else list(size)
     count, value_range = task.bare_backbone.in_chans, recorded_range(record)
     channels = "RGB" if count == 3 else f"{count} channels in the order of the training images"
@@ -228,6 +231,7 @@ def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict
         "input": {
             "name": "images",
             "shape": ["batch", len(task.mean), *sides],
+            "smallest": [MIN_PATCHES * graph.patch] * 2 if graph.fixed is None else list(size),
             "values": f"float32 pixels in 0 to 1, {channels}; the graph normalizes them",
             "range": value_range,
             "traced_at": list(size),

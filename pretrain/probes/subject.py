@@ -153,13 +153,15 @@ def open_official(
         ValueError: it is no ViT of a known size.
     """
     weights = load_official(path, prefix=prefix, grid=grid)
+    facts, first = weights.facts, weights.backbone.get("patch_embed.proj.weight")
+    if facts is not None and first is not None:
+        width, depth, channels = facts.embed_dim, facts.depth, first.shape[1]
+        if (width, depth) not in {(size["embed_dim"], size["depth"]) for size in SIZES.values()} or channels != 3:
+            raise ValueError(
+                f"{path}: {channels} channels, width {width}, {depth} blocks: not an RGB ViT of a known size "
+                f"({', '.join(SIZES)}); continue pretraining from it (init.official) and probe that release"
+            )
     arguments = recipe(weights)
-    width, depth, channels = (arguments[name] for name in ("embed_dim", "depth", "in_chans"))
-    if (width, depth) not in {(size["embed_dim"], size["depth"]) for size in SIZES.values()} or channels != 3:
-        raise ValueError(
-            f"{path}: {channels} channels, width {width}, {depth} blocks: not an RGB ViT of a known size "
-            f"({', '.join(SIZES)}); continue pretraining from it (init.official) and probe that release"
-        )
     if "pos_embed" in weights.backbone:
         arguments["pos_embed"] = _FIXED_POSITIONS.get(weights.kind, "learned")
     if size is not None:
@@ -182,7 +184,7 @@ def open_official(
         network,
         untrained,
         arguments["img_size"],
-        channels,
+        arguments["in_chans"],
         IMAGENET_MEAN,
         IMAGENET_STD,
         lines=tuple(f"{what}: {some(names)}" for what, names in report.changes().items()),

@@ -21,6 +21,8 @@ from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.export.outputs import ExportOutput, NotExportableError
 
 MAX_BATCH = 1024
+MIN_PATCHES = 2  # of a side: torch.export takes a dimension of 1 for a constant
+MOST_TOKENS = 4096  # that a comparison tries: the scores of attention grow with their square
 _MAX_SIDE = 16384
 _EMBEDDED = 1_800_000_000  # bytes of weights in one ONNX file; the limit of protobuf is 2 GiB
 Size = tuple[int, int]
@@ -80,8 +82,8 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     example = size
     if graph.fixed is None:
-        sides = torch.export.Dim("rows", min=2, max=_MAX_SIDE), torch.export.Dim("columns", min=2, max=_MAX_SIDE)
-        shapes |= {2: graph.patch * sides[0], 3: graph.patch * sides[1]}
+        rows, columns = (torch.export.Dim(name, min=MIN_PATCHES, max=_MAX_SIDE) for name in ("rows", "columns"))
+        shapes |= {2: graph.patch * rows, 3: graph.patch * columns}
         # Sides that differ from each other and from all constants, so that they are not taken for them.
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
     images = torch.rand(2, graph.backbone.in_chans, *example)
@@ -166,12 +168,24 @@ def compare(graph: Graph, run: Run, cases: Sequence[tuple[int, Size]]) -> list[G
 
 
 def cases(graph: Graph, size: Size) -> list[tuple[int, Size]]:
-    """The compared (batch, size): three batch sizes and, unless the size is fixed, three sizes, one not square."""
+    """The compared (batch, size): batches of 1, 2 and 5 and, unless the size is fixed, the smallest size, four times
+    the side of `size` (or what MOST_TOKENS patches allow), and one that is not square."""
     found = [(1, size), (2, size), (5, size)]
     if graph.fixed is None:
-        p = graph.patch
-        found += [(2, (size[0] + p, size[1] + p)), (1, (size[0] + 2 * p, max(size[1] - p, 2 * p)))]
+        p, rows, columns = graph.patch, size[0] // graph.patch, size[1] // graph.patch
+        times = max(1.0, min(4.0, (MOST_TOKENS / (rows * columns)) ** 0.5))
+        large = int(rows * times) * p, int(columns * times) * p
+        small = MIN_PATCHES * p
+        found += [(1, (small, small)), (5, (small, small)), (1, large)]
+        found.append((2, (size[0] + 2 * p, max(size[1] - p, small))))
     return found
+
+
+def sides(graph: Graph, size: Size) -> str:
+    """What height and width of an image may be, in words."""
+    if graph.fixed is not None:
+        return f"{size[0]} x {size[1]}"
+    return f"multiples of {graph.patch} from {MIN_PATCHES * graph.patch}"
 
 
 @contextlib.contextmanager

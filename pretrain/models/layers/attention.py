@@ -26,8 +26,9 @@ NORMS: dict[Norm, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 def choose(device: torch.device, dtype: torch.dtype, length: int) -> Kernel:
-    """The faster exact kernel for keys of this device, type and number of tokens."""
-    if device.type != "cpu":
+    """The faster exact kernel for keys of this device, type and number of tokens; in a graph that is exported one
+    kernel for any number, since a graph keeps the branch of the size that it was traced at."""
+    if device.type != "cpu" or torch.compiler.is_exporting():
         return "sdpa"
     return "sdpa" if dtype == torch.float32 and length >= 128 else "bmm"
 

@@ -1,6 +1,6 @@
 """Graphs of a backbone that timm cannot open: features.pt2 (torch.export) and features.onnx, for everybody else.
 
-Each is compared with the backbone on three batch sizes and, unless its size is fixed, three image sizes before it is
+Each is compared with the backbone on three batch sizes and, unless its size is fixed, four image sizes before it is
 kept. Fovea writes them and never reads those of a release. A graph that cannot be had never fails the release: the
 reason is recorded.
 """
@@ -103,7 +103,7 @@ def write_graphs(
         lacking[FEATURES_PT2] = lacking[FEATURES_ONNX] = reason_of(error)
         return facts
     facts["outputs"] = {output.name: output.content for output in graph.outputs}
-    facts["sides"] = f"{size[0]} x {size[1]}" if graph.fixed else f"multiples of {graph.patch}"
+    facts["sides"] = graphs.sides(graph, size)
     programs: list[torch.export.ExportedProgram] = []
 
     def write_program(path: Path) -> graphs.Run:

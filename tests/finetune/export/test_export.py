@@ -68,7 +68,8 @@ def test_export_json_describes_inputs_outputs_and_comparisons(classified: tuple[
     facts = json.loads((classified[1] / "export.json").read_text())
     assert facts["input"]["shape"] == ["batch", 3, "multiple of 8", "multiple of 8"]
     assert facts["outputs"] == ["logits"] and facts["classes"] == list(CLASSES)
-    assert len({tuple(row["size"]) for row in facts["files"]["model.onnx"]}) == 3
+    assert facts["input"]["smallest"] == [16, 16]
+    assert {tuple(row["size"]) for row in facts["files"]["model.onnx"]} == {(16, 16), (32, 32), (128, 128), (48, 24)}
     assert len({row["batch"] for row in facts["files"]["model.onnx"]}) == 3
     assert all(row["largest_difference"] < 1e-4 for row in facts["files"]["model.onnx"])
 
@@ -145,7 +146,21 @@ def test_a_dense_graph_takes_any_batch_and_size():
     graph = Graph(small_task("segmentation", head={"name": "linear"}, crop=32))
     module = graphs.trace(graph, (32, 32)).module()
     checked = graphs.compare(graph, lambda pixels: [module(pixels)], graphs.cases(graph, (32, 32)))
-    assert {one.size for one in checked} == {(32, 32), (40, 40), (48, 24)}
+    assert {one.size for one in checked} == {(16, 16), (32, 32), (128, 128), (48, 24)}
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_a_graph_traced_at_any_size_takes_fewer_and_more_than_127_patches(side: int):
+    """Our attention takes another kernel from 128 tokens on, which a graph must not keep."""
+    graph = Graph(small_task("classification"))
+    module = graphs.trace(graph, (side, side)).module()
+    cases = [(batch, size) for batch in (1, 5) for size in ((16, 16), (80, 80), (96, 96), (4 * side, 4 * side))]
+    graphs.compare(graph, lambda pixels: [module(pixels)], cases)
+
+
+def test_the_largest_compared_size_has_at_most_4096_patches_and_is_no_smaller_than_the_task():
+    graph = Graph(small_task("classification"))
+    assert (1, (512, 512)) in graphs.cases(graph, (256, 256)) and (1, (800, 800)) in graphs.cases(graph, (800, 800))
 
 
 TIMM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

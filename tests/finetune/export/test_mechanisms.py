@@ -33,11 +33,11 @@ SIZE = (64, 64)
 def test_graphs_of_mechanisms_compute_what_the_classifier_computes(slot: str, tmp_path: Path):
     kinds = of_slot(slot)
     graph = Graph(small_task("classification", backbone=network(each_at_its_own_place(kinds))))
-    move_from_the_start(graph)
+    move_from_the_start(graph, 0.1 if slot == "front" else 0.3)  # resampled pixels amplify rounding
     compared = graphs.cases(graph, SIZE)
     assert {exports(kind) for kind in kinds} == {ANY_SIZE if graph.fixed is None else ONE_SIZE}
     assert len({batch for batch, _ in compared}) == 3
-    assert len({size for _, size in compared}) == (3 if graph.fixed is None else 1)
+    assert len({size for _, size in compared}) == (4 if graph.fixed is None else 1)
 
     program = graphs.trace(graph, SIZE)
     module = program.module()
@@ -68,9 +68,9 @@ def each_at_its_own_place(kinds: list[str]) -> list[dict[str, Any]]:
     return [one | {"places": one["places"].replace("*", str(block))} for block, one in enumerate(entries)]
 
 
-def move_from_the_start(graph: Graph) -> None:
+def move_from_the_start(graph: Graph, scale: float) -> None:
     """Strengths, gammas and last layers start at 0, where a mechanism is the identity and any graph of it equal."""
     with torch.no_grad():
         for parameter in graph.parameters():
             if parameter.ndim < 2:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                parameter.add_(scale * torch.randn_like(parameter))

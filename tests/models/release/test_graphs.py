@@ -60,7 +60,7 @@ def test_both_graphs_give_the_features_of_the_release_at_any_batch_and_size(tmp_
 
     record = json.loads((folder / "fovea.json").read_text())["graphs"]
     for rows in record["files"].values():
-        assert len({row["batch"] for row in rows}) == len({tuple(row["size"]) for row in rows}) == 3
+        assert len({row["batch"] for row in rows}) == 3 and len({tuple(row["size"]) for row in rows}) == 4
     listed = [file.name for file in compare(folder) or ()]
     assert {FEATURES_PT2, FEATURES_ONNX} <= set(listed) and set(files_to_seal(folder)) == set(listed)
     card = (folder / "README.md").read_text()

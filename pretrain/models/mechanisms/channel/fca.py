@@ -68,10 +68,24 @@ class FCA(MapMechanism):
         self.fc2 = nn.Linear(width, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x if tuple(x.shape[2:]) == self.grid else F.adaptive_avg_pool2d(x, self.grid)
-        squeezed = (pooled * self.basis).sum((2, 3))
+        squeezed = (self._pooled(x) * self.basis).sum((2, 3))
         gate = self.fc2(F.relu(self.fc1(squeezed))).sigmoid()
         return x * gate[:, :, None, None]
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Maps of the size of `grid`. ONNX has no adaptive pooling of a size that is not known: there a product."""
+        if not torch.compiler.is_exporting():
+            return x if tuple(x.shape[2:]) == self.grid else F.adaptive_avg_pool2d(x, self.grid)
+        rows, columns = (_shares(x.shape[axis], self.grid[axis - 2], x) for axis in (2, 3))
+        return rows @ x @ columns.transpose(0, 1)
+
+
+def _shares(length: int, bins: int, like: Tensor) -> Tensor:
+    """What each place of a side gives to each of its bins in adaptive average pooling, [bins, length]."""
+    place, bin = torch.arange(length, device=like.device), torch.arange(bins, device=like.device)[:, None]
+    first, end = bin * length // bins, -(-(bin + 1) * length // bins)
+    inside = ((place >= first) & (place < end)).to(like.dtype)
+    return inside / (end - first).to(like.dtype)
 
 
 def cosine_basis(frequencies: Sequence[tuple[int, int]], grid: tuple[int, int]) -> Tensor:
