@@ -32,6 +32,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_modes_of_all_files_follow_the_umask(undisturbed: Path):
+    (undisturbed.parent / "new").touch()
+    wanted = (undisturbed.parent / "new").stat().st_mode
+    both = (*undisturbed.rglob("*"), *(undisturbed.parent / "backbone").rglob("*"))
+    assert not [str(path) for path in both if path.is_file() and path.stat().st_mode != wanted]
+
+
 def test_a_run_writes_numbers_with_their_protocol_a_report_and_a_release(undisturbed: Path):
     assert (undisturbed / "DONE").read_text() == f"step {STEPS}\n"
     found = results(undisturbed)

@@ -27,7 +27,7 @@ class Lease:
     def __init__(self, run_dir: Path):
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise RunInUseError(f"{run_dir} cannot be written: {error.strerror}; use another run folder") from None
         try:
