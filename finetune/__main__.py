@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", help="a YAML file, for instance configs/finetune/grocery_small.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for instance optim.epochs=100")
-    parser.add_argument("--check", action="store_true", help="print what would run, and stop")
+    parser.add_argument("--check", action="store_true", help="print what would run, build it, and stop")
     parser.add_argument("--evaluate", action="store_true", help="evaluate the newest weights of the run, and stop")
     parser.add_argument("--strict", action="store_true", help="refuse annotations with problems (data.strict=true)")
     chosen = parser.parse_intermixed_args(arguments)
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         return lacking.status if lacking else 2
     if chosen.check:
         print(describe(checked))
-        problem = problem_of(checked.config.model)
+        problem = problem_of(checked.config.model) or _building_problem(checked)
         if problem is not None:
             print(problem, file=sys.stderr)
             return 2
@@ -111,6 +111,17 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.evaluate:
         return exit_status(partial(measure, checked.config, checked.val))
     return exit_status(partial(run, *checked))
+
+
+def _building_problem(checked: CheckedRun) -> str | None:
+    """Why the task cannot be built as the run builds it: a head or weights that do not fit the backbone."""
+    from finetune.run import build_task
+
+    try:
+        build_task(checked.config, checked.train, total_steps=checked.steps.total_steps)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def describe(checked: CheckedRun) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -214,6 +215,13 @@ class FinetuneConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
     evaluate: EvaluateConfig = EvaluateConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_fine_tuning(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "objective" in given and "task" not in given:
+            raise ValueError("a configuration of pretraining (it has objective, and no task): fovea pretrain reads it")
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> FinetuneConfig:

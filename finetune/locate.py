@@ -11,6 +11,7 @@ from pretrain.core.configlib import ConfigError, validate
 from pretrain.models.release.manifest import source_problem
 
 RECORD, CONFIG = "fovea.json", "config.json"
+TASK = "task.json"  # in a run's folder: what `finetune.release.described` gives, for its checkpoints
 
 
 def locate(path: str | Path, *, timm: str | None = None, random: bool = False, **options: Any) -> ModelSource:
@@ -27,6 +28,16 @@ def locate(path: str | Path, *, timm: str | None = None, random: bool = False, *
     found: dict[str, Any] = {"timm": timm, "weights": str(path)} if timm else _recognized(Path(path), random=random)
     found |= {key: value for key, value in options.items() if value is not None}
     return validate(ModelSource, {**found, "random": random}, source=str(path))
+
+
+def check_task_folder(path: Path) -> None:
+    """Check that a folder holds a task.
+
+    Raises:
+        ValueError: it is neither a release of a task nor one of its runs.
+    """
+    if not any((path / name).is_file() for name in (RECORD, f"release/{RECORD}", TASK)):
+        raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
 
 
 def problem_of(model: ModelSource) -> str | None:

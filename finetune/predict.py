@@ -26,6 +26,7 @@ import numpy as np
 from finetune.data.coco.ids import integer
 from finetune.data.examples import Example
 from finetune.data.reading import PHOTOS, Reading
+from finetune.locate import check_task_folder
 from finetune.predictions import Classes, ClassMap, DepthMap, Detected, Prediction
 from finetune.tiling.tiles import Tiling
 from pretrain.core.files import kind_of_special, read_bytes, read_text, write_json
@@ -101,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         tiling = None
         if chosen.tile is not None:
             tiling = Tiling(chosen.tile, chosen.tile // 4 if chosen.overlap is None else chosen.overlap)
+        check_task_folder(Path(chosen.task))
         files = find_images(chosen.images)
         ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
         from finetune.release import open_task

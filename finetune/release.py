@@ -19,6 +19,7 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor
 
+from finetune.locate import TASK, check_task_folder
 from finetune.predictions import Classes
 from finetune.report.card import card
 from finetune.tasks import task_class
@@ -37,7 +38,6 @@ from pretrain.models.release.folder import backbone_of, check_finite
 from pretrain.models.release.manifest import RECORD, WEIGHTS, check_release, write_manifest
 
 FORMAT = 1
-TASK = "task.json"  # in a run's folder: what `described` gives, for its checkpoints
 _AVERAGE = "ema.average."
 
 
@@ -116,8 +116,7 @@ def open_task(path: Path | str) -> tuple[Task, dict[str, Any]]:
             raise ValueError(f"{folder}: a release without its weights, {WEIGHTS}; copy the release again")
         task = _untrained(folder, record)
         return _with(task, task.imported(read_safetensors(folder / WEIGHTS)), folder), record
-    if not (path / TASK).is_file():
-        raise ValueError(f"{path}: neither a release of `fovea finetune` ({RECORD}) nor one of its runs ({TASK})")
+    check_task_folder(path)
     record = _record(path / TASK)
     checkpoint = newest_complete(path / "checkpoints")
     state = read_safetensors(checkpoint / MODEL_FILE)

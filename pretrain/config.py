@@ -5,7 +5,8 @@ No torch here: a mistake is reported before torch is imported and before any pro
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -140,6 +141,17 @@ class PretrainConfig(Config):
     probe: ProbeConfig | None = None
     doctor: DoctorConfig | None = DoctorConfig()  # pyright: ignore[reportCallIssue]
     init: InitConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_pretraining(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "task" in given and "objective" not in given:
+            raise ValueError(
+                "a configuration of fine-tuning (it has task, and no objective): read by fovea finetune (--check tries "
+                "it) and fovea launch check, local and slurm with the word finetune; doctor, scale and launch plan are "
+                "for pretraining"
+            )
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainConfig:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,11 +38,17 @@ class Example:
 
     def as_picture(self, channels: Sequence[int] | None = None) -> Example:
         """The example with an image for people, uint8 RGB: of three `channels`, from 0; default: the first three, of
-        fewer the first in gray."""
+        fewer the first in gray; named by `short_name`."""
         count = self.image.shape[2]
         chosen = list(channels or ((0, 1, 2) if count >= 3 else (0, 0, 0)))
         pixels = np.ascontiguousarray(self.image[:, :, chosen].round().astype(np.uint8))
-        return Example(self.id, self.name, pixels, self.target)
+        return Example(self.id, short_name(self.name), pixels, self.target)
+
+
+def short_name(name: str) -> str:
+    """A name as captions have it: of an absolute path the file and its folder, since pages leave this machine."""
+    path = PurePath(name)
+    return str(PurePath(*path.parts[-2:])) if path.is_absolute() else name
 
 
 class BadExample(ValueError):  # noqa: N818

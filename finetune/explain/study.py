@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.examples import BadExample
+from finetune.data.examples import BadExample, short_name
 from finetune.explain import measures, sanity, shortcuts, slices
 from finetune.explain.baselines import BASELINES, baseline
 from finetune.explain.data import ImageSet
@@ -205,7 +205,7 @@ def _batches(study: Study, plan: Plan, device: Any) -> Any:
                 continue
             prepared.append(study.subject.prepare(example))
             view = study.subject.pixels(example).permute(1, 2, 0).clamp(0, 255).numpy()
-            chosen.append((number, example.name, replace(example, image=view).as_picture().image))
+            chosen.append((number, short_name(example.name), replace(example, image=view).as_picture().image))
         if not prepared:
             continue
         images = torch.stack(prepared).to(device)

@@ -25,6 +25,7 @@ import yaml
 from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.data.reading import Reading
+from finetune.locate import check_task_folder
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, validate
 from pretrain.core.files import write_json
@@ -36,7 +37,7 @@ from pretrain.core.record import versions
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
-from pretrain.engine.session.folder import run_values
+from pretrain.engine.session.folder import run_values, started_in
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 # ONNX: the weights of a large graph are in a file of their own
+_PATHS = {"images", "annotations", "masks", "depth", "classes"}  # keys of data.val
 GRAPHS = ("model.pt2", "model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data")
 
 
@@ -71,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, help="images per batch when int8 is evaluated")
     chosen = parser.parse_args(arguments)
     try:
+        check_task_folder(Path(chosen.task))
         from finetune.release import open_task
 
         task, record = open_task(chosen.task)
@@ -108,6 +111,10 @@ def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -
     if recipe is None and (folder / "config.yaml").is_file():
         recipe = validate(FinetuneConfig, run_values(folder), source=str(folder)).model_dump()
     values = dict((recipe or {}).get("data", {}).get("val", {}))
+    of_run = folder if (folder / "config.yaml").is_file() else folder.parent  # whose release it may be
+    for key in _PATHS & values.keys():
+        if isinstance(values[key], str) and "://" not in values[key]:
+            values[key] = str(started_in(of_run) / values[key])
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

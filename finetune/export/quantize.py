@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.tasks.base import Task
-from pretrain.models.export.graph import Run, Size
+from pretrain.models.export.graph import Run, Size, quiet
 
 
 def quantize(path: Path, out: Path) -> None:
@@ -28,7 +28,8 @@ def quantize(path: Path, out: Path) -> None:
     model = onnx.load(path)
     # The exporter's recorded shapes interfere with the quantizer's shape inference.
     del model.graph.value_info[:]
-    quantize_dynamic(model, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], per_channel=True)
+    with quiet():  # its advice is for other ways to quantize
+        quantize_dynamic(model, out, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"], per_channel=True)
     if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(out).graph.initializer):
         out.unlink()
         raise ValueError(f"{path.name} has no matrix product with weights: int8 changes nothing; leave --int8 out")

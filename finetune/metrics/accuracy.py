@@ -10,6 +10,7 @@ import numpy as np
 from finetune.data.examples import Example
 from finetune.metrics.metric import Scores, gather_counts
 from finetune.predictions import Classes, Classified
+from pretrain.probes.protocol import interval
 
 CONFUSION_LIMIT = 2000  # classes; a larger table exceeds 32 MB and is unreadable
 
@@ -70,7 +71,7 @@ class Accuracy:
             }
             for i, name in enumerate(self.classes)
         ]
-        error = math.sqrt(values["top1"] * (1 - values["top1"]) / count)
-        protocol = f"{self.protocol}; {count} images, standard error of top-1 {error:.4f}"
+        low, high = interval(values["top1"], count)
+        protocol = f"{self.protocol}; {count} images, 95 % interval of top-1 {low:.4f} to {high:.4f}"
         table = self.confusion if len(self.classes) <= CONFUSION_LIMIT else None
         return Scores(values, protocol, per_class, table)

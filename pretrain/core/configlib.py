@@ -253,6 +253,9 @@ def _sentences(model: type[Config], values: dict[str, Any], detail: Any) -> list
     location = tuple(part for part in location if part not in _tags(model) or part in _keys_at(values, location))
     key = ".".join(str(part) for part in location) or "config"
     if kind == "extra_forbidden":
+        if owners := _owners(model, detail["loc"]):
+            own = next(str(part) for part in reversed(detail["loc"][:-1]) if part in _tags(model))
+            return [f"{key}: is an option of {', '.join(owners)}, not of {own}; leave it out"]
         near = _nearest_keys(model, detail["loc"])
         return [f"{key}: unknown key" + (f" (did you mean {' or '.join(near)}?)" if near else "")]
     if kind == "union_tag_invalid":
@@ -305,6 +308,28 @@ def _tags(model: type[Config]) -> set[str]:
     return tags
 
 
+def _owners(model: type[Config], location: tuple[Any, ...]) -> list[str]:
+    """Names in the same tagged union as the section of the last part of `location` that have it as an option."""
+    sections: list[type[Config]] = [model]
+    union: list[type[Config]] = []
+    for part in location[:-1]:
+        tagged = [section for section in sections if part in _names(section)]
+        union = sections if tagged else []
+        sections = tagged or [
+            inner
+            for section in sections
+            if part in section.model_fields
+            for inner in sections_in(section.model_fields[part].annotation)
+        ]
+    with_option = (section for section in union if location[-1] in section.model_fields)
+    return list(dict.fromkeys(name for section in with_option for name in _names(section)))
+
+
+def _names(section: type[Config]) -> tuple[str, ...]:
+    """The values of `name` that choose a section of a tagged union."""
+    return get_args(section.model_fields["name"].annotation) if "name" in section.model_fields else ()
+
+
 def _nearest_keys(model: type[Config], location: tuple[Any, ...]) -> list[str]:
     """Candidates for an unknown key: a similar one in its section, the same one in others, else a less similar one."""
     name, beside = str(location[-1]), _valid_names(model, location)
@@ -332,8 +357,6 @@ def _valid_names(model: type[Config], location: tuple[Any, ...]) -> list[str]:
     for part in location[:-1]:
         below = [s for section in sections if part in section.model_fields
                  for s in sections_in(section.model_fields[part].annotation)]  # fmt: skip
-        tagged = [
-            s for s in sections if "name" in s.model_fields and part in get_args(s.model_fields["name"].annotation)
-        ]
+        tagged = [section for section in sections if part in _names(section)]
         sections = below or tagged or sections
     return [name for section in sections for name in section.model_fields]

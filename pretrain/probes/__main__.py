@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.probes.features import BOTH, Features, pixel_features
-from pretrain.probes.protocol import ProbeRequest, Score, probe, scores, standard_error
+from pretrain.probes.protocol import ProbeRequest, Score, interval, probe, scores, standard_error
 from pretrain.probes.stored import read_features
 from pretrain.probes.subject import Subject, open_official, open_release
 
@@ -143,7 +143,7 @@ def _asked(chosen: argparse.Namespace) -> ProbeRequest:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a text table: percent, with the standard error of the sample of queries."""
+    """The report as a text table: percent, with the 95 % interval of the sample of queries."""
     rows = [(TITLES[kind], row) for kind, row in report["trained"].items()]
     rows += [
         (f"untrained (seed {report['seed_of_untrained']}), {TITLES[kind]}", row)
@@ -154,11 +154,11 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{report['of']}: train {report['train']}, val {report['val']} ({report['queries']} images)"]
     lines += [f"  {line}" for line in report["protocol"]]
     ks = list(rows[0][1]["knn_by_k"])
-    lines.append(f"{'':{width}}  " + "  ".join(f"{head:>12}" for head in [*(f"{k}-NN" for k in ks), "linear"]))
+    lines.append(f"{'':{width}}  " + "  ".join(f"{head:>17}" for head in [*(f"{k}-NN" for k in ks), "linear"]))
     for title, row in rows:
         cells = [*map(_percent, row["knn_by_k"].values()), _percent(row["linear"]) if "linear" in row else "-"]
         penalty = f"  L2 {row['linear']['penalty']:g}" if "linear" in row else ""
-        lines.append(f"{title:{width}}  " + "  ".join(f"{cell:>12}" for cell in cells) + penalty)
+        lines.append(f"{title:{width}}  " + "  ".join(f"{cell:>17}" for cell in cells) + penalty)
     return "\n".join(lines)
 
 
@@ -172,12 +172,14 @@ def _row(score: Score, count: int) -> dict[str, Any]:
     return row
 
 
-def _with_error(accuracy: float, count: int) -> dict[str, float]:
-    return {"accuracy": accuracy, "standard_error": standard_error(accuracy, count)}
+def _with_error(accuracy: float, count: int) -> dict[str, Any]:
+    between = {"interval_95": interval(accuracy, count)}
+    return {"accuracy": accuracy, "standard_error": standard_error(accuracy, count), **between}
 
 
-def _percent(cell: dict[str, float]) -> str:
-    return f"{100 * cell['accuracy']:.1f} +- {100 * cell['standard_error']:.1f}"
+def _percent(cell: dict[str, Any]) -> str:
+    low, high = cell["interval_95"]
+    return f"{100 * cell['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -100,6 +100,14 @@ def test_a_key_of_another_section_is_named_by_its_whole_path(tmp_path: Path):
     ]
 
 
+def test_an_option_of_another_name_is_said_to_be_one(tmp_path: Path):
+    path = write(tmp_path, "title: a\nshape: {name: circle, side_length: 2, radiuss: 3}\n")
+    assert problems(path) == [
+        "shape.side_length: is an option of square, not of circle; leave it out",
+        "shape.radiuss: unknown key (did you mean radius?)",
+    ]
+
+
 def test_a_value_in_the_place_of_a_section_names_what_is_in_it(tmp_path: Path):
     assert problems(write(tmp_path, "title: a\nshape: circle\npaint: red\n")) == [
         "shape: is a section, got the value 'circle' (did you mean shape.name=circle?)",

@@ -9,6 +9,7 @@ import pytest
 from finetune.__main__ import check, main
 from finetune.config import DataSource, FinetuneConfig, ModelSource
 from finetune.run import FREE_KEYS
+from launch.cli import main as fovea
 from pretrain.core.configlib import ConfigError, load_config
 from pretrain.engine.session.folder import check_same_run, write_records
 from tests.data.tars import image_bytes
@@ -89,7 +90,7 @@ def test_epochs_between_evaluations_become_steps(tmp_path: Path):
 
 
 def test_checking_prints_what_would_run_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "backbone").mkdir()
+    make_release(tmp_path / "backbone")
     assert main([str(write_config(tmp_path, "run")), "--check", "model.random=true"]) == 0
     said = capsys.readouterr().out
     assert "train      80 images, 81 classes, 10 steps an epoch" in said and "val        21 images" in said
@@ -109,6 +110,28 @@ def test_checking_finds_a_damaged_release(tmp_path: Path, capsys: pytest.Capture
     assert f"model.release: {folder}: damaged: heads.safetensors has 0 bytes" in capsys.readouterr().err
 
 
+def test_checking_builds_the_task_as_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_release(tmp_path / "backbone")
+    nuclei = [f"model.release={tmp_path / 'backbone'}", f"run_dir={tmp_path / 'run'}", "--check"]
+    assert main(["configs/finetune/nuclei_small.yaml", *nuclei, "task.head.anchors=[10, 20]"]) == 2
+    assert "2 anchor sizes for 3 levels: give one for each" in capsys.readouterr().err
+    assert main(["configs/finetune/nuclei_small.yaml", *nuclei]) == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_configurations_of_the_other_kind_are_named_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for command in (["doctor", str(tmp_path)], ["scale", "run.yaml", "--gpus", "8", "--batch-per-gpu", "4"],
+                    ["launch", "plan", "run.yaml", "--nodes", "2", "--gpu", "h200"]):  # fmt: skip
+        (tmp_path / "config.yaml").write_text(Path("configs/finetune/nuclei_small.yaml").read_text())
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+        given = [str(tmp_path / "config.yaml") if word == "run.yaml" else word for word in command]
+        assert fovea(given) == 2, command
+        said = capsys.readouterr().err
+        assert "1 problem\n  a configuration of fine-tuning (it has task, and no objective)" in said, said
+    with pytest.raises(ConfigError, match="a configuration of pretraining"):
+        load_config(FinetuneConfig, "configs/debug/mae.yaml")
+
+
 def test_strict_refuses_wrong_annotations_and_the_default_counts_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -116,7 +139,7 @@ def test_strict_refuses_wrong_annotations_and_the_default_counts_them(
     for name in ("a", "c"):
         (tmp_path / f"{name}.png").write_bytes(image_bytes(0, image_format="PNG"))
     table.write_text("filename,label\na.png,x\nb.jpg,y\nc.png,x\n")
-    (tmp_path / "backbone").mkdir()
+    make_release(tmp_path / "backbone")
     config = str(write_config(tmp_path, "run"))
     data = [f"data.{name}={{images: {table}, format: csv}}" for name in ("train", "val")]
     data.append("optim.global_batch_size=2")

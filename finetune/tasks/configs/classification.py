@@ -166,7 +166,8 @@ class ClassificationConfig(TaskSection):
             found.append(f"model.drop_path_rate: {config.model.drop_path_rate}, but with task.train={self.train} the "
                          "backbone is frozen; set it to 0")  # fmt: skip
         if self.train in (*FROZEN, "lora") and optim.layer_decay != 1:
-            found.append(f"optim.layer_decay: {optim.layer_decay}, but task.train={self.train} trains no layer of it")
+            found.append(f"optim.layer_decay: {optim.layer_decay}, but task.train={self.train} trains no layer of it; "
+                         "set optim.layer_decay=1")  # fmt: skip
         if self.train == "grid" and optim.ema_decay is not None:
             found.append("optim.ema_decay: no average is kept of the classifiers of a grid; remove it")
         size = config.model.size

@@ -53,6 +53,11 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
     elif source.suffix.lower() in image_list.SUFFIXES and source.is_file():
         rows, ignored = _of_list(source), Counter[str]()
         root = source.parent
+    elif source.is_file() and source.suffix.lower() == ".tar":
+        raise ValueError(
+            f"{source}: a tar is a shard already: `fovea data index {source}` makes it ready to train on; to write it "
+            "again, give a folder of its files"
+        )
     elif source.exists():
         raise ValueError(f"{source}: neither a folder of images nor a .csv that lists them")
     else:

@@ -94,6 +94,7 @@ def write_records(folder: Path, config: Config, data: Mapping[str, Any], *, worl
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
+        "folder": str(Path.cwd()),
         "command": shlex.join(sys.argv),
         "world_size": world_size,
         "device": device,
@@ -119,6 +120,16 @@ def last_start(folder: Path) -> dict[str, Any]:
         with suppress(ValueError, RecursionError):
             return json.loads(line)
     raise ConfigError(str(folder), ["environment.jsonl: missing or empty; it records how the run was started"])
+
+
+def started_in(folder: Path) -> Path:
+    """The folder that relative paths of the run's configuration are of: where it was last started, if that is on this
+    machine; else the current one."""
+    try:
+        recorded = last_start(folder).get("folder")
+    except ConfigError:
+        return Path()
+    return Path(recorded) if isinstance(recorded, str) and Path(recorded).is_dir() else Path()
 
 
 def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:

@@ -88,7 +88,7 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
     images = torch.rand(2, graph.backbone.in_chans, *example)
     resampling = _resampling(graph.backbone) if graph.fixed is None else contextlib.nullcontext()
-    with _refusing(graph, "torch.export"), torch.no_grad(), resampling, _quiet():
+    with _refusing(graph, "torch.export"), torch.no_grad(), resampling, quiet():
         return torch.export.export(
             graph,
             (images,),
@@ -105,7 +105,7 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) 
         NotExportableError: torch has no ONNX for a part of the network.
     """
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) > _EMBEDDED
-    with _refusing(graph, "ONNX"), _quiet():
+    with _refusing(graph, "ONNX"), quiet():
         made = torch.onnx.export(program, dynamo=True, output_names=graph.names, verbose=False)
         assert made is not None
         made.save(path, external_data=large)
@@ -212,7 +212,7 @@ def _refusing(graph: Graph, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the exporters' progress and version warnings; the result is compared afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -268,7 +268,13 @@ def test_a_file_name_that_is_not_text_can_be_printed(folder, tmp_path, capsys):
 
 def test_nothing_to_write_is_an_error(tmp_path, capsys):
     (tmp_path / "in").mkdir()
-    for source, message in (("in", "no image found"), ("nowhere", "no such folder or CSV")):
+    (tmp_path / "a.tar").write_bytes(b"")
+    named = (
+        ("in", "no image found"),
+        ("nowhere", "no such folder or CSV"),
+        ("a.tar", "a shard already: `fovea data index"),
+    )
+    for source, message in named:
         assert run(tmp_path / source, tmp_path / "out") == 2
         assert message in capsys.readouterr().err
     (tmp_path / "in" / "scan.bmp").write_bytes(b"BM")

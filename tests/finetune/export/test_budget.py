@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from finetune.export import budget
 from finetune.export.budget import Candidate, Latency, Score, choose, table
-from finetune.export.command import main
+from finetune.export.command import main, val_source
 from finetune.release import write_release
 from tests.finetune.small_tasks import small_task
 
@@ -62,3 +63,15 @@ def test_no_release_and_no_budget_are_errors(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["--budget", "-3", str(tmp_path)])
     assert "milliseconds above 0, such as 20" in capsys.readouterr().err
+
+
+def test_the_validation_set_of_a_run_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "home" / "photos").mkdir(parents=True)
+    (tmp_path / "home" / "run" / "release").mkdir(parents=True)
+    start = {"folder": str(tmp_path / "home")}
+    (tmp_path / "home" / "run" / "environment.jsonl").write_text(json.dumps(start) + "\n")
+    monkeypatch.chdir(tmp_path)
+    record = {"recipe": {"data": {"val": {"images": "photos", "annotations": str(tmp_path / "a.json")}}}}
+    source, _ = val_source(tmp_path / "home" / "run" / "release", record, [])
+    assert source.images == str(tmp_path / "home" / "photos") and source.annotations == str(tmp_path / "a.json")
+    assert val_source(tmp_path / "elsewhere", record, ["images=other"])[0].images == "other"

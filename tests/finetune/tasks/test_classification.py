@@ -277,6 +277,7 @@ def test_conflicting_settings_are_all_named():
     expected = ("task.lora: given, but task.train is linear", "optim.global_batch_size: 9 in 1 micro-batches")
     expected += ("model.drop_path_rate: 0.1", "optim.layer_decay: 0.5", "task.resize: 8 is smaller", "data.val.masks")
     assert all(any(problem.startswith(text) for problem in error.value.problems) for text in expected)
+    assert any(problem.endswith("; set optim.layer_decay=1") for problem in error.value.problems)
 
 
 def test_a_batch_norm_of_one_image_is_refused():
