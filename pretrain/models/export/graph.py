@@ -148,7 +148,8 @@ def compare(graph: Graph, run: Run, cases: Sequence[tuple[int, Size]]) -> list[G
     Raises:
         ValueError: a difference is larger than an output's tolerance, or shapes differ.
     """
-    checked = []
+    checked, parts = [], (name.rpartition(".")[2] for name, _ in graph.backbone.named_modules())
+    rounding = 10.0 if "front" in parts else 1.0  # it resamples the noise that is compared, which amplifies rounding
     generator = torch.Generator().manual_seed(0)
     for batch, size in cases:
         images = torch.rand(batch, graph.backbone.in_chans, *size, generator=generator)
@@ -160,7 +161,7 @@ def compare(graph: Graph, run: Run, cases: Sequence[tuple[int, Size]]) -> list[G
             if ours.shape != theirs.shape:
                 raise ValueError(f"{output.name}: shape {list(theirs.shape)}, not {list(ours.shape)}")
             difference = max(difference, (ours - theirs).abs().max().item())
-            allowed = max(allowed, output.tolerance * max(1.0, ours.abs().max().item()))
+            allowed = max(allowed, rounding * output.tolerance * max(1.0, ours.abs().max().item()))
         checked.append(GraphCheck(batch, size, difference, allowed))
         if not difference <= allowed:  # also of NaN
             raise ValueError(f"{checked[-1]} from {graph.title}; {allowed:.1e} is allowed")

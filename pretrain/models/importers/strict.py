@@ -14,6 +14,7 @@ from pretrain.models.importers.forms import TABLE, in_the_form_of
 from pretrain.models.importers.weights import Facts, Grid, MatchReport, not_finite
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos
+from pretrain.models.layers.rope import BASE
 
 
 def load_strict(
@@ -87,6 +88,8 @@ def _contradictions(module: nn.Module, facts: Facts | None) -> list[str]:
             continue
         block: Any = inner.trunk.blocks[0]
         own = {"num_heads": inner.num_heads, "norm_eps": getattr(block.norm1, "eps", None)}
+        if facts.rotary and isinstance(inner, ViT) and (inner.rope.periods is not None or inner.rope.base != BASE):
+            found[f"rope: {inner.rope} in the model, base {BASE:g} in the file ({facts.source})"] = None
         for name, value in own.items():
             wanted = getattr(facts, name)
             if None not in (wanted, value) and not math.isclose(wanted, value):
