@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-TITLES = ("project", "models: heads", "eps of norms", "positions", "vector of an image", "mean and std")
+TITLES = ("project", "models: heads", "eps of norms", "positions", "vector of an image")
 
 
 def table() -> str:
@@ -14,7 +14,7 @@ def table() -> str:
     rows = [f"| {' | '.join(TITLES)} |", "|---" * len(TITLES) + "|"]
     for one in PROJECTS:
         models = ", ".join(f"`{model.name}` {model.num_heads}" for model in one.models)
-        cells = (one.title, models, f"{one.norm_eps:.0e}".replace("e-0", "e-"), one.positions, one.pooled, one.pixels)
+        cells = (one.title, models, f"{one.norm_eps:.0e}".replace("e-0", "e-"), one.positions, one.pooled)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

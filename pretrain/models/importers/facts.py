@@ -33,8 +33,7 @@ class Model(NamedTuple):
 class Project:
     """Models of a project with the facts that their files do not show. kinds: of `Weights`.
 
-    positions, pooled, pixels: for the page: its positions, the vector of an image that its code uses, and the mean and
-    std of its images.
+    positions, pooled: for the page: its positions, and the vector of an image that its code uses.
     """
 
     title: str
@@ -43,7 +42,6 @@ class Project:
     positions: str
     pooled: str
     norm_eps: float = 1e-6
-    pixels: str = "ImageNet's"
 
 
 _TINY, _SMALL = ("tiny", 192, 12, 3), ("small", 384, 12, 6)
@@ -70,9 +68,8 @@ PROJECTS = (
             "sin-cos, rows first", _CLASS),
     Project("I-JEPA", ("ijepa",), _named("vit_{}", _TINY, _SMALL, _BASE, _LARGE, _HUGE, _GIANT),
             "sin-cos, columns first", _MEAN),
-    Project("BEiT, BEiT v2", ("beit", "beit2"), _named("beit_{}", _BASE, _LARGE), "relative tables", _MEAN,
-            pixels="BEiT: 0.5; BEiT v2: ImageNet's"),
-    Project("VQ-KD", ("vqkd",), _named("vqkd_encoder_{}", _BASE), "table", "none: tokens", pixels="0.5"),
+    Project("BEiT, BEiT v2", ("beit", "beit2"), _named("beit_{}", _BASE, _LARGE), "relative tables", _MEAN),
+    Project("VQ-KD", ("vqkd",), _named("vqkd_encoder_{}", _BASE), "table", "none: tokens"),
     Project("data2vec", ("data2vec",), _named("beit_{}", _BASE, _LARGE), "relative tables", _MEAN),
     Project("SimMIM", ("simmim",), _named("vit_{}", _BASE), "relative tables", _MEAN),
     Project("DeiT, timm, torchvision", ("vit",), _named("vit_{}", _TINY, _SMALL, _BASE, _LARGE, _HUGE, _GIANT), "table",
