@@ -102,9 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
         tiling = None
         if chosen.tile is not None:
             tiling = Tiling(chosen.tile, chosen.tile // 4 if chosen.overlap is None else chosen.overlap)
-        check_task_folder(Path(chosen.task))
         files = find_images(chosen.images)
         ids = None if chosen.ids is None else read_ids(Path(chosen.ids))
+        check_task_folder(Path(chosen.task))
         from finetune.release import open_task
         from pretrain.core.machine.device import find_device
 

@@ -10,7 +10,6 @@ import numpy as np
 from finetune.data.examples import Example
 from finetune.metrics.metric import Scores, gather_counts
 from finetune.predictions import Classes, Classified
-from pretrain.probes.protocol import interval
 
 CONFUSION_LIMIT = 2000  # classes; a larger table exceeds 32 MB and is unreadable
 
@@ -71,7 +70,9 @@ class Accuracy:
             }
             for i, name in enumerate(self.classes)
         ]
-        low, high = interval(values["top1"], count)
+        from scipy.stats import binomtest  # slow to import
+
+        low, high = binomtest(int(right.sum()), count).proportion_ci(method="wilson")
         protocol = f"{self.protocol}; {count} images, 95 % interval of top-1 {low:.4f} to {high:.4f}"
         table = self.confusion if len(self.classes) <= CONFUSION_LIMIT else None
         return Scores(values, protocol, per_class, table)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.probes.features import BOTH, Features, pixel_features
-from pretrain.probes.protocol import ProbeRequest, Score, interval, probe, scores, standard_error
+from pretrain.probes.protocol import ProbeRequest, Score, probe, scores, standard_error
 from pretrain.probes.stored import read_features
 from pretrain.probes.subject import Subject, open_official, open_release
 
@@ -173,8 +173,12 @@ def _row(score: Score, count: int) -> dict[str, Any]:
 
 
 def _with_error(accuracy: float, count: int) -> dict[str, Any]:
-    between = {"interval_95": interval(accuracy, count)}
-    return {"accuracy": accuracy, "standard_error": standard_error(accuracy, count), **between}
+    from scipy.stats import binomtest  # slow to import
+
+    # Wilson's holds at 0 and 1 too, where the standard error is 0.
+    low, high = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    error = standard_error(accuracy, count)
+    return {"accuracy": accuracy, "standard_error": error, "interval_95": [float(low), float(high)]}
 
 
 def _percent(cell: dict[str, Any]) -> str:

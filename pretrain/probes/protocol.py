@@ -97,12 +97,3 @@ def scores(
 def standard_error(accuracy: float, count: int) -> float:
     """Of an accuracy over `count` queries, from the binomial distribution."""
     return math.sqrt(accuracy * (1 - accuracy) / count)
-
-
-def interval(accuracy: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson (1927) of an accuracy over `count` images; it holds at 0 and 1 too, where the
-    standard error is 0."""
-    z, spread = 1.959964, 1.959964**2 / count
-    centre = accuracy + spread / 2
-    half = z * math.sqrt(accuracy * (1 - accuracy) / count + spread / (4 * count))
-    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))

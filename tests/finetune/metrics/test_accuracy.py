@@ -35,6 +35,12 @@ def measured(labels, probabilities):
     return metric.compute(), qualities
 
 
+def test_the_interval_of_none_of_24_is_not_empty():
+    wrong = np.eye(8, dtype=np.float32)[np.ones(24, int)]
+    scores, _ = measured(np.zeros(24, int), wrong)
+    assert scores.values["top1"] == 0 and "24 images, 95 % interval of top-1 0.0000 to 0.1380" in scores.protocol
+
+
 def test_the_numbers_equal_timms():
     labels, probabilities = drawn()
     scores, qualities = measured(labels, probabilities)
