@@ -14,6 +14,7 @@ from pretrain.core.machine.terminal import safe_output
 USAGE = """usage: fovea COMMAND ...
 
   fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
+  fovea data dups SHARDS --out DIR        images that are there twice, or also in other shards (--against): leakage
   fovea data convert ANNOTATIONS OUT      YOLO, VOC, labelme, VIA, CVAT or Label Studio to COCO json or csv
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
   fovea launch local N [finetune] CONFIG [...]   the same on N processes of this machine, restarted when one dies
@@ -48,6 +49,10 @@ def _data(arguments: list[str]) -> int:
         from finetune.data.convert.command import main as convert
 
         return convert(arguments[1:])
+    if arguments[:1] == ["dups"]:
+        from pretrain.data.duplicates.command import main as dups
+
+        return dups(arguments[1:])
     from pretrain.data.__main__ import main
 
     return main(arguments)

@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fovea data",
         description="Write, index, verify, show and measure WebDataset shards.",
-        epilog="fovea data convert: annotations of other tools to COCO json or csv, see fovea data convert --help",
+        epilog="Also: fovea data convert, annotations of other tools to COCO json or csv; fovea data dups, images that "
+        "are there twice. Each has --help.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0))
