@@ -14,16 +14,22 @@ class Difference:
     """The mean of paired differences with its 95 % interval by Student's t.
 
     Attributes:
-        low, high: not finite with one pair.
+        low, high: not finite with one pair. pairs: how many.
     """
 
     mean: float
     low: float
     high: float
+    pairs: int
 
     @property
     def verdict(self) -> str:
-        """Something is claimed only where the interval excludes 0."""
+        """Something is claimed only where the interval of 3 pairs or more excludes 0.
+
+        Accuracies of a few hundred images are steps: two differences can be equal, which gives an interval of width 0.
+        """
+        if self.pairs < 3:
+            return "no difference seen"
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference seen"
@@ -40,6 +46,6 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     differences = np.asarray(ours, float) - np.asarray(theirs, float)
     mean, count = float(differences.mean()), len(differences)
     if count == 1:
-        return Difference(mean, -np.inf, np.inf)
+        return Difference(mean, -np.inf, np.inf, count)
     half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
-    return Difference(mean, mean - half, mean + half)
+    return Difference(mean, mean - half, mean + half, count)

@@ -49,6 +49,7 @@ def test_only_an_interval_that_excludes_zero_is_a_claim():
     assert difference([1, 1, 1], [2, 2.1, 2.2]).verdict == "worse"
     assert difference([1, 3, 1], [2, 1, 1]).verdict == "no difference seen"
     assert difference([3], [1]).verdict == "no difference seen"
+    assert difference([3, 3], [1, 1]).verdict == "no difference seen", "equal steps of an accuracy, not certainty"
 
 
 def test_equal_arms_are_equal_and_what_costs_more_gets_fewer_steps(tmp_path: Path):
