@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.backbones.vit_arguments import vit_arguments
 
@@ -24,23 +22,25 @@ from pretrain.models.backbones.vit_arguments import vit_arguments
 )
 def test_tokens_and_positions_are_read_from_the_names(options: dict[str, Any]):
     vit = ViT((24, 24), 8, 3, 64, 2, 1, 3.0, **options)
-    arguments = vit_arguments(vit.state_dict())
+    arguments = vit_arguments(vit.state_dict(), num_heads=None if "rel_pos_bias" in options else 1)
     assert arguments["img_size"] == (24, 24)
     ViT(**arguments).load_state_dict(vit.state_dict())
 
 
 def test_a_grid_that_is_not_square_must_be_told():
     vit = ViT((16, 24), 8, 3, 64, 1, 1, pos_embed="learned")
-    assert vit_arguments(vit.state_dict(), grid=(2, 3))["img_size"] == (16, 24)
+    assert vit_arguments(vit.state_dict(), num_heads=1, grid=(2, 3))["img_size"] == (16, 24)
     with pytest.raises(ValueError, match="a position table of 6 patches is not of a square grid"):
         vit_arguments(vit.state_dict())
 
 
-@pytest.mark.parametrize(("name", "heads"), [(name, size["num_heads"]) for name, size in SIZES.items()])
-def test_the_heads_of_a_published_size_are_known_by_its_width_and_depth(name: str, heads: int):
-    with torch.device("meta"):
-        vit = ViT((28, 28), 14, 3, **SIZES[name], pos_embed="learned")
-    assert vit_arguments(vit.state_dict())["num_heads"] == heads
+def test_heads_that_no_weight_shows_must_be_told():
+    vit = ViT((24, 24), 8, 3, 64, 2, 4, pos_embed="learned")
+    with pytest.raises(ValueError, match="do not show how many heads"):
+        vit_arguments(vit.state_dict())
+    assert vit_arguments(vit.state_dict(), num_heads=4)["num_heads"] == 4
+    biased = ViT((24, 24), 8, 3, 64, 2, 4, rel_pos_bias="shared")
+    assert vit_arguments(biased.state_dict())["num_heads"] == 4
 
 
 def test_what_is_no_vit_or_tells_no_positions_is_refused():
