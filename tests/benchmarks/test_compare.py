@@ -52,6 +52,7 @@ def test_only_an_interval_that_excludes_zero_is_a_claim():
     assert difference([3, 3], [1, 1]).verdict == "no difference seen", "equal steps of an accuracy, not certainty"
 
 
+@pytest.mark.slow
 def test_equal_arms_are_equal_and_what_costs_more_gets_fewer_steps(tmp_path: Path):
     plan, out = load_config(Comparison, TINY), tmp_path / "out"
     first = next(compare(plan, out))

@@ -64,6 +64,7 @@ def key(name: str) -> str:
     return name.split("/", 1)[1]
 
 
+@pytest.mark.slow
 def test_a_hundred_planted_duplicates_are_found_among_real_photos():
     rng, real = np.random.default_rng(0), photos()
     planted = [(how, int(number)) for how in HOW for number in rng.choice(len(real), 20, replace=False)]

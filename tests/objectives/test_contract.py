@@ -16,6 +16,8 @@ from pretrain.objectives.base import mean_over_ranks
 from pretrain.objectives.configs.self_distillation import SelfDistillationConfig
 from tests.objectives.tiny import HORIZON, Shape, backbone, batch, objective, part
 
+pytestmark = pytest.mark.slow
+
 names = pytest.mark.parametrize("name", OBJECTIVES)
 # Samples of a micro-batch meet each other, and only each other: in a batch norm, as negatives, as neighbours. Those
 # excluded depend on the batch by settings alone.

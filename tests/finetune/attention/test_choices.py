@@ -23,6 +23,8 @@ from pretrain.models.release.folder import write_release
 from tests.finetune.browser import CHROMIUM, screenshot
 from tests.finetune.small_tasks import small_task
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = ("blocks.0.attn", "blocks.1.attn")
 SHARDS = "samples/grocery/val"
 

@@ -161,6 +161,7 @@ def test_blocks_that_the_backbone_has_not_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_probes_of_stored_features_are_those_of_the_network(
     release: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -20,6 +20,8 @@ from tests.finetune.explain.planted import shortcut_task, write_photos
 from tests.finetune.small_tasks import small_task
 from tests.runs import LONG
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FAST = ["--method", "rollout", "--method", "relevance", "--limit", "4", "--device", "cpu"]
 

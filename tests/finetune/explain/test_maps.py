@@ -24,6 +24,8 @@ from pretrain.models.backbones.vit import ViT
 from tests.finetune.explain.planted import photos, shortcut_task
 from tests.finetune.small_tasks import small_task
 
+pytestmark = pytest.mark.slow
+
 HALF = (0.5, 0.5, 0.5)
 IMAGES = torch.from_numpy(photos(2, tagged=[True, True], seed=9)).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -14,6 +14,8 @@ from finetune.tasks.timm_classifier import write_timm
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 
+pytestmark = pytest.mark.slow
+
 BACKBONES = {
     "vit": {"pos_embed": "learned"},
     "registers": {"pos_embed": "learned", "num_registers": 2},

@@ -18,6 +18,8 @@ from pretrain.start import build_objective
 from tests.objectives.released import reads
 from tests.objectives.tiny import batch, small_settings
 
+pytestmark = pytest.mark.slow
+
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 STAGES = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 # The tiny model of each row; 32 px, 8 px per token.

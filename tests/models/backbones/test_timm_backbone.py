@@ -14,6 +14,8 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.release.folder import read_release, write_release
 from pretrain.models.teachers.ema import EMA
 
+pytestmark = pytest.mark.slow
+
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 STAGES = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 MODELS: dict[str, dict[str, Any]] = {

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pretrain.models.backbones.vit import ViT
 
+pytestmark = pytest.mark.slow
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "registers": {"num_registers": 2, "pos_embed": "learned"},
