@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,12 @@ from pretrain.core.machine.terminal import safe_output
 from pretrain.core.ranks import read_launch
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.exclusion import TAR
 from pretrain.data.shards.reader import Reader
 from pretrain.data.views.decode import LABEL_EXTENSION
 from pretrain.models.backbones.contract import Backbone
 from pretrain.probes.features import Features, backbone_features
-from pretrain.probes.stored import Numbers, is_written, seal, write_features
+from pretrain.probes.stored import SUFFIX, Numbers, is_written, seal, write_features
 
 PATCHES = "patches."
 
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         share = (launch.rank, launch.world_size) if launch else (0, 1)
         device = find_device(chosen.device)
         dataset = Dataset.open(chosen.shards)
-        origin = {"model": str(chosen.model), "options": options}
+        origin = {"model": str(chosen.model.absolute()), "options": options}
         done, skipped = embed(
             opened, dataset, chosen.out, asked, origin, device=device, workers=chosen.workers, share=share
         )
@@ -102,22 +104,28 @@ def embed(
     Raises:
         ValueError: two shards of one name, a block that the backbone has not, or `out` holds other features.
     """
-    if twice := {name for name in dataset.names if dataset.names.count(name) > 1}:
-        raise ValueError(f"two shards are named {min(twice)}: their features would be one file; embed them apart")
+    name, count = Counter(dataset.names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} shards are named {name}: their features would be one file; embed them apart")
     network = opened.backbone.requires_grad_(False).eval()
     _check_blocks(network, asked.blocks)
     out.mkdir(parents=True, exist_ok=True)
     numbers_of = identity(opened, asked)
-    files = [out / f"{name.removesuffix('.tar')}.safetensors" for name in dataset.names]
+    files = [out / f"{name.removesuffix(TAR)}{SUFFIX}" for name in dataset.names]
     sources = [f"{numbers_of} of {row.sha256}" for row in dataset.rows]
-    for file, source in zip(files, sources, strict=True):
-        if file.exists() and not is_written(file, source):
+    missing: list[int] = []
+    for shard, file in enumerate(files):
+        was_there = file.exists()  # asked first: another process may write it now
+        if is_written(file, sources[shard]):
+            continue
+        if was_there:
             raise ValueError(f"{file}: features of other weights, settings or shards, or damaged; choose another --out")
+        missing.append(shard)
     network.to(device)
     images = skipped = 0
     rank, processes = share
-    for shard in range(rank, len(files), processes):
-        if is_written(files[shard], sources[shard]):
+    for shard in missing:
+        if shard % processes != rank:
             continue
         one = _Shard.of(dataset.only(shard), opened, asked, device, workers)
         write_features(
@@ -131,7 +139,7 @@ def embed(
         )
         images, skipped = images + len(one.keys), skipped + len(one.skipped)
         print(f"{dataset.names[shard]}: {len(one.keys)} images", file=sys.stderr, flush=True)
-    if all(is_written(*pair) for pair in zip(files, sources, strict=True)):
+    if all(is_written(files[shard], sources[shard]) for shard in missing):
         about = {**origin, "title": opened.title, "identity": numbers_of, "request": vars(asked)}
         about |= {"reading": reading(opened), "shards": [str(Path(path).absolute()) for path in dataset.paths]}
         seal(out, [file.name for file in files], about)

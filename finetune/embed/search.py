@@ -28,9 +28,9 @@ from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.reader import Reader
 from pretrain.data.sheet import Cell, draw_sheet
 from pretrain.data.show import decode
-from pretrain.data.views.center_crop import CenterCrop
 from pretrain.data.views.pixels import to_images
 from pretrain.data.write.images import UnreadableImageError
+from pretrain.probes.extract import FeatureExtractor
 from pretrain.probes.stored import StoredFeatures, read_features
 
 KINDS = ("cls", "pooled", "patch_mean")
@@ -81,33 +81,28 @@ def nearest(stored: StoredFeatures, kind: str, queries: Tensor, count: int) -> l
 def _queries(chosen: argparse.Namespace, stored: StoredFeatures, kind: str) -> tuple[list[np.ndarray], Tensor]:
     """The images, and their features [q, ...], prepared as the stored ones were."""
     request = Request(**stored.about["request"])
-    opened = open_source(locate(chosen.model or stored.about["model"], **stored.about["options"]))
+    model = chosen.model or Path(stored.about["model"])
+    opened = open_source(locate(model, **stored.about["options"]))
     if identity(opened, request) != stored.about["identity"]:
-        raise ValueError(f"{chosen.model}: not the weights that {chosen.features} is from ({stored.about['title']})")
-    device = find_device(chosen.device)
-    network = opened.backbone.requires_grad_(False).eval().to(device)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (opened.mean, opened.std))
-    crop = CenterCrop(request.size, request.resize)
-    pixels = to_images(chosen.images, network.in_chans, opened.orientation, opened.value_range)
-    batch = torch.stack([(crop(image).float() / 255 - mean) / std for image in pixels])
+        raise ValueError(f"{model}: not the weights that {chosen.features} is from ({stored.about['title']})")
+    extractor = FeatureExtractor(
+        opened.backbone, mean=opened.mean, std=opened.std, title=opened.title, device=find_device(chosen.device)
+    )
+    pixels = to_images(chosen.images, extractor.in_chans, opened.orientation, opened.value_range)
+    batch = extractor.prepare(pixels, size=(request.size[0], request.size[1]), crop_pct=max(request.size) / request.resize)
     blocks = [int(kind.removeprefix(PATCHES))] if kind.startswith(PATCHES) else []
-    return pixels, features_of(network, batch.to(device), blocks)[kind]
+    return pixels, features_of(opened.backbone, batch, blocks)[kind]
 
 
 def _sheet(searched: Sequence[Cell], found: Sequence[Sequence[Hit]], stored: StoredFeatures) -> Image.Image:
     """A row for each image: itself, then its neighbours."""
     dataset = Dataset.open(stored.about["shards"])
-    names = [name.removesuffix(".tar") for name in dataset.names]
     cells: list[Cell] = []
     with closing(Reader(dataset)) as reader:
         for image, hits in zip(searched, found, strict=True):
             cells.append(image)
             for hit in hits:
-                name, key = hit.key.split("/", 1)
-                shard = names.index(name)
-                samples = range(int(dataset.counts[shard]))
-                sample = next(number for number in samples if reader.key(shard, number) == key)
-                pixels = _pixels(reader.read(shard, sample), stored.about["reading"]["value_range"])
+                pixels = _pixels(reader.named(hit.key), stored.about["reading"]["value_range"])
                 cells.append(Cell(pixels, hit.key, f"cosine {hit.cosine:.4f}"))
     return draw_sheet(cells, max(map(len, found)) + 1)
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from pretrain.core.files import replacing_file, write_bytes
 from pretrain.core.manifest import MANIFEST, ManifestError, difference, files_of, read_body, record_of, render
 from pretrain.core.tensorfile import open_tensors, stream_tensors
+from pretrain.data.shards.exclusion import name_of
 
 Numbers = Literal["fp32", "fp16", "int8"]
-LABELS, _SCALE = "labels", ".scale"
+LABELS, SUFFIX, _SCALE = "labels", ".safetensors", ".scale"
 _KIND, _FORMAT = "features", 1
 
 
@@ -112,8 +113,8 @@ def read_features(folder: Path, kinds: Sequence[str] | None = None) -> StoredFea
         if damage := difference(folder, record):
             raise ValueError(f"{folder}: {damage}; remove the file and run fovea embed again")
         with open_tensors(folder / record.name) as file:
-            shard = record.name.removesuffix(".safetensors")
-            keys += [f"{shard}/{key}" for key in json.loads(file.metadata()["keys"])]
+            shard = record.name.removesuffix(SUFFIX)
+            keys += [name_of(shard, key) for key in json.loads(file.metadata()["keys"])]
             tensors = set(file.keys())
             stored = sorted(name for name in tensors if name != LABELS and not name.endswith(_SCALE))
             if missing := [kind for kind in kinds or () if kind not in stored]:

@@ -253,7 +253,7 @@ class Options:
         return self["gram.rep_update"] and step >= first and step % every == 0
 
     def constructor(self, size: dict[str, Any]) -> dict[str, Any]:
-        """The options of the student's constructor: those of its size, and `student.*`."""
+        """Arguments of the official ViT: `size`, and the options whose name begins with `student.`."""
         found = {"img_size": self["crops.global_crops_size"], "layerscale_init": 1e-5, **size}
         for key, value in self.values.items():
             name = key.removeprefix("student.")

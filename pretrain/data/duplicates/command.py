@@ -19,7 +19,6 @@ from pretrain.core.files import write_text
 from pretrain.core.text import shown
 from pretrain.data.duplicates.search import Pair, duplicates, look, needless
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.exclusion import name_of
 from pretrain.data.shards.reader import Reader
 from pretrain.data.sheet import Cell, draw_sheet
 from pretrain.data.show import decode
@@ -65,21 +64,11 @@ def _write(out: Path, pairs: Sequence[Pair], leave_out: Sequence[str], dataset: 
     write_text(out / PAIRS, text.getvalue())
     # The least alike are those to look at.
     cells = []
-    for pair in pairs[::-1][:_SHOWN]:
-        for of, name in ((dataset, pair.first), (other, pair.second)):
-            cells.append(Cell(decode(_sample(of, name))[1], name, f"{pair.kind} {pair.likeness:.3f}"))
-    if cells:
-        draw_sheet(cells, min(8, len(cells))).save(out / SHEET, "PNG")
-
-
-def _sample(dataset: Dataset, name: str) -> dict[str, bytes]:
-    with closing(Reader(dataset)) as reader:
-        for shard, file in enumerate(dataset.names):
-            if name.startswith(name_of(file, "")):
-                for within in range(int(dataset.counts[shard])):
-                    if name_of(file, reader.key(shard, within)) == name:
-                        return reader.read(shard, within)
-    raise AssertionError(f"{name} was read before")
+    with closing(Reader(dataset)) as ours, closing(Reader(other)) as theirs:
+        for pair in pairs[::-1][:_SHOWN]:
+            for reader, name in ((ours, pair.first), (theirs, pair.second)):
+                cells.append(Cell(decode(reader.named(name))[1], name, f"{pair.kind} {pair.likeness:.3f}"))
+    draw_sheet(cells, min(8, len(cells))).save(out / SHEET, "PNG")
 
 
 def _parser() -> argparse.ArgumentParser:

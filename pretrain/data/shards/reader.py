@@ -11,6 +11,7 @@ import google_crc32c
 
 from pretrain.core.text import shown
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.shards.exclusion import name_of
 from pretrain.data.shards.opener import open_shard
 from pretrain.data.shards.sidecar import ShardIndex, read_sidecar
 
@@ -74,6 +75,15 @@ class Reader:
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample, without reading it."""
         return self._shard(shard)[1].key(self.dataset.stored(shard, sample))
+
+    def named(self, name: str) -> dict[str, Any]:
+        """The sample SHARD/KEY (`exclusion.name_of`), read completely; ValueError if there is none."""
+        for shard, file in enumerate(self.dataset.names):
+            if name.startswith(name_of(file, "")):
+                for sample in range(int(self.dataset.counts[shard])):
+                    if name_of(file, self.key(shard, sample)) == name:
+                        return self.read(shard, sample)
+        raise ValueError(f"{shown(name)} is no sample of {self.dataset.paths[0]} ...")
 
     def close(self) -> None:
         """Close every open shard; the next read opens what it needs again."""

@@ -390,10 +390,8 @@ class ViT(Backbone):
         return x
 
     def _apply_block(self, index: int, x: Tensor, given: _Given, queries: slice = EVERY_TOKEN) -> Tensor:
-        block, others = (
-            self.blocks[index],
-            (given.drops[index], given.biases[index], given.rotations[index], given.layout),
-        )
+        block = self.blocks[index]
+        others = given.drops[index], given.biases[index], given.rotations[index], given.layout
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, x, queries, *others, use_reentrant=False))
         return block(x, queries, *others)

@@ -54,7 +54,7 @@ def _named(form: str, *sizes: tuple[str, int, int, int]) -> tuple[Model, ...]:
 
 
 _CLASS, _MEAN = "class token", "mean of the patches"
-# Read in the official codes, and for DINOv3 in its hub/backbones.py.
+# Read in the official codes of MoCo v3, DINOv2 and DINOv3 (hub/backbones.py); the others from papers and timm.
 PROJECTS = (
     Project("MAE", ("mae",), _named("mae_vit_{}", _BASE, _LARGE, _HUGE), "sin-cos, columns first",
             f"{_CLASS} (linear probe), {_MEAN} (fine-tuning)"),

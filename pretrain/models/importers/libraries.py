@@ -6,12 +6,11 @@ torchvision's and mmpretrain's ResNets carry timm's names. A ResNet that was cut
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from pretrain.models.importers.names import CLASSIFIER, take, to_vit
+from pretrain.models.importers.names import CLASSIFIER, renamed, take, to_vit
 from pretrain.models.importers.weights import Source, State, Weights, below
 
 _TORCHVISION = (
@@ -53,7 +52,7 @@ def torchvision_vit(state: State, source: Source) -> Weights | None:
     if "conv_proj.weight" not in state or "encoder.pos_embedding" not in state:
         return None
     left_out = tuple(take(state, "heads.", *CLASSIFIER))
-    backbone = to_vit(_renamed(state, _TORCHVISION), source)
+    backbone = to_vit({renamed(name, _TORCHVISION): tensor for name, tensor in state.items()}, source)
     return Weights("vit", backbone, {}, left_out=left_out, converted=("names of torchvision -> ours",))
 
 
@@ -67,7 +66,7 @@ def mmpretrain_vit(state: State, source: Source) -> Weights | None:
     if "patch_embed.projection.weight" not in inner or not any(name.startswith("layers.") for name in inner):
         return None
     left_out = (*others, *take(inner, "mask_token"))
-    backbone = to_vit(_renamed(inner, _MMPRETRAIN), source)
+    backbone = to_vit({renamed(name, _MMPRETRAIN): tensor for name, tensor in inner.items()}, source)
     return Weights("vit", backbone, {}, left_out=left_out, converted=("names of mmpretrain -> ours",))
 
 
@@ -96,12 +95,3 @@ def resnet_depth(state: Mapping[str, Tensor]) -> int | None:
     if first is None or tuple(first.shape[:2]) != (64, 64):
         return None
     return _DEPTHS.get((tuple(map(len, blocks)), bottleneck))
-
-
-def _renamed(state: State, table: tuple[tuple[str, str], ...]) -> State:
-    result: State = {}
-    for name, tensor in state.items():
-        for pattern, new in table:
-            name = re.sub(pattern, new, name)
-        result[name] = tensor
-    return result

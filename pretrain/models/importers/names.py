@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,7 +76,12 @@ def to_vit(state: State, source: Source) -> State:
 
 def rename(name: str) -> str:
     """One name of a backbone, in ours."""
-    for pattern, new in _RENAMED:
+    return renamed(name, _RENAMED)
+
+
+def renamed(name: str, table: Iterable[tuple[str, str]]) -> str:
+    """A name after all replacements of a table (pattern, replacement), in order."""
+    for pattern, new in table:
         name = re.sub(pattern, new, name)
     return name
 

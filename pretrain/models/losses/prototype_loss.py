@@ -62,7 +62,7 @@ def prototype_loss(
     Args:
         student: bottleneck features [V, b, D]; the first G crops are those of the teacher.
         teacher: bottleneck features [G, b, D]. center: [K], subtracted from the teacher's logits.
-        crop_weights: [V] factors on the shares of the student crops in `loss`, not in `by_crop`; None: 1.
+        crop_weights: [V], a factor on the loss of each student crop. They change `loss`, not `by_crop`. None: all 1.
     """
     dtype = product_dtype(student)
 

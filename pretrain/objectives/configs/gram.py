@@ -36,7 +36,7 @@ class GramConfig(Config):
         "image", description="compare the patches of an image, or all those of a micro-batch of a rank"
     )
     tokens: Literal["all", "masked", "unmasked"] = Field(
-        "all", description="which of the student's patches are compared; masked and unmasked need level: batch"
+        "all", description="the patches whose similarities are compared; masked and unmasked: with level: batch only"
     )
     normalize: bool = Field(True, description="compare cosines; false: dot products")
     negatives: Literal["keep", "zero", "zero_teacher"] = Field(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from pretrain.models.importers.huggingface.config import CONFIG, described, read_config
-from pretrain.models.importers.names import MEAN_POOLED, blocks_of, square_grid, to_vit
+from pretrain.models.importers.names import MEAN_POOLED, blocks_of, renamed, square_grid, to_vit
 from pretrain.models.importers.weights import Facts, Grid, Source, State, Weights
 
 _PREFIX = r"^(vit|beit|data2vec_vision|dinov2|dinov2_with_registers|dinov3_vit|deit|ijepa|model)\."
@@ -48,7 +48,7 @@ def huggingface(state: State, source: Source) -> Weights | None:
     """
     if not any("embeddings.patch_embeddings." in name for name in state):
         return None
-    named = {_rename(name): (name, tensor) for name, tensor in state.items()}
+    named = {renamed(name, _RENAMED): (name, tensor) for name, tensor in state.items()}
     gated = any(name.endswith(".mlp.gate_proj.weight") for name in state)
     wanted = ("cls_token", "dist_token", "register_tokens", "pos_embed", "patch_embed.", "blocks.", "norm.")
     result: State = {}
@@ -79,12 +79,6 @@ def _facts(source: Source, widths: tuple[int, int]) -> tuple[Facts, Grid | None]
         return described(config, embed_dim=widths[0], depth=widths[1])
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def _rename(name: str) -> str:
-    for pattern, new in _RENAMED:
-        name = re.sub(pattern, new, name)
-    return name
 
 
 def _up(name: str, *, gated: bool) -> str:
