@@ -89,7 +89,8 @@ def _queries(chosen: argparse.Namespace, stored: StoredFeatures, kind: str) -> t
         opened.backbone, mean=opened.mean, std=opened.std, title=opened.title, device=find_device(chosen.device)
     )
     pixels = to_images(chosen.images, extractor.in_chans, opened.orientation, opened.value_range)
-    batch = extractor.prepare(pixels, size=(request.size[0], request.size[1]), crop_pct=max(request.size) / request.resize)
+    height, width = request.size
+    batch = extractor.prepare(pixels, size=(height, width), crop_pct=max(height, width) / request.resize)
     blocks = [int(kind.removeprefix(PATCHES))] if kind.startswith(PATCHES) else []
     return pixels, features_of(opened.backbone, batch, blocks)[kind]
 

@@ -131,5 +131,8 @@ def test_images_of_another_data_set_are_named_as_leakage(tmp_path: Path, capsys:
 
 
 def test_images_without_contrast_are_no_near_duplicates():
-    flat = [np.full((20, 20, 3), value, np.uint8) for value in (0, 100, 101, 255)]
-    assert not list(near_pairs(np.stack([thumbnail(image) for image in flat]), None, 0.9))
+    ramp = np.linspace(0, 4, 64)[None, :, None].repeat(64, 0).repeat(3, 2)  # as of a lens, in images of one tone
+    faint = [(level + ramp).astype(np.uint8) for level in (0, 100, 101, 250)]
+    assert not list(near_pairs(np.stack([thumbnail(image) for image in faint]), None, 0.9))
+    clear = [(level + 20 * ramp).astype(np.uint8) for level in (0, 100)]
+    assert list(near_pairs(np.stack([thumbnail(image) for image in clear]), None, 0.9))
