@@ -28,7 +28,7 @@ from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.importers import Weights, load_official, load_strict
 from pretrain.models.importers.channels import to_channels
-from pretrain.models.importers.facts import facts_of, recipe
+from pretrain.models.importers.facts import DEFAULT_SIDE, facts_of, recipe
 from pretrain.models.importers.files import read_state
 from pretrain.models.importers.huggingface.config import read_config
 from pretrain.models.importers.huggingface.names import huggingface
@@ -38,7 +38,7 @@ from pretrain.models.importers.weights import Source, State, under
 from pretrain.models.release.folder import backbone_of, read_release
 
 __all__ = ["OpenedBackbone", "open_source"]
-DEFAULT_SIDE = 224  # image size of weights that do not contain theirs
+
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors")
 
 

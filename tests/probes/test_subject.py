@@ -46,6 +46,22 @@ def test_positions_of_a_dinov2_file_are_resampled_by_its_own_rule(dinov2: tuple[
     assert torch.equal(smooth.state_dict()["pos_embed"], pos_embed.resize(table, (37, 37), (8, 8), how="antialias"))
 
 
+def test_a_dinov3_file_whose_positions_have_no_size_is_probed(tmp_path: Path):
+    torch.manual_seed(0)
+    model = ViT(
+        (64, 64), 16, embed_dim=384, depth=12, num_heads=6, pos_embed="rope", layer_scale=1.0, num_registers=4,
+        qkv_bias="no_key", norm_eps=1e-5,
+    ).eval()  # fmt: skip
+    state = {name.replace("reg_token", "storage_tokens"): tensor for name, tensor in model.state_dict().items()}
+    torch.save(state | {"rope_embed.periods": 100.0 ** (torch.arange(16) / 16)}, tmp_path / "dinov3.pth")
+    assert open_official(tmp_path / "dinov3.pth").size == (224, 224)
+    images, network = (
+        torch.randn(1, 3, 64, 64),
+        open_official(tmp_path / "dinov3.pth", lambda own, patch: (64, 64)).network,
+    )
+    torch.testing.assert_close(network.backbone(images), model(images))
+
+
 @pytest.mark.parametrize(("options", "side"), [(["--resize", "50"], 42), (["--img-size", "28"], 28)])
 def test_a_large_network_is_probed_at_a_small_size(
     dinov2: tuple[Path, torch.Tensor], capsys: pytest.CaptureFixture[str], options: list[str], side: int

@@ -76,6 +76,7 @@ PROJECTS = (
             _CLASS),
 )  # fmt: skip
 _DINOV3, _MOCOV3 = (next(one for one in PROJECTS if one.title == title) for title in ("DINOv3", "MoCo v3"))
+DEFAULT_SIDE = 224  # pixels: image size of weights that do not contain theirs, as those of rotary positions do not
 _MAY_ROTATE = ("vit", "dinov2")  # a complete checkpoint of DINOv3 has the names of DINOv2
 
 
@@ -84,13 +85,19 @@ def recipe(weights: Weights, *, num_heads: int | None = None, grid: Grid | None 
 
     Args:
         num_heads: those that are stated; default: those of the file's facts.
+        grid: rows and columns of patches; default: those of its position tables, or of `DEFAULT_SIDE` where its
+            positions are rotary.
 
     Raises:
         ValueError: it is not a ViT, or its heads are known from nowhere.
     """
     facts = weights.facts or Facts(0, 0)
     heads = num_heads or facts.num_heads
-    arguments = vit_arguments(weights.backbone, num_heads=heads, grid=grid or weights.grid)
+    grid = grid or weights.grid
+    if grid is None and facts.rotary:
+        side = DEFAULT_SIDE // weights.backbone["patch_embed.proj.weight"].shape[-1]
+        grid = side, side
+    arguments = vit_arguments(weights.backbone, num_heads=heads, grid=grid)
     known = {"norm_eps": facts.norm_eps, "pos_embed": "rope" if facts.rotary else None}
     return arguments | {name: value for name, value in known.items() if value is not None}
 
