@@ -80,8 +80,6 @@ def as_html(
 ) -> str:
     """The page."""
     ways = study.ways
-    columns = ("module", *COLUMNS, *(f"{way}: lost" for way in ways), "verdict")
-    rows = [(row.name, *_cells(row, ways), row.verdict) for row in study.rows]
     cards = f'<div class="card">images<b>{study.images}</b></div>'
     if study.accuracy is not None:
         cards = f'<div class="card first">accuracy<b>{study.accuracy:.3f}</b></div>{cards}'
@@ -95,12 +93,30 @@ def as_html(
     body = (
         elements.header("Does it attend?", facts["network"])
         + f'<section><div class="cards">{cards}</div></section>{drawn}'
-        + f"<section><h2>By module</h2>{elements.table(columns, rows)}"
-        + f'<p class="pale">{html(" ".join(MEANING.split()))}</p></section>'
+        + (f"<section><h2>Costs by module</h2>{_costs_table(study.rows, ways)}</section>" if ways else "")
+        + _statistics("The weights of each module", [row for row in study.rows if row.sparsity is None])
+        + _statistics("Hidden units of the MLPs", [row for row in study.rows if row.sparsity is not None])
+        + f"<section><h2>What the columns mean</h2><p>{html(' '.join(MEANING.split()))}</p></section>"
         + panels.section(uses, compared)
         + elements.facts("Measured", facts)
     )
     return elements.document("Attention", body)
+
+
+def _costs_table(rows: Sequence[Row], ways: Sequence[str]) -> str:
+    columns = ["module", *(f"{way}: lost" for way in ways), "verdict"]
+    return elements.table(columns, [[row.name, *_lost(row, ways), row.verdict] for row in rows if row.costs])
+
+
+def _statistics(title: str, rows: Sequence[Row]) -> str:
+    """A section of those columns that one of the rows has; no rows: nothing."""
+    numbers = {row.name: _numbers(row) for row in rows if row.measured or row.sparsity}
+    used = [place for place in range(len(COLUMNS)) if any(of[place] is not None for of in numbers.values())]
+    if not used:
+        return ""
+    columns = ["module", *(COLUMNS[place] for place in used)]
+    table = elements.table(columns, [[name, *(of[place] for place in used)] for name, of in numbers.items()])
+    return f"<section><h2>{html(title)}</h2>{table}</section>"
 
 
 def _numbers(row: Row) -> list[float | None]:
@@ -115,7 +131,11 @@ def _numbers(row: Row) -> list[float | None]:
 
 def _cells(row: Row, ways: Sequence[str]) -> list[str]:
     numbers = ["" if number is None else f"{number:.3f}" for number in _numbers(row)]
-    return numbers + [_interval(row.costs[way]) if way in row.costs else "" for way in ways]
+    return [*numbers, *_lost(row, ways)]
+
+
+def _lost(row: Row, ways: Sequence[str]) -> list[str]:
+    return [_interval(row.costs[way]) if way in row.costs else "" for way in ways]
 
 
 def _interval(cost: Cost) -> str:
@@ -135,7 +155,7 @@ def _costs_figure(study: Study) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="#212529", linewidth=0.8)
     axes.set_xlabel("accuracy lost")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper right", ncols=len(WAYS), frameon=False)  # beside the intervals, never on them
     return figure
 
 
