@@ -37,7 +37,7 @@ from pretrain.core.record import versions
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
-from pretrain.engine.session.folder import run_values, started_in
+from pretrain.engine.session.folder import located, run_values, started_in
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -
         recipe = validate(FinetuneConfig, run_values(folder), source=str(folder)).model_dump()
     values = dict((recipe or {}).get("data", {}).get("val", {}))
     of_run = folder if (folder / "config.yaml").is_file() else folder.parent  # whose release it may be
-    for key in _PATHS & values.keys():
-        if isinstance(values[key], str) and "://" not in values[key]:
-            values[key] = str(started_in(of_run) / values[key])
+    values = located(values, _PATHS, started_in(of_run))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

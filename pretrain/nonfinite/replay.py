@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config import PretrainConfig, plan
-from pretrain.core.configlib import ConfigError, validate
+from pretrain.core.configlib import ConfigError, read_values, validate
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.data.shards.dataset import Dataset
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
-from pretrain.engine.session.folder import run_values
+from pretrain.engine.session.folder import located, run_values, started_in
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture
+
+# Keys of the paths that a step needs.
+_PATHS = ("data.shards", "data.index", "data.exclude")
+_PATHS += ("objective.tokenizer", "objective.teacher", "objective.teachers.weights", "objective.gram.release")
 
 
 @safe_output()
@@ -45,7 +49,8 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
     """
     captured = capture.read(folder)
     run_dir = folder.resolve().parent.parent
-    config = validate(PretrainConfig, run_values(run_dir, overrides), source=str(run_dir / "config.yaml"))
+    values = located(run_values(run_dir), _PATHS, started_in(run_dir))
+    config = validate(PretrainConfig, read_values(values, overrides), source=str(run_dir / "config.yaml"))
     dataset = Dataset.open(config.data.shards, config.data.index, exclude=config.data.exclude)
     if dataset.fingerprint != captured.fingerprint:
         raise ValueError(

@@ -132,6 +132,22 @@ def started_in(folder: Path) -> Path:
     return Path(recorded) if isinstance(recorded, str) and Path(recorded).is_dir() else Path()
 
 
+def located(values: dict[str, Any], keys: Collection[str], home: Path) -> dict[str, Any]:
+    """A copy of `values`, whose relative paths under `keys` ("data.shards"; also in lists) are those of `home`."""
+    for key in keys:
+        values = _located(values, key.split("."), home)
+    return values
+
+
+def _located(value: Any, parts: Sequence[str], home: Path) -> Any:
+    if isinstance(value, list):
+        return [_located(item, parts, home) for item in cast(list[Any], value)]
+    if isinstance(value, dict) and parts:
+        section = cast(dict[str, Any], value)
+        return {name: _located(item, parts[1:], home) if name == parts[0] else item for name, item in section.items()}
+    return str(home / value) if isinstance(value, str) and not parts and "://" not in value else cast(Any, value)
+
+
 def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
     """Fingerprints in data.json, by key."""
     if "fingerprint" in data:
