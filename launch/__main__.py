@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from launch.hosts.local import run_local
-from launch.programs import PROGRAMS, check_program
+from launch.programs import check_program, chosen_run
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
@@ -44,20 +44,20 @@ def _local(arguments: list[str]) -> int:
     places.add_parser("plan", help="time, memory, storage and failures of a run on many nodes")
     local = places.add_parser("local", help="processes of this machine, restarted when one dies")
     local.add_argument("processes", type=int, help="number of processes; one per GPU")
-    local.add_argument("run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]", help="default: pretrain")
+    local.add_argument(
+        "run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]", help="default: by its kind"
+    )
     local.add_argument("--max-restarts", type=int, default=3, help="restarts after a process died (default 3)")
     chosen = parser.parse_args(arguments)
     if chosen.processes < 1:
         parser.error(f"processes must be at least 1, got {chosen.processes}")
-    word, run = (chosen.run[0], chosen.run[1:]) if chosen.run[0] in PROGRAMS else ("pretrain", chosen.run)
-    if not run:
-        parser.error(f"no configuration after {word}")
     try:
-        run_dir = check_program(word, run[0], run[1:], world_size=chosen.processes)
+        word, config, overrides = chosen_run(chosen.run)
+        run_dir = check_program(word, config, overrides, world_size=chosen.processes)
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    return run_local(run_dir, word, run, processes=chosen.processes, max_restarts=chosen.max_restarts)
+    return run_local(run_dir, word, [config, *overrides], processes=chosen.processes, max_restarts=chosen.max_restarts)
 
 
 if __name__ == "__main__":

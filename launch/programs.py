@@ -24,6 +24,28 @@ def _finetune(config: str, overrides: Sequence[str], world_size: int) -> Path:
 PROGRAMS: dict[str, Callable[[str, Sequence[str], int], Path]] = {"pretrain": _pretrain, "finetune": _finetune}
 
 
+def chosen_run(words: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Program, configuration and overrides of `[pretrain|finetune] CONFIG [key=value ...]`.
+
+    Without the first word the configuration decides: one with `task` and no `objective` is of fine-tuning.
+
+    Raises:
+        ValueError: a word without a configuration.
+    """
+    if words[0] not in PROGRAMS:
+        return _kind(words[0], words[1:]), words[0], [*words[1:]]
+    if not words[1:]:
+        raise ValueError(f"no configuration after {words[0]}")
+    return words[0], words[1], [*words[2:]]
+
+
+def _kind(config: str, overrides: Sequence[str]) -> str:
+    with suppress(ConfigError):  # it is reported when the configuration is checked
+        values = read_values(config, overrides)
+        return "finetune" if "task" in values and "objective" not in values else "pretrain"
+    return "pretrain"
+
+
 def check_program(word: str, config: str, overrides: Sequence[str], *, world_size: int) -> Path:
     """The absolute run folder of a configuration that can run on `world_size` processes.
 

@@ -148,8 +148,8 @@ class PretrainConfig(Config):
         if isinstance(given, Mapping) and "task" in given and "objective" not in given:
             raise ValueError(
                 "a configuration of fine-tuning (it has task, and no objective): read by fovea finetune (--check tries "
-                "it) and fovea launch check, local and slurm with the word finetune; doctor, scale and launch plan are "
-                "for pretraining"
+                "it), fovea launch check, local and hosts, and fovea launch slurm finetune; doctor, scale and launch "
+                "plan are for pretraining"
             )
         return given
 

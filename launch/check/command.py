@@ -18,7 +18,7 @@ from launch.plan import task_cost
 from launch.plan.cost import count
 from launch.plan.hardware import find_gpu
 from launch.plan.machine import Machine
-from launch.programs import PROGRAMS, device_of
+from launch.programs import PROGRAMS, chosen_run, device_of
 from pretrain.config import Plan, PretrainConfig, batch_bytes
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.command import run_command
@@ -40,6 +40,11 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_intermixed_args(arguments)
     if chosen.on_nodes and chosen.probe_steps:
         parser.error("--probe-steps is for use before a job; inside a job the run itself measures it")
+    given = [chosen.program, *chosen.run] if chosen.program else chosen.run
+    try:
+        chosen.program, chosen.config, chosen.overrides = chosen_run(given)
+    except ValueError as error:
+        parser.error(str(error))
     if chosen.on_nodes and variable(os.environ, "SLURM_PROCID", 0):
         return _on_nodes(chosen, 0)
     try:
@@ -216,9 +221,8 @@ def _seconds(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fovea launch check", description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    parser.add_argument("--program", choices=PROGRAMS, default="pretrain")
+    parser.add_argument("run", nargs="+", metavar="[pretrain|finetune] CONFIG [key=value ...]")
+    parser.add_argument("--program", choices=PROGRAMS, help="of a job; default: by the kind of the configuration")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node, one per GPU")
     parser.add_argument("--gpu", metavar="NAME", help="h200, h100, a100, ...: sets its memory and speed")

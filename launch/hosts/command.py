@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from launch.hosts.hostfile import Host, HostsError, Ssh, look, read_hostfile
 from launch.hosts.restarts import EXIT_PREEMPTED, StopRequest, keep_running, say
-from launch.programs import PROGRAMS, check_program, device_of
+from launch.programs import check_program, chosen_run, device_of
 from pretrain.core.configlib import ConfigError
 from pretrain.core.machine.children import child_environment
 from pretrain.core.machine.command import run_command
@@ -47,22 +47,20 @@ EXIT_HOSTS = 4
 def main(arguments: list[str]) -> int:
     """Exit status 0: done. 85: stopped on request, and saved. 2: wrong input. 4: hosts cannot be used."""
     chosen = _parser().parse_intermixed_args(arguments)
-    word, run = (chosen.run[0], chosen.run[1:]) if chosen.run[0] in PROGRAMS else ("pretrain", chosen.run)
     try:
-        if not run:
-            raise ValueError(f"no configuration after {word}")
+        word, config, overrides = chosen_run(chosen.run)
         hosts = read_hostfile(chosen.hostfile)
-        run_dir = check_program(word, run[0], run[1:], world_size=sum(host.slots for host in hosts))
+        run_dir = check_program(word, config, overrides, world_size=sum(host.slots for host in hosts))
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     ssh = Ssh(chosen.python, Path.cwd(), chosen.ssh_port, chosen.ssh_option, chosen.environment)
     master = chosen.master_addr or hosts[0].name.rpartition("@")[2]
-    on_gpus = device_of(run[0], run[1:]) != "cpu"
+    on_gpus = device_of(config, overrides) != "cpu"
 
     def attempt(request: StopRequest) -> int:
         port = look(hosts, ssh, run_dir, master=master, on_gpus=on_gpus)
-        return Ranks(hosts, ssh, [word, *run], address=(master, port)).run(request)
+        return Ranks(hosts, ssh, [word, config, *overrides], address=(master, port)).run(request)
 
     try:
         return keep_running(run_dir, attempt, max_restarts=chosen.max_restarts)

@@ -224,11 +224,27 @@ def test_a_mistake_planted_in_a_task_is_found_with_a_remedy(
     config = tmp_path / "task.yaml"
     config.write_text(TASK.format(folder=tmp_path))
     quick = [] if {"shm", "disk"} & set(planted.machine) else ["--quick"]
-    status = main(["--program", "finetune", str(config), *planted.arguments, *quick])
+    status = main([str(config), *planted.arguments, *quick])
     said = capsys.readouterr()
     found = said.err if planted.level == "error" else said.out
     assert status == (2 if planted.level == "error" else 0), said
     assert f"{planted.level}: " in found and all(part in found for part in planted.said), found
+
+
+def test_a_task_is_recognized_with_and_without_its_word(
+    tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    config = tmp_path / "task.yaml"
+    config.write_text(TASK.format(folder=tmp_path))
+    for words in ([str(config)], ["finetune", str(config)], ["--program", "finetune", str(config)]):
+        assert main([*words, "--quick", "optim.total_steps=30"]) == 0
+        assert "steps    30, 0 of warm-up; 1 epochs of 960 images, measured on 296" in capsys.readouterr().out
+    assert main(["pretrain", str(config)]) == 2
+    assert "a configuration of fine-tuning" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["finetune"])
+    assert "no configuration after finetune" in capsys.readouterr().err
 
 
 @pytest.mark.processes
