@@ -359,10 +359,10 @@ def _save_map(path: Path, prediction: Prediction) -> None:
     if isinstance(prediction, ClassMap):
         from PIL import Image
 
-        from finetune.report import canvas
+        from pretrain.core.page.colours import colour
 
         image = Image.fromarray(prediction.classes)
-        image.putpalette([value for index in range(256) for value in canvas.colour(index)])
+        image.putpalette([value for index in range(256) for value in colour(index)])
         path.parent.mkdir(parents=True, exist_ok=True)
         return image.save(path)
     if isinstance(prediction, DepthMap):

@@ -13,8 +13,8 @@ from torch import Tensor
 from finetune.attention import panels
 from finetune.attention.choices import Comparison, Use
 from finetune.attention.study import WAYS, Cost, Row, Study
-from finetune.report import elements
 from finetune.report.curves import as_png
+from pretrain.core.page import elements
 from pretrain.core.text import html
 
 COLUMNS = ("image dependence", "entropy", "Hoyer", "keys for 90 %", "distance", "active", "dead")

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from finetune.attention.choices import Choice, Comparison, Use
-from finetune.report import elements
 from finetune.report.curves import as_png, legible
+from pretrain.core.page import elements
 from pretrain.core.text import html
 
 COLUMNS = ("images", "general block", "mean p |g|", "groups", "between", "by chance", "p", "")

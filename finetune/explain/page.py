@@ -19,8 +19,8 @@ from finetune.explain.measures import Mean
 from finetune.explain.pictures import attention_picture, maps_picture
 from finetune.explain.sanity import SURVIVES
 from finetune.explain.study import Row, Study
-from finetune.report import elements, tables
 from pretrain.core.files import replacing_folder, write_json
+from pretrain.core.page import elements
 from pretrain.core.record import versions
 from pretrain.core.text import html, markdown
 
@@ -236,7 +236,7 @@ def _interval(mean: Mean) -> str:
     if not mean.count:
         return "–"  # noqa: RUF001
     if mean.count == 1:
-        return tables.number(mean.value)
+        return elements.number(mean.value)
     return f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
 
 

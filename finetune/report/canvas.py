@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-RGB = tuple[int, int, int]
+from pretrain.core.page.colours import RGB
 
 # Okabe and Ito 2008 ("Color Universal Design"): distinguishable with colour blindness too.
 RIGHT: RGB = (0, 190, 140)
@@ -25,20 +24,6 @@ PAPER: RGB = (255, 255, 255)
 
 MIN_SIDE, MAX_SIDE = 320, 640  # of a panel's longer side, in pixels
 _GAP, _TITLE, _LINE = 8, 24, 22
-# Ten colours of about the same strength; further ones step around the colour circle by the golden angle.
-_FIRST: tuple[RGB, ...] = (
-    (31, 119, 220), (44, 175, 60), (150, 95, 210), (0, 190, 205), (240, 190, 30),
-    (240, 100, 190), (150, 90, 65), (190, 215, 60), (225, 45, 60), (120, 140, 160),
-)  # fmt: skip
-
-
-def colour(index: int) -> RGB:
-    """The colour of class (or object) `index`, the same in every picture."""
-    if 0 <= index < len(_FIRST):
-        return _FIRST[index]
-    hue = (index * 0.618034) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.3 * (index % 3) / 2, 0.95 - 0.25 * (index % 4) / 3)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def ink_on(background: RGB) -> RGB:

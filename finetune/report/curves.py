@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from finetune.report import canvas
+from pretrain.core.page.colours import colour, hexadecimal
 
 _NUMBERED = 25  # number of classes whose counts fit into the cells of a confusion matrix
 _LONG = 10_000  # counts from this on do not fit: shares are written instead
@@ -54,14 +55,14 @@ def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> by
     figure, axes = _figure(5.6, 4.4)
     many = len(curves) > _CURVES
     for place, (name, curve) in enumerate(curves.items()):
-        tint = "#b8c4d0" if many else _hex(canvas.colour(place))
+        tint = "#b8c4d0" if many else hexadecimal(colour(place))
         width = 0.8 if many else 1.8
         label = None if many else legible(name)
         axes.plot(curve["recall"], curve["precision"], color=tint, linewidth=width, label=label)
     if many:
         recall = np.linspace(0, 1, 101)
         parts = [np.interp(recall, c["recall"], c["precision"], right=0.0) for c in curves.values()]
-        axes.plot(recall, np.mean(parts, axis=0), color=_hex(canvas.colour(0)), linewidth=2.4,
+        axes.plot(recall, np.mean(parts, axis=0), color=hexadecimal(colour(0)), linewidth=2.4,
                   label=f"mean of {len(curves)} classes")  # fmt: skip
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
@@ -81,7 +82,7 @@ def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *,
         if not points:
             continue
         steps, values = np.array(points, dtype=np.float64).T
-        tint = _hex(canvas.colour(drawn))
+        tint = hexadecimal(colour(drawn))
         smooth = len(values) >= 40
         axes.plot(steps, values, color=tint, linewidth=0.8 if smooth else 1.8, alpha=0.35 if smooth else 1.0,
                   marker=None if len(values) > 20 else "o", markersize=4, label=None if smooth else name)  # fmt: skip
@@ -127,7 +128,3 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """The mean over `width` neighbours, over fewer at the ends."""
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-
-
-def _hex(tint: canvas.RGB) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*tint)

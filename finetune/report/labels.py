@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from finetune.report import canvas
-from finetune.report.canvas import FALSE, INK, PALE, RGB, RIGHT
+from finetune.report.canvas import FALSE, INK, PALE, RIGHT
+from pretrain.core.page.colours import RGB
 
 _WIDTH, _ROW, _TOP, _MOST = 330, 34, 5, 15
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.report import canvas
-from finetune.report.canvas import FALSE, RGB
+from finetune.report.canvas import FALSE
+from pretrain.core.page.colours import RGB, colour
 
 VOID = 255
 VOID_TINT: RGB = (40, 40, 40)
@@ -49,7 +50,7 @@ def overlay_classes(
     image: np.ndarray, values: np.ndarray, classes: Sequence[str], *, alpha: float = 0.55
 ) -> np.ndarray:
     """uint8 [H, W, 3] tinted by class ids [H, W] of the same size; void is dark, a class "background" has no tint."""
-    tints = np.array([canvas.colour(i) for i in range(VOID)] + [VOID_TINT], dtype=np.float32)
+    tints = np.array([colour(i) for i in range(VOID)] + [VOID_TINT], dtype=np.float32)
     strength = np.array([alpha * (not _is_background(classes, i)) for i in range(VOID + 1)], dtype=np.float32)
     values = np.minimum(values, VOID)
     share = strength[values][..., None]
@@ -129,7 +130,7 @@ def _legend(truth: np.ndarray | None, prediction: np.ndarray | None, classes: Se
         name = classes[index] if index < len(classes) else f"class {index}"
         if truth is not None and prediction is not None:
             name += f" IoU {_iou(truth, prediction, index)}"
-        legend.append((canvas.PAPER if _is_background(classes, index) else canvas.colour(index), name))
+        legend.append((canvas.PAPER if _is_background(classes, index) else colour(index), name))
     if VOID in present:
         legend.append((VOID_TINT, "void, not evaluated"))
     return legend

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from finetune.data.coco import rle
 from finetune.report import canvas
-from finetune.report.canvas import CONFUSED, FALSE, MISSED, RGB, RIGHT
+from finetune.report.canvas import CONFUSED, FALSE, MISSED, RIGHT
+from pretrain.core.page.colours import RGB, colour
 
 if TYPE_CHECKING:
     from finetune.data.coco.instances import Instances
@@ -190,7 +191,7 @@ def _at_least(prediction: Detected, threshold: float) -> Detected:
 
 def _tints(labels: np.ndarray, classes: Sequence[str]) -> list[RGB]:
     """A colour per class; with a single class, per object."""
-    return [canvas.colour(i if len(classes) == 1 else int(label) - 1) for i, label in enumerate(labels)]
+    return [colour(i if len(classes) == 1 else int(label) - 1) for i, label in enumerate(labels)]
 
 
 def _names(shown: Detected, classes: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from finetune.metrics.metric import Scores
-from finetune.report import curves, elements, tables
+from finetune.report import curves, tables
+from pretrain.core.page import elements
 from pretrain.core.text import html
 
 _LINES = 100  # of findings, per set
@@ -78,7 +79,7 @@ def _numbers(scores: Scores) -> str:
         )
     first = next(iter(shown))
     cards = "".join(
-        f'<div class="card{" first" if name == first else ""}">{html(name)}<b>{tables.number(value)}</b></div>'
+        f'<div class="card{" first" if name == first else ""}">{html(name)}<b>{elements.number(value)}</b></div>'
         for name, value in shown.items()
     )
     return f'<div class="cards">{cards}</div>{table}'
@@ -94,7 +95,7 @@ def _pictures(page: Page) -> str:
 
 
 def _picture(drawn: Drawn, place: int) -> str:
-    caption = f"{place}. {html(drawn.name)} <span class='pale'>quality {tables.number(drawn.quality)}</span>"
+    caption = f"{place}. {html(drawn.name)} <span class='pale'>quality {elements.number(drawn.quality)}</span>"
     return elements.photo(drawn.name, drawn.picture, caption)
 
 

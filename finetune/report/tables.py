@@ -1,4 +1,4 @@
-"""Scores as text: numbers with significant digits, the worst classes first, the most frequent mistakes."""
+"""Scores as tables: the worst classes first, the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ from finetune.metrics.metric import Scores
 
 _SHOWN_MISTAKES = 12
 _CARDS = 8
-
-
-def number(value: Any) -> str:
-    """0.7312 as "0.731", 12 as "12", nothing as a dash."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"  # noqa: RUF001
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
-    return str(value)
 
 
 def grouped(values: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]] | None:

@@ -20,7 +20,7 @@ from finetune.attention.study import Study
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.mechanisms.routing import observed_routing
 from pretrain.models.release.folder import write_release
-from tests.finetune.browser import CHROMIUM, screenshot
+from tests.browser import CHROMIUM, screenshot
 from tests.finetune.small_tasks import small_task
 
 pytestmark = pytest.mark.slow

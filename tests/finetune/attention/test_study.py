@@ -23,7 +23,7 @@ from pretrain.models.backbones.timm_backbone import TimmBackbone
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers.ffn import TopK
 from pretrain.models.release.folder import write_release
-from tests.finetune.browser import CHROMIUM, screenshot
+from tests.browser import CHROMIUM, screenshot
 
 SIZE, GRID = (16, 16), (4, 4)
 

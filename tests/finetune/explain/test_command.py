@@ -9,20 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from finetune.explain.command import main
 from finetune.release import write_release
+from tests.browser import CHROMIUM, screenshot
 from tests.finetune import runs
 from tests.finetune.explain.planted import shortcut_task, write_photos
 from tests.finetune.small_tasks import small_task
-from tests.runs import LONG
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FAST = ["--method", "rollout", "--method", "relevance", "--limit", "4", "--device", "cpu"]
 
 
@@ -140,15 +137,7 @@ def test_help_imports_no_torch():
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no chromium here")
 def test_a_browser_shows_the_page(out: Path, tmp_path: Path):
     assert CHROMIUM is not None, "install chromium"
-    shot = tmp_path / "shot.png"
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--disable-extensions", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1500,2400"]
-    done = subprocess.run(
-        [*command, f"--screenshot={shot}", (out / "index.html").as_uri()], capture_output=True, text=True, timeout=LONG
-    )
-    assert shot.exists(), done.stderr
-    assert "Refused" not in done.stderr and "Content Security" not in done.stderr
-    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    pixels = screenshot((out / "index.html").as_uri(), tmp_path, size=(1500, 2400))
     glow = (pixels[..., 0] > 220) & (pixels[..., 1] > 100) & (pixels[..., 2] < 90)  # the bright end of the maps
     assert glow.sum() > 4 * 5 * 200  # four images with five maps each
     assert (pixels < 100).all(-1).sum() > 5000  # text

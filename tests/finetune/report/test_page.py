@@ -15,7 +15,7 @@ from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from finetune.report.page import Drawn, Page, render
 from finetune.report.write import board_pictures, write_report
-from tests.finetune.browser import CHROMIUM, screenshot
+from tests.browser import CHROMIUM, screenshot
 
 NAMES = ("apple", "<b>pear</b> & co", "plum")
 CONFUSION = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])

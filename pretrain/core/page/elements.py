@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from finetune.report import tables
-from finetune.report.style import STYLE
+from pretrain.core.page.style import STYLE
 from pretrain.core.text import html
 
 # Nothing may be loaded or run, so that a page that needs a file or a script fails visibly.
@@ -33,6 +34,15 @@ def header(title: str, subtitle: str, warnings: Sequence[str] = ()) -> str:
     return f'<h1>{html(title)}</h1><div class="pale path">{html(subtitle)}</div>{lines}'
 
 
+def number(value: Any) -> str:
+    """0.7312 as "0.731", 12 as "12", nothing as a dash."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"  # noqa: RUF001
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return str(value)
+
+
 def cell(value: object, *, bar: bool = False) -> str:
     """A cell of a table; bar: a number in [0, 1] is drawn too."""
     if isinstance(value, str):
@@ -40,7 +50,7 @@ def cell(value: object, *, bar: bool = False) -> str:
     drawn = ""
     if bar and isinstance(value, float) and 0 <= value <= 1:
         drawn = f'<span class="bar"><i style="width:{value:.1%}"></i></span>'
-    return f"<td>{drawn}{tables.number(value)}</td>"
+    return f"<td>{drawn}{number(value)}</td>"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, bar: str | None = None) -> str:
@@ -73,7 +83,7 @@ def photo(name: str, picture: np.ndarray, caption: str) -> str:
 
 
 def figure(name: str, png: bytes) -> str:
-    """An embedded figure of `curves`."""
+    """An embedded PNG of a figure drawn at 130 dots per inch."""
     size = Image.open(io.BytesIO(png)).size[0] * 3 // 4
     return f'<img alt="{html(name)}" width="{size}" style="max-width:100%" src="{_data(png, "png")}">'
 
