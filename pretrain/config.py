@@ -255,5 +255,5 @@ def plan(config: PretrainConfig, *, num_samples: int, world_size: int) -> Plan:
 def batch_bytes(config: PretrainConfig, images: int, *, augmented: bool = False) -> int:
     """Bytes of a micro-batch as a worker sends it: pixels in uint8, under `data.range` or `augmented` in float32."""
     views = stacks(config.objective.views(config.model)).values()
-    pixels = sum(view.count * view.size[0] * view.size[1] for stack in views for _, view in stack)
+    pixels = sum(view.num_images * view.size[0] * view.size[1] for stack in views for _, view in stack)
     return images * config.model.in_chans * pixels * (4 if augmented or config.data.range is not None else 1)

@@ -157,7 +157,7 @@ def empty_batch(config: PretrainConfig, images: int) -> dict[str, Tensor]:
     """The loader's batch of `images` images: pixels and noises as shapes only, masks drawn as in training."""
     specs, channels = config.objective.views(config.model), config.model.in_chans
     batch = {
-        name: torch.empty(images, sum(view.count for _, view in views), channels, *views[0][1].size)
+        name: torch.empty(images, sum(view.num_images for _, view in views), channels, *views[0][1].size)
         for name, views in stacks(specs).items()
     }
     noises = {spec.name: torch.empty(images, *spec.shape) for spec in specs if isinstance(spec, Noise)}

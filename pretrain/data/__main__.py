@@ -5,34 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pretrain.core.files import write_json
-from pretrain.core.images import MAX_PIXELS
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import console, safe_output
 from pretrain.core.text import shown, shown_lines
 from pretrain.data import channels, statistics
-from pretrain.data.depths import look_at_values
 from pretrain.data.shards.catalog import fingerprint, read_rows
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
 from pretrain.data.shards.index import build_index
 from pretrain.data.shards.listing import expand, gone_shards, is_shard
 from pretrain.data.shards.verify import Damage, verify_shards
 from pretrain.data.show import Statistics, examine, save_sheet
-from pretrain.data.write import curate
-from pretrain.data.write.shards import WriteSettings, Written, write
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+from pretrain.data.terminal import human, positive, progress
+from pretrain.data.write import command, curate
 
 
 @safe_output()
@@ -61,52 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0))
 
-    add = commands.add_parser("write", help="image files (a folder, or a CSV that lists them) to shards")
-    add.add_argument("source", type=Path, help="folder of images, or .csv with a column filename [label, class_name]")
-    add.add_argument("out", type=Path, help="folder for the shards")
-    add.add_argument("--name", default="train", help="shards are NAME-000000.tar ... (default: train)")
-    sides = add.add_mutually_exclusive_group()
-    sides.add_argument(
-        "--size", type=_positive, metavar="N", help="shrink to a shorter side of N pixels (default: keep bytes)"
-    )
-    sides.add_argument("--tile", type=_positive, metavar="N", help="cut into squares of N pixels, each a sample")
-    add.add_argument(
-        "--overlap", type=int, default=0, metavar="N", help="pixels that neighbouring tiles share (default: 0)"
-    )
-    add.add_argument(
-        "--quality", type=int, choices=range(1, 101), default=90, metavar="1..100", help="of resized JPEG, WebP"
-    )
-    by = add.add_mutually_exclusive_group()
-    by.add_argument(
-        "--shard-size", type=_size, default="100MB", metavar="SIZE", help="approximate size (default: 100MB)"
-    )
-    by.add_argument("--samples-per-shard", type=_positive, metavar="N", help="or exactly this number of files")
-    add.add_argument(
-        "--labels", choices=("auto", "none"), default="auto", help="auto: sub-folders, or the CSV's columns"
-    )
-    add.add_argument("--classes", type=Path, metavar="JSON", help="classes.json whose ids to use (a validation set's)")
-    add.add_argument("--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)")
-    add.add_argument("--no-shuffle", action="store_true", help="keep the order of the names")
-    add.add_argument(
-        "--max-pixels",
-        type=_positive,
-        default=MAX_PIXELS,
-        metavar="N",
-        help=f"skip larger images (default: {MAX_PIXELS}); with --size, JPEGs are decoded at 1/2 to 1/8 instead",
-    )
-    add.add_argument(
-        "--channels", metavar="NAMES", help=f"of the images, in order, separated by commas: written to {channels.FILE}"
-    )
-    add.add_argument(
-        "--pages",
-        choices=("refuse", "channels"),
-        default="refuse",
-        help="a TIFF or DICOM of several pages: skip it (default), or its pages are the channels of one image",
-    )
-    add.add_argument("--strict", action="store_true", help="an unreadable file is an error")
-    add.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
-    add.set_defaults(run=_write)
-
+    command.add_to(commands)
     curate.add_command(commands)
 
     index = commands.add_parser("index", help="index existing shards, without rewriting them")
@@ -120,20 +69,20 @@ def _parser() -> argparse.ArgumentParser:
         "names that hide images are an error)",
     )
     index.add_argument("--forget", action="store_true", help="remove missing shards from the index")
-    index.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
+    index.add_argument("--workers", type=positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     index.set_defaults(run=_index)
 
     verify = commands.add_parser("verify", help="read every byte again and name what is damaged")
     verify.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
     verify.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: next to the shards)")
-    verify.add_argument("--workers", type=_positive, default=cores, metavar="N", help=f"processes (default: {cores})")
+    verify.add_argument("--workers", type=positive, default=cores, metavar="N", help=f"processes (default: {cores})")
     verify.set_defaults(run=_verify)
 
     show = commands.add_parser("show", help="a contact sheet, and statistics")
     show.add_argument("shards", nargs="+", help="folder, glob, or 'name-{000000..000127}.tar'")
     show.add_argument("--index", type=Path, metavar="DIR", help="where the index is (default: next to the shards)")
     show.add_argument("--out", type=Path, metavar="PNG", help="write a contact sheet")
-    show.add_argument("--count", type=_positive, default=64, metavar="N", help="images on the sheet (default: 64)")
+    show.add_argument("--count", type=positive, default=64, metavar="N", help="images on the sheet (default: 64)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
     show.add_argument(
         "--range",
@@ -143,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="stored values that are black and white, for images of more than 8 bits (data.range)",
     )
     show.add_argument(
-        "--examine", type=_positive, default=2000, metavar="N", help="samples for statistics (default: 2000)"
+        "--examine", type=positive, default=2000, metavar="N", help="samples for statistics (default: 2000)"
     )
     show.set_defaults(run=_show)
 
@@ -156,74 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="data.range under which mean and std are measured"
     )
-    stats.add_argument("--examine", type=_positive, default=2000, metavar="N", help="images to read (default: 2000)")
+    stats.add_argument("--examine", type=positive, default=2000, metavar="N", help="images to read (default: 2000)")
     stats.add_argument("--seed", type=int, default=0, metavar="N", help="which images (default: 0)")
     stats.set_defaults(run=_stats)
     return parser
-
-
-def _write(arguments: argparse.Namespace) -> int:
-    if not 0 <= arguments.overlap < (arguments.tile or 1):
-        raise ValueError(f"--overlap {arguments.overlap}: must be 0 or more and less than --tile")
-    settings = WriteSettings(
-        name=arguments.name,
-        size=arguments.size,
-        quality=arguments.quality,
-        shard_size=arguments.shard_size,
-        samples_per_shard=arguments.samples_per_shard,
-        labels=arguments.labels,
-        shuffle_seed=None if arguments.no_shuffle else arguments.shuffle_seed,
-        strict=arguments.strict,
-        max_pixels=arguments.max_pixels,
-        pages=arguments.pages,
-        tile=arguments.tile,
-        overlap=arguments.overlap,
-    )
-    names = None if arguments.channels is None else tuple(arguments.channels.split(","))
-    names = channels.with_names_beside(names, str(arguments.out))
-    start = time.monotonic()
-    with _progress() as progress:
-        task = progress.add_task("writing shards", total=None)
-        written = write(
-            arguments.source,
-            arguments.out,
-            settings,
-            workers=arguments.workers,
-            classes=arguments.classes,
-            planned=lambda shards, files: progress.update(task, total=shards),
-            done=lambda receipt: progress.advance(task),
-        )
-    if names is not None:
-        write_json(arguments.out / channels.FILE, names)
-    _report_written(written, arguments.out, settings, time.monotonic() - start)
-    return 0
-
-
-def _report_written(written: Written, out: Path, settings: WriteSettings, seconds: float) -> None:
-    if written.ignored:
-        listed = ", ".join(f"{shown(suffix)} {count}" for suffix, count in written.ignored.most_common(5))
-        print(f"ignored {written.ignored.total()} other files ({listed})")
-    for name, reason in written.skipped[:5]:
-        print(f"skipped {shown(name)}: {shown(reason)}")
-    if len(written.skipped) > 5:
-        print(f"... and {len(written.skipped) - 5} more, in {out / 'skipped.txt'}")
-    for name, scale in written.reduced[:5]:
-        print(f"reduced {shown(name)}: above --max-pixels, decoded at 1/{scale} of its sides before its resize")
-    if len(written.reduced) > 5:
-        print(f"... and {len(written.reduced) - 5} more decoded at a smaller scale")
-    labels = "no labels"
-    if written.labelled:
-        labels = f"{len(written.classes)} classes" if written.classes else "integer labels"
-        labels += f", {written.unlabelled} images without a label" if written.unlabelled else ""
-    resumed = f", {written.resumed} of them written before" if written.resumed else ""
-    what = "images" if settings.tile is None else "tiles"
-    print(
-        f"{written.samples} {what} in {len(written.shards)} shards{resumed}, {_human(written.bytes)}, {labels}, "
-        f"{len(written.skipped)} skipped, {seconds:.1f} s: {out / settings.name}-*.tar"
-    )
-    deep = look_at_values(Dataset.open(written.shards))
-    if deep is not None:
-        print(f"{deep}; train with data.range={deep.suggested}, or a narrower one, to keep their bits")
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -231,8 +116,8 @@ def _index(arguments: argparse.Namespace) -> int:
     listed = {folder: read_rows(folder) for folder in {Path(shard).parent for shard in shards}}
     gone = gone_shards(arguments.shards, shards, listed) if arguments.out is None else []
     start = time.monotonic()
-    with _progress() as progress:
-        task = progress.add_task("indexing", total=len(shards))
+    with progress() as bar:
+        task = bar.add_task("indexing", total=len(shards))
         rows = build_index(
             shards,
             out=arguments.out,
@@ -240,13 +125,13 @@ def _index(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             key_rule=arguments.key_rule,
             forget=gone if arguments.forget else (),
-            done=lambda row: progress.advance(task),
+            done=lambda row: bar.advance(task),
         )
     extensions = sorted({extension for row in rows for extension in row.extensions})
     samples, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
-    print(f"{samples} samples in {len(rows)} shards, {_human(size)}, {time.monotonic() - start:.1f} s")
+    print(f"{samples} samples in {len(rows)} shards, {human(size)}, {time.monotonic() - start:.1f} s")
     print(f"members: {shown(', '.join(extensions[:12]))}{' ...' if len(extensions) > 12 else ''}")
-    if not set(extensions) & set(IMAGE_EXTENSIONS):
+    if not frame_members(extensions):
         print(f"no sample has an image: none of these extensions is {', '.join(IMAGE_EXTENSIONS)}")
     print(f"fingerprint: {fingerprint(rows)}")
     for shard in gone:
@@ -261,17 +146,17 @@ def _verify(arguments: argparse.Namespace) -> int:
     shards = expand(arguments.shards)
     damages: list[Damage] = []
     samples = size = 0
-    with _progress() as progress:
-        task = progress.add_task("verifying", total=len(shards))
+    with progress() as bar:
+        task = bar.add_task("verifying", total=len(shards))
         for result in verify_shards(shards, spec=arguments.shards, index=arguments.index, workers=arguments.workers):
-            progress.advance(task)
+            bar.advance(task)
             samples, size = samples + result.samples, size + result.bytes
             damages += result.damages
     for damage in damages:
         print(damage)
     table = Table("shards", "samples", "bytes", "damaged shards", "damages")
     damaged = len({damage.shard for damage in damages})
-    table.add_row(str(len(shards)), str(samples), _human(size), str(damaged), str(len(damages)))
+    table.add_row(str(len(shards)), str(samples), human(size), str(damaged), str(len(damages)))
     console().print(table)
     return 1 if damages else 0
 
@@ -279,14 +164,14 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(arguments.shards, arguments.index)
     value_range = _value_range(arguments.range)
-    with _progress() as progress:
-        task = progress.add_task("reading", total=None)
+    with progress() as bar:
+        task = bar.add_task("reading", total=None)
         statistics = examine(
             dataset,
             limit=arguments.examine,
             seed=arguments.seed,
             value_range=value_range,
-            done=lambda: progress.advance(task),
+            done=lambda: bar.advance(task),
         )
     console().print(_statistics_table(statistics))
     if arguments.out is not None:
@@ -306,9 +191,9 @@ def _stats(arguments: argparse.Namespace) -> int:
         files, number = statistics.of_shards(dataset, arguments.examine, arguments.seed)
         fingerprint = dataset.fingerprint
         out = arguments.out or (dataset.index or Path(dataset.paths[0]).parent) / statistics.FILE
-    with _progress() as progress:
-        task = progress.add_task("measuring", total=number)
-        measured = statistics.measure(progress.track(files, task_id=task), number, value_range)
+    with progress() as bar:
+        task = bar.add_task("measuring", total=number)
+        measured = statistics.measure(bar.track(files, task_id=task), number, value_range)
     for name, reason in measured.unreadable[:5]:
         print(f"unreadable {shown(name)}: {shown(reason)}")
     found = measured.as_json(fingerprint, value_range)
@@ -359,32 +244,6 @@ def _statistics_table(statistics: Statistics) -> Table:
     for name, value in statistics.rows():
         table.add_row(name, shown_lines(value))
     return table
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console(stderr=True), transient=True)
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
-    if match is None or match[2] == "I" or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"expected a size such as 100MB or 1.5GiB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _human(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 if __name__ == "__main__":

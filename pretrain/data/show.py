@@ -17,7 +17,7 @@ from pretrain.data.formats.read import read_stored
 from pretrain.data.formats.stored import DecodeError
 from pretrain.data.labels import read_classes
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
 from pretrain.data.shards.reader import BadSample, Reader
 from pretrain.data.sheet import Cell, draw_sheet
 from pretrain.data.views.decode import decode_image, decode_npy, decode_stored
@@ -144,7 +144,7 @@ def _cell(key: str, sample: dict[str, Any] | BadSample, names: dict[str, str], v
 
 
 def choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
-    """(key, sample or its error) of up to `limit` samples, in the order of the shards."""
+    """(key, sample or its error) of up to `limit` samples, in the order of the shards; of a clip the middle frame."""
     total = dataset.num_samples
     chosen = np.arange(total)
     if total > limit:
@@ -153,7 +153,8 @@ def choose(dataset: Dataset, limit: int, seed: int) -> Iterator[tuple[str, dict[
     for position in chosen:
         shard, sample = dataset.locate(int(position))
         try:
-            found = reader.read(shard, sample, only=(*IMAGE_EXTENSIONS, "cls"))
+            frames = frame_members(reader.extensions(shard, sample))
+            found = reader.read(shard, sample, only={*IMAGE_EXTENSIONS, *frames[len(frames) // 2 :][:1], "cls"})
         except BadSample as error:
             yield error.key, error
         else:
@@ -167,7 +168,7 @@ def decode(sample: dict[str, Any], value_range: ValueRange | None = None) -> tup
     Of photos gray, palette and CMYK are RGB, and 16 bits cut to their upper 8. With a range of the stored values:
     float32 in the same unit, 0 to 255.
     """
-    extension = next((extension for extension in IMAGE_EXTENSIONS if extension in sample), None)
+    extension = next((name for name in (*IMAGE_EXTENSIONS, *frame_members(sample)) if name in sample), None)
     if extension is None:
         raise UnreadableImageError(f"no image among its members: {', '.join(k for k in sample if k[:2] != '__')}")
     try:

@@ -1,4 +1,4 @@
-"""Labelled images for probes: each once, in the order of the data set, without random numbers."""
+"""Labelled images or clips for probes: each once, in the order of the data set, without random numbers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from pretrain.data.labels import refuse_splits
 from pretrain.data.loader.samples import read_label
 from pretrain.data.loader.workers import run_in_workers
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
 from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.views import clips
 from pretrain.data.views.center_crop import CenterCrop
-from pretrain.data.views.decode import LABEL_EXTENSION, decode_sample
+from pretrain.data.views.decode import LABEL_EXTENSION, decode_file
 
 
 class EvalImages:
-    """Batches (images float32 [b, C, h, w] normalized, labels int64 [b]), the last one smaller.
+    """Batches (images float32 [b, C, h, w] or clips [b, T, C, h, w], normalized; labels int64 [b]), the last smaller.
 
     size         (h, w) in pixels, the central part of the image after its shorter side was resized with antialiasing to
     resize       that many pixels; default 256 / 224 of the size, as Resize(256), CenterCrop(224) of the official code
     orientation  exif: photos are turned upright; stored: their EXIF orientation is ignored
     value_range  of images of any depth, as `data.range`
+    frames, stride  of clips: T frames, so far apart, in the middle of each sample; 0: of images
     max_samples  evenly spaced through the data set, so that every class is met in sorted data
     labelled     False: samples need no label, all labels are 0
     rank, world_size  this rank takes its contiguous share
@@ -52,6 +54,8 @@ class EvalImages:
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         orientation: Orientation = "exif",
         value_range: ValueRange | None = None,
+        frames: int = 0,
+        stride: int = 1,
         max_samples: int | None = None,
         labelled: bool = True,
         rank: int = 0,
@@ -77,8 +81,8 @@ class EvalImages:
         share = chosen[rank * len(chosen) // world_size : (rank + 1) * len(chosen) // world_size].astype(np.int64)
         geometry = CenterCrop(size, resize, interpolation)
         normalize = torch.tensor([list(mean), list(std)], dtype=torch.float32).view(2, in_chans, 1, 1)
-        decode = partial(decode_sample, in_chans=in_chans, orientation=orientation, value_range=value_range)
-        self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize, labelled)
+        decode = partial(decode_file, in_chans=in_chans, orientation=orientation, value_range=value_range)
+        self._batches = _EvalBatches(dataset, share, batch_size, geometry, decode, normalize, labelled, frames, stride)
         self._num_workers, self._give_up = num_workers, give_up
         self.bad: list[tuple[str, str, str]] = []
 
@@ -103,9 +107,11 @@ class _EvalBatches:
         samples: np.ndarray,
         batch_size: int,
         geometry: CenterCrop,
-        decode: Callable[[Mapping[str, bytes]], np.ndarray],
+        decode: Callable[[bytes], np.ndarray],
         normalize: Tensor,
         labelled: bool,
+        frames: int,
+        stride: int,
     ) -> None:
         self.reader = Reader(dataset)
         self.samples = samples
@@ -114,6 +120,7 @@ class _EvalBatches:
         self.decode = decode
         self.normalize = normalize
         self.labelled = labelled
+        self.frames, self.stride = frames, stride
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -126,9 +133,10 @@ class _EvalBatches:
             shard, within = self.reader.dataset.locate(number)
             name = self.reader.dataset.names[shard]
             try:
-                sample = self.reader.read(shard, within, only=(*IMAGE_EXTENSIONS, LABEL_EXTENSION))
+                members = self._members(shard, within)
+                sample = self.reader.read(shard, within, only={*members, LABEL_EXTENSION})
                 label = read_label(sample, f"{name}/{sample['__key__']}") if self.labelled else 0
-                images.append(self.geometry(self.decode(sample)))
+                images.append(self._pixels(sample, members))
             except BadSample as error:
                 bad.append((name, error.key, error.reason))
                 continue
@@ -137,7 +145,22 @@ class _EvalBatches:
                 continue
             labels.append(label)
         if not images:
-            empty = torch.zeros((0, self.normalize.shape[1], *self.geometry.size))
+            empty = torch.zeros((0, *[self.frames] * (self.frames > 0), self.normalize.shape[1], *self.geometry.size))
             return empty, torch.zeros(0, dtype=torch.int64), bad
         stacked = torch.stack(images).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         return stacked.sub_(self.normalize[0]).div_(self.normalize[1]), torch.tensor(labels), bad
+
+    def _members(self, shard: int, within: int) -> list[str]:
+        """The members that are shown, in order, a name for each frame; of an image its one."""
+        found = self.reader.extensions(shard, within)
+        if not self.frames:
+            return [name for name in IMAGE_EXTENSIONS if name in found][:1]
+        names = frame_members(found)
+        return [names[number] for number in clips.middle_frames(len(names), self.frames, self.stride)] if names else []
+
+    def _pixels(self, sample: Mapping[str, bytes], members: list[str]) -> Tensor:
+        if not members:
+            frames = "frame (0000.jpg, ...) and no image" if self.frames else "image"
+            raise DecodeError(f"no {frames} member ({', '.join(IMAGE_EXTENSIONS)}) in the sample")
+        shown = {name: self.geometry(self.decode(sample[name])) for name in dict.fromkeys(members)}
+        return torch.stack([shown[name] for name in members]) if self.frames else shown[members[0]]

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".dcm", ".dicom", ".npy"})
 # Of a sample's image member, the first that it has.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "dcm", "npy")
+_FRAME = re.compile(rf"(\d+)\.({'|'.join(IMAGE_EXTENSIONS)})")
+MIN_DIGITS = 4  # of the numbers of frames, where names alone must tell a clip from photos such as img_1.0.jpg
+
+
+def frame_number(extension: str, min_digits: int = 1) -> int | None:
+    """The number of a frame of a clip, from its member's extension (12 for "0012.jpg"); None: it is no frame."""
+    found = _FRAME.fullmatch(extension)
+    return int(found[1]) if found is not None and len(found[1]) >= min_digits else None
+
+
+def frame_members(extensions: Iterable[str]) -> list[str]:
+    """The members of a clip that are frames, in the order of their numbers; of an image its one member; else none."""
+    found = list(extensions)
+    numbered = {name: number for name in found if (number := frame_number(name)) is not None}
+    if numbered:
+        return sorted(numbered, key=lambda name: (numbered[name], name))
+    return [name for name in IMAGE_EXTENSIONS if name in found][:1]
 
 
 def walk(folder: Path) -> Iterator[os.DirEntry[str]]:

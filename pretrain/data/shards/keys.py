@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, MIN_DIGITS, frame_number
 from pretrain.data.shards.sidecar import ShardIndex
 
 # "first-dot": webdataset's rule. "last-dot": for names with dots in them, such as img_1.0.jpg.
@@ -34,7 +34,8 @@ def hidden_images(index: ShardIndex) -> list[str]:
     """Names of image members that the first-dot rule hides: a dot in the name becomes part of the extension.
 
     `img_1.0.jpg` and `img_1.1.jpg` become one sample `img_1` with members "0.jpg" and "1.jpg", and no image. An
-    extension such as "seg.png" that most samples have, next to an image, is intended.
+    extension such as "seg.png" that most samples have, next to an image, is intended; so are the frames of a clip,
+    numbered with four digits or more.
     """
     dotted = np.array([_is_dotted_image(extension) for extension in index.extensions])
     if not dotted.any():
@@ -50,4 +51,5 @@ def hidden_images(index: ShardIndex) -> list[str]:
 
 
 def _is_dotted_image(extension: str) -> bool:
-    return "." in extension and extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+    is_image = "." in extension and extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+    return is_image and frame_number(extension, MIN_DIGITS) is None

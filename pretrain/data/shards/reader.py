@@ -72,6 +72,11 @@ class Reader:
             result[extension] = data
         return result
 
+    def extensions(self, shard: int, sample: int) -> list[str]:
+        """The extensions of a sample's members, without reading them."""
+        index, sample = self._shard(shard)[1], self.dataset.stored(shard, sample)
+        return [index.extensions[number] for number in index.extension[index.first[sample] : index.first[sample + 1]]]
+
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample, without reading it."""
         return self._shard(shard)[1].key(self.dataset.stored(shard, sample))

@@ -67,10 +67,12 @@ class Blur:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """`count` random crops of one image, and their colour changes.
+    """`count` random crops of one image or clip, and their colour changes.
 
     name           entry of the batch; views of one name and size are stacked in list order
     size           (height, width) in pixels
+    frames         0: of an image. Else of a clip: this many frames, `stride` apart, from a random start; crop, flip and
+                   colours are those of all its frames, which follow each other in the batch
     scale, ratio   RandomResizedCrop: range of the area as a fraction of the image, range of width / height
     hflip, grayscale, solarize   probabilities
     normalize      False: pixels in [0, 1] instead of the run's mean and standard deviation
@@ -85,6 +87,8 @@ class ViewSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     count: int = 1
+    frames: int = 0
+    stride: int = 1
     hflip: float = 0.5
     jitter: ColorJitter | None = None
     grayscale: float = 0.0
@@ -107,6 +111,10 @@ class ViewSpec:
             raise ValueError(f"{where}: interpolation must be bicubic, bilinear or lanczos, got {self.interpolation!r}")
         if self.count < 1:
             raise ValueError(f"{where}: count must be at least 1, got {self.count}")
+        if self.frames < 0 or self.stride < 1:
+            raise ValueError(
+                f"{where}: frames must be at least 0 and stride at least 1, got {self.frames} and {self.stride}"
+            )
         for name in ("hflip", "grayscale", "solarize"):
             _check(f"{where}: {name}", getattr(self, name), 0, 1)
         if not self.colours and self.same_as is None:
@@ -117,6 +125,11 @@ class ViewSpec:
                 raise ValueError(
                     f"{where}: {', '.join(given)} come from view {self.same_as!r} (same_as); do not set them"
                 )
+
+    @property
+    def num_images(self) -> int:
+        """Images of it in the batch."""
+        return self.count * max(1, self.frames)
 
 
 _OWN = (
@@ -177,9 +190,11 @@ def stacks(specs: Sequence[InputSpec]) -> dict[str, list[tuple[int, ViewSpec]]]:
 
     A view with `same_as` is listed as those views, with its own size and their indices.
 
-    Raises ValueError for views of one name that differ in size or normalization, for a `same_as` that names no view,
-    and for a noise or a mask that shares its name.
+    Raises ValueError for views of one name that differ in size or normalization, for images next to clips, for a
+    `same_as` that names no view, and for a noise or a mask that shares its name.
     """
+    if len({view.frames > 0 for view in specs if isinstance(view, ViewSpec) and view.same_as is None}) > 1:
+        raise ValueError("views of clips (frames above 0) next to views of images: give all of them frames, or none")
     entries: dict[str, list[tuple[int, ViewSpec]]] = {}
     for index, spec in enumerate(specs):
         if isinstance(spec, ViewSpec):

@@ -145,9 +145,9 @@ def _resize(image: Image.Image, size: int, orientation: int) -> Image.Image:
 def _prepare_array(data: bytes, size: int | None, max_pixels: int) -> bytes:
     array = open_array(data, max_pixels)
     check_finite(array)
-    if size is None or min(array.shape[:2]) <= size:
-        return data if array.flags.c_contiguous else encoded(array, "npy")  # Fortran order is not read for training
-    return encoded(_resize_array(array, size), "npy")
+    if array.flags.c_contiguous and (size is None or min(array.shape[:2]) <= size):
+        return data
+    return encoded(shrunk(array, size), "npy")  # Fortran order is not read for training
 
 
 def _prepare_stored(data: bytes, size: int | None, max_pixels: int, pages: Pages) -> tuple[str, bytes] | None:
@@ -160,7 +160,7 @@ def _prepare_stored(data: bytes, size: int | None, max_pixels: int, pages: Pages
     if kept and stored.extension and small and (size is None or orientation == UPRIGHT):
         return stored.extension, data
     values = upright(stored.values, orientation)
-    values = values if small or size is None else _resize_array(values, size)
+    values = shrunk(values, size)
     extension = extension_of(values, stored.colours)
     return extension, encoded(values, extension)
 
@@ -202,6 +202,11 @@ def encoded(values: np.ndarray, extension: str, quality: int = 90) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
     image.save(out, FORMATS[extension], **({} if extension == "png" else {"quality": quality}))
     return out.getvalue()
+
+
+def shrunk(values: np.ndarray, size: int | None) -> np.ndarray:
+    """Values [H, W] or [H, W, C] at a shorter side of `size` (Lanczos), if they are larger."""
+    return values if size is None or min(values.shape[:2]) <= size else _resize_array(values, size)
 
 
 def check_finite(array: np.ndarray) -> None:

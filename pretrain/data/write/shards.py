@@ -1,4 +1,4 @@
-"""Write image files as WebDataset shards: in parallel, restartable, the same bytes every time.
+"""Write image files, or clips of them, as WebDataset shards: in parallel, restartable, the same bytes every time.
 
 The plan (which file goes into which shard) is fixed before the first byte is written and depends on the files and the
 arguments alone, so each shard is an independent job, and the same command continues a killed run.
@@ -29,13 +29,14 @@ from pretrain.data.shards.index import build_index, index_shard
 from pretrain.data.shards.parallel import run_parallel
 from pretrain.data.shards.sidecar import sidecar_path, write_sidecar
 from pretrain.data.views.decode import reduction
+from pretrain.data.write.clips import Clip, FramesOf, clips_of
 from pretrain.data.write.images import Pages, UnreadableImageError, prepare
 from pretrain.data.write.sources import ImageSource, Sources, find_sources
 from pretrain.data.write.tiles import cut
 
 _STATE = ".write"  # arguments and receipts, one small file per shard; a rerun continues from them
 _VERSION = 4  # of the plan: raised when the same files and arguments would give other shards
-_PROBED = 64
+_PROBED, _PROBED_CLIPS = 64, 8
 _MAX_FILE = 1 << 30
 
 
@@ -48,6 +49,7 @@ class WriteSettings:
     max_pixels: a larger image is skipped; with a size, a JPEG is decoded at a smaller scale where that fits.
     pages: of a TIFF or DICOM of several pages, "refuse" skips it.
     tile: side of the squares that an image is cut into, each a sample; overlap: pixels that neighbours share.
+    frames_of: samples are clips, from folders of frames or video files; fps, clip_frames: see `clips_of`.
     """
 
     name: str = "train"
@@ -62,6 +64,9 @@ class WriteSettings:
     pages: Pages = "refuse"
     tile: int | None = None
     overlap: int = 0
+    frames_of: FramesOf | None = None
+    fps: float | None = None
+    clip_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def write(
     if not re.fullmatch(r"[A-Za-z0-9_-]+", settings.name):
         raise ValueError(f"--name {settings.name}: letters, digits, _ and - only")
     given = classes or (out / "classes.json" if (out / "classes.json").exists() else None)
-    sources = find_sources(source, labels=settings.labels, classes=read_classes(given) if given else None)
+    classes_given = read_classes(given) if given else None
+    sources = find_sources(source, labels=settings.labels, classes=classes_given, frames_of=settings.frames_of)
     state = out / _STATE
     state.mkdir(parents=True, exist_ok=True)
     with _only_writer(state, settings.name):
@@ -145,7 +151,8 @@ def write(
         with _shared(state):
             _write_skipped(out)
         if not samples:
-            raise ValueError(f"{source}: none of {len(sources.files)} images can be read; see {out / 'skipped.txt'}")
+            what = "images" if settings.frames_of is None else settings.frames_of
+            raise ValueError(f"{source}: none of {len(sources.files)} {what} can be read; see {out / 'skipped.txt'}")
         shards = [str(out / receipt.shard) for receipt in ordered]
         with _shared(state):
             build_index(shards, workers=workers)
@@ -247,10 +254,15 @@ def _plan(sources: Sources, settings: WriteSettings) -> list[list[ImageSource]]:
     if settings.shuffle_seed is not None:
         files = sorted(files, key=partial(_shuffle_key, seed=settings.shuffle_seed))
     per_shard = settings.samples_per_shard
-    if per_shard is None and (settings.size is not None or settings.tile is not None):
-        probe = files[:: max(1, len(files) // _PROBED)][:_PROBED]
+    if per_shard is None and any((settings.size, settings.tile, settings.frames_of)):
+        probed = _PROBED if settings.frames_of is None else _PROBED_CLIPS
+        probe = files[:: max(1, len(files) // probed)][:probed]
         loaded = (_load(sources.root, file, settings)[0] for file in probe)
-        kept = [sum(_cost(len(data)) + 512 for _, data in some) for some in loaded if not isinstance(some, str)]
+        kept = [
+            sum(_cost(len(data)) + 512 for _, members in some for _, data in members)
+            for some in loaded
+            if not isinstance(some, str)
+        ]
         per_sample = sum(kept) / max(1, len(kept)) + 512
         per_shard = max(1, int(settings.shard_size / per_sample))
     if per_shard is not None:
@@ -276,19 +288,22 @@ def _cost(length: int) -> int:
     return 512 + -(-max(0, length) // 512) * 512
 
 
-def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[list[tuple[str, bytes]] | str, int]:
-    """(name, bytes to store) of an image or its tiles, or why there is none; and the scale of its decoding."""
-    if file.size > _MAX_FILE:
-        return f"too large: {file.size} bytes", 1
-    limits = {"quality": settings.quality, "max_pixels": settings.max_pixels, "pages": settings.pages}
+def _load(root: Path, file: ImageSource, settings: WriteSettings) -> tuple[list[Clip] | str, int]:
+    """The samples of an image, of its tiles or of a clip, or why there is none; and the scale of its decoding."""
+    limits = {"quality": settings.quality, "max_pixels": settings.max_pixels}
     try:
+        if settings.frames_of is not None:
+            how = {"size": settings.size, "fps": settings.fps, "clip_frames": settings.clip_frames}
+            return clips_of(root / file.name, file.key, **how, **limits), 1
+        if file.size > _MAX_FILE:
+            return f"too large: {file.size} bytes", 1
         data = read_bytes(root / file.name)
         if settings.tile is not None:
-            tiles = cut(data, tile=settings.tile, overlap=settings.overlap, **limits)
-            return [(f"{file.key}/{place}.{extension}", stored) for place, extension, stored in tiles], 1
-        extension, stored = prepare(data, size=settings.size, **limits)
+            tiles = cut(data, tile=settings.tile, overlap=settings.overlap, pages=settings.pages, **limits)
+            return [(f"{file.key}/{place}", [(extension, stored)]) for place, extension, stored in tiles], 1
+        extension, stored = prepare(data, size=settings.size, pages=settings.pages, **limits)
         scale = 1 if settings.size is None else reduction(data, settings.size, settings.max_pixels)
-        return [(f"{file.key}.{extension}", stored)], scale
+        return [(file.key, [(extension, stored)])], scale
     except UnreadableImageError as error:
         return str(error), 1
     except OSError as error:
@@ -310,10 +325,11 @@ def _write_shard(job: tuple[str, list[ImageSource]], *, root: Path, out: Path, s
                         raise ValueError(f"{root / item.name}: {loaded} (--strict)")
                     skipped.append((item.name, loaded))
                     continue
-                for name, data in loaded:
-                    _add(tar, name, data)
+                for key, members in loaded:
+                    for extension, data in members:
+                        _add(tar, f"{key}.{extension}", data)
                     if item.label is not None:
-                        _add(tar, f"{name.rpartition('.')[0]}.cls", str(item.label).encode())
+                        _add(tar, f"{key}.cls", str(item.label).encode())
                 samples += len(loaded)
                 if scale > 1:
                     reduced.append((item.name, scale))

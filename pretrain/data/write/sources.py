@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from pretrain.data.image_list import ListedImage, read_list
 from pretrain.data.labels import number_labels, splits_among
 from pretrain.data.names import find_files, sample_keys
 from pretrain.data.shards.image_files import SUFFIXES, walk
+from pretrain.data.write.clips import VIDEO_FORMATS, FramesOf, frame_files
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One image file: `name` relative to the folder or as in the CSV; `size` in bytes, -1 if absent."""
+    """One image file, video file or folder of frames.
+
+    name: relative to the folder, or as in the CSV. size: in bytes, -1 if absent.
+    """
 
     name: str
     key: str
@@ -35,8 +40,12 @@ class Sources:
     ignored: Counter[str]
 
 
-def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None = None) -> Sources:
+def find_sources(
+    source: Path, *, labels: str, classes: Mapping[int, str] | None = None, frames_of: FramesOf | None = None
+) -> Sources:
     """Read a folder (recursively) or a CSV.
+
+    frames_of: what becomes a sample: None: each image; folders: each folder that holds images; videos: each video file.
 
     labels: "none", or "auto": the names of the top sub-folders if there are two or more and every image is in one, or
     a CSV's columns (see `read_list`), where some images may have no label. Names get the ids of `classes` if given,
@@ -47,9 +56,11 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
             train, val, ...
     """
     if source.is_dir():
-        names, ignored = _images(source)
+        names, ignored = _images(source) if frames_of is None else _clips(source, frames_of)
         rows = _of_folders(source, names, labels, classes)
         root = source
+    elif source.suffix.lower() in image_list.SUFFIXES and source.is_file() and frames_of == "folders":
+        raise ValueError(f"{source}: clips of frames are read from a folder of folders, not from a list")
     elif source.suffix.lower() in image_list.SUFFIXES and source.is_file():
         rows, ignored = _of_list(source), Counter[str]()
         root = source.parent
@@ -64,7 +75,8 @@ def find_sources(source: Path, *, labels: str, classes: Mapping[int, str] | None
         raise ValueError(f"{source}: no such folder or CSV")
     if not rows:
         other = f"; it has other files: {_counted(ignored)}" if ignored else ""
-        raise ValueError(f"{source}: no image found (looked for {', '.join(sorted(SUFFIXES))}){other}")
+        what, suffixes = ("video", VIDEO_FORMATS) if frames_of == "videos" else ("image", SUFFIXES)
+        raise ValueError(f"{source}: no {what} found (looked for {', '.join(sorted(suffixes))}){other}")
     ids: list[int | None] = [None] * len(rows)
     found_classes: dict[int, str] = {}
     if labels == "auto":
@@ -113,11 +125,30 @@ def _of_list(source: Path) -> list[ListedImage]:
 
 def _images(folder: Path) -> tuple[list[str], Counter[str]]:
     """Names of images below `folder`, links followed, without hidden ones; and the other suffixes, counted."""
+    return _files(folder, SUFFIXES)
+
+
+def _clips(folder: Path, frames_of: FramesOf) -> tuple[list[str], Counter[str]]:
+    """Names of the video files, or of the folders of frames, below `folder`; and the other suffixes, counted."""
+    if frames_of == "videos":
+        if importlib.util.find_spec("av") is None:
+            raise ValueError("video files need PyAV: pip install 'fovea[video]'")
+        return _files(folder, VIDEO_FORMATS)
+    names, ignored = _images(folder)
+    folders = {name.rpartition("/")[0] for name in names}
+    if "" in folders:
+        raise ValueError(
+            f"{folder}: holds images itself; a clip is a folder of frames below it: give the folder above, or move them"
+        )
+    return sorted(folders), ignored
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> tuple[list[str], Counter[str]]:
     names: list[str] = []
     ignored: Counter[str] = Counter()
     for entry in walk(folder):
         path = Path(entry.path)
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in suffixes:
             ignored[path.suffix.lower() or "no suffix"] += 1
         else:  # what is no file is reported when it cannot be read
             names.append(path.relative_to(folder).as_posix())
@@ -126,6 +157,8 @@ def _images(folder: Path) -> tuple[list[str], Counter[str]]:
 
 def _size(path: Path) -> int:
     try:
+        if path.is_dir():
+            return sum(_size(file) for file in frame_files(path))
         return path.stat().st_size
     except OSError:
         return -1
