@@ -89,6 +89,8 @@ def _open(model: ModelSource, kind: str, value: str, *, in_chans: int | None, se
     backbone = backbone_of(described)
     if not isinstance(backbone, Backbone):
         raise ValueError(f"a {type(backbone).__name__} cannot be fine-tuned; choose a release of another objective")
+    if "clip" in backbone.provides:
+        raise ValueError("it reads clips, which pretraining and `fovea probe` do; choose a release of an image model")
     if in_chans is not None and backbone.in_chans != in_chans:
         raise ValueError(f"its backbone takes {backbone.in_chans} channels; set model.in_chans={backbone.in_chans}")
     mean, std = model.mean or tuple(found.mean), model.std or tuple(found.std)

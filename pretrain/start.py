@@ -16,6 +16,7 @@ from pretrain.engine.checkpoint.commit import CheckpointError, verify
 from pretrain.models.backbones import families
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.config import ModelConfig
 from pretrain.models.importers import Weights, load_official, load_strict
@@ -50,7 +51,7 @@ def build_backbone(model: ModelConfig) -> ImageEncoder:
     elif model.name == families.CONV:
         return ConvEncoder(**model.conv_arguments())
     else:
-        backbone = ViT(**model.vit_arguments())
+        backbone = (ViT if model.num_frames is None else VideoViT)(**model.vit_arguments())
     if model.activation_checkpointing:
         backbone.set_checkpointing(True)
     return backbone

@@ -146,8 +146,8 @@ def _weights(kind: str, found: Mechanism) -> str:
 
 
 def objectives() -> list[str]:
-    """Those that train a ViT; a dVAE trains its own convolutions."""
-    return [name for name, config in OBJECTIVES.items() if "conv_map" not in config.needs]
+    """Those that train a ViT of images; a dVAE trains its own convolutions."""
+    return [name for name, config in OBJECTIVES.items() if not config.needs & {"conv_map", "clip"}]
 
 
 def cells() -> list[list[str]]:

@@ -37,6 +37,7 @@ class BackboneRow:
     in_chans: int = 3
     drop_path_rate: float = 0.0
     num_blocks: int = 12
+    num_frames: int | None = None
     embed_dim: int = 768
 
     @property
@@ -49,6 +50,10 @@ def rows() -> list[BackboneRow]:
     own = [
         BackboneRow("own ViT", families.vit_provides(class_token=True)),
         BackboneRow("own ViT, no class token", families.vit_provides(class_token=False)),
+        BackboneRow("own ViT of clips", families.vit_provides(class_token=True, clips=True), num_frames=16),
+        BackboneRow(
+            "own ViT of clips, no class token", families.vit_provides(class_token=False, clips=True), num_frames=16
+        ),
         BackboneRow(families.CONV, families.CONV_PROVIDES),
     ]
     timm = [BackboneRow(f"timm/ {f.name}", f.provides, f.other_sizes) for f in (*families.FAMILIES, families.POOLED)]

@@ -73,7 +73,7 @@ def layer_measures(network: ImageEncoder, images: Tensor) -> dict[str, float]:
         keys: dict[str, Tensor] = {}
         with suppress(ValueError):  # it has no attention
             keys = stack.enter_context(recorded_attention(network, tokens_for_mass))
-        if "patches" in network.provides:
+        if network.provides & {"patches", "tubes"}:
             network(images)
         else:
             network.forward_cls(images)

@@ -17,6 +17,7 @@ from pretrain.models.mechanisms.settings import Placed
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
 _OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "ffn_topk", "ffn_multiple", "pos_offset")
 _OF_OUR_VIT += ("norm_layer", "cls_norm", "rope")
+_OF_CLIPS = ("num_frames", "tubelet_size")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -57,14 +58,18 @@ class ModelConfig(Config):
     img_size: Positive | tuple[Positive, Positive] = Field(224, description="pixels, a side or (height, width)")
     patch_size: Positive = Field(16, description="pixels; of a timm model its stride, which is filled in")
     in_chans: Positive = 3
+    num_frames: Positive | None = Field(None, description="frames of a clip; null: the model is of images")
+    tubelet_size: Positive = Field(2, description="frames that become a token together, of a model of clips")
     embed_dim: Positive = Field(768, description="default: that of the size")
     depth: Positive = Field(12, description="default: that of the size")
     num_heads: Positive = Field(12, description="default: that of the size")
     mlp_ratio: float = Field(4.0, gt=0, description="default: that of the size")
     class_token: bool = True
     num_registers: int = Field(0, ge=0, description="register tokens (Darcet et al., 2023)")
-    pos_embed: Literal["sincos", "sincos_rows_first", "learned", "rope", "none"] = Field(
-        "sincos", description="sincos: as in MAE; sincos_rows_first: as in MoCo v3; rope: rotary, as in DINOv3"
+    pos_embed: Literal["sincos", "sincos_rows_first", "sincos_flat", "learned", "rope", "none"] = Field(
+        "sincos",
+        description="sincos: as in MAE; sincos_rows_first: as in MoCo v3; rope: rotary, as in DINOv3; sincos_flat: as "
+        "in VideoMAE, the default of a model of clips",
     )
     rope: RopeConfig = Field(RopeConfig(), description="of pos_embed: rope")  # pyright: ignore[reportCallIssue]
     pos_offset: float = Field(
@@ -111,7 +116,8 @@ class ModelConfig(Config):
         if not isinstance(name, str):
             return given
         if name in SIZES:
-            return {**SIZES[name], **given}
+            of_clips = {"pos_embed": "sincos_flat"} if "num_frames" in given else {}
+            return {**SIZES[name], **of_clips, **given}
         if name == families.CONV:
             return {"embed_dim": 64, "class_token": False, **given}
         if not name.startswith(families.TIMM):
@@ -179,7 +185,8 @@ class ModelConfig(Config):
             return families.timm_provides(self.timm_name, self.args) - families.lost(self.attention)
         if self.name == families.CONV:
             return families.CONV_PROVIDES
-        return families.vit_provides(class_token=self.class_token, attention=self.attention)
+        clips = self.num_frames is not None
+        return families.vit_provides(class_token=self.class_token, attention=self.attention, clips=clips)
 
     def lacking(self, objective: str, needs: families.Provides) -> str | None:
         """Why `objective`, which needs these capabilities, does not work on it; None: it does."""
@@ -189,7 +196,7 @@ class ModelConfig(Config):
                 sets = ", ".join(name for name, other in mechanisms.MECHANISMS.items() if other.reads == "set")
                 lacks = ", ".join(sorted(missing))
                 return f"model.attention: {objective} needs {lacks}, but with {entry.kind} {why}; use one of {sets}"
-        reads_one_token = self.class_token and self.timm_name is None and "patches" not in needs
+        reads_one_token = self.class_token and self.timm_name is None and not needs & {"patches", "tubes"}
         if reads_one_token and (untrained := places.untrained_last(self.attention, self.depth)):
             return f"model.attention: {untrained}"
         if self.cls_norm and not {"image", "patches"} <= needs:
@@ -207,8 +214,9 @@ class ModelConfig(Config):
         return self.model_dump(include={"embed_dim", "depth", "num_heads", "mlp_ratio"})
 
     def vit_arguments(self) -> dict[str, Any]:
-        """The arguments of `pretrain.models.backbones.vit.ViT`."""
-        plain = self.model_dump(exclude={"name", "img_size", "activation_checkpointing", "activation_penalty", "args"})
+        """The arguments of `pretrain.models.backbones.vit.ViT`, or of `video.VideoViT` with `num_frames`."""
+        others = {"name", "img_size", "activation_checkpointing", "activation_penalty", "args"}
+        plain = self.model_dump(exclude=others | (set(_OF_CLIPS) if self.num_frames is None else set()))
         return {"img_size": self.size, **plain}
 
     def conv_arguments(self) -> dict[str, Any]:
@@ -242,6 +250,7 @@ class ModelConfig(Config):
             except ValueError as error:
                 found.append(f"model.attention: {error}: model.pos_embed=learned, model.rel_pos_bias=none")
         found += [f"model.attention: {problem}" for problem in self._attention_problems()]
+        found += self._clip_problems()
         if self.activation_penalty is not None and self.ffn == "identity":
             found.append("model.activation_penalty: the blocks have no feed-forward network (model.ffn: identity)")
         if self.ffn_topk != type(self).model_fields["ffn_topk"].default and self.ffn != "topk":
@@ -263,6 +272,28 @@ class ModelConfig(Config):
             found.append(f"model.embed_dim: sin-cos positions need a multiple of 4, got {self.embed_dim}")
         return found
 
+    def _clip_problems(self) -> list[str]:
+        if self.num_frames is None:
+            found = [] if self.tubelet_size == type(self).model_fields["tubelet_size"].default else ["tubelet_size"]
+            found = [f"model.{key}: is read with model.num_frames only, which is null" for key in found]
+            if self.pos_embed == "sincos_flat":
+                found.append("model.pos_embed: sincos_flat is of models of clips; give model.num_frames, or sincos")
+            return found
+        found = []
+        if self.num_frames % self.tubelet_size:
+            near = max(1, round(self.num_frames / self.tubelet_size)) * self.tubelet_size
+            found.append(
+                f"model.num_frames: {self.num_frames} is not a multiple of tubelet_size {self.tubelet_size}; try {near}"
+            )
+        if self.pos_embed not in ("sincos_flat", "learned", "none"):
+            found.append(f"model.pos_embed: {self.pos_embed} is of images; of clips: sincos_flat, learned or none")
+        if self.rel_pos_bias != "none":
+            found.append(f"model.rel_pos_bias: {self.rel_pos_bias} is of images; a model of clips has none")
+        reading = [entry.kind for entry in self.attention if entry.reads == "grid" or not entry.entry.keeps_frame]
+        if reading:
+            found.append(f"model.attention: {', '.join(reading)} reads the grid of an image; leave it out of clips")
+        return found
+
     def _attention_problems(self) -> list[str]:
         found = list(places.problems(self.attention, self.depth))
         if found or not self.attention or self.embed_dim % self.num_heads:
@@ -275,7 +306,7 @@ class ModelConfig(Config):
     def _conv_problems(self) -> list[str]:
         patch = self.patch_size
         others = ("attention", "drop_path_rate", "activation_checkpointing", "activation_penalty", "args")
-        found = self._foreign((*_OF_OUR_VIT, *_OF_A_TRANSFORMER, *others))
+        found = self._foreign((*_OF_OUR_VIT, *_OF_CLIPS, *_OF_A_TRANSFORMER, *others))
         if self.class_token:
             found.append(f"model.class_token: true, but {self.name} has none; leave it out")
         if patch < 2 or patch & (patch - 1):
@@ -285,7 +316,9 @@ class ModelConfig(Config):
         return found
 
     def _timm_problems(self) -> list[str]:
-        found = self._foreign((*_OF_OUR_VIT, "num_heads", "mlp_ratio"), "set what timm calls it in model.args")
+        found = self._foreign(
+            (*_OF_OUR_VIT, *_OF_CLIPS, "num_heads", "mlp_ratio"), "set what timm calls it in model.args"
+        )
         if self.attention:
             from pretrain.models.backbones.timm_backbone import building_problem
 

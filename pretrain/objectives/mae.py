@@ -48,7 +48,7 @@ class MAE(Objective[MAEConfig]):
             depth=config.decoder_depth,
             num_heads=config.decoder_num_heads,
             out_dim=backbone.patch_size**2 * backbone.in_chans,
-            grid_size=backbone.grid_size,
+            positions=backbone.grid_size,
             mlp_ratio=backbone.mlp_ratio,
             num_class_tokens=backbone.num_prefix_tokens if config.registers_are_class_tokens else 1,
             learned=config.positions == "learned",

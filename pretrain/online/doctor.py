@@ -163,8 +163,8 @@ class OnlineDoctor:
 
 
 def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Tensor | None:
-    """This rank's share [n, C, H, W] of the measured images: the first ones in the order of the data, so that they are
-    the same after a resume; None if no view of the objective has the image size of the model."""
+    """This rank's share of the measured images [n, C, H, W] or clips [n, T, C, H, W], the first in the order of the
+    data, so that they are the same after a resume; None if no view has the image size of the model."""
     assert config.doctor is not None
     views = [view for view in config.objective.views(config.model) if isinstance(view, ViewSpec)]
     view = next((view for view in views if view.size == config.model.size and view.normalize), None)
@@ -181,4 +181,5 @@ def _fixed_images(config: PretrainConfig, dataset: Dataset, world: World) -> Ten
         micro_batch=share,
     )
     micro_batches = MicroBatches(dataset, spec)
-    return augment.apply([view], micro_batches[0], config.mean, config.std, world.device)["image"][:, 0]
+    found = augment.apply([view], micro_batches[0], config.mean, config.std, world.device)["image"]
+    return found if view.frames else found[:, 0]

@@ -10,6 +10,7 @@ from pretrain.config import PretrainConfig
 from pretrain.core.distributed import World
 from pretrain.data.loader.eval_images import EvalImages
 from pretrain.data.shards.dataset import Dataset
+from pretrain.data.views.specs import ViewSpec
 from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.probes.features import backbone_features, pixel_features
 from pretrain.probes.protocol import ProbeRequest, probe
@@ -25,6 +26,7 @@ class OnlineProbe:
     def __init__(self, config: PretrainConfig, world: World, *, give_up: Callable[[], bool] | None = None):
         assert config.probe is not None
         self.world = world
+        clip = next((view for view in config.objective.views(config.model) if isinstance(view, ViewSpec)), None)
         self.asked = ProbeRequest((config.probe.k,), config.probe.temperature, config.probe.linear, both=False)
         self.bank, self.queries = (
             EvalImages(
@@ -37,6 +39,8 @@ class OnlineProbe:
                 resize=config.probe.resize,
                 orientation=config.data.orientation,
                 value_range=config.data.range,
+                frames=clip.frames if clip else 0,
+                stride=clip.stride if clip else 1,
                 max_samples=config.probe.max_images,
                 rank=world.rank,
                 world_size=world.world_size,

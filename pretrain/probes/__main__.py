@@ -90,6 +90,7 @@ def measure(subject: Subject, chosen: argparse.Namespace) -> dict[str, Any]:
         "queries": queries,
         "protocol": [
             f"images: shorter side {resize} px, central {height} x {width} px",
+            *([f"clips: {subject.frames} frames, every {subject.stride}, of the middle"] if subject.frames else []),
             *subject.lines,
             *asked.in_words(),
         ],

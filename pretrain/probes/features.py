@@ -17,12 +17,12 @@ BOTH = "cls+patch_mean"
 
 @torch.no_grad()
 def backbone_features(backbone: ImageEncoder, images: Tensor) -> Features:
-    """The usual summaries of an image, each [b, D] in fp32.
+    """The usual summaries of an image or a clip, each [b, D] in fp32.
 
     "cls" is the class token and "patch_mean" the mean of the patch tokens, each where the backbone has them; "pooled"
     is the one vector of a backbone that gives no tokens.
     """
-    if "patches" not in backbone.provides:
+    if not backbone.provides & {"patches", "tubes"}:
         return {"pooled": backbone.forward_cls(images).float()}
     tokens = backbone(images).float()
     patch_mean = tokens[:, backbone.num_prefix_tokens :].mean(1)

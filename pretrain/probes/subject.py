@@ -51,6 +51,8 @@ class Network(nn.Module):
 class Subject:
     """`network` is in eval mode; `untrained(seed)` builds it with initial weights. size: (h, w) in pixels.
 
+    frames, stride: of clips, those it was trained on; 0: it reads images.
+
     orientation, value_range: how the photos are read, for a release as those it was trained on. lines: what was changed
     in the weights to read them.
     """
@@ -64,6 +66,8 @@ class Subject:
     std: tuple[float, ...]
     orientation: Orientation = "exif"
     value_range: ValueRange | None = None
+    frames: int = 0
+    stride: int = 1
     lines: tuple[str, ...] = ()
 
     def images(
@@ -75,7 +79,7 @@ class Subject:
         max_samples: int | None = None,
         num_workers: int = 0,
     ) -> EvalImages:
-        """Labelled images as the network reads them; see `EvalImages`."""
+        """Labelled images or clips as the network reads them; see `EvalImages`."""
         return EvalImages(
             Dataset.open(shards),
             self.size,
@@ -86,6 +90,8 @@ class Subject:
             resize=resize,
             orientation=self.orientation,
             value_range=self.value_range,
+            frames=self.frames,
+            stride=self.stride,
             max_samples=max_samples,
             num_workers=num_workers,
         )
@@ -120,6 +126,8 @@ def open_release(folder: Path, size: Sizing | None = None) -> Subject:
         std=tuple(release.record["std"]),
         orientation=recorded_orientation(release.record),
         value_range=recorded_range(release.record),
+        frames=release.model.get("num_frames", 0),
+        stride=release.record.get("recipe", {}).get("objective", {}).get("frame_stride", 1),
     )
 
 

@@ -28,6 +28,7 @@ from tests.golden import (
     optim,
     pixio,
     simmim,
+    videomae,
 )
 from tests.golden.case import Case
 from tests.golden.mechanisms import branch, channel, channel_spatial, hamburger, interpret, ram, sam, spatial, temporal
@@ -88,6 +89,8 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "pixio/pretrain": pixio.run_pretrain,
     "pixio/lr": pixio.run_lr,
     "pixio/sampling": pixio.run_sampling,
+    "videomae/pretrain": videomae.run_pretrain,
+    "videomae/tubes": videomae.run_tubes,
     "channel/se_bias": channel.run_se_bias,
     "channel/se_nobias": channel.run_se_nobias,
     "channel/eca": channel.run_eca,

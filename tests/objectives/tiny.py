@@ -14,6 +14,7 @@ from torch import Tensor
 from pretrain.data.views.maskdraw import BatchPosition, draw
 from pretrain.data.views.specs import Mask, Noise, stacks
 from pretrain.models.backbones.families import vit_provides
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.tokenizers.dvae import ConvEncoder
 from pretrain.objectives import OBJECTIVES, build
@@ -41,6 +42,7 @@ SMALL["ibot"] = SMALL["dino"] | {
     "teacher_patch_temp": 0.08,
 }
 SMALL["dinov2"] = SMALL["dino"] | {"separate_patch_head": True, "patch_out_dim": 24, "patch_hidden_dim": 16}
+SMALL["videomae"] = SMALL["mae"] | {"mask_ratio": 0.75}
 SMALL["mocov3"] = {"hidden_dim": 16, "projection_dim": 8}
 SMALL["simmim"] = {"mask_cell": 8}
 SMALL["ijepa"] = {"predictor_embed_dim": 8, "predictor_depth": 2, "target_scale": (0.25, 0.3), "min_keep": 0}
@@ -87,6 +89,7 @@ SMALL["vqkd"] = {
     "decoder_depth": 1,
     "decoder_num_heads": 2,
 }
+OF_CLIPS = {name for name, config in OBJECTIVES.items() if "clip" in config.needs}
 HORIZON = Horizon(total_steps=8, steps_per_epoch=2)
 
 
@@ -98,6 +101,7 @@ class Shape:
     drop_path_rate: float = 0.0
     num_blocks: int = 2
     embed_dim: int = 16
+    num_frames: int | None = 4
     class_token: bool = True
     rotates: bool = False
     provides: frozenset[str] = vit_provides(class_token=True)
@@ -121,6 +125,9 @@ def backbone(name: str, shape: Shape | None = None, *, registers: int = 0, pos_e
     shape = shape or Shape()
     if name == "dvae":
         return ConvEncoder(shape.size, shape.patch_size, shape.in_chans, 32)
+    if name in OF_CLIPS:
+        sizes = {"in_chans": shape.in_chans, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+        return VideoViT(shape.size, shape.patch_size, num_frames=4, num_registers=registers, **sizes)
     pos_embed = pos_embed or ("learned" if name == "dino" else "sincos")
     return ViT(
         shape.size, shape.patch_size, shape.in_chans, 16, 2, 2, 2.0, num_registers=registers, pos_embed=pos_embed
@@ -135,7 +142,7 @@ def batch(of: Objective, shape: Shape | None = None, *, images: int = 4, seed: i
     result = {}
     for name, entry in stacks(specs).items():
         pixels = torch.randn if entry[0][1].normalize else torch.rand
-        size = (images, sum(view.count for _, view in entry), shape.in_chans, *entry[0][1].size)
+        size = (images, sum(view.num_images for _, view in entry), shape.in_chans, *entry[0][1].size)
         result[name] = pixels(size, generator=generator)
     noises = {s.name: torch.rand(images, *s.shape, generator=generator) for s in specs if isinstance(s, Noise)}
     noises |= {

@@ -8,6 +8,8 @@ mask          patches can be replaced by a mask token before the first block
 layers        the tokens after any block
 own_blocks    it consists of our own `Block`, of which an objective can add more
 conv_map      the feature map of the dVAE's convolutional encoder
+clip          it reads clips; a photo is a clip of equal frames
+tubes         tokens of patches through several frames
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ Provides = frozenset[str]
 Layout = Literal["tokens", "rows", "conv", "stages"]
 
 VIT_PROVIDES: Provides = frozenset({"image", "patches", "class_token", "keep", "mask", "layers", "own_blocks"})
+VIDEO_PROVIDES: Provides = frozenset({"clip", "tubes", "class_token", "keep", "mask", "layers", "own_blocks"})
 TIMM, CONV = "timm/", "conv_encoder"
 CONV_PROVIDES: Provides = frozenset({"patches", "conv_map"})
 SWIN_OPTIONS = ("ape", "patch_norm", "qk_scale")  # of timm's Swin, added here: see `swin_options`
@@ -149,9 +152,10 @@ FAMILIES = (
 POOLED = _family("any other", r".*", "", "image", other_sizes=True, stride=1)
 
 
-def vit_provides(*, class_token: bool, attention: Sequence[Placed] = ()) -> Provides:
-    """Of our own vision transformer with these mechanisms: everything that they leave."""
-    return VIT_PROVIDES - (set() if class_token else {"class_token"}) - lost(attention)
+def vit_provides(*, class_token: bool, attention: Sequence[Placed] = (), clips: bool = False) -> Provides:
+    """Of our own vision transformer, of images or of `clips`, with these mechanisms: everything that they leave."""
+    provides = VIDEO_PROVIDES if clips else VIT_PROVIDES
+    return provides - (set() if class_token else {"class_token"}) - lost(attention)
 
 
 def lost(attention: Sequence[Placed]) -> Provides:
@@ -170,6 +174,7 @@ def lacking(needs: frozenset[str], provides: Provides) -> str | None:
         return None
     having = [family.name for family in FAMILIES if needs <= family.provides]
     ours = ["a size of our own ViT"] if needs <= vit_provides(class_token=True) else []
+    ours += ["a size of our own ViT with model.num_frames"] if needs <= VIDEO_PROVIDES else []
     ours += [CONV] if needs <= CONV_PROVIDES else []
     return f"it lacks {', '.join(sorted(missing))}; use {', '.join(ours + [f'timm/ of {name}' for name in having])}"
 

@@ -8,7 +8,7 @@ row in the position table; all of it with any of the positions (tables, relative
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.backbones import families, vit_positions
 from pretrain.models.backbones.contract import Backbone, Trunk
+from pretrain.models.backbones.vit_positions import Given
 from pretrain.models.backbones.vit_weights import divide_outputs, initialize_vit
 from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers import rel_pos
@@ -35,16 +36,6 @@ CLS_ONLY = slice(0, 1)
 # Arguments that a release names only where they differ from these.
 RARE = {"qk_scale": None, "proj_bias": True, "ffn_bias": True, "ffn_topk": TOPK, "pos_offset": positions.DINO_OFFSET}
 RARE |= {"ffn_multiple": SWIGLU_MULTIPLE, "norm_layer": "layer"}
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the blocks read in addition to the tokens; drops are the uniform random numbers of the stochastic depth."""
-
-    drops: Sequence[Tensor | None]
-    biases: Sequence[Tensor | None]
-    rotations: Sequence[Tensor | None]
-    layout: Layout
 
 
 class ViT(Backbone):
@@ -301,7 +292,7 @@ class ViT(Backbone):
         """Class token, registers and embedded patches with their positions, before the first block."""
         table = self.position_table(self._grid_of(x))
         x = x if self.front is None else self.front(x)
-        pixels = gather_pixels(x, self.patch_size, keep)
+        pixels = self.pixels(x, keep)
         # A strided convolution as one product: only the kept patches are touched.
         projection = self.patch_embed.proj
         patches = F.linear(pixels.flatten(2), projection.weight.flatten(1), projection.bias)
@@ -318,6 +309,10 @@ class ViT(Backbone):
         if self.reg_token is not None:
             prefix.append(self.reg_token)
         return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), patches], dim=1)
+
+    def pixels(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The pixels that become a token each, all or those of `keep`: [b, k, C, p, p]."""
+        return gather_pixels(x, self.patch_size, keep)
 
     def position_table(self, grid_size: tuple[int, int]) -> Tensor | None:
         """The position table for a grid of patches, [1, 1 + N, D], without a class token [1, N, D]; None: no table."""
@@ -368,7 +363,7 @@ class ViT(Backbone):
             raise ValueError(f"images must be [b, {self.in_chans}, H, W], got {list(x.shape)}")
         return grid_of(x, self.patch_size)
 
-    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None, axes: Tensor | None = None) -> _Given:
+    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None, axes: Tensor | None = None) -> Given:
         grid, tokens, drops = self._grid_of(x), None, [None] * self.depth
         if keep is not None:
             if "keep" not in self.provides:
@@ -382,14 +377,14 @@ class ViT(Backbone):
             raise ValueError(f"drop path in training needs its random numbers: drop [b, {self.depth}, 2]")
         layout = Layout(grid, self.num_prefix_tokens, keep)
         rotations = vit_positions.rotations(self, grid, tokens, axes)
-        return _Given(drops, vit_positions.biases(self, grid, tokens), rotations, layout)
+        return Given(drops, vit_positions.biases(self, grid, tokens), rotations, layout)
 
-    def _run(self, x: Tensor, given: _Given, start: int, stop: int) -> Tensor:
+    def _run(self, x: Tensor, given: Given, start: int, stop: int) -> Tensor:
         for index in range(start, stop):
             x = self._apply_block(index, x, given)
         return x
 
-    def _apply_block(self, index: int, x: Tensor, given: _Given, queries: slice = EVERY_TOKEN) -> Tensor:
+    def _apply_block(self, index: int, x: Tensor, given: Given, queries: slice = EVERY_TOKEN) -> Tensor:
         block = self.blocks[index]
         others = given.drops[index], given.biases[index], given.rotations[index], given.layout
         if self.checkpointing and self.training and torch.is_grad_enabled():

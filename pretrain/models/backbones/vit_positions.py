@@ -1,16 +1,29 @@
-"""Relative positions of a vision transformer for its blocks: biases of the scores, rotations of queries and keys."""
+"""What the blocks of a vision transformer read next to the tokens: above all relative positions, as biases of the
+scores or rotations of queries and keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
 from pretrain.models.layers import rel_pos, rope
+from pretrain.models.layers.mixer import Layout
 
 if TYPE_CHECKING:
     from pretrain.models.backbones.vit import ViT
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the blocks read in addition to the tokens; drops are the uniform random numbers of the stochastic depth."""
+
+    drops: Sequence[Tensor | None]
+    biases: Sequence[Tensor | None]
+    rotations: Sequence[Tensor | None]
+    layout: Layout
 
 
 def biases(vit: ViT, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[Tensor | None]:

@@ -6,19 +6,24 @@ has its position embedding. So the last block and the head can be computed for t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.layers import pos_embed as positions
 from pretrain.models.layers.attention import EVERY_TOKEN, Block
 from pretrain.models.layers.initialize import initialize_linears
+from pretrain.models.layers.pos_embed import sincos_2d
 
 
 class MAEDecoder(nn.Module):
     """Latent tokens of the visible patches -> pixels [b, m, out_dim] of the masked patches.
 
     Args:
+        positions: of the patches: a grid for a 2-D sin-cos table, or a table [N, embed_dim].
         num_class_tokens: tokens before the patches, each with a position. learned: positions are trained (Pixio).
+        embed_bias: of the first layer. block: further arguments of `Block` (VideoMAE).
     """
 
     def __init__(
@@ -29,22 +34,28 @@ class MAEDecoder(nn.Module):
         depth: int,
         num_heads: int,
         out_dim: int,
-        grid_size: tuple[int, int],
+        positions: tuple[int, int] | Tensor,
         mlp_ratio: float = 4.0,
         num_class_tokens: int = 1,
         learned: bool = False,
+        embed_bias: bool = True,
+        block: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.grid_size, self.num_class_tokens = grid_size, num_class_tokens
-        self.embed = nn.Linear(in_dim, embed_dim)
+        self.grid_size = None if isinstance(positions, Tensor) else positions
+        self.num_class_tokens = num_class_tokens
+        self.embed = nn.Linear(in_dim, embed_dim, bias=embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        table = positions.sincos_2d(embed_dim, grid_size, cls_row=False).float()
+        if not isinstance(positions, Tensor):
+            positions = sincos_2d(embed_dim, positions, cls_row=False)
+        table = positions.float()
         table = torch.cat([table.new_zeros(num_class_tokens, embed_dim), table])[None]
         self.pos_embed = nn.Parameter(table, requires_grad=learned)
         if learned:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio=mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        block = {"mlp_ratio": mlp_ratio, "norm_eps": 1e-6} | dict(block or {})
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, **block) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=block["norm_eps"])
         self.pred = nn.Linear(embed_dim, out_dim)
         initialize_linears(self, "xavier")
         nn.init.normal_(self.mask_token, std=0.02)

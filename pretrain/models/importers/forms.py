@@ -1,7 +1,9 @@
-"""State dicts rewritten for another module that computes the same: shared tables, split biases, timm's names."""
+"""State dicts rewritten for another module that computes the same: shared tables, split biases, timm's names; and
+weights of images for clips."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -9,22 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
-from pretrain.models.importers.weights import State
+from pretrain.models.importers.weights import Grid, State
 
 TABLE = "relative_position_bias_table"
 SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 
 
-def in_the_form_of(module: nn.Module, own: Mapping[str, Tensor], state: State) -> tuple[State, list[str]]:
+def in_the_form_of(
+    module: nn.Module, own: Mapping[str, Tensor], state: State, grid: Grid | None = None
+) -> tuple[State, list[str]]:
     """The state in the form of the backbones in `module`, and what was rewritten.
 
     Args:
-        own: the state of `module`.
+        own: the state of `module`. grid: rows and columns of the state's position tables; None: square.
+
+    Raises:
+        ValueError: positions of an image would be repeated in time and stay equal, as those of the module are fixed.
     """
     done: list[str] = []
     for path, inner in module.named_modules():
         prefix = f"{path}." if path else ""
+        if isinstance(inner, VideoViT):
+            done += _fit_clips(inner, prefix, own, state, grid)
         if isinstance(inner, ViT):
             done += _spread_shared_table(inner, prefix, state)
             done += _rewrite_biases(prefix, own, state, rotates=inner.pos_kind == "rope")
@@ -94,3 +104,37 @@ def _fold_class_row(prefix: str, own: Mapping[str, Tensor], state: State) -> lis
     rows = state[table]
     state |= {token: state[token] + rows[:, :1], table: rows[:, 1:]}
     return [f"{table}: class row -> {token}"]
+
+
+def _fit_clips(vit: VideoViT, prefix: str, own: Mapping[str, Tensor], state: State, grid: Grid | None) -> list[str]:
+    """Weights of images inflated, and positions of another grid resampled at every time.
+
+    The first layer of images is divided among the frames of a tube, so that equal frames give the token of the image
+    (Carreira & Zisserman 2017, "Quo Vadis, Action Recognition?", section 2.2); its positions are repeated at all times.
+    """
+    done: list[str] = []
+    first, table = f"{prefix}patch_embed.proj.weight", f"{prefix}pos_embed"
+    if first not in state:
+        return done
+    is_of_images, frames = state[first].ndim == 4, vit.tubelet_size
+    if is_of_images:
+        state[first] = state[first][:, :, None].repeat(1, 1, frames, 1, 1) / frames
+        done.append(f"{first}: of an image, divided among {frames} frames")
+    if table not in state or table not in own:
+        return done
+    if is_of_images and vit.slices > 1 and vit.pos_kind != "learned":
+        raise ValueError(
+            "the positions of an image are repeated at all times of a clip, and fixed ones would never tell the "
+            "times apart; give model.pos_embed=learned"
+        )
+    of_class, patches = state[table].tensor_split([int(vit.class_token)], dim=1)
+    if is_of_images:
+        patches = patches.repeat(1, vit.slices, 1)
+    at_one_time, rest = divmod(patches.shape[1], vit.slices)
+    old = grid or (math.isqrt(at_one_time), math.isqrt(at_one_time))
+    if rest or math.prod(old) != at_one_time:
+        return done  # its shape does not fit, which is reported
+    state[table] = vit.resized_table(torch.cat([of_class, patches], dim=1), old, vit.frame_grid)
+    if is_of_images or old != vit.frame_grid:
+        done.append(f"{table}: {vit.slices} x {old[0]}x{old[1]} -> {vit.frame_grid[0]}x{vit.frame_grid[1]}")
+    return done

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers.forms import TABLE, in_the_form_of
 from pretrain.models.importers.weights import Facts, Grid, MatchReport, not_finite
@@ -45,7 +46,7 @@ def load_strict(
             listed. Or a value is NaN or infinite.
     """
     own = module.state_dict()
-    fitted, rewritten = in_the_form_of(module, own, dict(state))
+    fitted, rewritten = in_the_form_of(module, own, dict(state), grid)
     unexpected = [name for name in fitted if name not in own]
     missing = [name for name in own if name not in fitted]
     resized, problems = [], []
@@ -120,7 +121,10 @@ def _square(is_square: bool, side: int, name: str) -> Grid:
 
 
 def _grid_of(module: nn.Module, name: str, table: Tensor) -> Grid | None:
-    """The grid of the position table `name`: that of the nearest module around it that has one; None: no such table."""
+    """The grid of the position table `name`: that of the nearest module around it that has one; None: no such table.
+
+    Tables of clips have several grids and were fitted before.
+    """
     path, _, leaf = name.rpartition(".")
     if leaf not in ("pos_embed", TABLE):
         return None
@@ -130,6 +134,8 @@ def _grid_of(module: nn.Module, name: str, table: Tensor) -> Grid | None:
         if grid is None and path:
             path = path.rpartition(".")[0]
             continue
+        if isinstance(owner, VideoViT):
+            return None
         if leaf == TABLE:  # Swin's tables of windows are not of a grid of patches
             return grid if hasattr(owner, "rel_pos_kind") else None
         # Nor are Hiera's, which are of a finer grid.

@@ -1,4 +1,5 @@
-"""Images as sequences of patches, and the random split of MAE (He et al. 2021, section 3)."""
+"""Images as sequences of patches, clips as sequences of tubes, and the random split of MAE (He et al. 2021, section
+3)."""
 
 from __future__ import annotations
 
@@ -30,6 +31,26 @@ def gather_pixels(images: Tensor, patch_size: int, index: Tensor | None = None) 
 def patchify(images: Tensor, patch_size: int, index: Tensor | None = None) -> Tensor:
     """Images [b, C, H, W] -> patch vectors [b, k, p * p * C], channels fastest; `index` as in `gather_pixels`."""
     return gather_pixels(images, patch_size, index).permute(0, 1, 3, 4, 2).flatten(2)
+
+
+def gather_tubes(clips: Tensor, tubelet_size: int, patch_size: int, index: Tensor | None = None) -> Tensor:
+    """The pixels of tubes of clips [b, T, C, H, W], [b, k, C, t, p, p]: those of `index` int64 [b, k], or all N in the
+    order time, row, column."""
+    b, frames, c, height, width = clips.shape
+    t, p = tubelet_size, patch_size
+    slices, rows, columns = frames // t, height // p, width // p
+    tubes = clips[:, : slices * t, :, : rows * p, : columns * p]
+    tubes = tubes.reshape(b, slices, t, c, rows, p, columns, p).permute(0, 1, 4, 6, 3, 2, 5, 7)
+    if index is None:
+        return tubes.flatten(1, 3)
+    of, patch = torch.arange(b, device=clips.device)[:, None], index % (rows * columns)
+    return tubes[of, index // (rows * columns), patch // columns, patch % columns]
+
+
+def tubes_of_patches(index: Tensor, slices: int, num_patches: int) -> Tensor:
+    """The tubes of some patches in every slice of time: int64 [b, k] of `num_patches` -> [b, slices * k]."""
+    starts = torch.arange(slices, device=index.device) * num_patches
+    return (starts[:, None] + index[:, None]).flatten(1)
 
 
 def unpatchify(vectors: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Position tables: fixed 2-D sin-cos, in the two orders of channels that are in use, and resizing to another grid.
+"""Position tables: fixed 2-D sin-cos, in the two orders of channels that are in use, 1-D sin-cos of clips, and resizing
+to another grid.
 
 A table is [1, P + N, D]: with a class row (P = 1) row 0 belongs to the class token; row P + y * grid_w + x belongs to
 patch (y, x).
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PosKind = Literal["sincos", "sincos_rows_first", "learned", "rope", "none"]
+PosKind = Literal["sincos", "sincos_rows_first", "sincos_flat", "learned", "rope", "none"]
 PosResize = Literal["exact", "dino", "antialias", "dino_antialias"]
 DINO_OFFSET = 0.1
 
@@ -36,6 +37,22 @@ def sincos_2d(embed_dim: int, grid_size: tuple[int, int], *, cls_row: bool = Tru
     angles = [axis.reshape(-1, 1) * rates for axis in ((rows, columns) if rows_first else (columns, rows))]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return torch.cat([table.new_zeros(1, embed_dim), table]) if cls_row else table
+
+
+def sincos_flat(embed_dim: int, num_tokens: int) -> Tensor:
+    """Fixed table of the tokens' numbers, whatever their grid, float64 [N, D].
+
+    Channels 2i and 2i + 1 are sin and cos of number / 10000^(2i / D). VideoMAE (Tong et al. 2022) has it for tokens in
+    the order time, row, column.
+
+    Raises:
+        ValueError: `embed_dim` is odd.
+    """
+    if embed_dim % 2:
+        raise ValueError(f"embed_dim {embed_dim} is odd: a sin-cos table needs pairs of channels")
+    rates = 10000.0 ** -(torch.arange(0, embed_dim, 2, dtype=torch.float64) / embed_dim)
+    angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 def resize(

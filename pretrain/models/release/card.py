@@ -9,7 +9,8 @@ from pretrain.core.text import markdown
 from pretrain.models.layers.ffn import TOPK
 from pretrain.models.release.manifest import FEATURES_ONNX, FEATURES_PT2
 
-TITLES = {"vit": "Vision transformer", "timm": "Backbone of timm's", "conv_encoder": "Convolutional encoder"}
+TITLES = {"vit": "Vision transformer", "video_vit": "Vision transformer of clips"}
+TITLES |= {"timm": "Backbone of timm's", "conv_encoder": "Convolutional encoder"}
 NAMES = {"mae": "masked autoencoder (He et al. 2021)", "dino": "DINO (Caron et al. 2021)"}
 
 
@@ -42,6 +43,8 @@ def card(record: Mapping[str, Any]) -> str:
 def _widths(kind: str, model: Mapping[str, Any]) -> str:
     height, width = model["img_size"]
     images = f"images of {height} x {width} px, {model['in_chans']} channels"
+    if kind == "video_vit":
+        images = f"clips of {model['num_frames']} frames, {model['tubelet_size']} to a token, {images}"
     if kind == "timm":
         return f"timm's {markdown(model['name'])}, {images}"
     if kind == "conv_encoder":

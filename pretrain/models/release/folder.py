@@ -49,6 +49,7 @@ FORMAT = 1
 # the "class" of a release_model -> (its module in pretrain.models, its class)
 BACKBONES = {
     "vit": ("backbones.vit", "ViT"),
+    "video_vit": ("backbones.video", "VideoViT"),
     "timm": ("backbones.timm_backbone", "TimmBackbone"),
     "conv_encoder": ("tokenizers.dvae", "ConvEncoder"),
 }
@@ -126,7 +127,7 @@ def write_release(
             state = to_timm(state, other.kind)
             description = timm_config(other, backbone, mean=mean, std=std)
             (temporary / TIMM).write_text(json.dumps(description, indent=2) + "\n")
-        elif graphs:
+        elif graphs and "clip" not in backbone.provides:
             facts["graphs"] = write_graphs(temporary, backbone, mean=mean, std=std)
         write_tensors(temporary / WEIGHTS, state, {"format": "pt"})
         write_tensors(temporary / HEADS, extra_state, {"format": "pt"})

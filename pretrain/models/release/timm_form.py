@@ -18,6 +18,7 @@ from pretrain.models.backbones.contract import ImageEncoder
 from pretrain.models.backbones.families import SWIN_OPTIONS
 from pretrain.models.backbones.sizes import SIZES
 from pretrain.models.backbones.timm_backbone import TimmBackbone
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.importers import State
 from pretrain.models.layers.ffn import swiglu_hidden
@@ -51,7 +52,7 @@ class TimmModel:
 
 def timm_model(backbone: ImageEncoder) -> TimmModel | str:
     """The model of timm's with the features of `backbone`, or why there is none."""
-    if not isinstance(backbone, ViT | TimmBackbone):
+    if not isinstance(backbone, ViT | TimmBackbone) or isinstance(backbone, VideoViT):
         return f"timm has no class like {type(backbone).__name__}"
     if backbone.attention:
         kinds = ", ".join(dict.fromkeys(entry.kind for entry in backbone.attention))

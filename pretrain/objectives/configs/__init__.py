@@ -16,6 +16,7 @@ from pretrain.objectives.configs.lejepa import LeJEPAConfig
 from pretrain.objectives.configs.mae import MAEConfig
 from pretrain.objectives.configs.mocov3 import MoCoV3Config
 from pretrain.objectives.configs.simmim import SimMIMConfig
+from pretrain.objectives.configs.videomae import VideoMAEConfig
 from pretrain.objectives.configs.vqkd import VQKDConfig
 
 ObjectiveConfig = (
@@ -24,6 +25,7 @@ ObjectiveConfig = (
     | IBOTConfig
     | DINOv2Config
     | MoCoV3Config
+    | VideoMAEConfig
     | SimMIMConfig
     | IJEPAConfig
     | LeJEPAConfig

@@ -26,6 +26,10 @@ STAGES = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size":
 MODELS: dict[str, dict[str, Any]] = {
     "own ViT": {"name": "vit_tiny", **TINY, "mlp_ratio": 2.0},
     "own ViT, no class token": {"name": "vit_tiny", **TINY, "mlp_ratio": 2.0, "class_token": False},
+    "own ViT of clips": {"name": "vit_tiny", **TINY, "mlp_ratio": 2.0, "num_frames": 4},
+    "own ViT of clips, no class token": {
+        **{"name": "vit_tiny", **TINY, "mlp_ratio": 2.0, "num_frames": 4, "class_token": False}
+    },
     CONV: {"name": CONV, "embed_dim": 16},
     "timm/ ViT": {"name": "timm/vit_tiny_patch16_224", "args": {**TINY, "patch_size": 8}},
     "timm/ BEiT": {"name": "timm/beit_base_patch16_224", "args": {**TINY, "patch_size": 8}},
