@@ -17,7 +17,7 @@ from pretrain.models.mechanisms.settings import Placed
 _OF_OUR_VIT = ("num_registers", "pos_embed", "rel_pos_bias", "qkv_bias", "layer_scale", "ffn", "norm_eps")
 _OF_OUR_VIT += ("qk_scale", "proj_bias", "ffn_bias", "ffn_topk", "ffn_multiple", "pos_offset")
 _OF_OUR_VIT += ("norm_layer", "cls_norm", "rope")
-_OF_CLIPS = ("num_frames", "tubelet_size")
+_OF_CLIPS = ("num_frames", "tubelet_size", "time_attention")
 _OF_A_TRANSFORMER = ("depth", "num_heads", "mlp_ratio")
 
 
@@ -60,6 +60,11 @@ class ModelConfig(Config):
     in_chans: Positive = 3
     num_frames: Positive | None = Field(None, description="frames of a clip; null: the model is of images")
     tubelet_size: Positive = Field(2, description="frames that become a token together, of a model of clips")
+    time_attention: Literal["joint", "divided", "block_causal"] = Field(
+        "joint",
+        description="of a model of clips; joint: all tokens; divided: over time, then over space (TimeSformer); "
+        "block_causal: none to a later time",
+    )
     embed_dim: Positive = Field(768, description="default: that of the size")
     depth: Positive = Field(12, description="default: that of the size")
     num_heads: Positive = Field(12, description="default: that of the size")
@@ -274,8 +279,12 @@ class ModelConfig(Config):
 
     def _clip_problems(self) -> list[str]:
         if self.num_frames is None:
-            found = [] if self.tubelet_size == type(self).model_fields["tubelet_size"].default else ["tubelet_size"]
-            found = [f"model.{key}: is read with model.num_frames only, which is null" for key in found]
+            fields = type(self).model_fields
+            found = [
+                f"model.{key}: is read with model.num_frames only, which is null"
+                for key in _OF_CLIPS
+                if getattr(self, key) != fields[key].default
+            ]
             if self.pos_embed == "sincos_flat":
                 found.append("model.pos_embed: sincos_flat is of models of clips; give model.num_frames, or sincos")
             return found
@@ -289,6 +298,8 @@ class ModelConfig(Config):
             found.append(f"model.pos_embed: {self.pos_embed} is of images; of clips: sincos_flat, learned or none")
         if self.rel_pos_bias != "none":
             found.append(f"model.rel_pos_bias: {self.rel_pos_bias} is of images; a model of clips has none")
+        if self.time_attention == "divided" and self.attention:
+            found.append("model.time_attention: divided has attention of its own; leave model.attention out")
         reading = [entry.kind for entry in self.attention if entry.reads == "grid" or not entry.entry.keeps_frame]
         if reading:
             found.append(f"model.attention: {', '.join(reading)} reads the grid of an image; leave it out of clips")

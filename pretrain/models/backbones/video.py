@@ -1,11 +1,13 @@
 """A vision transformer of clips: each token is a tube, a patch through several frames.
 
-The blocks are those of `ViT`; joint attention over space and time. Tubes are in the order time, row, column, as if the
-grids of the frames stood one below another.
+The blocks are those of `ViT`, with attention over space and time in one of three forms. Tubes are in the order time,
+row, column, as if the grids of the frames stood one below another.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +15,14 @@ from torch import Tensor, nn
 
 from pretrain.models.backbones import families
 from pretrain.models.backbones.vit import ViT
+from pretrain.models.backbones.vit_positions import Given
 from pretrain.models.layers import pos_embed as positions
+from pretrain.models.layers.attention import Block
 from pretrain.models.layers.initialize import initialize_linears
+from pretrain.models.layers.mixer import NewMixer
 from pretrain.models.layers.patches import gather_tubes
 from pretrain.models.layers.pos_embed import PosKind
+from pretrain.models.layers.space_time import DividedBlock, SpaceAttention, TimeAttention, causal_bias
 
 POSITIONS: tuple[PosKind, ...] = ("sincos_flat", "learned", "none")
 
@@ -37,6 +43,8 @@ class VideoViT(ViT):
 
     Args:
         num_frames: T. tubelet_size: frames of a tube, of which T is a multiple.
+        time_attention: "joint": all tokens; "divided": a branch over time, then attention over space; "block_causal":
+            no patch sees a later time (`layers.space_time`).
         pos_embed: "sincos_flat": fixed, of the tube's number (VideoMAE, Tong et al. 2022); "learned"; "none".
         arguments: of `ViT`, without relative positions.
 
@@ -54,6 +62,7 @@ class VideoViT(ViT):
         *,
         num_frames: int,
         tubelet_size: int = 2,
+        time_attention: TimeAttention = "joint",
         pos_embed: PosKind = "sincos_flat",
         **arguments: Any,
     ):
@@ -61,9 +70,13 @@ class VideoViT(ViT):
             raise ValueError(f"positions of clips are one of {', '.join(POSITIONS)}, without a relative bias")
         if num_frames % tubelet_size:
             raise ValueError(f"num_frames {num_frames} is not a multiple of tubelet_size {tubelet_size}")
+        if time_attention == "divided" and arguments.get("attention"):
+            raise ValueError("time_attention divided has attention of its own; leave other mechanisms out")
+        # Known before the blocks are built.
+        self.time_attention, self.slices = time_attention, num_frames // tubelet_size
         super().__init__(img_size, patch_size, pos_embed="none", **arguments)
         self.num_frames, self.tubelet_size = num_frames, tubelet_size
-        self.frame_grid, self.slices = self.grid_size, num_frames // tubelet_size
+        self.frame_grid = self.grid_size
         self.grid_size = (self.slices * self.frame_grid[0], self.frame_grid[1])
         self.provides = families.vit_provides(class_token=self.class_token, attention=self.attention, clips=True)
         self.patch_embed = TubeletEmbed(tubelet_size, patch_size, self.in_chans, self.embed_dim)
@@ -106,7 +119,25 @@ class VideoViT(ViT):
 
     def release_model(self) -> dict[str, Any]:
         of_clips = {"class": "video_vit", "num_frames": self.num_frames, "tubelet_size": self.tubelet_size}
-        return super().release_model() | of_clips
+        return super().release_model() | of_clips | {"time_attention": self.time_attention}
+
+    def last_attention(self, x: Tensor) -> Tensor | None:
+        return None if self.time_attention == "divided" else super().last_attention(x)
+
+    def new_block(self, dim: int, num_heads: int, **arguments: Any) -> Block:
+        if self.time_attention != "divided":
+            return super().new_block(dim, num_heads, **arguments)
+        return DividedBlock(dim, num_heads, slices=self.slices, **arguments)
+
+    def _mixer(self, index: int) -> NewMixer:
+        in_space = partial(SpaceAttention, slices=self.slices)
+        return in_space if self.time_attention == "divided" else super()._mixer(index)
+
+    def _given(self, x: Tensor, keep: Tensor | None, drop: Tensor | None, axes: Tensor | None = None) -> Given:
+        given = super()._given(x, keep, drop, axes)
+        if self.time_attention != "block_causal":
+            return given
+        return replace(given, biases=[causal_bias(given.layout, self.slices, x.device)] * self.depth)
 
     def fixed_size_reason(self) -> str | None:
         return "it reads clips"

@@ -140,7 +140,7 @@ class ViT(Backbone):
             self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim), requires_grad=pos_embed == "learned")
         self.rel_pos_bias = rel_pos.RelPosBias(self.grid_size, num_heads) if rel_pos_bias in rel_pos.SHARED else None
         self.blocks = nn.ModuleList(
-            Block(
+            self.new_block(
                 embed_dim,
                 num_heads,
                 mlp_ratio=mlp_ratio,
@@ -352,6 +352,10 @@ class ViT(Backbone):
             return self.norm(tokens)
         prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
         return torch.cat([self.cls_norm(prefix), self.norm(patches)], dim=1)
+
+    def new_block(self, dim: int, num_heads: int, **arguments: Any) -> Block:
+        """A block, by the arguments of `Block`."""
+        return Block(dim, num_heads, **arguments)
 
     def _mixer(self, index: int) -> NewMixer:
         """What builds the first branch of block `index`."""

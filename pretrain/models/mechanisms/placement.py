@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.models.layers.attention import Attention, Block
 from pretrain.models.layers.mixer import Mixer
+from pretrain.models.layers.space_time import DividedBlock
 from pretrain.models.mechanisms import class_of
 from pretrain.models.mechanisms.contract import MapMechanism
 from pretrain.models.mechanisms.mixers import Blend, build_mixer
@@ -85,14 +86,16 @@ def mechanisms_of(module: nn.Module) -> list[MapMechanism]:
 
 
 def added_names(module: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the tensors below a module that the same network without mechanisms lacks: they may be missing in
-    the weights that it starts from."""
+    """Prefixes of the tensors below a module that the same network without mechanisms, or without time, lacks: they may
+    be missing in the weights that it starts from."""
     found: list[str] = []
     for name, part in module.named_modules():
         if isinstance(part, Change) or name.rpartition(".")[2] == "front":
             found.append(f"{name}.")
         elif isinstance(part, Blend):
             found += [f"{name}.{added}" for added in ("branches.", "router.", "strength")]
+        elif isinstance(part, DividedBlock):
+            found += [f"{name}.{added}" for added in ("time_norm.", "time_attn.", "time_fc.")]
     return tuple(found)
 
 

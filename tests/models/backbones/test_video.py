@@ -117,6 +117,11 @@ def test_a_release_opens_again_with_equal_features(tmp_path):
         ({"num_frames": 4, "pos_embed": "rope"}, "model.pos_embed: rope is of images"),
         ({"num_frames": 4, "rel_pos_bias": "shared"}, "model.rel_pos_bias: shared is of images"),
         ({"tubelet_size": 4}, "model.tubelet_size: is read with model.num_frames only"),
+        ({"time_attention": "divided"}, "model.time_attention: is read with model.num_frames only"),
+        (
+            {"num_frames": 4, "time_attention": "divided", "attention": [{"kind": "xca", "places": "blocks.*.attn"}]},
+            "model.time_attention: divided has attention of its own",
+        ),
         ({"pos_embed": "sincos_flat"}, "model.pos_embed: sincos_flat is of models of clips"),
         (
             {"num_frames": 4, "attention": [{"kind": "lka", "places": "blocks.*.attn"}]},
