@@ -107,7 +107,7 @@ class VideoMAE(Objective[VideoMAEConfig]):
     def _middle(self, tubes: Tensor) -> Tensor:
         """The first frame of the middle tubes of [b, N, t * p * p, C], [b, C, H, W]."""
         patch, grid = self.encoder.patch_size, self.encoder.frame_grid
-        at_one_time = tubes.unflatten(1, (self.encoder.slices, -1))[:, self.encoder.slices // 2]
+        at_one_time: Tensor = tubes.chunk(self.encoder.slices, dim=1)[self.encoder.slices // 2]
         return unpatchify(at_one_time[:, :, : patch**2].flatten(2), patch, grid)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pretrain.data.sampling import keyed
 from pretrain.models.backbones.video import VideoViT
+from pretrain.models.importers.masked import videomae as read_checkpoint
+from pretrain.models.importers.weights import Source
 from pretrain.objectives.base import Horizon
 from pretrain.objectives.configs import VideoMAEConfig
 from pretrain.objectives.videomae import VideoMAE
@@ -24,7 +26,9 @@ _EXACT_SIGMAS = 5.0
 def run_pretrain(case: Case) -> None:
     case.only("batch", "mask_ratio", "normlize_target", "ctor")
     objective = build(case)
-    objective.load_state_dict(state_of(case, objective))
+    weights = read_checkpoint(dict(case.below("state")), Source("case", None))
+    assert weights is not None
+    objective.load_weights(weights)
     clips, hidden = case["input/videos"].transpose(1, 2), case["input/mask"]
     keep, masked = (torch.stack([row.nonzero().flatten() for row in rows]) for rows in (~hidden, hidden))
     norm = torch.tensor([_MEAN, _STD]).view(2, 1, 1, 3, 1, 1)
@@ -96,12 +100,6 @@ def build(case: Case) -> VideoMAE:
     return VideoMAE(config, backbone, Horizon(total_steps=1, steps_per_epoch=1)).train()
 
 
-def state_of(case: Case, objective: VideoMAE) -> dict[str, Tensor]:
-    """The official weights by our names, with our position tables, which the official state lacks."""
-    tables = {name: value for name, value in objective.state_dict().items() if name.endswith("pos_embed")}
-    return tables | {ours(name): value for name, value in case.below("state").items()}
-
-
 def ours(name: str) -> str:
     """Our name of a parameter of the official model."""
     name = re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
@@ -115,7 +113,7 @@ def run_tubes(case: Case) -> None:
     slices, rows, columns = case.config["grid"]
     patches, draws = rows * columns, case.config["n"]
     sizes = {"embed_dim": 8, "depth": 1, "num_heads": 1, "num_frames": 2 * slices, "class_token": False}
-    decoder = {"decoder_embed_dim": 8, "decoder_depth": 1, "decoder_num_heads": 1}
+    decoder: dict[str, Any] = {"decoder_embed_dim": 8, "decoder_depth": 1, "decoder_num_heads": 1}
     config = VideoMAEConfig(mask_ratio=case.config["mask_ratio"], **decoder)
     objective = VideoMAE(config, VideoViT((rows, columns), 1, **sizes), Horizon(total_steps=1, steps_per_epoch=1))
     numbers = [keyed.generator(0, place, 7).random(patches, dtype=np.float32) for place in range(draws)]

@@ -10,11 +10,15 @@ import torch
 
 from finetune.config import ModelSource
 from finetune.weights import open_source
+from pretrain.core.configlib import ConfigError
+from pretrain.data.shards.index import build_index
+from pretrain.models.backbones.video import VideoViT
 from pretrain.models.backbones.vit import ViT
 from pretrain.models.layers import pos_embed
 from pretrain.models.release.folder import write_release
 from pretrain.probes.__main__ import main
 from pretrain.probes.subject import open_official, open_release
+from tests.data.tars import image_bytes, tar_bytes
 from tests.runs import SHARDS
 
 SIDES = ["--train", str(SHARDS / "train"), "--val", str(SHARDS / "val"), "--max-images", "4", "--no-linear", "--json"]
@@ -80,3 +84,27 @@ def test_a_release_is_probed_at_another_size(tmp_path: Path):
     weight = "blocks.0.attn.qkv.weight"
     assert subject.network.backbone.state_dict()[weight].equal(model.state_dict()[weight])
     assert open_release(tmp_path / "release").size == (32, 32)
+
+
+def test_a_network_of_clips_is_probed_on_clips_at_its_size_and_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    members: list[tuple[str, bytes]] = []
+    for clip in range(8):
+        members += [(f"c{clip}.{number:04d}.jpg", image_bytes(10 * clip + number)) for number in range(7)]
+        members.append((f"c{clip}.cls", str(clip % 2).encode()))
+    shard = tmp_path / "clips-000000.tar"
+    shard.write_bytes(tar_bytes(members))
+    build_index([str(shard)])
+    torch.manual_seed(0)
+    model = VideoViT((16, 16), 8, embed_dim=24, depth=1, num_heads=3, num_frames=4)
+    record = {"recipe": {"objective": {"frame_stride": 2}}}
+    write_release(tmp_path / "r", model, objective="videomae", extra_state={}, record=record)
+    sides = ["--train", str(shard), "--val", str(shard), "--no-linear", "--json", "--k", "1"]
+    for options in ([], ["--img-size", "24"]):
+        assert main([str(tmp_path / "r"), *options, *sides]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert "clips: 4 frames, every 2, of the middle" in found["protocol"] and found["queries"] == 8
+        assert found["trained"].keys() >= {"cls", "patch_mean"} and "pixels" in found
+    with pytest.raises(ConfigError, match="it reads clips"):
+        open_source(ModelSource(release=str(tmp_path / "r")))

@@ -101,10 +101,11 @@ def _of_video(
     path: Path, size: int | None, quality: int, max_pixels: int, fps: float | None
 ) -> Iterator[tuple[str, bytes]]:
     import av
+    from av.error import FFmpegError
 
     count, start = 0, None
     try:
-        with path.open("rb") as file, av.open(file, format=VIDEO_FORMATS[path.suffix.lower()]) as container:
+        with path.open("rb") as file, av.open(file, "r", format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
                 raise UnreadableImageError("no video stream")
             stream: Any = container.streams.video[0]
@@ -120,7 +121,7 @@ def _of_video(
         raise
     except DecodeError as error:
         raise UnreadableImageError(str(error)) from error
-    except (av.error.FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError) as error:
         raise UnreadableImageError(f"cannot be decoded: {error}") from error
     if not count:
         raise UnreadableImageError("no picture could be decoded")

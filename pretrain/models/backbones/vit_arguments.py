@@ -29,6 +29,11 @@ def vit_arguments(
     Raises:
         ValueError: it is not the state of such a ViT, or its heads are not known.
     """
+    if state.get("patch_embed.proj.weight", next(iter(state.values()))).ndim == 5:
+        raise ValueError(
+            "the weights of a model of clips: start pretraining from them (init.official) with model.num_frames, and "
+            "use its release"
+        )
     try:
         dim, in_chans, patch, _ = state["patch_embed.proj.weight"].shape
         hidden = len(state["blocks.0.mlp.fc1.weight"])

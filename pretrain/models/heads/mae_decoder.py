@@ -21,10 +21,12 @@ class MAEDecoder(nn.Module):
     """Latent tokens of the visible patches -> pixels [b, m, out_dim] of the masked patches.
 
     Args:
-        positions: of the patches: a grid for a 2-D sin-cos table, or a table [N, embed_dim].
+        positions: of the patches: a grid for a 2-D sin-cos table, or a fixed table [N, embed_dim], which is not stored.
         num_class_tokens: tokens before the patches, each with a position. learned: positions are trained (Pixio).
         embed_bias: of the first layer. block: further arguments of `Block` (VideoMAE).
     """
+
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -50,12 +52,15 @@ class MAEDecoder(nn.Module):
             positions = sincos_2d(embed_dim, positions, cls_row=False)
         table = positions.float()
         table = torch.cat([table.new_zeros(num_class_tokens, embed_dim), table])[None]
-        self.pos_embed = nn.Parameter(table, requires_grad=learned)
+        if self.grid_size is None:
+            self.register_buffer("pos_embed", table, persistent=False)
+        else:
+            self.pos_embed = nn.Parameter(table, requires_grad=learned)
         if learned:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        block = {"mlp_ratio": mlp_ratio, "norm_eps": 1e-6} | dict(block or {})
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, **block) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=block["norm_eps"])
+        of_block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "norm_eps": 1e-6, **(block or {})}
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, **of_block) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=of_block["norm_eps"])
         self.pred = nn.Linear(embed_dim, out_dim)
         initialize_linears(self, "xavier")
         nn.init.normal_(self.mask_token, std=0.02)

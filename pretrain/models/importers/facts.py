@@ -58,6 +58,8 @@ _CLASS, _MEAN = "class token", "mean of the patches"
 PROJECTS = (
     Project("MAE", ("mae",), _named("mae_vit_{}", _BASE, _LARGE, _HUGE), "sin-cos, columns first",
             f"{_CLASS} (linear probe), {_MEAN} (fine-tuning)"),
+    Project("VideoMAE", ("videomae",), _named("pretrain_videomae_{}", _SMALL, _BASE, _LARGE, _HUGE),
+            "sin-cos of the token's number", _MEAN),
     Project("DINO", ("dino",), _named("vit_{}", _TINY, _SMALL, _BASE), "table", _CLASS),
     Project("iBOT", ("ibot",), _named("vit_{}", _TINY, _SMALL, _BASE, _LARGE), "table", _CLASS),
     Project("DINOv2", ("dinov2",), _named("vit_{}", _SMALL, _BASE, _LARGE, ("giant2", 1536, 40, 24)), "table",

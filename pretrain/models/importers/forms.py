@@ -120,6 +120,10 @@ def _fit_clips(vit: VideoViT, prefix: str, own: Mapping[str, Tensor], state: Sta
     if is_of_images:
         state[first] = state[first][:, :, None].repeat(1, 1, frames, 1, 1) / frames
         done.append(f"{first}: of an image, divided among {frames} frames")
+    if table in own and table not in state and not is_of_images and vit.pos_kind == "sincos_flat":
+        state[table] = own[table]
+        done.append(f"{table}: fixed, computed anew")
+        return done
     if table not in state or table not in own:
         return done
     if is_of_images and vit.slices > 1 and vit.pos_kind != "learned":

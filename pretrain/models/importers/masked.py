@@ -1,4 +1,5 @@
-"""Checkpoints of masked image modelling: MAE, BEiT, BEiT v2 and its tokenizer, SimMIM, data2vec (vision, version 1)."""
+"""Checkpoints of masked image modelling: MAE, VideoMAE, BEiT, BEiT v2 and its tokenizer, SimMIM, data2vec (vision,
+version 1)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,17 @@ def mae(state: State, source: Source) -> Weights | None:
     heads = take(state, "decoder_", "mask_token")
     heads = {"decoder." + name.removeprefix("decoder_"): tensor for name, tensor in heads.items()}
     return Weights("mae", to_vit(state, source), heads)
+
+
+def videomae(state: State, source: Source) -> Weights | None:
+    """`encoder` of clips and `decoder` with a head; its positions are computed and not in the file."""
+    if "encoder_to_decoder.weight" not in state or "encoder.patch_embed.proj.weight" not in state:
+        return None
+    heads = {"decoder.mask_token": state["mask_token"], "decoder.embed.weight": state["encoder_to_decoder.weight"]}
+    for name, tensor in below(state, "decoder.").items():
+        heads[f"decoder.{rename(name).replace('head.', 'pred.', 1)}"] = tensor
+    left_out = tuple(n for n in state if not n.startswith(("encoder", "decoder.", "mask_token")))
+    return Weights("videomae", to_vit(below(state, "encoder."), source), heads, left_out=left_out)
 
 
 def beit(state: State, source: Source) -> Weights | None:

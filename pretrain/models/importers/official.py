@@ -17,8 +17,8 @@ from pretrain.models.layers.pos_embed import PosResize
 # Copies of the weights next to them, as BEiT, timm, mmengine and Lightning save them.
 AVERAGES = ("model_ema.", "state_dict_ema.", "ema.", "ema_state_dict.", "current_model_state.", "averaging_state.")
 KNOWN = (
-    "MAE, DINO, iBOT, DINOv2, DINOv3, BEiT, VQ-KD, MoCo v3, SimMIM, I-JEPA, data2vec, ViTs of timm, Hugging Face, "
-    "torchvision and mmpretrain, ResNets, and these below a prefix"
+    "MAE, VideoMAE, DINO, iBOT, DINOv2, DINOv3, BEiT, VQ-KD, MoCo v3, SimMIM, I-JEPA, data2vec, ViTs of timm, "
+    "Hugging Face, torchvision and mmpretrain, ResNets, and these below a prefix"
 )
 # Weights that one of the known forms has, by which their prefix is found.
 _ANCHORS = (
@@ -156,6 +156,7 @@ FORMS: tuple[Callable[[State, Source], Weights | None], ...] = (
     distilled.dinov2,
     masked.vqkd,
     masked.simmim,
+    masked.videomae,
     masked.mae,
     masked.beit,
     _backbone,

@@ -45,7 +45,8 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def batches(dataset: Dataset, views: list[ViewSpec], **changes) -> MicroBatches:
     options: dict[str, Any] = {"in_chans": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "seed": 3, "block_shards": 1}
-    return MicroBatches(dataset, LoaderSpec(views=views, **options | {"global_batch": 4, "micro_batch": 4} | changes))
+    options |= {"global_batch": 4, "micro_batch": 4} | changes
+    return MicroBatches(dataset, LoaderSpec(views=views, **options))
 
 
 def values(batch: dict, name: str = "clip") -> torch.Tensor:
