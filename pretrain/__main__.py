@@ -19,7 +19,7 @@ from pretrain.core.ranks import read_launch
 from pretrain.data.channels import with_names_beside
 from pretrain.data.depths import look_at_values
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.image_files import IMAGE_EXTENSIONS
+from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
 from pretrain.engine.session.folder import as_resumed
 from pretrain.models.release.manifest import source_problem
 
@@ -41,11 +41,7 @@ def check(
         except ValueError as error:
             raise ConfigError(source, [f"data.exclude: {error}"]) from error
     config = _with_channel_names(config, source)
-    if not set(dataset.extensions) & set(IMAGE_EXTENSIONS):
-        members = ", ".join(dataset.extensions[:5]) + (" ..." if len(dataset.extensions) > 5 else "")
-        dots = any("." in extension for extension in dataset.extensions)
-        way_out = "; for names with dots: fovea data index --key-rule last-dot" if dots else ""
-        problem = f"no sample has an image member ({', '.join(IMAGE_EXTENSIONS)}), only {members}{way_out}"
+    if problem := _member_problem(dataset.extensions, clips=config.model.num_frames is not None):
         raise ConfigError(source, [f"data.shards: {problem}"])
     if config.data.range is None and not (Path(config.run_dir) / "config.yaml").exists():
         deep = look_at_values(dataset)
@@ -58,6 +54,20 @@ def check(
             problem = f"probe.{key}: no labels (.cls members) in {labelled.paths[0]} ...; remove probe"
             raise ConfigError(source, [problem])
     return config, dataset, plan(config, num_samples=dataset.num_samples, world_size=world_size)
+
+
+def _member_problem(extensions: Sequence[str], *, clips: bool) -> str | None:
+    """Why the samples of a data set cannot be read; a model of clips also reads images."""
+    found = frame_members(extensions)
+    if found and (clips or set(extensions) & set(IMAGE_EXTENSIONS)):
+        return None
+    members = ", ".join(extensions[:5]) + (" ..." if len(extensions) > 5 else "")
+    lines = [f"no sample has an image member ({', '.join(IMAGE_EXTENSIONS)}), only {members}"]
+    if found:
+        lines.append("clips are read by a model of clips (model.num_frames)")
+    if any("." in extension for extension in extensions):
+        lines.append("for names with dots: fovea data index --key-rule last-dot")
+    return "; ".join(lines)
 
 
 def _with_channel_names(config: PretrainConfig, source: str) -> PretrainConfig:

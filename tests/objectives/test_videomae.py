@@ -1,10 +1,16 @@
 """VideoMAE by its definition."""
 
+import pytest
 import torch
 
+from pretrain.__main__ import check
+from pretrain.core.configlib import ConfigError
 from pretrain.data.views.specs import stacks
 from pretrain.objectives.videomae import VideoMAE
 from tests.objectives.tiny import Shape, batch, objective
+from tests.runs import ROOT
+
+DEBUG, CLIPS = ROOT / "configs" / "debug", f"data.shards={ROOT / 'samples' / 'bunny' / 'train'}"
 
 
 def made(**changes) -> VideoMAE:
@@ -56,3 +62,12 @@ def test_views_are_a_clip_and_its_pixels_and_the_drop_path_where_there_is_one():
     assert made(mask_ratio=0.5).config.problems(shape) == []
     wrong = made(mask_ratio=0.05).config.problems(shape)
     assert wrong and wrong[0].startswith("objective.mask_ratio: 0.05 of 12 patches of a frame leaves 12 visible")
+
+
+def test_clips_are_accepted_before_a_run_by_models_of_clips_alone():
+    _, dataset, _ = check(DEBUG / "videomae.yaml", [CLIPS], world_size=1)
+    assert dataset.num_samples == 11
+    with pytest.raises(ConfigError, match=r"clips are read by a model of clips \(model\.num_frames\)"):
+        check(DEBUG / "mae.yaml", [CLIPS], world_size=1)
+    images = f"data.shards={ROOT / 'samples' / 'grocery' / 'train'}"
+    assert check(DEBUG / "videomae.yaml", [images], world_size=1)[1].num_samples == 960
