@@ -107,13 +107,17 @@ class DataSource(Config):
     )
     per_class: Positive | None = Field(None, description="number of images of each class (k-shot)")
     limit: Positive | None = Field(None, description="number of images, the first of the set")
-    subset_seed: int = Field(0, ge=0, lt=2**63, description="of the random choice for `fraction` and `per_class`")
+    without_fraction: float | None = Field(
+        None, gt=0, lt=1, description="the other images: without those that `fraction` of this value selects"
+    )
+    subset_seed: int = Field(0, ge=0, lt=2**63, description="of the random choice of these parts")
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSource:
-        given = [key for key in ("fraction", "per_class", "limit") if getattr(self, key) is not None]
+        parts = ("fraction", "per_class", "limit", "without_fraction")
+        given = [key for key in parts if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of fraction, per_class and limit, got {', '.join(given)}")
+            raise ValueError(f"give one of {', '.join(parts)}, got {', '.join(given)}")
         for key in ("mask_names", "image_names"):
             pattern = getattr(self, key)
             if pattern is not None and (pattern.count("{name}") != 1 or "/" in pattern):

@@ -1,4 +1,4 @@
-"""A part of a set of examples: a fraction, a number of examples per class, or the first ones."""
+"""A part of a set of examples: a fraction or all others, a number of examples per class, or the first ones."""
 
 from __future__ import annotations
 
@@ -53,10 +53,15 @@ def subset(whole: Examples, source: Any) -> Examples:
     labels = getattr(whole, "labels", None)
     if source.limit is not None:
         return Subset(whole, np.arange(min(source.limit, len(whole)))) if source.limit < len(whole) else whole
-    if source.per_class is None and source.fraction in (None, 1.0):
+    if source.per_class is None and source.without_fraction is None and source.fraction in (None, 1.0):
         return whole
     if source.per_class is not None and labels is None:
         raise ValueError(f"per_class {source.per_class}: these images have no class labels; use fraction or limit")
     groups = np.zeros(len(whole), dtype=np.int64) if labels is None else np.asarray(labels)
-    selection = {"fraction": source.fraction, "per_class": source.per_class, "seed": source.subset_seed}
-    return Subset(whole, of_each_class(groups, **selection, names=whole.classes))
+    fraction = source.fraction or source.without_fraction
+    chosen = of_each_class(
+        groups, fraction=fraction, per_class=source.per_class, seed=source.subset_seed, names=whole.classes
+    )
+    if source.without_fraction is not None:
+        chosen = np.setdiff1d(np.arange(len(whole)), chosen)
+    return Subset(whole, chosen)

@@ -35,7 +35,10 @@ def problems(tmp_path: Path, *overrides: str) -> str:
         ("model.weights=x.pth", "model: weights: only for a timm model"),
         ("model.mean=[123.7,116.3,103.5]", "model.mean.0: Input should be less than or equal to 1"),
         ("model.std=[0.5]", "model.std: 1 values for images of 3 channels"),
-        ("data.train.fraction=0.5", "data.train: give one of fraction, per_class and limit, got fraction, limit"),
+        (
+            "data.train.fraction=0.5",
+            "data.train: give one of fraction, per_class, limit, without_fraction, got fraction, limit",
+        ),
         ("data.train.masks=x", "data.train.masks: given, but task classification does not read it; remove it"),
         ("data.val.format=yolo", "data.val.format: yolo is not read by classification; one of"),
         ("evaluate.every_epochs=1", "evaluate: give every_steps or every_epochs, not both"),

@@ -22,6 +22,16 @@ def test_a_fraction_is_per_class_and_a_larger_one_contains_it():
     assert subset(whole, DataSource(images="x", fraction=1.0)) is whole
 
 
+def test_a_fraction_and_all_others_are_the_whole_set():
+    whole = Planted(41)
+    sets = (
+        DataSource(images="x", fraction=0.2, subset_seed=5),
+        DataSource(images="x", without_fraction=0.2, subset_seed=5),
+    )
+    val, train = ([part[i].id for i in range(len(part))] for part in (subset(whole, source) for source in sets))
+    assert len(val) == 8 and not {*val} & {*train} and sorted(val + train) == [whole[i].id for i in range(41)]
+
+
 def test_k_images_of_each_class_chosen_by_the_seed():
     whole = Planted(40)
     parts = [subset(whole, DataSource(images="x", per_class=3, subset_seed=seed)) for seed in (0, 0, 1)]
