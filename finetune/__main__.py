@@ -100,10 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
         return lacking.status if lacking else 2
     if chosen.check:
         print(describe(checked))
-        problem = problem_of(checked.config.model) or _building_problem(checked)
-        if problem is not None:
-            print(problem, file=sys.stderr)
+        try:
+            warnings = warnings_of(checked)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
             return 2
+        print("".join(f"{line}\n" for line in warnings), end="")
         return 0
     from finetune.run import measure, run
     from pretrain.engine.session.session import exit_status
@@ -113,15 +115,19 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_status(partial(run, *checked))
 
 
-def _building_problem(checked: CheckedRun) -> str | None:
-    """Why the task cannot be built as the run builds it: a head or weights that do not fit the backbone."""
+def warnings_of(checked: CheckedRun) -> list[str]:
+    """What the task, built as the run builds it, can hardly learn of its data. Imports torch.
+
+    Raises:
+        ConfigError: the weights are missing or damaged, or do not fit the task.
+    """
+    problem = problem_of(checked.config.model)
+    if problem is not None:
+        raise ConfigError(checked.config.run_dir, [problem])
     from finetune.run import build_task
 
-    try:
-        build_task(checked.config, checked.train, total_steps=checked.steps.total_steps)
-    except ConfigError as error:
-        return str(error)
-    return None
+    _, task = build_task(checked.config, checked.train, total_steps=checked.steps.total_steps)
+    return task.data_warnings(checked.train)
 
 
 def describe(checked: CheckedRun) -> str:

@@ -73,6 +73,10 @@ class Task(nn.Module):
         if optim.ema_decay is not None:
             self.ema = EMA(self)
 
+    def data_warnings(self, train: Examples) -> list[str]:
+        """What of the training set this task can hardly learn as it is configured, in lines for --check."""
+        return []
+
     def train_transform(self) -> batches.TrainTransform:
         """The transform of training examples, in a worker: (example, generator) -> tensors by name. Picklable.
 

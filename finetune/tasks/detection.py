@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from finetune.data.coco.box_sizes import anchor_warnings, box_sizes
 from finetune.data.examples import Example, Examples
 from finetune.data.transforms.detection import DetectionEval, DetectionTrain
 from finetune.dense.build import dense_backbone
@@ -45,6 +46,10 @@ class Detection(Task):
     @property
     def noises(self) -> dict[str, tuple[int, ...]]:
         return super().noises | ({"head": (self.head.noise,)} if self.head.noise else {})
+
+    def data_warnings(self, train: Examples) -> list[str]:
+        anchors = self.head.anchors
+        return [] if anchors is None else anchor_warnings(box_sizes(train), self.config.test_canvas, *anchors)
 
     def train_transform(self) -> DetectionTrain:
         config = self.config

@@ -40,6 +40,11 @@ class Head(nn.Module):
     noise = 0
     reads_crowds = False
 
+    @property
+    def anchors(self) -> tuple[list[float], list[float]] | None:
+        """Sides of the anchors in pixels, and their ratios (height / width); None without anchors."""
+        return None
+
     def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         """ "loss" and its terms, detached, of normalized images [b, 3, H, W], when `fraction` of the run is done."""
         raise NotImplementedError
@@ -96,6 +101,11 @@ class RCNNAdapter(Head):
         )
         self.name, masks = section.name, section.name == "mask_rcnn"
         self.rcnn = RCNN(dense, num_classes, sizes=sizes, masks=masks, cascade=section.cascade)
+
+    @property
+    def anchors(self) -> tuple[list[float], list[float]] | None:
+        generator = self.rcnn.rpn.anchor_generator
+        return [side for (side,) in generator.sizes], [*generator.aspect_ratios[0]]
 
     def losses(self, dense: DenseBackbone, images: Tensor, batch: dict[str, Any], fraction: float) -> dict[str, Tensor]:
         names = [name for name in ("boxes", "labels", "masks", "ignored") if name in batch]
