@@ -16,6 +16,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea data write FOLDER_OR_CSV OUT      photos to indexed shards (also: index, verify, show)
   fovea data dups SHARDS --out DIR        images that are there twice, or also in other shards (--against): leakage
   fovea data convert ANNOTATIONS OUT      YOLO, VOC, labelme, VIA, CVAT or Label Studio to COCO json or csv
+  fovea pretrain init SHARDS --gpus N --hours H --out pretrain.yaml   a configuration for these images and this time
   fovea pretrain CONFIG [key=value ...]   pretrain, or resume, the run of a configuration
   fovea launch local N [finetune] CONFIG [...]   the same on N processes of this machine, restarted when one dies
   fovea launch hosts HOSTFILE [finetune] CONFIG [...]   the same on the machines of a hostfile, over ssh
@@ -28,6 +29,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea doctor RUN                        whether it was learning; if not, why and since which step
+  fovea finetune init TASK DATA --weights W --out task.yaml   a configuration for your data, with its reasons
   fovea finetune CONFIG [key=value ...]   classification, detection, segmentation or depth from any backbone
   fovea predict RELEASE_OR_RUN IMAGES... --out DIR   predictions of a fine-tuned task on images, with pictures
   fovea explain RUN_OR_RELEASE IMAGES...  where it looks, and whether that is true of it: maps, checks, a page
@@ -39,6 +41,10 @@ Each command has --help; where `fovea` is not on the PATH: python -m fovea COMMA
 
 
 def _pretrain(arguments: list[str]) -> int:
+    if arguments[:1] == ["init"]:
+        from launch.init.pretrain import main as init
+
+        return init(arguments[1:])
     from pretrain.__main__ import main
 
     return main(arguments)
@@ -107,6 +113,10 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _finetune(arguments: list[str]) -> int:
+    if arguments[:1] == ["init"]:
+        from launch.init.finetune import main as init
+
+        return init(arguments[1:])
     from finetune.__main__ import main
 
     return main(arguments)

@@ -56,6 +56,7 @@ LISTS_OF_METHODS = {"pretrain/objectives", "pretrain/objectives/configs", "pretr
 NO_TORCH = (
     *("pretrain.config", "pretrain.__main__", "pretrain.objectives", "pretrain.engine.watchdog.__main__"),
     *("launch.cli", "launch.__main__", "launch.slurm.command", "launch.slurm.hooks", "launch.check.command"),
+    *("launch.init.finetune", "launch.init.pretrain"),
     *("finetune.config", "finetune.__main__", "finetune.tasks", "finetune.data.files", "finetune.data.subset"),
     *("finetune.data.classification", "finetune.data.coco.examples", "finetune.data.maps.masks"),
     *("finetune.data.maps.depth", "finetune.locate", "fovea", "fovea.__main__"),
