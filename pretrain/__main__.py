@@ -20,6 +20,7 @@ from pretrain.data.channels import with_names_beside
 from pretrain.data.depths import look_at_values
 from pretrain.data.shards.dataset import Dataset
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
+from pretrain.datasets import open_data, shares
 from pretrain.engine.session.folder import as_resumed
 from pretrain.models.release.manifest import source_problem
 
@@ -34,15 +35,13 @@ def check(
     """
     source = source_name(given)
     config = validate(PretrainConfig, as_resumed(read_values(given, overrides)), source=source)
-    dataset = _open(source, "data.shards", config.data.shards, config.data.index)
-    if config.data.exclude is not None:
-        try:
-            dataset = dataset.without(Path(config.data.exclude))
-        except ValueError as error:
-            raise ConfigError(source, [f"data.exclude: {error}"]) from error
+    try:
+        dataset = open_data(config.data)
+    except ValueError as error:
+        raise ConfigError(source, str(error).splitlines()) from error
     config = _with_channel_names(config, source)
     if problem := _member_problem(dataset.extensions, clips=config.model.num_frames is not None):
-        raise ConfigError(source, [f"data.shards: {problem}"])
+        raise ConfigError(source, [f"{config.data.key}: {problem}"])
     if config.data.range is None and not (Path(config.run_dir) / "config.yaml").exists():
         deep = look_at_values(dataset)
         if deep is not None and deep.needs_range:
@@ -72,17 +71,19 @@ def _member_problem(extensions: Sequence[str], *, clips: bool) -> str | None:
 
 def _with_channel_names(config: PretrainConfig, source: str) -> PretrainConfig:
     try:
-        names = with_names_beside(config.data.channels, config.data.shards)
+        names = config.data.channels
+        for shards in config.data.sources:
+            names = with_names_beside(names, shards)
     except ValueError as error:
-        raise ConfigError(source, [f"data.shards: {error}"]) from error
+        raise ConfigError(source, [f"{config.data.key}: {error}"]) from error
     if problems := name_problems(names, config.model.in_chans, model="model.in_chans"):
         raise ConfigError(source, problems)
     return config.model_copy(update={"data": config.data.model_copy(update={"channels": names})})
 
 
-def _open(source: str, key: str, shards: str | list[str], index: str | None = None) -> Dataset:
+def _open(source: str, key: str, shards: str) -> Dataset:
     try:
-        return Dataset.open(shards, index)
+        return Dataset.open(shards)
     except ValueError as error:
         raise ConfigError(source, [f"{key}: {line}" for line in str(error).splitlines()]) from error
 
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(lacking.text if lacking else error, file=sys.stderr)
         return lacking.status if lacking else 2
     if chosen.check:
-        print(describe(config, steps))
+        print("\n".join([describe(config, steps), *shares(config, dataset, steps)]))
         return _report_missing(config)
     from pretrain.engine.session.session import exit_status
     from pretrain.run import run

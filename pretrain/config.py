@@ -6,9 +6,9 @@ No torch here: a mistake is reported before torch is imported and before any pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.core.configlib import Config, ConfigError, Positive
 from pretrain.core.images import (
@@ -29,13 +29,47 @@ from pretrain.models.config import ModelConfig
 from pretrain.objectives.configs import ObjectiveConfig
 from pretrain.probes.config import ProbeConfig
 
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 INIT_SOURCES = ("release", "official", "checkpoint")
+
+
+class MixtureSet(Config):
+    """One data set of a mixture."""
+
+    name: str = Field(pattern=r"^[\w.-]+$", description="in logs and lists: letters, digits, _, - and .")
+    shards: str | list[str] = Field(description="as data.shards")
+    index: str | None = Field(None, description="as data.index")
+    exclude: str | None = Field(None, description="as data.exclude")
+    weight: Weight | dict[Annotated[int, Field(ge=0)], Weight] | None = Field(
+        None,
+        description="share of the samples, relative to the other sets; {0: 1, 10000: 0.2}: from step 0 and step 10000 "
+        "on; default: the number of its samples",
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _begins(cls, weight: Any) -> Any:
+        if isinstance(weight, dict) and 0 not in weight:
+            raise ValueError("give a weight from step 0 on, for instance {0: 1, 10000: 0.2}")
+        return cast(Any, weight)
+
+    def weight_at(self, step: int, samples: int) -> float:
+        """From an optimizer step on, of a set with this number of samples."""
+        if self.weight is None:
+            return samples
+        return self.weight[max(k for k in self.weight if k <= step)] if isinstance(self.weight, dict) else self.weight
 
 
 class DataConfig(Config):
     """Where the images are and how they are read."""
 
-    shards: str | list[str] = Field(description="shard names: a folder, a brace pattern or a list")
+    shards: str | list[str] | None = Field(None, description="shard names: a folder, a brace pattern or a list")
+    mixture: list[MixtureSet] | None = Field(
+        None, description="in place of shards: several data sets with weights, docs/mixtures.md"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="of mixture: shares follow weight ** (1 / temperature); above 1 they are more equal"
+    )
     index: str | None = Field(None, description="folder of the index; default: next to the shards")
     exclude: str | None = Field(
         None,
@@ -69,6 +103,40 @@ class DataConfig(Config):
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="stop when a larger fraction of the samples is unreadable"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.shards is None) == (self.mixture is None):
+            raise ValueError("give shards, or mixture")
+        if self.mixture is None:
+            if self.temperature != 1:
+                raise ValueError("temperature: only of a mixture")
+            return self
+        if self.index is not None or self.exclude is not None:
+            raise ValueError("index, exclude: of a mixture, give them to each of its sets")
+        names = [one.name for one in self.mixture]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("mixture: give at least one set, and each a name of its own")
+        for step in self.mixture_steps:
+            if not any(one.weight_at(step, 1) for one in self.mixture):
+                raise ValueError(f"mixture: from step {step} on every weight is 0")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Of the configuration, that says where the images are."""
+        return "data.shards" if self.mixture is None else "data.mixture"
+
+    @property
+    def sources(self) -> list[str | list[str]]:
+        """The shards of each set."""
+        return [cast(Any, self.shards)] if self.mixture is None else [one.shards for one in self.mixture]
+
+    @property
+    def mixture_steps(self) -> list[int]:
+        """Optimizer steps at which weights change, in order, from 0 on."""
+        given = (one.weight for one in self.mixture or [])
+        return sorted({0}.union(*(weight for weight in given if isinstance(weight, dict))))
 
 
 class InitConfig(Config):

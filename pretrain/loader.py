@@ -16,9 +16,9 @@ from pretrain.data.loader.microbatch import MicroBatches
 from pretrain.data.loader.pipeline import make_loader
 from pretrain.data.loader.spec import LoaderSpec
 from pretrain.data.sampling.bad_samples import BadList, BadSamples
-from pretrain.data.sampling.order import Order
+from pretrain.data.sampling.mixture import MixedOrder
 from pretrain.data.shards.dataset import Dataset
-from pretrain.data.shards.reader import MAX_OPEN, Reader
+from pretrain.data.shards.reader import open_limit
 from pretrain.data.views import augment
 from pretrain.engine.session.needs import Reading
 
@@ -84,14 +84,22 @@ class PretrainLoader:
         host_batch = self._micro_batches[step * self._micro_batches.spec.accumulation + micro]
         return augment.apply(self.views, host_batch, self._config.mean, self._config.std, self._device)
 
+    def taken(self, step: int) -> dict[str, float]:
+        """Samples of each set of a mixture in the first `step` steps of the run, "samples/NAME"; empty without one."""
+        order = self._micro_batches.order
+        if not isinstance(order, MixedOrder):
+            return {}
+        taken = order.taken(step * self._micro_batches.spec.global_batch)
+        return {f"samples/{name}": float(count) for name, count in zip(order.mixture.names, taken, strict=True)}
+
     def close(self) -> None:
         """Stop the worker processes."""
         self._loader.close()
 
     def names(self, positions: Sequence[int]) -> list[str]:
         """ "shard/key" of the samples at `positions`."""
-        order = Order(self._dataset.counts, self._config.seed, self._config.data.block_shards)
-        located, reader = order.at_many(np.asarray(positions, dtype=np.int64)), Reader(self._dataset)
+        order, reader = self._micro_batches.order, self._micro_batches.reader
+        located = order.at_many(np.asarray(positions, dtype=np.int64))
         places = zip(located.shard.tolist(), located.sample.tolist(), strict=True)
         return [f"{self._dataset.names[shard]}/{reader.key(shard, sample)}" for shard, sample in places]
 
@@ -99,7 +107,7 @@ class PretrainLoader:
 def reading_of(config: PretrainConfig, steps: Plan, dataset: Dataset, *, augmented: bool) -> Reading:
     """How one rank reads its data. augmented: workers send augmented views, in float32."""
     batch = batch_bytes(config, steps.micro_batch, augmented=augmented)
-    shards = min(len(dataset.names), MAX_OPEN)
+    shards = min(len(dataset.names), open_limit(dataset, config.data.block_shards))
     return Reading(1, config.data.num_workers, config.data.prefetch, batch, open_shards=shards)
 
 

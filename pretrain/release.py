@@ -24,6 +24,7 @@ from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
 from pretrain.core.record import read_rows
+from pretrain.datasets import open_data
 from pretrain.engine.checkpoint.commit import CheckpointError, newest_complete, read_manifest
 from pretrain.engine.session.folder import last_start, read_data, run_values
 from pretrain.models.release.manifest import (
@@ -132,7 +133,7 @@ def _images(config: PretrainConfig, prune: Prune) -> Tensor:
     from pretrain.data.shards.dataset import Dataset
 
     found = EvalImages(
-        Dataset.open(prune.shards or config.data.shards),
+        Dataset.open(prune.shards) if prune.shards else open_data(config.data),
         config.model.size,
         in_chans=config.model.in_chans,
         mean=config.mean,

@@ -45,7 +45,7 @@ from pretrain.start import build_objective, start_weights
 # Keys that may change when a run resumes.
 FREE_KEYS = (
     *("run_dir", "engine", "checkpoint", "log", "probe", "doctor", "init"),
-    *("data.shards", "data.index", "data.num_workers", "data.prefetch", "data.max_bad_fraction"),
+    *("data.shards", "data.index", "data.mixture", "data.num_workers", "data.prefetch", "data.max_bad_fraction"),
 )
 START_ANOTHER = "choose another run_dir (init.checkpoint starts from this run's weights), or undo the change"
 
@@ -91,7 +91,7 @@ class PretrainRun:
         found = self.checkpoints.find_latest()
         if found is not None:
             check_same_run(
-                self.folder, config, {"data.shards": dataset.fingerprint}, free=FREE_KEYS, way_out=START_ANOTHER
+                self.folder, config, {config.data.key: dataset.fingerprint}, free=FREE_KEYS, way_out=START_ANOTHER
             )
         else:
             check_not_started(self.folder, rewound_to_start=self.skipped.rewound_to_start)
@@ -229,7 +229,9 @@ class PretrainRun:
         rates = self.pace.rates(step, self.loader.waited)
         fixed = {"lr": result.lr, "weight_decay": result.weight_decay, "bad_samples": float(self.loader.bad.num_bad)}
         norm = {} if result.skipped else {"grad_norm": result.grad_norm}
-        self.log.scalars(step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates})
+        self.log.scalars(
+            step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates, **self.loader.taken(step)}
+        )
         due = every(step, self.config.log.pictures_every_steps, self.steps.total_steps)
         if due and not self.config.engine.is_zero3:
             self.objective.eval()

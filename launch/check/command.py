@@ -80,7 +80,7 @@ def _pretrain(chosen: argparse.Namespace, job: JobShape) -> Iterator[Finding]:
     if job.gpu_memory is None and config.engine.device != "cpu" and machine.gpu_memory:
         job = replace(job, gpu_memory=float(machine.gpu_memory))
     yield from preflight.batch_facts(config, plan, dataset, job)
-    yield from preflight.run_folder(config, {"data.shards": dataset.fingerprint}, free=_free_keys)
+    yield from preflight.run_folder(config, {config.data.key: dataset.fingerprint}, free=_free_keys)
     yield from preflight.sources(config)
     yield from preflight.workers(config, plan, job, machine)
     reading = preflight.reading(config, job, batch=batch_bytes(config, plan.micro_batch))

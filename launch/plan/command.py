@@ -17,7 +17,7 @@ from pretrain.core.configlib import ConfigError, load_config
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.resources import GIB
 from pretrain.core.machine.terminal import safe_output
-from pretrain.data.shards.dataset import Dataset
+from pretrain.datasets import open_data
 
 # Llama 3 405B (Grattafiori et al. 2024, section 3.3.4): 419 unexpected interruptions in 54 days on 16,384 H100.
 FAILURES_PER_GPU_DAY = 419 / (54 * 16384)
@@ -147,10 +147,10 @@ def _plan(chosen: argparse.Namespace) -> str:
     images, image_bytes = chosen.images, chosen.image_kb * 1e3
     if images is None:
         try:
-            dataset = Dataset.open(config.data.shards, config.data.index, exclude=config.data.exclude)
+            dataset = open_data(config.data)
         except ValueError as error:
             way_out = "where the data are not on this machine, give the number of images: --images 1281167"
-            raise ConfigError(f"{chosen.config}: data.shards", [*str(error).splitlines(), way_out]) from error
+            raise ConfigError(str(chosen.config), [*str(error).splitlines(), way_out]) from error
         images, image_bytes = dataset.num_samples, sum(row.bytes for row in dataset.rows) / dataset.num_samples
     gpu = find_gpu(chosen.gpu)
     cluster = Cluster(

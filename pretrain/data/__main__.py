@@ -190,7 +190,7 @@ def _stats(arguments: argparse.Namespace) -> int:
         dataset = Dataset.open(sources, arguments.index)
         files, number = statistics.of_shards(dataset, arguments.examine, arguments.seed)
         fingerprint = dataset.fingerprint
-        out = arguments.out or (dataset.index or Path(dataset.paths[0]).parent) / statistics.FILE
+        out = arguments.out or dataset.sidecar(0).parent / statistics.FILE
     with progress() as bar:
         task = bar.add_task("measuring", total=number)
         measured = statistics.measure(bar.track(files, task_id=task), number, value_range)

@@ -13,14 +13,14 @@ from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, read_values, validate
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
-from pretrain.data.shards.dataset import Dataset
+from pretrain.datasets import open_data
 from pretrain.engine.checkpoint.commit import CheckpointError, verify
 from pretrain.engine.session.folder import located, run_values, started_in
 from pretrain.nonfinite import capture
 from pretrain.nonfinite.capture import Capture
 
 # Keys of the paths that a step needs.
-_PATHS = ("data.shards", "data.index", "data.exclude")
+_PATHS = tuple(f"data.{part}{key}" for part in ("", "mixture.") for key in ("shards", "index", "exclude"))
 _PATHS += ("objective.tokenizer", "objective.teacher", "objective.teachers.weights", "objective.gram.release")
 
 
@@ -51,11 +51,11 @@ def replay(folder: Path, overrides: list[str], *, device: str = "auto") -> int:
     run_dir = folder.resolve().parent.parent
     values = located(run_values(run_dir), _PATHS, started_in(run_dir))
     config = validate(PretrainConfig, read_values(values, overrides), source=str(run_dir / "config.yaml"))
-    dataset = Dataset.open(config.data.shards, config.data.index, exclude=config.data.exclude)
+    dataset = open_data(config.data)
     if dataset.fingerprint != captured.fingerprint:
         raise ValueError(
-            f"data.shards: the data differ from those of the run (fingerprint {dataset.fingerprint[:12]}, captured "
-            f"{captured.fingerprint[:12]}); give the folder with data.shards=..."
+            f"{config.data.key}: the data differ from those of the run (fingerprint {dataset.fingerprint[:12]}, "
+            f"captured {captured.fingerprint[:12]}); give the folder with {config.data.key}=..."
         )
     print(f"step {captured.step + 1} of {run_dir}: {captured.first_bad} was not finite")
     if hashlib.sha256((run_dir / "config.yaml").read_bytes()).hexdigest() != captured.config_sha256:

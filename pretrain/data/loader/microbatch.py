@@ -20,10 +20,10 @@ from pretrain.data.formats.stored import DecodeError
 from pretrain.data.loader.spec import LoaderSpec, Sample, Stage
 from pretrain.data.sampling import keyed
 from pretrain.data.sampling.bad_samples import MAX_SUBSTITUTES, BadRecord, candidates
-from pretrain.data.sampling.order import Order, rank_positions
-from pretrain.data.shards.dataset import Dataset
+from pretrain.data.sampling.order import rank_positions
+from pretrain.data.shards.dataset import Dataset, order_of
 from pretrain.data.shards.image_files import IMAGE_EXTENSIONS, frame_members
-from pretrain.data.shards.reader import BadSample, Reader
+from pretrain.data.shards.reader import BadSample, Reader, open_limit
 from pretrain.data.views import augment, clips, crops, maskdraw
 from pretrain.data.views.decode import decode_file, decode_sample
 from pretrain.data.views.specs import Mask, Noise, ViewSpec, stacks
@@ -41,8 +41,8 @@ class MicroBatches:
             for index, view in enumerate(spec.views)
             if isinstance(view, ViewSpec) and view.frames and view.same_as is None
         ]
-        self.order = Order(dataset.counts, spec.seed, spec.block_shards)
-        self.reader = Reader(dataset)
+        self.order = order_of(dataset, spec.seed, spec.block_shards, spec.global_batch)
+        self.reader = Reader(dataset, max_open=open_limit(dataset, spec.block_shards))
 
     def positions(self, index: int) -> np.ndarray:
         """Sample positions of micro-batch `index`, int64 [micro_batch]: a contiguous piece of the rank's slice."""
@@ -115,7 +115,8 @@ class _Source:
     def __init__(self, of: MicroBatches, position: int, place: tuple[int, int], bad: list[BadRecord]) -> None:
         self.of = of
         self.position = position
-        self.places = chain([place], candidates(of.dataset.counts, of.spec.seed, position, place))
+        others = candidates(of.dataset.counts, of.spec.seed, position, place, within=of.dataset.beside(place[0]))
+        self.places = chain([place], others)
         self.bad = bad
         self.failed: list[BadRecord] = []
         self.name = ("", "")

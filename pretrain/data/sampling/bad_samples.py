@@ -39,15 +39,22 @@ class TooManyBadSamplesError(ValueError):
     """More bad samples than the run may replace."""
 
 
-def candidates(counts: np.ndarray, seed: int, position: int, own: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """(shard, sample) of at most MAX_SUBSTITUTES replacements for `own` at `position`, uniform over all others."""
+def candidates(
+    counts: np.ndarray, seed: int, position: int, own: tuple[int, int], *, within: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int]]:
+    """(shard, sample) of at most MAX_SUBSTITUTES replacements for `own` at `position`, uniform over all others.
+
+    within: the first shard and the one after the last that replace it; default: all.
+    """
+    first, end = within or (0, len(counts))
+    counts, own = counts[first:end], (own[0] - first, own[1])
     ends = np.cumsum(counts)
     others, own_index = int(ends[-1]) - 1, int(ends[own[0]] - counts[own[0]]) + own[1]
     for attempt in range(MAX_SUBSTITUTES if others else 0):
         index = int(keyed.generator(seed, position, keyed.SUBSTITUTE, attempt).random() * others)
         index += index >= own_index
         shard = int(np.searchsorted(ends, index, side="right"))
-        yield shard, index - int(ends[shard] - counts[shard])
+        yield first + shard, index - int(ends[shard] - counts[shard])
 
 
 class BadSamples:

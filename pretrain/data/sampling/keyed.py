@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 SHARD_ORDER = 1
 BLOCK_ORDER = 2
 SUBSTITUTE = 3
+MIXTURE_ORDER = 4
+MIXTURE_SET = 5
 _FIRST_VIEW = 1 << 16
 _FIRST_NOISE = 1 << 32
 _FIRST_MASK = 1 << 33

@@ -78,7 +78,7 @@ class Order:
             shards = keyed.permutation(self.seed, epoch, keyed.SHARD_ORDER, length=len(self.counts))
             starts = np.arange(0, len(shards), self.block_shards)
             ends = np.cumsum(np.add.reduceat(self.counts[shards], starts))
-            _remember(self._epochs, epoch, _Epoch(shards, ends), most=2)
+            remember(self._epochs, epoch, _Epoch(shards, ends), most=2)
         return self._epochs[epoch]
 
     def _block(self, epoch: int, block: int) -> _Block:
@@ -90,7 +90,7 @@ class Order:
             shuffled = keyed.permutation(self.seed, epoch, keyed.BLOCK_ORDER, block, length=length)
             shuffled = shuffled.astype(np.uint32 if length < 1 << 32 else np.int64)
             made = _Block(int(of.ends[block]) - length, shards, shard_ends, shuffled)
-            _remember(self._blocks, (epoch, block), made, most=_BLOCKS_KEPT)
+            remember(self._blocks, (epoch, block), made, most=_BLOCKS_KEPT)
         return self._blocks[epoch, block]
 
 
@@ -125,7 +125,8 @@ class _Block:
         return self.shards[which], index - before
 
 
-def _remember(memo: OrderedDict, key: object, value: object, *, most: int) -> None:
+def remember(memo: OrderedDict, key: object, value: object, *, most: int) -> None:
+    """Keep the `most` newest entries."""
     memo[key] = value
     while len(memo) > most:
         memo.popitem(last=False)

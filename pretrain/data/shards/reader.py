@@ -18,6 +18,12 @@ from pretrain.data.shards.sidecar import ShardIndex, read_sidecar
 MAX_OPEN = 64  # shards
 
 
+def open_limit(dataset: Dataset, block_shards: int) -> int:
+    """How many shards a training run keeps open: of each set of a mixture, two blocks that it shuffles."""
+    sets = len(dataset.mixture.names) if dataset.mixture else 1
+    return max(MAX_OPEN, 2 * sets * block_shards)
+
+
 class BadSample(Exception):  # noqa: N818
     """A sample that cannot be used: `shard` (file name), `key`, `member` (extension, "" for all), `reason`."""
 
