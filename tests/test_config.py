@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pretrain.config import PretrainConfig, plan
 from pretrain.core.configlib import ConfigError, dump, load_config
+from pretrain.objectives.configs.capi import CAPIConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PLANS = CONFIGS / "results" / "attention"  # of comparisons, tests/benchmarks
@@ -72,6 +73,19 @@ def test_dino_has_the_official_hyper_parameters(
         3,
         "per_tensor",
     )
+
+
+def test_capi_has_the_official_hyper_parameters():
+    config = load("pretrain/capi_vit_large14")
+    steps = plan(config, num_samples=14_000_000, world_size=32)
+    assert (steps.micro_batch, steps.total_steps, steps.warmup_steps, steps.lr) == (512, 500_000, 50_000, 1e-3)
+    objective = config.objective
+    assert isinstance(objective, CAPIConfig)
+    mask = objective.mask(config.model)
+    assert (mask.num_patches, mask.num_hidden, mask.num_predicted) == (256, 166, 8)
+    assert objective.clustering_lr_scale * steps.lr == 5e-4
+    assert objective.clustering_decay_scale * config.optim.weight_decay == pytest.approx(0.01)
+    assert config.optim.betas == (0.9, 0.95) and config.optim.cosine_share == objective.momentum_share == 0.8
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 4096), st.integers(1, 10_000))

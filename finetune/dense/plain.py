@@ -164,10 +164,12 @@ class PlainDense(BlockwiseBackbone):
             shared = self._table_bias(table, grid, window, num_prefix)
         if backbone.pos_kind == "rope":
             head_dim = self.embed_dim // backbone.num_heads
-            rotations = backbone.rope.table(grid, head_dim, num_prefix=num_prefix, device=device)
+            own = self.num_prefix_tokens
+            rotations = backbone.rope.table(grid, head_dim, num_prefix=own, extra=extra, device=device)
             if window is not None:
+                tables = len(rotations)
                 rotations = windows.split(rotations[:, 0, 0], grid, window, num_prefix=num_prefix)
-                rotations = rotations.unflatten(0, (2, -1)).repeat(1, batch, 1, 1)[:, :, None]
+                rotations = rotations.unflatten(0, (tables, -1)).repeat(1, batch, 1, 1)[:, :, None]
         if window is not None:
             empty = windows.empty_places(grid, window, num_prefix=num_prefix, device=device)
             hidden = None if empty is None else empty.repeat(batch, 1)[:, None, None]

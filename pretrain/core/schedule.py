@@ -65,6 +65,7 @@ def warmup_cosine(
     whole: bool = False,
     cosine_form: CosineForm = "open",
     cosine_steps: int | None = None,
+    share: float = 1.0,
     extra: float = 0.0,
 ) -> float:
     """Linear warm-up from `start` to `peak`, then half a cosine down to `final` at `total_steps`.
@@ -78,6 +79,7 @@ def warmup_cosine(
             else it starts at the peak.
         cosine_form: "open" would reach `final` in the step after its last; "closed" reaches it in its last (DINOv3).
         cosine_steps: steps of the cosine, after which the value is `final`; None: to `total_steps`.
+        share: the part of an "open" cosine that is passed in that time; below 1 it stops above `final` (CAPI).
         extra: of a "closed" cosine, see `closed_cosine`.
     """
     if step < frozen_steps:
@@ -91,7 +93,7 @@ def warmup_cosine(
     num_steps = cosine_steps or total_steps - passed
     if cosine_form == "closed":
         return closed_cosine(step - passed, peak, final, round(num_steps), extra=extra)
-    return cosine(step - passed, peak, final, num_steps)
+    return cosine(step - passed, peak, final, num_steps / share)
 
 
 def poly(step: float, *, peak: float, final: float, power: float, start_step: float, total_steps: float) -> float:

@@ -17,10 +17,11 @@ class Facts:
 
     Attributes:
         total_steps, warmup_steps, peak_lr: of the optimizer.
-        prototypes: K of the class token's head, if the teacher assigns images to prototypes.
+        prototypes: K of the class token's head, or of the clusters, if the teacher assigns images or patches to them.
         centred: an average over past batches is subtracted from the teacher's logits.
         rows: number of assignments or features per micro-batch, over which statistics are computed.
         embed_dim: width of the features.
+        still_steps: the first steps, in which the momentum of an average falls from 1.
     """
 
     total_steps: int
@@ -30,6 +31,7 @@ class Facts:
     centred: bool = False
     rows: int = 1
     embed_dim: int = 1
+    still_steps: int = 0
 
 
 class History:

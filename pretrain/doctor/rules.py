@@ -111,7 +111,8 @@ RULES: dict[str, Rule] = {
         "for 20 steps the entropy of the mean assignment exceeds the mean entropy by less than 0.01 nats, after it "
         "exceeded it by more, while assignments are not uniform",
         "the difference is the information between image and prototype; without it the student learns a constant",
-        "lower optim.lr or lengthen its warm-up, and check that no gradient reaches the teacher",
+        "lower optim.lr or lengthen its warm-up, and check that no gradient reaches the teacher; in capi set "
+        "objective.positionwise to true",
         ("teacher_entropy", "teacher_kl_uniform"),
         signs.uninformative,
     ),
@@ -136,7 +137,7 @@ RULES: dict[str, Rule] = {
     "teacher_still": Rule(
         "the average of the weights does not change",
         "in two measurements no sampled weight of the teacher changed while the student's did; not applied in the "
-        "last tenth",
+        "last tenth and in objective.momentum_warmup",
         "momentum 1, or an update that does not happen: the teacher stays untrained. A schedule reaches 1 at the end",
         "lower the momentum of the teacher",
         ("doctor/average_change_max",),

@@ -153,7 +153,7 @@ def center_still(h: History, f: Facts) -> str | None:
 
 def teacher_still(h: History, f: Facts) -> str | None:
     since = held(h, "doctor/average_change_max", lambda change: change == 0, steps=1)
-    if h.step > 0.9 * f.total_steps or not _moving(h) or since is None:
+    if not f.still_steps < h.step <= 0.9 * f.total_steps or not _moving(h) or since is None:
         return None
     return f"none of its sampled weights changed since step {since}, those of the student did"
 

@@ -50,6 +50,12 @@ class OptimConfig(Config):
     cosine_epochs: float | None = Field(
         None, gt=0, description="epochs of the cosine of lr, then min_lr; default: to the end of the run"
     )
+    cosine_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of an open cosine of lr that the run passes; below 1 it ends above min_lr (CAPI)",
+    )
     cosine_extra: float = Field(
         0.0, ge=0, description="of closed: cut off a cosine longer by this share, as DINOv3's schedule_trunc_extra"
     )
@@ -114,6 +120,8 @@ class OptimConfig(Config):
         cosines = self.schedule in ("cosine", "cosine_whole")
         if self.cosine_epochs is not None and not cosines:
             found.append(f"cosine_epochs: {self.cosine_epochs} with schedule {self.schedule}; only cosines use it")
+        if self.cosine_share < 1 and (not cosines or self.cosine_form == "closed" or self.cosine_epochs is not None):
+            found.append(f"cosine_share: {self.cosine_share} is of an open cosine to the end of the run; remove it")
         if self.cosine_extra and self.cosine_form == "open":
             found.append(f"cosine_extra: {self.cosine_extra}, but cosine_form is open; set cosine_form=closed")
         if self.weight_decay_schedule is not None and self.weight_decay_end is not None:

@@ -41,13 +41,27 @@ class RopeConfig(Config):
         "separate", description="length that coordinates are divided by: the axis's own, the longer, the shorter"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the angles; DINOv3's weights come from bf16")
+    frequencies: tuple[float, float] | None = Field(
+        None,
+        description="lowest and highest, in turns per side of the image, as weights of each block; registers stand "
+        "around the visible patches; CAPI: [7e-4, 7]",
+    )
 
-    @field_validator("periods")
+    @field_validator("periods", "frequencies")
     @classmethod
     def _ascending(cls, given: tuple[float, float] | None) -> tuple[float, float] | None:
         if given is not None and not 0 < given[0] < given[1]:
-            raise ValueError(f"must be 0 < shortest < longest, got {given[0]} and {given[1]}")
+            raise ValueError(f"must be two numbers 0 < low < high, got {given[0]} and {given[1]}")
         return given
+
+    @model_validator(mode="after")
+    def _one_form(self) -> RopeConfig:
+        others = {key: getattr(self, key) for key in ("base", "periods", "normalize", "precision")}
+        if self.frequencies is not None and (
+            changed := [key for key, value in others.items() if value != type(self).model_fields[key].default]
+        ):
+            raise ValueError(f"{', '.join(changed)}: not read with frequencies; leave out")
+        return self
 
 
 class ModelConfig(Config):
@@ -180,8 +194,8 @@ class ModelConfig(Config):
 
     @property
     def rotates(self) -> bool:
-        """Whether it is our ViT with rotary positions."""
-        return self.pos_embed == "rope"
+        """Whether it is our ViT with rotary positions whose coordinates training can move."""
+        return self.pos_embed == "rope" and self.rope.frequencies is None
 
     @property
     def provides(self) -> families.Provides:

@@ -27,10 +27,11 @@ def facts_of(config: PretrainConfig, steps: Plan) -> Facts:
         total_steps=steps.total_steps,
         warmup_steps=steps.warmup_steps,
         peak_lr=steps.lr,
-        prototypes=settings.get("out_dim"),
+        prototypes=settings.get("out_dim", settings.get("num_clusters")),
         centred=settings.get("center_momentum") is not None and settings.get("centering", "centering") == "centering",
         rows=steps.micro_batch,
         embed_dim=config.model.embed_dim,
+        still_steps=round(settings.get("momentum_warmup", 0) * steps.total_steps),
     )
 
 

@@ -112,6 +112,12 @@ def test_a_cut_cosine_is_steeper_at_its_end_than_a_whole_one():
     assert closed_cosine(0, 1.0, 0.0, 1) == 1.0
 
 
+def test_of_a_longer_cosine_a_run_can_pass_a_share():
+    given = {"peak": 1.0, "final": 0.1, "warmup_steps": 4}
+    values = [warmup_cosine(step, total_steps=20, share=0.8, **given) for step in range(20)]
+    assert values == [warmup_cosine(step, total_steps=24, **given) for step in range(20)] and values[-1] > 0.15
+
+
 def test_a_cosine_can_end_before_the_run_and_hold_its_last_value():
     values = [
         warmup_cosine(step, peak=1.0, final=0.1, warmup_steps=3, total_steps=30, cosine_form="closed", cosine_steps=10)

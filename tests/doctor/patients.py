@@ -20,7 +20,9 @@ from pretrain.engine.build import build_engine
 from pretrain.engine.loop import fit
 from pretrain.engine.protocol import StepResult
 from pretrain.loader import PretrainLoader
+from pretrain.models.losses.clustering import unit
 from pretrain.objectives.base import Horizon, Objective, feature_std
+from pretrain.objectives.capi import CAPI
 from pretrain.objectives.dino import DINO
 from pretrain.online.doctor import OnlineDoctor
 from pretrain.start import build_objective
@@ -30,6 +32,7 @@ from tests.runs import SHARDS
 DINO_TINY = {"name": "dino", **SMALL["dino"], "out_dim": 512, "head_hidden_dim": 64, "head_bottleneck_dim": 32}
 DINO_TINY |= {"teacher_temp": 0.04, "warmup_teacher_temp_epochs": 0, "drop_path_rate": 0.0, "momentum_teacher": 0.99}
 DINO_TINY |= {"color_jitter_prob": 0.0, "grayscale_prob": 0.0, "solarize_prob": 0.0, "blur_prob": (0.0, 0.0, 0.0)}
+CAPI_TINY = {"name": "capi", **SMALL["capi"], "num_clusters": 64}
 MAE_TINY = {"name": "mae", **SMALL["mae"]}
 ALONE = World(0, 1, 0, torch.device("cpu"))
 STEPS = 50
@@ -151,6 +154,18 @@ class OneImage(DINO):
     def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         same = {name: torch.ones_like(batch[name]) for name in ("global", "local")} if step >= 10 else {}
         return super().forward({**batch, **same}, step)
+
+
+class PositionsAlone(CAPI):
+    """From step 10 on the teacher's features of a patch depend on its position alone."""
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        self.blind = step >= 10
+        return super().forward(batch, step)
+
+    def features(self, images: Tensor) -> Tensor:
+        found = super().features(images)
+        return unit(found.mean(dim=0, keepdim=True)).expand_as(found) if self.blind else found
 
 
 class Copied(DINO):

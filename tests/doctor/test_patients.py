@@ -10,12 +10,14 @@ import pytest
 from pretrain.config import PretrainConfig
 from pretrain.core.configlib import load_config
 from tests.doctor.patients import (
+    CAPI_TINY,
     DINO_TINY,
     GENERAL,
     MAE_TINY,
     STEPS,
     Copied,
     OneImage,
+    PositionsAlone,
     Uncentred,
     Unstopped,
     become,
@@ -45,6 +47,16 @@ COLD = {"teacher_temp": 1e-4, "warmup_teacher_temp": 1e-4}
         pytest.param(MAE_TINY, {"optim": {"lr": 0.1}}, None, "learning_rate_too_high", id="MAE, lr x100"),
         pytest.param(MAE_TINY, {"optim": {"lr": 1e-9}}, None, "weights_still", id="lr near 0"),
         pytest.param(DINO_TINY | {"momentum_teacher": 1.0}, {}, None, "teacher_still", id="momentum 1"),
+        pytest.param(CAPI_TINY, {}, become(PositionsAlone), "teacher_uniform", id="clusters alike"),
+        pytest.param(
+            CAPI_TINY | {"positionwise": False},
+            {},
+            become(PositionsAlone),
+            "teacher_uninformative",
+            id="clusters of positions",
+        ),
+        pytest.param(CAPI_TINY | {"teacher_temp": 20.0}, {}, None, "teacher_uniform", id="CAPI, temperature 20"),
+        pytest.param(CAPI_TINY | {"momentum_teacher": 1.0}, {}, None, "teacher_still", id="CAPI, momentum 1"),
         pytest.param(DINO_TINY, {}, become(OneImage), "features_constant", id="one image"),
         pytest.param(MAE_TINY, {}, deaden, "dead_gradients", id="a block without gradients"),
     ],

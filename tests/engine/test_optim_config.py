@@ -142,6 +142,10 @@ def test_weight_decay_can_follow_phases_and_a_cosine_can_end_early_in_its_last_s
     [
         ({"cosine_extra": 0.2}, "cosine_extra: 0.2, but cosine_form is open"),
         (
+            {"cosine_share": 0.8, "cosine_form": "closed"},
+            "cosine_share: 0.8 is of an open cosine to the end of the run",
+        ),
+        (
             {"cosine_epochs": 2, "schedule": "constant"},
             "cosine_epochs: 2.0 with schedule constant; only cosines use it",
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.golden import (
     beit,
     beit2,
+    capi,
     data2vec,
     data2vec2,
     dino,
@@ -82,6 +83,9 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "dinov3/ssl_step_2proc": dinov3_steps.run_steps,
     "dinov3/rope": dinov3_vit.run_rope,
     "dinov3/vit": dinov3_vit.run_vit,
+    "capi/clustering_2proc": capi.run_clustering,
+    "capi/masks": masks.run_capi,
+    "capi/step": capi.run_steps,
     "lejepa/sigreg": lejepa.run_sigreg,
     "lejepa/sigreg_2proc": lejepa.run_sigreg_on_ranks,
     "lejepa/minimal": lejepa.run_minimal,

@@ -15,8 +15,9 @@ from torch import Tensor
 from pretrain.data.sampling import keyed
 from pretrain.data.views.blockmask import Block, place_blocks
 from pretrain.data.views.maskdraw import BatchPosition, draw
-from pretrain.data.views.masks import BlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
+from pretrain.data.views.masks import BlockMask, MultiBlockMask, PartMask, RatioBlockMask, StratifiedBlockMask
 from pretrain.data.views.specs import Mask
+from tests.golden.capi import mask_options
 from tests.golden.case import Case
 
 _SIGMAS = 5.0
@@ -111,6 +112,53 @@ def run_dinov3(case: Case) -> None:
     case.due.discard("expect/masked_per_position")
     ours, theirs = draws.double().mean(0), case["expect/masked_per_position"].double() / len(draws)
     _within(case, "masked per position", ours, theirs, (draws.double().var(0) * (2 / len(draws))).sqrt())
+
+
+def run_capi(case: Case) -> None:
+    config = case.config
+    case.only(
+        "grid", "batch", "iterations", "mask_ratio", "prediction_subsampling", "masking", "masking_kwargs", "draws"
+    )
+    grid, batch, steps = _pair(config["grid"]), config["batch"], config["iterations"]
+    options = mask_options(case)
+    mask = PartMask(
+        "m", grid, options["mask_ratio"], options["predicted_ratio"], options["mask_shape"], options["mask_aspect"],
+        options["mask_roll"],
+    )  # fmt: skip
+    drawn = zip(*(_batch(mask, step, batch) for step in range(steps)), strict=True)
+    for kind, first, indices in zip(("visible", "predicted"), ("visible", "predict"), drawn, strict=True):
+        each = torch.stack(indices)  # [steps, b, count]
+        case.check(f"expect/{kind}_per_image", torch.tensor(each.shape[2]))
+        cells = torch.zeros(steps * batch, mask.num_patches).scatter_(1, each.flatten(0, 1), 1).double()
+        theirs = case[f"expect/{kind}_per_position"].double() / len(cells)
+        case.due.discard(f"expect/{kind}_per_position")
+        error = (cells.var(0) * (2 / len(cells))).sqrt().clamp(min=1 / len(cells))
+        _within(case, f"{kind} per position", cells.mean(0), theirs, error)
+        official = case[f"expect/first/{first}_indices"].view(batch, -1)
+        case.due.discard(f"expect/first/{first}_indices")
+        assert official.shape == each.shape[1:], f"{case.name}: {first} {official.shape}, ours {each.shape[1:]}"
+        assert torch.equal(official // mask.num_patches, torch.arange(batch)[:, None].expand_as(official))
+        if kind == "visible":
+            visible, own = official % mask.num_patches, each[:batch].flatten(0, 1)
+            for sample in (visible, own):
+                seen = torch.zeros(len(sample), mask.num_patches, dtype=torch.bool).scatter_(1, sample, True)
+                assert all(_is_one_block(one.view(grid), mask) for one in seen), f"{case.name}: more than one block"
+
+
+def _is_one_block(visible: Tensor, mask: PartMask) -> bool:
+    """Whether the patches of the block lie, but for a missing end, in one rectangle of a possible shape, perhaps rolled
+    around the edges."""
+    if mask.shape == "random":
+        return True
+    block = visible if mask.shape == "inverse_block" else ~visible
+    sides = []
+    for axis in (1, 0):
+        line = block.any(axis)
+        starts = int((line & ~line.roll(1)).sum())
+        if starts > 1 or (not mask.roll and bool(line[0] and line[-1]) and not bool(line.all())):
+            return False
+        sides.append(int(line.sum()))
+    return sides[0] * sides[1] - int(block.sum()) < max(2 * sides[1], sides[0] + sides[1])
 
 
 def run_ijepa(case: Case) -> None:

@@ -161,7 +161,10 @@ def test_tokens_start_at_the_given_size():
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"rope_shift": 0.1}, "objective.rope_shift: 0.1 needs model.pos_embed=rope; set it to null"),
+        (
+            {"rope_shift": 0.1},
+            "objective.rope_shift: 0.1 needs model.pos_embed=rope without frequencies; set it to null",
+        ),
         ({"local_norm": True, "local_crops_number": 0}, "objective.local_norm: true needs local crops"),
         (
             {"prototypes": "linear", "norm_last_layer": True},

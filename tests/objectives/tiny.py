@@ -46,6 +46,13 @@ SMALL["videomae"] = SMALL["mae"] | {"mask_ratio": 0.75}
 SMALL["mocov3"] = {"hidden_dim": 16, "projection_dim": 8}
 SMALL["simmim"] = {"mask_cell": 8}
 SMALL["ijepa"] = {"predictor_embed_dim": 8, "predictor_depth": 2, "target_scale": (0.25, 0.3), "min_keep": 0}
+SMALL["capi"] = {
+    "num_clusters": 12,
+    "predictor_depth": 2,
+    "predicted_ratio": 0.6,
+    "momentum_teacher": 0.9,
+    "drop_path_rate": 0.0,
+}
 SMALL["lejepa"] = {
     "sigreg_weight": 0.1,
     "num_slices": 24,

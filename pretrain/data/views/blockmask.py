@@ -1,4 +1,4 @@
-"""Rectangles on a grid of patches, placed as in BEiT; iBOT, DINOv2 and data2vec use the same rule."""
+"""Rectangles on a grid of patches: placed as in BEiT, whose rule iBOT, DINOv2 and data2vec use; or one alone."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def place_blocks(
         else:
             break
     return mask, blocks
+
+
+def one_block(
+    grid: tuple[int, int], number: int, aspect: tuple[float, float], numbers: Iterator[float], *, roll: bool
+) -> np.ndarray:
+    """Exactly `number` patches of one rectangle at a random place, bool [rows, columns] (Darcet et al. 2025, CAPI).
+
+    Takes three uniform numbers: the height / width, log-uniform in the part of `aspect` that fits, and the position;
+    with `roll` two more, for a shift around both edges. The sides are rounded up, the surplus is cut from the end.
+    """
+    rows, columns = grid
+    low = max(math.log(aspect[0]), math.log(number / columns**2))
+    high = min(math.log(aspect[1]), math.log(rows**2 / number))
+    ratio = math.exp(low + (high - low) * next(numbers))
+    height = min(max(math.ceil(math.sqrt(number * ratio)), math.ceil(number / columns)), rows)
+    width = min(max(math.ceil(math.sqrt(number / ratio)), math.ceil(number / height)), columns)
+    top, left = int(next(numbers) * (rows - height + 1)), int(next(numbers) * (columns - width + 1))
+    mask = np.zeros(grid, bool)
+    mask[top : top + height, left : left + width] = True
+    mask[np.unravel_index(np.flatnonzero(mask)[number:], grid)] = False
+    if roll:
+        mask = np.roll(mask, (int(next(numbers) * rows), int(next(numbers) * columns)), axis=(0, 1))
+    return mask
 
 
 def fill_up(mask: np.ndarray, number: int, ranks: np.ndarray) -> np.ndarray:

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.data.sampling import keyed
-from pretrain.data.views.blockmask import fill_up, place_blocks
-from pretrain.data.views.masks import BlockMask, InverseBlockMask, MultiBlockMask, RatioBlockMask, StratifiedBlockMask
+from pretrain.data.views.blockmask import fill_up, one_block, place_blocks
+from pretrain.data.views.masks import (
+    BlockMask,
+    InverseBlockMask,
+    MultiBlockMask,
+    PartMask,
+    RatioBlockMask,
+    StratifiedBlockMask,
+)
 from pretrain.data.views.multiblock import multi_block
 from pretrain.data.views.specs import Mask
 
@@ -50,6 +57,9 @@ def draw(mask: Mask, at: BatchPosition) -> dict[str, np.ndarray]:
         return {mask.name: _stratified(mask, at)}
     if isinstance(mask, InverseBlockMask):
         return {mask.name: np.stack([_inverse(mask, at.seed, position) for position in _list(at)])}
+    if isinstance(mask, PartMask):
+        parts = zip(*(_part(mask, at.seed, position) for position in _list(at)), strict=True)
+        return {name: np.stack(part) for name, part in zip(mask.entries, parts, strict=True)}
     raise TypeError(f"mask {mask.name!r}: no rule draws a {type(mask).__name__}")
 
 
@@ -115,6 +125,23 @@ def _inverse(mask: InverseBlockMask, seed: int, position: int) -> np.ndarray:
     visible = np.zeros((mask.count, mask.num_patches), bool)
     np.put_along_axis(visible, (at_row * columns + at_column).reshape(mask.count, -1), True, axis=1)
     return ~fill_up(visible, mask.num_visible, ranks.reshape(mask.count, -1))
+
+
+def _part(mask: PartMask, seed: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """Visible and predicted patches of one image."""
+    purpose = keyed.mask_purpose(mask.name)
+    ranks = keyed.uniforms(seed, position, purpose, 1, count=mask.num_patches)
+    if mask.shape == "random":
+        hidden = fill_up(np.zeros(mask.num_patches, bool), mask.num_hidden, ranks)
+    else:
+        inverse = mask.shape == "inverse_block"
+        size = mask.num_patches - mask.num_hidden if inverse else mask.num_hidden
+        numbers = keyed.stream(seed, position, purpose, 0)
+        block = one_block(mask.grid, size, mask.aspect, numbers, roll=mask.roll)
+        hidden = block.reshape(-1) != inverse
+    ranks = keyed.uniforms(seed, position, purpose, 2, count=mask.num_patches)
+    chosen = np.argsort(np.where(hidden, ranks, 1 + ranks), kind="stable")[: mask.num_predicted]
+    return np.flatnonzero(~hidden), np.sort(chosen)
 
 
 def _list(at: BatchPosition) -> list[int]:

@@ -1,8 +1,8 @@
 """The kinds of patch masks an objective can request: specifications, without torch and numpy.
 
-maskdraw.py draws them on the host. BlockMask, InverseBlockMask and RatioBlockMask depend on the seed and the sample's
-position only; StratifiedBlockMask and MultiBlockMask also on the sample's index in the global batch of its step. So the
-masks are the same for any number of ranks, workers and micro-batches.
+maskdraw.py draws them on the host. BlockMask, InverseBlockMask, RatioBlockMask and PartMask depend on the seed and the
+sample's position only; StratifiedBlockMask and MultiBlockMask also on the sample's index in the global batch of its
+step. So the masks are the same for any number of ranks, workers and micro-batches.
 
 Every kind raises ValueError when its grid cannot hold the requested blocks, or when no patch would stay visible.
 """
@@ -238,6 +238,52 @@ class InverseBlockMask(Mask):
     def num_blocks(self) -> int:
         """Number of blocks, before patches are removed or added."""
         return int(self.num_patches * (1 - self.mask_ratio + self.adjust) / self.block**2)
+
+
+@dataclass(frozen=True)
+class PartMask(Mask):
+    """A part of the patches is visible, and a random part of the others is to be predicted (Darcet et al. 2025, CAPI).
+
+    Batch entries, indices of patches in ascending order: int64 [b, N - num_hidden] at "<name>_visible" and int64
+    [b, num_predicted] at "<name>_predicted".
+
+    mask_ratio   share of the hidden patches. predicted: share of those that are predicted
+    shape        inverse_block: the visible patches are one block; block: the hidden ones are; random: single patches
+    aspect       height / width of the block is log-uniform in it, as far as such a block fits. Its sides are rounded
+                 up, and what is too much is removed from its end
+    roll         the block is shifted around both edges by random numbers of rows and columns
+    """
+
+    mask_ratio: float = 0.65
+    predicted: float = 0.05
+    shape: Literal["inverse_block", "block", "random"] = "inverse_block"
+    aspect: tuple[float, float] = (0.5, 2.0)
+    roll: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in ("inverse_block", "block", "random"):
+            raise ValueError(f"mask {self.name!r}: shape must be inverse_block, block or random, got {self.shape!r}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"mask {self.name!r}: aspect must be 0 < low <= high, got {self.aspect}")
+        if not 0 < self.num_hidden < self.num_patches or not 0 < self.num_predicted <= self.num_hidden:
+            raise ValueError(
+                f"mask {self.name!r}: mask_ratio {self.mask_ratio} and predicted {self.predicted} hide "
+                f"{self.num_hidden} of {self.num_patches} patches and predict {self.num_predicted}; at least one must "
+                "be visible and one predicted"
+            )
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (f"{self.name}_visible", f"{self.name}_predicted")
+
+    @property
+    def num_hidden(self) -> int:
+        return int(self.num_patches * self.mask_ratio)
+
+    @property
+    def num_predicted(self) -> int:
+        return int(self.num_hidden * self.predicted)
 
 
 def _block_size(

@@ -29,6 +29,7 @@ class Schedules:
                 whole=optim.schedule == "cosine_whole",
                 cosine_form=optim.cosine_form,
                 cosine_steps=plan.cosine_steps,
+                share=optim.cosine_share,
                 extra=optim.cosine_extra,
             )
         if step < plan.warmup_steps:

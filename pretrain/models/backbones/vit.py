@@ -165,7 +165,7 @@ class ViT(Backbone):
         initialize_vit(self)
         self.front = placement.front(self.attention, in_chans)
         placement.change_outputs(cast(Sequence[Block], self.blocks), self.attention, embed_dim)
-        vit_positions.rotations(self, self.grid_size, None)  # refuses an unsuitable width at once
+        vit_positions.prepare(self)
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from pretrain.models.layers import rel_pos, rope
+from pretrain.models.layers import free_rope, rel_pos, rope
 from pretrain.models.layers.mixer import Layout
 
 if TYPE_CHECKING:
@@ -24,6 +24,19 @@ class Given:
     biases: Sequence[Tensor | None]
     rotations: Sequence[Tensor | None]
     layout: Layout
+
+
+def prepare(vit: ViT) -> None:
+    """Give the blocks their frequencies, where these are weights.
+
+    Raises:
+        ValueError: the width does not suit the positions.
+    """
+    if vit.pos_kind == "rope" and vit.rope.frequencies is not None:
+        for block in vit.blocks:
+            attention = cast(Any, block).attn
+            attention.rope = free_rope.FreeRope(attention.head_dim, vit.rope.frequencies)
+    rotations(vit, vit.grid_size, None)
 
 
 def biases(vit: ViT, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[Tensor | None]:
@@ -45,7 +58,8 @@ def biases(vit: ViT, grid: tuple[int, int], tokens: Tensor | None) -> Sequence[T
 def rotations(
     vit: ViT, grid: tuple[int, int], tokens: Tensor | None, axes: Tensor | None = None
 ) -> Sequence[Tensor | None]:
-    """The rotations of queries and keys in every block, [2, 1 or b, 1, s, head dimension].
+    """The rotations of queries and keys in every block, [2, 1 or b, 1, s, head dimension]; where their frequencies are
+    weights of the block, the coordinates of the tokens, [1, 1 or b, 1, s, 2].
 
     Args:
         axes: offsets and factors of the coordinates in each block, [depth, 2, 2], see `rope.moved_axes`.
@@ -53,6 +67,9 @@ def rotations(
     if vit.pos_kind != "rope":
         return [None] * vit.depth
     device, head_dim = vit.patch_embed.proj.weight.device, vit.embed_dim // vit.num_heads
+    if vit.rope.frequencies is not None and tokens is not None:
+        prefix = vit.num_prefix_tokens
+        return [free_rope.coordinates(grid, prefix, keep=tokens[:, prefix:] - prefix, device=device)] * vit.depth
     tables = [
         vit.rope.table(grid, head_dim, num_prefix=vit.num_prefix_tokens, axes=of_block, device=device)
         for of_block in ([None] if axes is None else axes)

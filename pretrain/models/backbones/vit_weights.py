@@ -20,10 +20,11 @@ def initialize_vit(vit: ViT) -> None:
 
     "sincos": as MAE (xavier uniform), without a class token as I-JEPA (truncated normal of 0.02; its code divides the
     outputs of block i by sqrt(2 i) and then draws them anew); "sincos_rows_first": as MoCo v3 (xavier uniform by query,
-    key and value, class token 1e-6); "learned", "rope" and "none": as DINO (truncated normal of 0.02), with a
+    key and value, class token 1e-6); "rope" with frequencies as CAPI (the same, bias of the patch embedding of torch's
+    default, registers and class token 0.02); "learned", "rope" and "none": as DINO (truncated normal of 0.02), with a
     relative-position bias as BEiT (the same, cut at one deviation, the outputs of block i divided by sqrt(2 i)).
     """
-    projection = vit.patch_embed.proj
+    projection, is_capi = vit.patch_embed.proj, vit.pos_kind == "rope" and vit.rope.frequencies is not None
     if vit.pos_kind == "sincos" and vit.class_token:
         _fill_sincos(vit)
         initialize_linears(vit, "xavier")
@@ -37,6 +38,11 @@ def initialize_vit(vit: ViT) -> None:
     elif vit.pos_kind == "sincos_rows_first":
         _fill_sincos(vit, rows_first=True)
         _initialize_moco(vit)
+    elif is_capi:
+        bias = projection.bias.detach().clone()  # pyright: ignore[reportOptionalMemberAccess]
+        _initialize_moco(vit)
+        projection.bias.data.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
+        vit.initialize_tokens(0.02)
     else:
         bound = 0.02 if vit.rel_pos_kind != "none" else 2.0
         initialize_linears(vit, "trunc_normal", bound=bound)
@@ -47,7 +53,7 @@ def initialize_vit(vit: ViT) -> None:
         for token in (vit.pos_embed, vit.cls_token):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02, a=-bound, b=bound)
-    if vit.reg_token is not None:
+    if vit.reg_token is not None and not is_capi:
         nn.init.normal_(vit.reg_token, std=1e-6)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pretrain.models.layers import drop_path, rel_pos, rope
 from pretrain.models.layers.ffn import FFN, SWIGLU_MULTIPLE, TOPK, build_ffn
+from pretrain.models.layers.free_rope import FreeRope
 from pretrain.models.layers.mixer import EVERY_TOKEN, Bias, Layout, Mixer, NewMixer, QKVBias
 
 Kernel = Literal["sdpa", "bmm"]
@@ -65,7 +66,12 @@ class Attention(TimmAttention, Mixer):
             caller computes the bias from it, as it knows which tokens are present.
         qk_scale: factor of the products of queries and keys; None: 1 / sqrt(channels of a head).
         proj_bias: bias of the last layer.
+
+    Attributes:
+        rope: turns coordinates into rotations, where its frequencies are weights; else rotations are given.
     """
+
+    rope: FreeRope | None
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class Attention(TimmAttention, Mixer):
         proj_bias: bool = True,
     ):
         super().__init__(dim, num_heads, qkv_bias=qkv_bias is True, proj_bias=proj_bias)
+        self.rope = None
         self.sharpness = None if qk_scale is None else qk_scale * self.head_dim**0.5
         if qkv_bias == "no_key":
             self.q_bias = nn.Parameter(torch.zeros(dim))
@@ -126,6 +133,7 @@ class Attention(TimmAttention, Mixer):
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q.reshape(b, -1, self.num_heads, self.head_dim).transpose(1, 2)
         if rotation is not None:
+            rotation = rotation if self.rope is None else self.rope(rotation)
             q, k = rope.rotate(q, rotation[:, :, :, queries]), rope.rotate(k, rotation)
         if self.sharpness is not None:
             q = q * self.sharpness

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pretrain.models.layers import free_rope
+
 BASE = 100.0
 NUM_DRAWN = 5  # uniform random numbers of `moved_axes`: two shifts, two factors of the axes, one of both
 
@@ -26,12 +28,15 @@ class Rope:
         periods: the first and the last of n geometric ones, instead of `base`.
         normalize: coordinates are (i + 0.5) / n * 2 - 1; n is the axis's own length, or the longer or shorter of both.
         precision: of coordinates, periods and angles; DINOv3 was trained with bf16.
+        frequencies: the lowest and the highest of frequencies that are weights of each block, in place of all of these
+            (see `free_rope`); then a table holds coordinates.
     """
 
     base: float = BASE
     periods: tuple[float, float] | None = None
     normalize: Literal["separate", "max", "min"] = "separate"
     precision: Literal["fp32", "bf16"] = "fp32"
+    frequencies: tuple[float, float] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,18 +63,23 @@ class Rope:
         head_dim: int,
         *,
         num_prefix: int = 0,
+        extra: int = 0,
         axes: Tensor | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Sines and cosines, fp32 [2, 1, 1, P + N, head_dim]; the `num_prefix` tokens have no position and stay
-        unrotated.
+        """Sines and cosines, fp32 [2, 1, 1, extra + P + N, head_dim]; the `extra` and `num_prefix` tokens have no
+        position and stay unrotated. With `frequencies` coordinates [1, 1, 1, extra + P + N, 2].
 
         Args:
             axes: [2, 2], offset and factor of the coordinates of rows, then of columns; see `moved_axes`.
 
         Raises:
-            ValueError: `head_dim` is not a multiple of 4.
+            ValueError: `head_dim` is not a multiple of 4, or coordinates with `frequencies` are to be moved.
         """
+        if self.frequencies is not None:
+            if axes is not None:
+                raise ValueError("coordinates of rope.frequencies are not moved in training")
+            return free_rope.coordinates(grid_size, num_prefix, extra=extra, device=device)
         periods = self.periods_of(head_dim, device=device)
         lengths = {"separate": grid_size, "max": (max(grid_size),) * 2, "min": (min(grid_size),) * 2}[self.normalize]
         lines = [
@@ -81,7 +91,7 @@ class Rope:
             lines = [(line + move[0]) * move[1] for line, move in zip(lines, moves, strict=True)]
         places = torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, 1)
         angles = (2 * math.pi * places[:, :, None] / periods).flatten(1).tile(2)
-        angles = torch.cat([angles.new_zeros(num_prefix, head_dim), angles])
+        angles = torch.cat([angles.new_zeros(extra + num_prefix, head_dim), angles])
         return torch.stack([angles.sin(), angles.cos()]).float()[:, None, None]
 
 

@@ -81,7 +81,7 @@ def patch_loss(
         entropy = (weights * targets.entropy()).sum()
         return (loss, targets.sum, entropy), (by_rows, by_v, by_g[:, None]) if with_gradients else None
 
-    return PatchLoss(*differentiable_once(student, student_layer, compute))
+    return PatchLoss(*differentiable_once(student, student_layer.weight_v, student_layer.weight_g, compute))
 
 
 def mask_weights(mask: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def prototype_loss(
         entropies = (pair.targets.entropy().mean(), pair.mean_entropy)
         return (pair.loss(), pair.by_crop(), pair.targets.sum, *entropies), gradients
 
-    return PrototypeLoss(*differentiable_once(student, student_layer, compute))
+    return PrototypeLoss(*differentiable_once(student, student_layer.weight_v, student_layer.weight_g, compute))
 
 
 class _Pair:

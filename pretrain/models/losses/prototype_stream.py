@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.models.heads.projection import Prototypes
 
 KEPT_LOGITS = 2**23  # below this number the first pass keeps logits (32 MB), else the second recomputes them
-Gradients = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor, Tensor | None]
 Compute = Callable[[bool], tuple[tuple[Tensor, ...], Gradients | None]]
 
 
@@ -37,14 +37,15 @@ def product_dtype(rows: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
 
 
-def differentiable_once(rows: Tensor, layer: Prototypes, compute: Compute) -> tuple[Tensor, ...]:
-    """The outputs of `compute`, the first of which is differentiable with respect to `rows`, weight_v and weight_g.
+def differentiable_once(rows: Tensor, weight: Tensor, vector: Tensor | None, compute: Compute) -> tuple[Tensor, ...]:
+    """The outputs of `compute`, the first of which is differentiable with respect to `rows` and a layer's two weights.
 
     Args:
+        weight, vector: of the layer; a layer without gain or bias has no vector.
         compute: given whether gradients are needed, returns the outputs and the three gradients of the first output,
-            in fp32. It runs without autocast.
+            in fp32; None for what needs none. It runs without autocast.
     """
-    return _Once.apply(rows, layer.weight_v, layer.weight_g, compute)  # type: ignore[return-value]
+    return _Once.apply(rows, weight, vector, compute)  # type: ignore[return-value]
 
 
 class _Once(torch.autograd.Function):
@@ -62,7 +63,7 @@ class _Once(torch.autograd.Function):
             raise RuntimeError("the prototype loss frees its gradients in backward, which cannot run a second time")
         gradients, ctx.gradients = ctx.gradients, None
         pairs = zip(gradients, ctx.dtypes, strict=True)
-        return *(None if dtype is None else x.mul_(grads[0]).to(dtype) for x, dtype in pairs), None
+        return *(None if x is None or dtype is None else x.mul_(grads[0]).to(dtype) for x, dtype in pairs), None
 
 
 class StreamedLogits:

@@ -47,7 +47,7 @@ def sinkhorn_center(rows: Tensor, layer: Prototypes, *, temp: float, iterations:
             for start in range(0, len(mass), size):
                 chunk = slice(start, start + size)
                 sharp = logits.of_chunk(chunk)
-                mass[chunk] = _over_ranks((sharp + by_row).logsumexp(dim=0))
+                mass[chunk] = lse_over_ranks((sharp + by_row).logsumexp(dim=0))
                 if iteration < iterations - 1:
                     total = torch.logaddexp(total, (sharp - mass[chunk]).logsumexp(dim=1, keepdim=True))
             by_row = -total
@@ -72,6 +72,6 @@ class _Repeated:
         return sharp
 
 
-def _over_ranks(lse: Tensor) -> Tensor:
-    """logsumexp [k] over the rows of all ranks."""
+def lse_over_ranks(lse: Tensor) -> Tensor:
+    """logsumexp [...] over the rows of all ranks, from those of each."""
     return lse if distributed.is_alone() else distributed.all_gather(lse[None]).logsumexp(dim=0)

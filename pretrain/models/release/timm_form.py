@@ -204,6 +204,8 @@ def _beit(backbone: ViT) -> TimmModel | str:
 
 
 def _eva(backbone: ViT) -> TimmModel | str:
+    if backbone.rope.frequencies is not None:
+        return "timm has no vision transformer whose rotations have frequencies that are weights"
     if backbone.norm_eps not in (TIMM_EPS, DINOV3_EPS):
         return f"timm's Eva has norm_eps {TIMM_EPS:g} or {DINOV3_EPS:g}, this backbone {backbone.norm_eps:g}"
     if backbone.rope != Rope(base=backbone.rope.base):

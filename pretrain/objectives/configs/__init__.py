@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretrain.objectives.configs.beit import BEiTConfig
 from pretrain.objectives.configs.beit2 import BEiT2Config
+from pretrain.objectives.configs.capi import CAPIConfig
 from pretrain.objectives.configs.data2vec import Data2VecConfig
 from pretrain.objectives.configs.data2vec2 import Data2Vec2Config
 from pretrain.objectives.configs.dino import DINOConfig
@@ -28,6 +29,7 @@ ObjectiveConfig = (
     | VideoMAEConfig
     | SimMIMConfig
     | IJEPAConfig
+    | CAPIConfig
     | LeJEPAConfig
     | DistillConfig
     | Data2VecConfig

@@ -156,7 +156,9 @@ class DINOv2Config(SelfDistillationConfig):
             )
         if self.moves_coordinates and not model.rotates:
             key = next(key for key in ("rope_shift", "rope_jitter", "rope_rescale") if getattr(self, key) is not None)
-            found.append(f"objective.{key}: {getattr(self, key)} needs model.pos_embed=rope; set it to null")
+            found.append(
+                f"objective.{key}: {getattr(self, key)} needs model.pos_embed=rope without frequencies; set it to null"
+            )
         if self.local_norm and ("own_blocks" not in model.provides or not self.local_crops_number):
             what = "local crops" if "own_blocks" in model.provides else "a ViT of Fovea, not of timm"
             found.append(f"objective.local_norm: true needs {what}; set it to false")

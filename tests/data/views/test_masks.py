@@ -13,6 +13,7 @@ from pretrain.data.views.masks import (
     BlockMask,
     InverseBlockMask,
     MultiBlockMask,
+    PartMask,
     RatioBlockMask,
     StratifiedBlockMask,
 )
@@ -28,6 +29,9 @@ EXAMPLES: list[Mask] = [
     StratifiedBlockMask("m", GRID, exact=True, roll=True),
     MultiBlockMask("m", GRID, min_keep=2),
     InverseBlockMask("m", GRID, 0.8, count=4),
+    PartMask("m", GRID, predicted=0.3),
+    PartMask("m", GRID, predicted=0.3, shape="block", roll=False),
+    PartMask("m", GRID, predicted=0.3, shape="random"),
 ]
 names = [f"{type(mask).__name__}{index}" for index, mask in enumerate(EXAMPLES)]
 grids = st.tuples(st.integers(3, 16), st.integers(3, 16))
@@ -196,6 +200,35 @@ def test_inverse_blocks_leave_blocks_visible_rather_than_single_patches():
     assert neighbours > 3 * 0.2 * 0.2  # of single patches both would be visible in 4 % of the pairs
 
 
+@settings(max_examples=60, deadline=None)
+@given(grid=grids, seed=seeds, ratio=st.floats(0.1, 0.9), roll=st.booleans(), inverse=st.booleans())
+def test_the_visible_or_the_hidden_patches_are_one_block_of_an_exact_number(grid, seed, ratio, roll, inverse):
+    shape = "inverse_block" if inverse else "block"
+    assume(int(grid[0] * grid[1] * ratio) > 0)
+    mask = PartMask("m", grid, ratio, predicted=1.0, shape=shape, roll=roll)
+    visible, predicted = whole(mask, 4, seed=seed).values()
+    assert visible.shape == (4, mask.num_patches - mask.num_hidden) and predicted.shape == (4, mask.num_hidden)
+    assert (np.sort(np.concatenate([visible, predicted], axis=1)) == np.arange(mask.num_patches)).all()
+    for patches in visible if inverse else predicted:
+        rows, columns = np.unravel_index(patches, grid)
+        if not roll:  # a rectangle, of which at most the end is missing
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            whole_rows = [np.count_nonzero(rows == row) for row in range(rows.min(), rows.max())]
+            assert whole_rows == [width] * (height - 1)
+        for lines, side in ((rows, grid[0]), (columns, grid[1])):
+            taken = np.isin(np.arange(side), lines)
+            assert np.count_nonzero(taken & ~np.roll(taken, 1)) <= 1
+
+
+def test_a_part_of_the_hidden_patches_is_predicted_at_random():
+    mask = PartMask("m", (16, 16), 0.65, predicted=0.05)
+    visible, predicted = whole(mask, 500).values()
+    assert visible.shape[1] == 90 and predicted.shape[1] == 8
+    assert not any(np.isin(few, seen).any() for few, seen in zip(predicted, visible, strict=True))
+    counts = np.bincount(predicted.reshape(-1), minlength=256)
+    assert abs(counts - 500 * 8 / 256).max() < 6 * np.sqrt(500 * 8 / 256)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -221,6 +254,9 @@ def test_inverse_blocks_leave_blocks_visible_rather_than_single_patches():
         (lambda: InverseBlockMask("m", (3, 3), 0.95), "leave one visible"),
         (lambda: InverseBlockMask("m", (3, 3), 0.0), "hide one"),
         (lambda: InverseBlockMask("m", GRID, 0.8, block=0), "block"),
+        (lambda: PartMask("m", (3, 3), 0.65, predicted=0.1), "hide 5 of 9 patches and predict 0"),
+        (lambda: PartMask("m", GRID, shape="round"), "round"),  # pyright: ignore[reportArgumentType]
+        (lambda: PartMask("m", GRID, aspect=(2.0, 1.0)), "aspect"),
     ],
 )
 def test_impossible_masks_are_refused_by_name_and_value(make, message):

@@ -56,6 +56,7 @@ def same_window(grid: tuple[int, int], side: int) -> torch.Tensor:
 POSITIONS = [
     {"pos_embed": "learned"},
     {"pos_embed": "rope"},
+    {"pos_embed": "rope", "rope": {"frequencies": (7e-4, 7.0)}},
     {"pos_embed": "none", "rel_pos_bias": "shared", "qkv_bias": "no_key"},
     {"pos_embed": "none", "rel_pos_bias": "per_block", "layer_scale": 0.5},
 ]

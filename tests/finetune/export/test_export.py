@@ -134,6 +134,7 @@ def test_a_graph_of_a_fixed_size_refuses_another():
         ({"pos_resize": "dino"}, "scale factor"),
         ({"pos_embed": "none", "rel_pos_bias": "shared"}, "relative-position"),
         ({"pos_embed": "rope"}, None),
+        ({"pos_embed": "rope", "rope": {"frequencies": (7e-4, 7.0)}, "num_registers": 4}, None),
         ({"pos_resize": "antialias"}, None),
     ],
 )

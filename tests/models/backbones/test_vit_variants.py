@@ -20,6 +20,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rows first": {"pos_embed": "sincos_rows_first"},
     "no positions": {"pos_embed": "none"},
     "rotary": {"pos_embed": "rope", "num_registers": 3, "layer_scale": 0.3, "ffn": "swiglu", "qkv_bias": "no_key"},
+    "free rotary": {
+        **{"pos_embed": "rope", "rope": {"frequencies": (7e-4, 7.0)}, "num_registers": 3, "class_token": False},
+        **{"qkv_bias": False, "proj_bias": False, "ffn_bias": False, "norm_layer": "rms"},
+    },
     "BEiT": {"pos_embed": "none", "rel_pos_bias": "shared", "layer_scale": 0.3, "qkv_bias": "no_key"},
     "BEiT by block": {"pos_embed": "learned", "rel_pos_bias": "per_block", "num_registers": 1, "qkv_bias": False},
     "few biases": {"proj_bias": False, "ffn_bias": False, "qk_scale": 0.6},
