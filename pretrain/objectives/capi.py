@@ -193,7 +193,7 @@ class CAPI(WholeStep[CAPIConfig]):
         images, keep = images_of(batch, "image")[:8], batch["mask_visible"][:8]
         whole = self.features(images)
         hidden = torch.ones(whole.shape[:2], dtype=torch.bool, device=keep.device).scatter(1, keep, False)
-        asked = hidden.nonzero()[:, 1].unflatten(0, (len(images), -1))
+        asked = hidden.nonzero()[:, 1].view(len(images), -1)
         drop = None if "drop_path" not in batch else batch["drop_path"][:8]
         _, pred = self.predict(images, keep, asked, drop=drop)
         logits = self.head(F.normalize(pred.float(), dim=-1)).float()

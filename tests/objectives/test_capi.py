@@ -30,7 +30,7 @@ def test_ranks_micro_batches_and_engines_do_not_change_losses_and_weights(tmp_pa
         assert values.keys() == whole.keys(), case
         for name, expected in whole.items():
             torch.testing.assert_close(
-                values[name], expected, atol=2e-6, rtol=1e-5, msg=lambda text, at=(case, name): f"{at}: {text}"
+                values[name], expected, atol=1e-5, rtol=1e-4, msg=lambda text, at=(case, name): f"{at}: {text}"
             )
 
 

@@ -133,8 +133,8 @@ class Attention(TimmAttention, Mixer):
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
             q = q.reshape(b, -1, self.num_heads, self.head_dim).transpose(1, 2)
         if rotation is not None:
-            rotation = rotation if self.rope is None else self.rope(rotation)
-            q, k = rope.rotate(q, rotation[:, :, :, queries]), rope.rotate(k, rotation)
+            table: Tensor = rotation if self.rope is None else self.rope(rotation)
+            q, k = rope.rotate(q, table[:, :, :, queries]), rope.rotate(k, table)
         if self.sharpness is not None:
             q = q * self.sharpness
         return q, k, v
