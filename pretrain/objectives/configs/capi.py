@@ -94,7 +94,7 @@ class CAPIConfig(ObjectiveSection):
                 f"model.drop_path_rate: {model.drop_path_rate}, but the student uses objective.drop_path_rate; "
                 "set that instead"
             )
-        if self.drop_path_rate and self.drop_path_subset and "own_blocks" not in model.provides:
+        if self.drop_path_subset and "own_blocks" not in model.provides:
             found.append("objective.drop_path_subset: true needs a ViT of Fovea, not of timm; set it to false")
         width = self.predictor_embed_dim or model.embed_dim
         if self.predictor_num_heads is not None and width % (4 * self.predictor_num_heads):
