@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from scipy.stats import t
 
 from benchmarks.compare import METRICS, UNITS
@@ -49,15 +50,19 @@ def table(found: Mapping[str, Scores]) -> str:
 
 def picture(found: Mapping[str, Scores]) -> Figure:
     """A panel for each metric: a point for each arm with the interval of 95 % of its mean (Student's t)."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    arms = sorted(found, key=lambda arm: found[arm]["active"].mean())
     for axes, (metric, title) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
-        for arm, scores in found.items():
-            values, x = scores[metric], scores["active"].mean()
+        for arm in arms:
+            values, x = found[arm][metric], found[arm]["active"].mean()
             half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
-            axes.errorbar(x, values.mean(), yerr=half, fmt="o", capsize=3)
-            axes.annotate(arm, (x, values.mean()), xytext=(6, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="active hidden units, % of a token's", ylabel=f"{title} accuracy, %")
+            axes.errorbar(x, values.mean(), yerr=half, fmt="o", capsize=3, label=f"{arm} ({x:.0f} %)")
+        axes.set(xscale="log", xlabel="active hidden units, % of a token's", ylabel=f"{title} accuracy, %")
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

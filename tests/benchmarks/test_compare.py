@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.text import Annotation
 from scipy.stats import ttest_rel
 
 from benchmarks import sparsity
@@ -83,10 +82,12 @@ def _the_share_of_active_units_is_drawn_beside_the_accuracy(comparison: Path) ->
     assert all(50 < value <= 100 for value in found["plain"]["active"])  # GELU has no zeros
     means = [sum(100 * row[name] for row in rows) / 2 for name in ("active", "hoyer", "knn", "linear")]
     assert f"| plain | {' | '.join(f'{mean:.1f}' for mean in means)} |" in sparsity.table(found)
-    left, right = sparsity.picture(found).axes
-    assert [text.get_text() for text in left.texts] == ["again", "deep", "plain"]
-    points = [text.xy[0] for text in right.texts if isinstance(text, Annotation)]
-    assert points == [found[arm]["active"].mean() for arm in found]
+    figure = sparsity.picture(found)
+    arms = sorted(found, key=lambda arm: found[arm]["active"].mean())
+    assert [text.get_text().split()[0] for text in figure.legends[0].get_texts()] == arms
+    for axes in figure.axes:
+        points = [bars[0].get_xdata()[0] for bars in axes.containers]
+        assert points == [found[arm]["active"].mean() for arm in arms]
 
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path):
