@@ -29,7 +29,8 @@ def vit_arguments(
     Raises:
         ValueError: it is not the state of such a ViT, or its heads are not known.
     """
-    if state.get("patch_embed.proj.weight", next(iter(state.values()))).ndim == 5:
+    first = state.get("patch_embed.proj.weight")
+    if first is not None and first.ndim == 5:
         raise ValueError(
             "the weights of a model of clips: start pretraining from them (init.official) with model.num_frames, and "
             "use its release"
