@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from finetune.export.budget import Latency, latency, machine
+from finetune.export.budget import Latency, latency, machine, random_image
 from launch.pages.attention import DIM, HEADS, entry, placeable
 from pretrain.models.backbones.contract import Backbone
 from pretrain.models.backbones.timm_backbone import TimmBackbone
@@ -54,7 +54,7 @@ class _Graph:
     megabytes: float
 
     def measure(self) -> Latency:
-        return latency(self.run, self.size, self.in_chans)
+        return latency(self.run, random_image(self.size, self.in_chans))
 
 
 def _graph(kind: str, folder: Path) -> _Graph:

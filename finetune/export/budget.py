@@ -62,13 +62,17 @@ class Candidate:
     score: Score | None = None
 
 
-def latency(run: graphs.Run, size: graphs.Size, in_chans: int, *, warm_up: int = WARM_UP, runs: int = RUNS) -> Latency:
-    """The time of one image of random pixels through `run`, after `warm_up` runs that do not count."""
-    images = torch.rand(1, in_chans, *size, generator=torch.Generator().manual_seed(0))
+def random_image(size: graphs.Size, in_chans: int) -> torch.Tensor:
+    """A batch of one image of random pixels, always the same."""
+    return torch.rand(1, in_chans, *size, generator=torch.Generator().manual_seed(0))
+
+
+def latency(run: graphs.Run, *inputs: torch.Tensor, warm_up: int = WARM_UP, runs: int = RUNS) -> Latency:
+    """The time of one batch of inputs through `run`, after `warm_up` runs that do not count."""
     times = []
     for _ in range(warm_up + runs):
         start = time.perf_counter()
-        run(images)
+        run(*inputs)
         times.append(1000 * (time.perf_counter() - start))
     low, median, high = statistics.quantiles(times[warm_up:], n=4)
     return Latency(median, low, high, runs)
@@ -96,9 +100,10 @@ def measure(folder: Path, *, runs: int = RUNS) -> Candidate:
         path = Path(temporary) / "model.onnx"
         graphs.write_onnx(graph, graphs.trace(graph, size), path)
         run = graphs.session(path, threads=1)
-        graphs.compare(graph, run, graphs.cases(graph, size))
+        if not graph.detects:  # on random pixels it finds nothing; `fovea export` compares it on photos
+            graphs.compare(graph, run, graphs.cases(graph, size))
         megabytes = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
-        measured = latency(run, size, graph.backbone.in_chans, runs=runs)
+        measured = latency(run, *graph.inputs(random_image(size, graph.backbone.in_chans)), runs=runs)
     parameters = sum(parameter.numel() for parameter in graph.parameters())
     return Candidate(str(folder), size, parameters, megabytes, measured, score)
 
@@ -119,13 +124,13 @@ def table(candidates: Sequence[Candidate], milliseconds: float) -> list[str]:
     return lines
 
 
-def machine() -> str:
+def machine(warm_up: int = WARM_UP, runs: int = RUNS) -> str:
     """What the times are of, in words."""
     import onnxruntime
 
     return (
         f"{processor()}, one thread, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__}, one image; "
-        f"median and quartiles of {RUNS} runs after {WARM_UP}"
+        f"median and quartiles of {runs} runs after {warm_up}"
     )
 
 

@@ -2,6 +2,7 @@
 
     model.pt2          torch.export, always
     model.onnx         with --onnx or --int8
+    example.py         beside it: a program that runs it with onnxruntime, numpy and Pillow alone
     model.int8.onnx    with --int8; both ONNX models are evaluated on the validation set
     export.json        inputs, outputs, classes, preparation of images, and the result of every comparison
     MANIFEST.json      size and sha256 of these files: `fovea release verify OUT`
@@ -9,7 +10,9 @@
 `fovea export --budget MS RELEASE...` measures releases on this machine and names the largest that is fast enough.
 
 Every graph is compared with the task itself, on batches of 1, 2 and 5 and, unless its size is fixed, on the smallest
-image size, that of the task and four times its side; what is compared is printed.
+image size, that of the task and four times its side; what is compared is printed. Detectors, segmenters and depth are
+also compared as tasks: the AP, mIoU or error of the graph beside the task's own, on photos of the validation set at
+three sizes.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import yaml
 from finetune.config import DataSource, FinetuneConfig
 from finetune.data.examples import Examples
 from finetune.data.reading import Reading
+from finetune.export.example import EXAMPLE, write_example
 from finetune.locate import check_task_folder
 from finetune.tasks import open_examples
 from pretrain.core.configlib import ConfigError, validate
@@ -33,7 +37,6 @@ from pretrain.core.images import DataOrientation
 from pretrain.core.machine.command import run_command
 from pretrain.core.machine.terminal import safe_output
 from pretrain.core.manifest import MANIFEST
-from pretrain.core.record import versions
 from pretrain.data.views.orientation import recorded_orientation
 from pretrain.data.views.values import recorded_range
 from pretrain.engine.checkpoint.commit import CheckpointError
@@ -41,13 +44,14 @@ from pretrain.engine.session.folder import located, run_values, started_in
 from pretrain.models.release.manifest import EXPORT, RECORD, write_manifest
 
 if TYPE_CHECKING:
-    from finetune.export.graph import Graph
     from finetune.tasks.base import Task
     from pretrain.models.export.graph import Size
 
 Say = Callable[[str], None]
-# ONNX: the weights of a large graph are in a file of their own
+ON_IMAGES = ("detection", "segmentation", "depth")  # compared as tasks
+_NEEDED = "graphs are compared on photos of the validation set: {error}; give --val images=... annotations=..."
 _PATHS = {"images", "annotations", "masks", "depth", "classes"}  # keys of data.val
+# ONNX: the weights of a large graph are in a file of their own
 GRAPHS = ("model.pt2", "model.onnx", "model.onnx.data", "model.int8.onnx", "model.int8.onnx.data")
 
 
@@ -70,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels; default: those of the task"
     )
     parser.add_argument("--val", nargs="+", default=[], metavar="key=value", help="keys of data.val, such as limit=500")
+    parser.add_argument("--images", type=int, default=20, help="photos on which graphs are compared (default 20)")
     parser.add_argument("--batch-size", type=int, default=16, help="images per batch when int8 is evaluated")
     chosen = parser.parse_args(arguments)
     try:
@@ -78,13 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
 
         task, record = open_task(chosen.task)
         val = None
-        if chosen.int8:
-            source, orientation = val_source(Path(chosen.task), record, chosen.val)
-            how = Reading(task.bare_backbone.in_chans, orientation, recorded_range(record))
-            val = open_examples(task.config, source, classes=task.classes, reading=how)
+        if chosen.int8 or task.config.name in ON_IMAGES:
+            try:
+                val = _open_val(task, record, Path(chosen.task), chosen.val)
+            except (ValueError, OSError) as error:
+                if chosen.int8 or chosen.val or task.detects:
+                    raise ConfigError("--val", [_NEEDED.format(error=error)]) from error
+                print(f"compared on random pixels only: {error}", file=sys.stderr)
         size = None if chosen.size is None else (chosen.size[0], chosen.size[1])
-        export(task, Path(chosen.out), record=record, onnx=chosen.onnx or chosen.int8, size=size, val=val,
-               batch_size=chosen.batch_size, say=print)  # fmt: skip
+        export(task, Path(chosen.out), record=record, onnx=chosen.onnx or chosen.int8, int8=chosen.int8, size=size,
+               val=val, images=chosen.images, batch_size=chosen.batch_size, say=print)  # fmt: skip
     except NotEqualError as error:
         print(f"fovea export: {error}", file=sys.stderr)
         return 1
@@ -99,6 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 class NotEqualError(ValueError):
     """A graph does not compute what the task computes; its file was removed."""
+
+
+def _open_val(task: Task, record: dict[str, Any], folder: Path, overrides: Sequence[str]) -> Examples:
+    source, orientation = val_source(folder, record, overrides)
+    how = Reading(task.bare_backbone.in_chans, orientation, recorded_range(record))
+    return open_examples(task.config, source, classes=task.classes, reading=how)
 
 
 def val_source(folder: Path, record: dict[str, Any], overrides: Sequence[str]) -> tuple[DataSource, DataOrientation]:
@@ -130,8 +144,10 @@ def export(
     *,
     record: dict[str, Any],
     onnx: bool = False,
+    int8: bool = False,
     size: Size | None = None,
     val: Examples | None = None,
+    images: int = 20,
     batch_size: int = 16,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
@@ -140,39 +156,60 @@ def export(
 
     Args:
         size: (height, width) at which the graph is traced, rounded up to multiples of the patch size; the only size
-            if it is fixed. val: for int8, which is written only with it.
+            if it is fixed.
+        val: the validation set: `images` of its photos compare the graphs of detectors, segmenters and depth, and all
+            of it measures int8, which needs it.
 
     Raises:
-        ValueError: `out` holds a release, or cannot be written.
+        ValueError: a detector or int8 without `val`, or `out` holds a release, or cannot be written.
         NotExportableError: the task cannot become a graph. NotEqualError: a graph computes something else.
     """
     import torch
 
+    from finetune.export.budget import random_image
+    from finetune.export.facts import facts_of
     from finetune.export.graph import Graph
-    from finetune.export.quantize import quantize
+    from finetune.export.measure import int8_cost, speeds
+    from finetune.export.on_images import OnImages
+    from finetune.export.quantize import SizeError, quantize
     from pretrain.models.export import graph as graphs
     from pretrain.models.export.outputs import NotExportableError
 
+    if size is not None and task.config.name in ON_IMAGES:
+        task = task.at_size(size)
     graph = Graph(task)
     size = _in_patches(task.input_size if size is None else size, graph.patch)
-    free = graph.fixed is None
+    free, least = graph.fixed is None, graph.min_patches * graph.patch
+    if free and min(size) < least:
+        raise ValueError(f"{size[0]} x {size[1]} px: the graph takes images from {least} px on; give a larger --size")
     say(f"image size: {graphs.sides(graph, size)} px" + ("" if free else f" ({graph.fixed})"))
     if (out / RECORD).exists():
         raise ValueError(f"{out}: holds a release; choose another folder for its export")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (MANIFEST, EXPORT, *GRAPHS):  # of an earlier export: nothing of two exports is mixed
+        for name in (MANIFEST, EXPORT, EXAMPLE, *GRAPHS):  # of an earlier export: nothing of two exports is mixed
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{out}: not a folder to write to: {error}") from error
-    facts = _facts(task, graph, size, record)
+    facts = facts_of(task, graph, size, record)
+    if val is None and (graph.detects or int8):
+        raise ValueError("a detector and int8 are compared on photos: give the validation set")
+    photos = None
+    if val is not None and task.config.name in ON_IMAGES:
+        photos = OnImages(task, graph, size, val, images)
     program = graphs.trace(graph, size)
 
     def checked(name: str, write: Callable[[Path], None], run: Callable[[Path], Any]) -> None:
         path = out / name
         try:
             write(path)
-            found = graphs.compare(graph, run(path), graphs.cases(graph, size))
+            opened = run(path)
+            found = [] if graph.detects else graphs.compare(graph, opened, graphs.cases(graph, size))
+            on_photos, problem = [], None
+            try:
+                on_photos = [] if photos is None else photos.compare(opened)
+            except SizeError as error:
+                problem = f"not compared on photos: {error}"
         except NotExportableError:
             path.unlink(missing_ok=True)
             raise
@@ -180,75 +217,28 @@ def export(
             path.unlink(missing_ok=True)
             raise NotEqualError(f"{name} was removed: {error}") from error
         say(f"{name}: {path.stat().st_size / 1e6:.1f} MB")
-        for one in found:
+        for one in (*found, *on_photos, *([problem] if problem else [])):
             say(f"  {one}")
         facts["files"][name] = [one.facts() for one in found]
+        facts["on_photos"][name] = [one.facts() for one in on_photos]
 
     checked("model.pt2", lambda path: torch.export.save(program, path), graphs.run_program)
     if onnx:
         checked("model.onnx", lambda path: graphs.write_onnx(graph, program, path), graphs.session)
+        missing = write_example(task, out, facts)
+        say(missing or f"{EXAMPLE}: python {out / EXAMPLE} PHOTO...")
     write_json(out / EXPORT, facts)
-    if val is not None:
+    if int8:
+        assert val is not None
         quantize(out / "model.onnx", out / "model.int8.onnx")
-        facts["int8"] = _measure(task, graph, out, val, None if free else size, batch_size, say)
+        facts["int8"] = int8_cost(task, graph, out, val, None if free else size, batch_size, say)
         write_json(out / EXPORT, facts)
-    write_manifest(out, [name for name in (EXPORT, *GRAPHS) if (out / name).is_file()])
+    if onnx:
+        one = graph.inputs(random_image(size, graph.backbone.in_chans)) if photos is None else photos.first()
+        facts["latency"] = speeds(out, one, say)
+        write_json(out / EXPORT, facts)
+    write_manifest(out, [name for name in (EXPORT, EXAMPLE, *GRAPHS) if (out / name).is_file()])
     return facts
-
-
-def _measure(
-    task: Task, graph: Graph, out: Path, val: Examples, fixed: Size | None, batch_size: int, say: Say
-) -> dict[str, Any]:
-    """The validation numbers of model.onnx and model.int8.onnx."""
-    import torch
-
-    from finetune.evaluate import evaluate
-    from finetune.export.quantize import with_graph
-    from pretrain.core.distributed import World
-    from pretrain.models.export.graph import session
-
-    alone = World(0, 1, 0, torch.device("cpu"))
-    found: dict[str, Any] = {}
-    for name in ("model.onnx", "model.int8.onnx"):
-        model = with_graph(task, session(out / name), patch=graph.patch, fixed=fixed)
-        scores = evaluate(model, val, world=alone, batch_size=batch_size).scores
-        found[name] = {key: float(value) for key, value in scores.values.items()}
-        found["protocol"] = scores.protocol
-        say(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.values.items()))
-    primary = next(iter(found["model.onnx"]))
-    drop = found["model.onnx"][primary] - found["model.int8.onnx"][primary]
-    smaller = (out / "model.onnx").stat().st_size / (out / "model.int8.onnx").stat().st_size
-    say(f"int8: {primary} changes by {-drop + 0.0:+.4f}, the file is {smaller:.1f} times smaller; {found['protocol']}")
-    return {**found, "primary": primary, "drop": drop, "times_smaller": smaller}
-
-
-def _facts(task: Task, graph: Graph, size: Size, record: dict[str, Any]) -> dict[str, Any]:
-    from pretrain.models.export.graph import MIN_PATCHES
-
-    sides = [f"multiple of {graph.patch}"] * 2 if graph.fixed is None else list(size)
-    count, value_range = task.bare_backbone.in_chans, recorded_range(record)
-    channels = "RGB" if count == 3 else f"{count} channels in the order of the training images"
-    if value_range is not None:
-        channels += ", (v - low) / (high - low) of a stored value v and `range`, clipped"
-    return {
-        "task": task.config.name,
-        "source": record.get("source", {}),
-        "input": {
-            "name": "images",
-            "shape": ["batch", len(task.mean), *sides],
-            "smallest": [MIN_PATCHES * graph.patch] * 2 if graph.fixed is None else list(size),
-            "values": f"float32 pixels in 0 to 1, {channels}; the graph normalizes them",
-            "range": value_range,
-            "traced_at": list(size),
-            "orientation": recorded_orientation(record),
-            "preparation": task.preparation(),
-        },
-        "outputs": graph.names,
-        "classes": list(task.classes),
-        "category_ids": list(task.classes.category_ids),
-        "files": {},
-        "versions": versions(),
-    }
 
 
 def _in_patches(size: Size, patch: int) -> Size:

@@ -30,13 +30,17 @@ class Graph(graphs.Graph):
             raise NotExportableError(str(error)) from error
         self.title = f"{task.config.name} on {self.backbone.title}"
         self.patch, self.fixed = self.backbone.patch_size, task.fixed_size_reason()
+        self.min_patches, self.detects = max(graphs.MIN_PATCHES, -(-task.smallest_side // self.patch)), task.detects
 
     @property
     def backbone(self) -> Backbone:
         return self.task.bare_backbone
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        found = self.task.outputs((images - self.task.mean) / self.task.std)
+    def forward(self, images: Tensor, content: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+        normalized = (images - self.task.mean) / self.task.std
+        if content is not None:
+            return self.task.detections(normalized, content)
+        found = self.task.outputs(normalized)
         size = (images.shape[2], images.shape[3])
         sized = tuple(
             resize(value, size) if output.per_pixel else value

@@ -16,6 +16,10 @@ from finetune.tasks.base import Task
 from pretrain.models.export.graph import Run, Size, quiet
 
 
+class SizeError(ValueError):
+    """A graph does not accept an image of this size; the message names the way out."""
+
+
 def quantize(path: Path, out: Path) -> None:
     """The ONNX file `path` with int8 weights in its matrix products, written to `out`.
 
@@ -35,28 +39,32 @@ def quantize(path: Path, out: Path) -> None:
         raise ValueError(f"{path.name} has no matrix product with weights: int8 changes nothing; leave --int8 out")
 
 
-def with_graph(task: Task, run: Run, *, patch: int, fixed: Size | None) -> Task:
+def with_graph(task: Task, run: Run, *, patch: int, fixed: Size | None = None, smallest: int = 1) -> Task:
     """A copy of the task whose predictions come from a graph of `finetune.export.graph`.
 
     Args:
-        run: pixels in 0 to 1 -> the graph's outputs. patch: sides must be multiples of it. fixed: the only size that
-            the graph accepts; None: any.
+        run: pixels in 0 to 1, and further inputs -> the graph's outputs. patch: sides must be multiples of it.
+        fixed: the only size that the graph accepts; None: any, with sides of `smallest` pixels and more.
 
     Raises:
-        ValueError: in `predict`, for an image of another size than a fixed one.
+        SizeError: in `predict`, for an image of another size.
     """
     per_pixel = [output.per_pixel for output in task.export_outputs()]
 
-    def compute(images: Tensor) -> tuple[Tensor, ...]:
+    def compute(images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Normalized images, padded to whole patches with the value 0, through the graph."""
         height, width = images.shape[2], images.shape[3]
         padded = F.pad(images, (0, -width % patch, 0, -height % patch))
         if fixed is not None and tuple(padded.shape[2:]) != fixed:
-            raise ValueError(
+            raise SizeError(
                 f"the graph is for images of {fixed[0]} x {fixed[1]}, but one of {height} x {width} was given; "
                 "export it for that size (--size)"
             )
-        found = run((padded * task.std + task.mean).contiguous())
+        if min(padded.shape[2:]) < smallest:
+            raise SizeError(
+                f"the graph is for images from {smallest} px on, but one of {height} x {width} was given; enlarge it"
+            )
+        found = run((padded * task.std + task.mean).contiguous(), *others)
         return tuple(
             value[..., :height, :width] if is_map else value for is_map, value in zip(per_pixel, found, strict=True)
         )

@@ -25,7 +25,7 @@ from pretrain.models.mechanisms.states import MechanismStates
 from pretrain.models.teachers.ema import EMA
 
 # For messages: which tasks `finetune.export` can turn into a graph.
-EXPORTABLE = "exportable tasks: classification, multi_label, segmentation, depth, and detection with head detr or eomt"
+EXPORTABLE = "exportable tasks: classification, multi_label, segmentation, depth and detection"
 
 
 class Task(nn.Module):
@@ -167,9 +167,28 @@ class Task(nn.Module):
         """Normalized images [b, C, H, W] -> the `export_outputs`, from which `predict` makes predictions."""
         raise NotImplementedError
 
-    def predict_from(self, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        """Make predictions from the outputs of `compute`, a graph, instead of `outputs`."""
+    @property
+    def detects(self) -> bool:
+        """Whether its graph gives `detections` instead of `outputs`, see `pretrain.models.export.graph.Graph`."""
+        return False
+
+    def detections(self, images: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        """Normalized images [b, C, H, W] and int64 [b, 2], (height, width) of the part of each that is no padding ->
+        the `export_outputs`."""
+        raise NotImplementedError
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels of the smallest side of an image that its graph accepts, besides two patches."""
+        return 0
+
+    def predict_from(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
+        """Make predictions from the outputs of `compute`, a graph, instead of `outputs` or `detections`."""
         self.outputs = compute
+
+    def at_size(self, size: tuple[int, int]) -> Task:
+        """A copy that predicts images at another `input_size`, and scales them with it."""
+        raise NotImplementedError
 
     def prepare_export(self) -> None:
         """Replace what depends on the training progress by its final form.
@@ -190,6 +209,19 @@ class Task(nn.Module):
     def preparation(self) -> str:
         """How `predict` prepares an image for the network, in words."""
         raise NotImplementedError
+
+    def preparation_facts(self) -> dict[str, Any]:
+        """What `preparation` says, as JSON: the numbers that a program needs (docs/use.md)."""
+        return {}
+
+    def answer_facts(self) -> dict[str, Any]:
+        """What makes predictions of the graph's outputs, as JSON."""
+        return {}
+
+    @property
+    def example_parts(self) -> tuple[str, ...] | None:
+        """Files of `finetune.export.examples` that predict with the graph as `predict` does; None: none does."""
+        return None
 
     # Releases
 

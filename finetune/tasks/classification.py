@@ -187,6 +187,18 @@ class Classification(Task):
     def preparation(self) -> str:
         return self.eval_transform().in_words()
 
+    def preparation_facts(self) -> dict[str, Any]:
+        how = self.eval_transform()
+        side = None if how.whole else how.shorter
+        return {"shorter_side": side, "crop": list(how.size), "interpolation": how.interpolation}
+
+    def answer_facts(self) -> dict[str, Any]:
+        return {"scores": "softmax", "threshold": None}
+
+    @property
+    def example_parts(self) -> tuple[str, ...] | None:
+        return "scores", "central", "classification"
+
     def exported(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """With timm's names if timm has this classifier; a grid keeps all its classifiers and its own names."""
         form = "" if isinstance(self.head, GridHead) else timm_form(self)

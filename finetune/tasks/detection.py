@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -93,8 +94,24 @@ class Detection(Task):
     def outputs(self, images: Tensor, /) -> tuple[Tensor, ...]:
         return self.head.outputs(self.dense, images)
 
-    def predict_from(self, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        self.head.outputs = lambda _, images: compute(images)
+    @property
+    def detects(self) -> bool:
+        return self.head.detects
+
+    def detections(self, images: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        return self.head.detections(self.dense, images, content)
+
+    @property
+    def smallest_side(self) -> int:
+        return self.head.smallest_side
+
+    def predict_from(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.head.predict_from(compute)
+
+    def at_size(self, size: tuple[int, int]) -> Detection:
+        made = copy.deepcopy(self)
+        made.config = self.config.model_copy(update={"test_size": size})
+        return made
 
     def prepare_export(self) -> None:
         self.head.prepare_export()
@@ -110,6 +127,17 @@ class Detection(Task):
     def preparation(self) -> str:
         height, width = self.config.test_canvas
         return f"fitted into {height} x {width} px at the top left, the rest filled with the mean pixel"
+
+    def preparation_facts(self) -> dict[str, Any]:
+        fill = [round(value) for value in self.fill()]
+        return {"fit": list(self.input_size), "place": "top left", "fill": fill, "interpolation": "bilinear"}
+
+    def answer_facts(self) -> dict[str, Any]:
+        return self.head.answer_facts()
+
+    @property
+    def example_parts(self) -> tuple[str, ...] | None:
+        return ("fitted", *self.head.example)
 
     def fill(self) -> tuple[float, ...]:
         """The pixel value, in 0 to 255, that normalizes to 0: it fills what is outside an image."""

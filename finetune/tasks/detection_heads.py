@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune.data.coco import rle
 from finetune.dense.contract import DenseBackbone
-from finetune.heads.boxes import box_masks
+from finetune.heads.boxes import box_masks, rcnn_graph
 from finetune.heads.boxes.box_loss import BoxSetLoss
 from finetune.heads.boxes.rcnn import RCNN, RCNNSizes
 from finetune.heads.boxes.roi_heads import RoISizes
@@ -21,10 +21,9 @@ from finetune.heads.queries.mask_instances import instances
 from finetune.heads.queries.mask_loss import MaskSetLoss, MaskTargets
 from finetune.heads.queries.query_decoder import QueryDecoder
 from finetune.predictions import Detected
-from finetune.tasks.base import EXPORTABLE
 from finetune.tasks.configs.detection import DetectionConfig
 from finetune.tasks.configs.detection_heads import DETRHead, EoMTHead, RCNNHead
-from pretrain.models.export.outputs import ExportOutput, NotExportableError
+from pretrain.models.export.outputs import ExportOutput
 
 Pair = tuple[int, int]
 
@@ -35,10 +34,15 @@ class Head(nn.Module):
     Attributes:
         noise: uniform random numbers per image that `losses` reads from the batch as "head".
         reads_crowds: `losses` reads "valid", the map of pixels outside crowds.
+        detects, smallest_side: as of `Task`.
+        example: the last of `Task.example_parts`.
     """
 
     noise = 0
     reads_crowds = False
+    detects = False
+    smallest_side = 0
+    example: tuple[str, ...]
 
     @property
     def anchors(self) -> tuple[list[float], list[float]] | None:
@@ -68,12 +72,27 @@ class Head(nn.Module):
         """Normalized images [b, 3, H, W] -> the `export_outputs`, from which `predict` makes predictions."""
         raise NotImplementedError
 
+    def detections(self, dense: DenseBackbone, images: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        """As `Task.detections`, where the head `detects`."""
+        raise NotImplementedError
+
+    def predict_from(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
+        """As `Task.predict_from`."""
+        self.outputs = lambda _, images: compute(images)
+
     def prepare_export(self) -> None:
         """As `Task.prepare_export`."""
+
+    def answer_facts(self) -> dict[str, Any]:
+        """As `Task.answer_facts`."""
+        return {}
 
 
 class RCNNAdapter(Head):
     """Faster, Mask and Cascade R-CNN."""
+
+    detects = True
+    _graph: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __init__(self, section: RCNNHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
@@ -99,8 +118,10 @@ class RCNNAdapter(Head):
             proposals=section.proposals,
             roi=roi,
         )
-        self.name, masks = section.name, section.name == "mask_rcnn"
+        masks = section.name == "mask_rcnn"
+        self.example = ("runs", "rcnn_masks") if masks else ("rcnn",)
         self.rcnn = RCNN(dense, num_classes, sizes=sizes, masks=masks, cascade=section.cascade)
+        self.smallest_side = 2 * int(self.rcnn.strides[-1])  # torch.export takes a map of one cell for a constant
 
     @property
     def anchors(self) -> tuple[list[float], list[float]] | None:
@@ -115,20 +136,33 @@ class RCNNAdapter(Head):
     def predict(
         self, dense: DenseBackbone, images: Tensor, contents: Sequence[Pair], sizes: Sequence[Pair]
     ) -> list[Detected]:
-        found = self.rcnn.predict(dense, images, sizes=contents)
+        if self._graph is None:
+            found = self.rcnn.predict(dense, images, sizes=contents)
+        else:
+            found = rcnn_graph.as_lists(*self._graph(images, torch.tensor(contents)))
         return [_on_original(*each) for each in zip(found, contents, sizes, strict=True)]
 
     def export_outputs(self) -> tuple[ExportOutput, ...]:
-        raise NotExportableError(
-            f"task detection with head {self.name}: the number of its proposals and detections depends on the image, "
-            f"which a graph cannot express; {EXPORTABLE}. `fovea predict` runs every task"
+        outputs = (
+            ExportOutput("boxes", "[batch, N, 4]: x1, y1, x2, y2 in pixels of the input; NMS is done, best first"),
+            ExportOutput("scores", "[batch, N]: probabilities; 0 in rows after the last detection of an image"),
+            ExportOutput("labels", "int64 [batch, N]: from 1 in the order of the classes; 0: no detection"),
         )
+        masks = ExportOutput("masks", "[batch, N, 28, 28]: probabilities in equal cells of the boxes")
+        return (*outputs, masks) if self.rcnn.roi_heads.has_mask() else outputs
+
+    def detections(self, dense: DenseBackbone, images: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        return rcnn_graph.detections(self.rcnn, dense, images, content)
+
+    def predict_from(self, compute: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._graph = compute
 
 
 class EoMTAdapter(Head):
     """Masks from queries in the backbone's last blocks."""
 
     reads_crowds = True
+    example = ("runs", "scores", "eomt")
 
     def __init__(self, section: EoMTHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
@@ -166,9 +200,14 @@ class EoMTAdapter(Head):
     def prepare_export(self) -> None:
         self.eomt.stop_masking()
 
+    def answer_facts(self) -> dict[str, Any]:
+        return {"scores": "softmax", "most": self.max_detections}
+
 
 class DETRAdapter(Head):
     """Boxes from the queries of a decoder."""
+
+    example = ("scores", "detr")
 
     def __init__(self, section: DETRHead, dense: DenseBackbone, num_classes: int, max_detections: int):
         super().__init__()
@@ -212,6 +251,10 @@ class DETRAdapter(Head):
 
     def outputs(self, dense: DenseBackbone, images: Tensor, /) -> tuple[Tensor, ...]:
         return self.detr(dense, images)[-1]
+
+    def answer_facts(self) -> dict[str, Any]:
+        scores = "sigmoid" if self.detr.loss.classes == "focal" else "softmax"
+        return {"scores": scores, "most": self.max_detections}
 
 
 def build(config: DetectionConfig, dense: DenseBackbone, num_classes: int) -> Head:

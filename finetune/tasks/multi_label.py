@@ -47,6 +47,9 @@ class MultiLabel(Classification):
         found = self.probabilities(logits.float()).cpu().numpy()
         return [Labelled(row, self.config.threshold) for row in found]
 
+    def answer_facts(self) -> dict[str, Any]:
+        return {"scores": "sigmoid", "threshold": self.config.threshold}
+
     def metric(self, examples: Examples) -> Metric:
         return LabelPrecision(self.classes, self.config.threshold, protocol=self.eval_transform().in_words())
 

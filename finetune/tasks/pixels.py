@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,8 +134,32 @@ class PixelTask(Task):
     def input_size(self) -> tuple[int, int]:
         return self.config.window
 
+    def at_size(self, size: tuple[int, int]) -> PixelTask:
+        config, own = self.config, self.config.window
+        down, across = (max(1, step * new // old) for step, new, old in zip(config.steps, size, own, strict=True))
+        resize = None if config.resize is None else max(1, config.resize * min(size) // min(own))
+        made = copy.deepcopy(self)
+        made.config = config.model_copy(update={"crop": size, "stride": (down, across), "resize": resize})
+        return made
+
     def preparation(self) -> str:
         return self.inference_protocol()
+
+    def preparation_facts(self) -> dict[str, Any]:
+        config, mean = self.config, self.mean.flatten().tolist()
+        window, steps = (list(config.window), list(config.steps)) if config.slide else (None, None)
+        return {
+            "shorter_side": config.resize,
+            "window": window,
+            "steps": steps,
+            "mean": mean,
+            "interpolation": "bilinear",
+        }
+
+    @property
+    def example_parts(self) -> tuple[str, ...] | None:
+        plain = tuple(self.config.scales) == (1.0,) and not self.config.flip
+        return ("windows", self.config.name) if plain else None
 
     def inference_protocol(self) -> str:
         """How predictions are computed, in words."""

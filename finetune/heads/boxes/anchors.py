@@ -32,8 +32,11 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The anchors of each image, fp32 [n, 4], the levels concatenated."""
+        return [torch.cat(self.of_levels(feature_maps))] * len(image_list.image_sizes)
+
+    def of_levels(self, feature_maps: list[Tensor]) -> list[Tensor]:
+        """The anchors of each level, fp32 [n, 4]."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         steps = [[torch.tensor(float(stride), device=device)] * 2 for stride in self.strides]
-        anchors = torch.cat(self.grid_anchors([list(level.shape[-2:]) for level in feature_maps], steps))
-        return [anchors] * len(image_list.image_sizes)
+        return self.grid_anchors([list(level.shape[-2:]) for level in feature_maps], steps)

@@ -55,6 +55,9 @@ class RCNN(nn.Module):
         dense: the backbone it will be called with. num_classes: without the background.
         masks: Mask R-CNN. cascade: three box heads, each refining the boxes of the previous one (see `cascade`).
 
+    Attributes:
+        strides: of all levels in pixels, the last for proposals only.
+
     Raises:
         ValueError: the anchor sizes do not fit the levels.
     """
@@ -72,7 +75,7 @@ class RCNN(nn.Module):
         sizes = sizes or RCNNSizes()
         self.neck = pyramid(dense, sizes.channels, scales=sizes.scales, norm=sizes.roi.norm)
         strides = self.neck.strides
-        levels = [*strides, strides[-1] * 2]
+        levels = self.strides = [*strides, strides[-1] * 2]
         anchors = [8 * stride for stride in levels] if sizes.anchors is None else sizes.anchors
         self.rpn = _ProposalNetwork(
             Anchors(anchors, sizes.ratios, levels),

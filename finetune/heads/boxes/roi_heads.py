@@ -25,6 +25,7 @@ from finetune.heads.boxes.ignored import inside
 from finetune.heads.boxes.roi_pool import RoIPool
 
 BOX_BINS, MASK_BINS = 7, 14
+SMALLEST = 1e-2  # pixels of a side of a detection
 Target = Mapping[str, Tensor]
 
 
@@ -184,7 +185,7 @@ class RoIHeads(TorchvisionRoIHeads):
             own = own[row, column + 1 if own.shape[1] > 1 else 0]
             kept = clip_boxes_to_image(own, shape)
             score, label = score[row, column], column + 1
-            large = remove_small_boxes(kept, 1e-2)
+            large = remove_small_boxes(kept, SMALLEST)
             kept, score, label = kept[large], score[large], label[large]
             best = batched_nms(kept, score, label, self.nms_thresh)[: self.detections_per_img]
             found.append({"boxes": kept[best], "labels": label[best], "scores": score[best]})

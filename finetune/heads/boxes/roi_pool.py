@@ -29,18 +29,22 @@ class RoIPool(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """`features`: the levels, finest first; levels beyond the strides are not read. `image_shapes` is not read."""
+        index = torch.cat([box.new_full((len(box),), i) for i, box in enumerate(boxes)])
+        return self.of_rows(features, index, torch.cat(list(boxes)))
+
+    def of_rows(self, features: Mapping[str, Tensor], image: Tensor, boxes: Tensor) -> Tensor:
+        """The same of boxes [n, 4] with the number of the image of each, [n]."""
         maps = list(features.values())[: len(self.strides)]
-        index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(list(boxes))], dim=1).float()
+        rois = torch.cat([image[:, None].float(), boxes.float()], dim=1)
         levels = self.levels(rois[:, 1:])
+        pooled = maps[0].new_zeros((rois.shape[0], maps[0].shape[1], self.size, self.size), dtype=torch.float32)
         # torchvision's RoIAlign computes in fp32, and so are the coordinates of the boxes.
         with torch.autocast(rois.device.type, enabled=False):
-            pooled = [
-                roi_align(level.float(), rois[levels == i], self.size, 1 / stride, sampling_ratio=2, aligned=True)
-                for i, (level, stride) in enumerate(zip(maps, self.strides, strict=True))
-            ]
-        order = torch.cat([torch.where(levels == i)[0] for i in range(len(maps))])
-        return torch.cat(pooled)[order.argsort()]
+            for i, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
+                at = torch.where(levels == i)[0]
+                own = roi_align(level.float(), rois[at], self.size, 1 / stride, sampling_ratio=2, aligned=True)
+                pooled[at] = own
+        return pooled
 
     def levels(self, boxes: Tensor) -> Tensor:
         """The level of each box [n, 4], int64 [n]: the stride nearest below 1/14 of the square root of its area."""

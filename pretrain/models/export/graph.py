@@ -26,7 +26,7 @@ MOST_TOKENS = 4096  # that a comparison tries: the scores of attention grow with
 _MAX_SIDE = 16384
 _EMBEDDED = 1_800_000_000  # bytes of weights in one ONNX file; the limit of protobuf is 2 GiB
 Size = tuple[int, int]
-Run = Callable[[Tensor], Sequence[Tensor]]
+Run = Callable[..., Sequence[Tensor]]  # of the inputs of a graph, in order
 
 
 class Graph(nn.Module):
@@ -36,12 +36,17 @@ class Graph(nn.Module):
         outputs: what it gives. title: the network's name in messages. backbone: the copy in it.
         patch: height and width must be multiples of it.
         fixed: why the graph accepts one image size only; None: it accepts any.
+        min_patches: of a side, where the size is not fixed.
+        detects: it chooses boxes, which random pixels do not show: it is compared on photos. It has a second input,
+            "content" int64 [b, 2]: (height, width) of the part of each image, at its top left, that is no padding.
     """
 
     outputs: tuple[ExportOutput, ...]
     title: str
     patch: int
     fixed: str | None
+    min_patches: int = MIN_PATCHES
+    detects: bool = False
 
     @property
     def backbone(self) -> ImageEncoder:
@@ -51,6 +56,12 @@ class Graph(nn.Module):
     def names(self) -> list[str]:
         """Of the outputs."""
         return [output.name for output in self.outputs]
+
+    def inputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Those of images [b, C, H, W] without padding."""
+        if not self.detects:
+            return (images,)
+        return images, torch.tensor([images.shape[2:]]).repeat(images.shape[0], 1)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         raise NotImplementedError
@@ -82,17 +93,18 @@ def trace(graph: Graph, size: Size) -> torch.export.ExportedProgram:
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
     example = size
     if graph.fixed is None:
-        rows, columns = (torch.export.Dim(name, min=MIN_PATCHES, max=_MAX_SIDE) for name in ("rows", "columns"))
+        rows, columns = (torch.export.Dim(name, min=graph.min_patches, max=_MAX_SIDE) for name in ("rows", "columns"))
         shapes |= {2: graph.patch * rows, 3: graph.patch * columns}
         # Sides that differ from each other and from all constants, so that they are not taken for them.
         example = (size[0] + graph.patch, size[1] + 3 * graph.patch)
-    images = torch.rand(2, graph.backbone.in_chans, *example)
+    inputs = graph.inputs(torch.rand(2, graph.backbone.in_chans, *example))
+    dynamic = {"images": shapes, "content": {0: shapes[0]}}
     resampling = _resampling(graph.backbone) if graph.fixed is None else contextlib.nullcontext()
     with _refusing(graph, "torch.export"), torch.no_grad(), resampling, quiet():
         return torch.export.export(
             graph,
-            (images,),
-            dynamic_shapes={"images": shapes},
+            inputs,
+            dynamic_shapes=dict(list(dynamic.items())[: len(inputs)]),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=graph.fixed is None,
         )
@@ -112,19 +124,19 @@ def write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path) 
 
 
 def run_program(path: Path) -> Run:
-    """A file of torch.export that this process wrote, opened: pixels [b, C, H, W] -> its outputs."""
+    """A file of torch.export that this process wrote, opened: its inputs -> its outputs."""
     module = torch.export.load(path).module()
 
-    def run(images: Tensor) -> Sequence[Tensor]:
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            found = module(images)
+            found = module(*inputs)
         return (found,) if isinstance(found, Tensor) else found
 
     return run
 
 
 def session(path: Path, *, threads: int | None = None) -> Run:
-    """An ONNX file on the CPU: pixels float32 [b, C, H, W] in 0 to 1 -> its outputs.
+    """An ONNX file on the CPU: its inputs, pixels float32 [b, C, H, W] in 0 to 1 first -> its outputs.
 
     Args:
         threads: of ONNX Runtime; None: as many as torch has.
@@ -135,8 +147,11 @@ def session(path: Path, *, threads: int | None = None) -> Run:
     options.intra_op_num_threads, options.log_severity_level = threads or torch.get_num_threads(), 3
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> list[Tensor]:
-        outputs: Sequence[Any] = opened.run(None, {"images": images.numpy()})
+    names = [one.name for one in opened.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        outputs: Sequence[Any] = opened.run(None, feeds)
         return [torch.from_numpy(output) for output in outputs]
 
     return run
@@ -176,7 +191,7 @@ def cases(graph: Graph, size: Size) -> list[tuple[int, Size]]:
         p, rows, columns = graph.patch, size[0] // graph.patch, size[1] // graph.patch
         times = max(1.0, min(4.0, (MOST_TOKENS / (rows * columns)) ** 0.5))
         large = int(rows * times) * p, int(columns * times) * p
-        small = MIN_PATCHES * p
+        small = graph.min_patches * p
         found += [(1, (small, small)), (5, (small, small)), (1, large)]
         found.append((2, (size[0] + 2 * p, max(size[1] - p, small))))
     return found
@@ -186,7 +201,7 @@ def sides(graph: Graph, size: Size) -> str:
     """What height and width of an image may be, in words."""
     if graph.fixed is not None:
         return f"{size[0]} x {size[1]}"
-    return f"multiples of {graph.patch} from {MIN_PATCHES * graph.patch}"
+    return f"multiples of {graph.patch} from {graph.min_patches * graph.patch}"
 
 
 @contextlib.contextmanager

@@ -30,7 +30,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 EOMT: dict[str, Any] = {"head": {"name": "eomt", "num_queries": 4, "num_blocks": 1}, "size": 64}
-RCNN = {"name": "faster_rcnn", "channels": 16, "box_convs": 1, "box_dim": 16}
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +254,7 @@ def test_int8_of_a_network_without_matrix_products_is_refused(tmp_path: Path):
     assert not (tmp_path / "model.int8.onnx").exists()
 
 
-def test_a_proposal_detector_is_refused_with_a_list_of_exportable_tasks():
-    with pytest.raises(NotExportableError, match=r"head faster_rcnn.*segmentation.*fovea predict"):
-        Graph(small_task("detection", size=64, head=RCNN))
+def test_a_grid_of_classifiers_is_refused():
     with pytest.raises(NotExportableError, match="train=grid"):
         Graph(small_task("classification", train="grid", grid={"blocks": [1]}))
 
