@@ -68,6 +68,7 @@ def test_a_task_release_of_0_1_0_predicts_the_same(tmp_path: Path):
     assert new[0]["probabilities"] == pytest.approx(old[0]["probabilities"], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "command"), [("run", "pretrain"), ("finetuned", "finetune")])
 def test_a_finished_run_that_lost_its_checkpoints_is_not_trained_again(name: str, command: str, tmp_path: Path):
     run = copied(name, tmp_path)

@@ -113,6 +113,7 @@ def test_checking_finds_a_damaged_release(tmp_path: Path, capsys: pytest.Capture
     assert f"model.release: {folder}: damaged: heads.safetensors has 0 bytes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checking_builds_the_task_as_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_release(tmp_path / "backbone")
     nuclei = [f"model.release={tmp_path / 'backbone'}", f"run_dir={tmp_path / 'run'}", "--check"]

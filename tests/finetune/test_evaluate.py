@@ -65,6 +65,7 @@ def test_no_image_to_evaluate_is_an_error_that_names_one():
         evaluate(task(), Planted(2, broken=(0, 1)), world=ALONE, batch_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_request_to_stop_ends_an_evaluation_and_restores_the_mode(num_workers: int):
     model, asked = task().train(), []

@@ -36,6 +36,7 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor
     return path, state["pos_embed"]
 
 
+@pytest.mark.slow
 def test_positions_of_a_dinov2_file_are_resampled_by_its_own_rule(dinov2: tuple[Path, torch.Tensor]):
     path, table = dinov2
     expected = pos_embed.resize(table, (37, 37), (8, 8), how="dino")
@@ -66,6 +67,7 @@ def test_a_dinov3_file_whose_positions_have_no_size_is_probed(tmp_path: Path):
     torch.testing.assert_close(network.backbone(images), model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "side"), [(["--resize", "50"], 42), (["--img-size", "28"], 28)])
 def test_a_large_network_is_probed_at_a_small_size(
     dinov2: tuple[Path, torch.Tensor], capsys: pytest.CaptureFixture[str], options: list[str], side: int

@@ -132,6 +132,7 @@ def test_ranks_together_load_what_one_rank_loads(dataset, world_size, augment_on
         assert_equal(joined(together), joined(alone[step * 4 : (step + 1) * 4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"world_size": 2, "micro_batch": 1}, {"micro_batch": 4}, {"num_workers": 1}])
 def test_masks_do_not_depend_on_ranks_micro_batches_or_workers(dataset, changes):
     alone = load(dataset, MASKED, micro_batch=8, total_steps=2)

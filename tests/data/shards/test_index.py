@@ -292,6 +292,7 @@ def test_changed_extensions_in_dataset_json_are_named_damage(tmp_path):
         Dataset.open(tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_that_index_one_folder_at_the_same_time_lose_no_row(tmp_path):
     paths = make_shards(tmp_path, shards=12, samples=1)
     rows = read_rows(tmp_path)

@@ -35,6 +35,7 @@ payloads = st.one_of(st.binary(max_size=40), st.integers(0, 3000).map(lambda n: 
 FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(members=st.lists(st.tuples(names, payloads), max_size=8), tar_format=st.sampled_from(sorted(FORMATS)))
 def test_the_walker_sees_what_python_tarfile_sees(tmp_path_factory, members, tar_format):

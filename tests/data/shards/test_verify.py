@@ -22,6 +22,7 @@ def test_sound_shards_pass(tmp_path, capsys):
     assert "12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_shard_is_caught_and_payloads_are_named(tmp_path):
     members = [("a/0.jpg", b"\xff" * 300), ("a/0.cls", b"1"), ("a/1.jpg", b"x" * 512), ("n" * 120 + ".jpg", b"y")]
     path = tmp_path / "a.tar"

@@ -197,6 +197,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return plant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_found_and_the_way_out_named(
     name: str, tmp_path: Path, shards: dict[str, Path], machine: Any, capsys: pytest.CaptureFixture[str]
@@ -292,6 +293,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int):
         _seconds("1h")
 
 
+@pytest.mark.slow
 def test_a_sound_run_is_described_without_a_warning(tmp_path: Path, machine: Any, capsys: pytest.CaptureFixture[str]):
     config = write_config(tmp_path, "mae")
     arguments = ["--gpu", "h200", "--nodes", "2", "--gpus-per-node", "2", "--time", "24:00:00"]

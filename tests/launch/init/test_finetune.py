@@ -44,6 +44,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> 
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_detector_has_the_levels_and_anchors_of_its_boxes(
     tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ):
@@ -88,6 +89,7 @@ def test_few_images_of_a_class_train_a_classifier_on_frozen_features(
     assert values["optim"]["global_batch_size"] == 8 and "4 to 4 each" in text
 
 
+@pytest.mark.slow
 def test_a_segmenter_of_objects_has_a_background_and_crops_that_fit(
     tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ):

@@ -24,6 +24,7 @@ def written(out: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple
     return yaml.safe_load(out.read_text()), " ".join(out.read_text().replace("#", "").split())
 
 
+@pytest.mark.slow
 def test_few_small_images_on_cpus_get_the_small_recipe_and_the_time_its_length(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -36,6 +37,7 @@ def test_few_small_images_on_cpus_get_the_small_recipe_and_the_time_its_length(
     assert "configs/results/mae_four_sets.yaml" in text
 
 
+@pytest.mark.slow
 def test_the_batch_fits_the_gpus_and_the_learning_rate_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ("--gpus", "4", "--gpu", "a100", "--hours", "1", "model.drop_path_rate=0.1")
     values, text = written(tmp_path / "a.yaml", capsys, *words)
@@ -55,6 +57,7 @@ def test_size_and_method_follow_the_number_of_images_and_the_use():
     assert FINETUNED[2].values(500)["model"] == {"name": "vit_base", "patch_size": 16, "img_size": 224}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planned_is_refused_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def refused(*words: str) -> str:
         assert main(["pretrain", "init", *words, "--out", str(tmp_path / "a.yaml")]) == 2

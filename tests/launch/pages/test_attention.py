@@ -59,6 +59,7 @@ def test_every_mechanism_has_golden_cases_and_every_case_that_is_named_is_there(
     assert {name for names in GOLDEN.values() for name in names.split(", ")} <= cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IN_TIMM)
 def test_timms_models_with_a_mechanism_of_their_own_can_be_built(kind: str):
     name, arguments = IN_TIMM[kind]

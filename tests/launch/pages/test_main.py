@@ -21,6 +21,7 @@ def test_every_generated_page_is_up_to_date():
     assert main(["--check"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), [("backbones.md", "| own ViT |"), ("configuration.md", "| `run_dir` |")])
 def test_an_outdated_page_is_named_and_written_again(
     name: str, part: str, docs: Path, capsys: pytest.CaptureFixture[str]

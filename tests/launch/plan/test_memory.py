@@ -47,6 +47,7 @@ def test_the_estimate_is_what_a_real_step_keeps_alive(objective: str, precision:
     assert found.per_batch + IMAGES * found.per_image == pytest.approx(real_peak(config), rel=0.05)
 
 
+@pytest.mark.slow
 def test_trained_and_fixed_state_are_those_of_the_objective():
     objective: Any = build_objective(debug("dino"), Horizon(1000, 100))
     found = footprint(debug("dino"))
@@ -55,6 +56,7 @@ def test_trained_and_fixed_state_are_those_of_the_objective():
     assert found.fixed == total - found.trained
 
 
+@pytest.mark.slow
 def test_each_zero_stage_divides_more():
     found = footprint(debug("mae"))
     sizes = [found.total(images=8, zero_stage=stage, world_size=64) for stage in (0, 1, 2, 3)]

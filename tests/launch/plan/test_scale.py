@@ -100,6 +100,7 @@ def test_settings_that_no_rule_covers_are_listed():
     assert "8-fold" in text and "optim.lr" in text and "teacher_temp" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_scales_to_two_gpus_and_lists_the_changes(recipe: Path, tmp_path: Path, capsys):
     out = tmp_path / "scaled.yaml"

@@ -31,6 +31,7 @@ NAMES = {
 PAIRS = [(family, name) for family, names in NAMES.items() for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_a_name_belongs_to_the_class_that_timm_builds(family: str, name: str):
     found = family_of(name)

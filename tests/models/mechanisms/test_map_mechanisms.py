@@ -220,6 +220,7 @@ def test_xca_reads_a_set_of_tokens_and_computes_a_part_of_them():
     torch.testing.assert_close(module(x, slice(0, 1)), module(x)[:, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 4])
 def test_mixed_outputs_under_export_equal_mixed_kernels(groups: int):
     torch.manual_seed(0)

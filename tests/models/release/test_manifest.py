@@ -222,6 +222,7 @@ def test_a_release_without_hashes_opens_and_says_so_once(tmp_path: Path, capsys)
     assert release(["verify", str(folder)]) == 0
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_and_never_mixed_with_an_earlier_one(tmp_path: Path, capsys):
     folder = WRITERS["task"](tmp_path / "r")
     out = tmp_path / "out"
