@@ -1,4 +1,4 @@
-"""Figures of a run: confusion matrix, precision over recall, training history. PNG bytes, no display."""
+"""Figures of a run: confusion matrix, precision over recall. PNG bytes, no display."""
 
 from __future__ import annotations
 
@@ -69,33 +69,6 @@ def precision_recall_figure(curves: Mapping[str, Any], *, title: str = "") -> by
     return as_png(figure)
 
 
-def history_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str], *, title: str) -> bytes | None:
-    """The values `names` of metrics.jsonl rows over the step; None if there are none.
-
-    Noisy series are drawn pale with their running mean on top.
-    """
-    figure, axes = _figure(5.6, 3.4)
-    drawn = 0
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-        points = [(step, value) for step, value in points if np.isfinite(value)]
-        if not points:
-            continue
-        steps, values = np.array(points, dtype=np.float64).T
-        tint = hexadecimal(colour(drawn))
-        smooth = len(values) >= 40
-        axes.plot(steps, values, color=tint, linewidth=0.8 if smooth else 1.8, alpha=0.35 if smooth else 1.0,
-                  marker=None if len(values) > 20 else "o", markersize=4, label=None if smooth else name)  # fmt: skip
-        if smooth:
-            axes.plot(steps, _running_mean(values, max(3, len(values) // 20)), color=tint, linewidth=1.8, label=name)
-        drawn += 1
-    if not drawn:
-        return None
-    axes.set(xlabel="step", title=title)
-    axes.legend(frameon=False, fontsize=8)
-    return as_png(figure)
-
-
 def pixels(png: bytes) -> np.ndarray:
     """A PNG as uint8 [h, w, 3]."""
     return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -122,9 +95,3 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     axes.spines[["left", "bottom"]].set_color(_GRAY)
     axes.title.set_fontsize(10)
     return figure, axes
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean over `width` neighbours, over fewer at the ends."""
-    kernel = np.ones(width)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

@@ -10,6 +10,7 @@ import numpy as np
 from finetune.metrics.metric import Scores
 from finetune.report import curves, tables
 from pretrain.core.page import elements
+from pretrain.core.page.chart import chart, charts, points
 from pretrain.core.text import html
 
 _LINES = 100  # of findings, per set
@@ -151,9 +152,8 @@ def _history(page: Page) -> str:
     primary = page.scores.primary[0]
     chosen = [name for name in measured if name.rsplit("/", 1)[-1] == primary] or measured[:4]
     groups = (("loss", losses), ("on the validation set", chosen), ("learning rate", ["lr"]))
-    figures = [(title, curves.history_figure(page.rows, series, title=title)) for title, series in groups]
-    drawn = "".join(elements.figure(title, png) for title, png in figures if png is not None)
-    return f'<section><h2>Training</h2><div class="side">{drawn}</div></section>' if drawn else ""
+    drawn = charts([chart(title, {name: points(page.rows, name) for name in series}) for title, series in groups])
+    return f"<section><h2>Training</h2>{drawn}</section>" if drawn else ""
 
 
 def _findings(page: Page) -> str:

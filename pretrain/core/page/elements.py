@@ -55,7 +55,11 @@ def cell(value: object, *, bar: bool = False) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, bar: str | None = None) -> str:
     """A table with a line for each of `rows`; the numbers of column `bar` are drawn too."""
-    head = "".join(f"<th>{html(name)}</th>" for name in columns)
+    words = [bool(rows) and all(isinstance(row[place], str) for row in rows) for place in range(len(columns))]
+    head = "".join(
+        f'<th class="text">{html(name)}</th>' if is_text else f"<th>{html(name)}</th>"
+        for name, is_text in zip(columns, words, strict=True)
+    )
     body = "".join(
         f"<tr>{''.join(cell(value, bar=name == bar) for name, value in zip(columns, row, strict=True))}</tr>"
         for row in rows

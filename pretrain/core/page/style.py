@@ -29,5 +29,28 @@ th { position: sticky; top: 0; background: white; }
 .side { display: flex; flex-wrap: wrap; gap: 28px; align-items: flex-start; }
 pre { background: #f4f5f7; padding: 12px; border-radius: 6px; overflow: auto; font-size: 13px; }
 summary { cursor: pointer; font-weight: 600; padding: 3px 0; }
+.charts { display: grid; gap: 20px 24px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); }
+.chart { min-width: 0; max-width: 640px; } .chart h3 { font-size: 15px; margin: 6px 0 0; }
+.chart svg { display: block; width: 100%; height: auto; } .chart text { font-size: 12px; fill: var(--pale); }
+.chart svg svg { overflow: hidden; } .chart .grid { stroke: #e9ecef; }
+.chart line.mark { stroke: var(--red); stroke-dasharray: 2 3; } .chart circle.mark { fill: var(--red); }
+.chart text.mark { fill: white; font-size: 10px; font-weight: 700; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 13px; color: var(--pale); min-height: 20px; }
+.legend span { overflow-wrap: anywhere; } .legend b { color: var(--ink); font-variant-numeric: tabular-nums; }
+.legend i { display: inline-block; width: 12px; min-height: 3px; margin-right: 5px; vertical-align: 3px; }
+.card small { display: block; color: var(--pale); } .card.first small { color: inherit; }
+.progress { height: 8px; border-radius: 4px; background: #e9ecef; }
+.progress i { display: block; height: 8px; border-radius: 4px; background: var(--blue); }
+.timeline { list-style: none; margin: 12px 0 0; padding: 0; }
+.timeline li { display: flex; gap: 10px; align-items: baseline; padding: 3px 0; overflow-wrap: anywhere; }
+.timeline i { flex: none; width: 10px; height: 10px; margin: 0 4px; border-radius: 5px; background: #adb5bd; }
+.timeline i.number { width: 18px; height: 18px; margin: 0; border-radius: 9px; background: var(--red); color: white;
+  font: 700 11px/18px system-ui, sans-serif; text-align: center; }
+.timeline .when { flex: none; min-width: 86px; color: var(--pale); font-variant-numeric: tabular-nums; }
+.strip { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); }
+.strip.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 150px), 1fr)); }
+.strip figure { max-width: 640px; } .strip.narrow figure { max-width: 280px; } .strip img { width: 100%; }
+.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
+@media (max-width: 600px) { body { padding: 10px; } section { padding: 12px; } .card { padding: 6px 12px; } }
 .warn { background: #fff4e5; border-color: #f0b060; }
 """
