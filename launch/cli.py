@@ -29,6 +29,7 @@ USAGE = """usage: fovea COMMAND ...
   fovea replay CAPTURE                    recompute a step with a non-finite loss: samples, module, precision
   fovea scale CONFIG --gpus N --batch-per-gpu B   the recipe for other hardware, by stated rules
   fovea doctor RUN                        whether it was learning; if not, why and since which step
+  fovea report RUN [RUN ...]              the page of a pretraining run: curves, verdicts, pictures; compares several
   fovea finetune init TASK DATA --weights W --out task.yaml   a configuration for your data, with its reasons
   fovea finetune CONFIG [key=value ...]   classification, detection, segmentation or depth from any backbone
   fovea predict RELEASE_OR_RUN IMAGES... --out DIR   predictions of a fine-tuned task on images, with pictures
@@ -112,6 +113,12 @@ def _doctor(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _report(arguments: list[str]) -> int:
+    from pretrain.report.command import main
+
+    return main(arguments)
+
+
 def _finetune(arguments: list[str]) -> int:
     if arguments[:1] == ["init"]:
         from launch.init.finetune import main as init
@@ -170,6 +177,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": _search,
     "attention": _attention,
     "doctor": _doctor,
+    "report": _report,
     "replay": _replay,
     "scale": _scale,
     "finetune": _finetune,

@@ -27,6 +27,7 @@ from pretrain.engine.loop import every, fit
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
+from pretrain.engine.session.film import drop_frames
 from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
@@ -40,6 +41,7 @@ from pretrain.nonfinite.rewinds import SkippedPositions
 from pretrain.objectives.base import Horizon
 from pretrain.online.doctor import AlarmError, OnlineDoctor
 from pretrain.online.probe import OnlineProbe
+from pretrain.report.online import OnlinePage
 from pretrain.start import build_objective, start_weights
 
 # Keys that may change when a run resumes.
@@ -127,6 +129,9 @@ class PretrainRun:
         )
         for line in greeting:
             self.say(line)
+        self.page = OnlinePage(self.folder, self.say) if self.first else None
+        if self.first:
+            drop_frames(self.folder, self.start_step)
         reading = reading_of(config, steps, dataset, augmented=world.device.type != "cuda")
         check_machines(config, reading, steps.total_steps, size, self.say)
         self.watch = watch()
@@ -168,6 +173,14 @@ class PretrainRun:
         distributed.barrier()
         if self.first:
             preempt.unmark(self.folder)
+        try:
+            return self._train()
+        finally:
+            if self.page is not None:
+                self.page.write(last=True)
+
+    def _train(self) -> int:
+        steps = self.steps
         try:
             if self._lacks_probe():
                 self._probe(self.start_step)
@@ -232,13 +245,16 @@ class PretrainRun:
         self.log.scalars(
             step, {**({} if result.skipped else result.losses), **norm, **fixed, **rates, **self.loader.taken(step)}
         )
-        due = every(step, self.config.log.pictures_every_steps, self.steps.total_steps)
+        period = self.config.log.pictures_every_steps
+        due = every(step, period, self.steps.total_steps) or (step == 1 and period > 0)
         if due and not self.config.engine.is_zero3:
             self.objective.eval()
             with torch.no_grad():
                 pictures = self.objective.pictures(self.loader.latest, step, mean=self.config.mean, std=self.config.std)
             self.objective.train()
             self.log.pictures(step, pictures)
+            if self.page is not None:
+                self.page.add(step, pictures)
 
     def _call_doctor(self) -> OnlineDoctor | None:
         if self.config.doctor is None:
@@ -332,3 +348,5 @@ class PretrainRun:
                 parts.append(f"raw pixels {start[f'{kind}/pixels']:.1%}")
             if parts:
                 self.log.say(f"step {step}: {title} accuracy " + ", ".join(parts))
+        if self.page is not None:
+            self.page.write()

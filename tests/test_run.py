@@ -62,6 +62,14 @@ def test_tensorboard_holds_scalars_and_reconstructions(done: Path):
     assert (done / "pictures" / "input-masked-reconstruction.png").stat().st_size > 1000
 
 
+def test_a_run_writes_its_page_with_pictures_from_its_first_step_to_its_last(done: Path):
+    page = (done / "report" / "index.html").read_text()
+    assert "finished" in page and "kNN accuracy" in page and "The doctor was not on" not in page
+    film = done / "pictures" / "film" / "input-masked-reconstruction"
+    assert sorted(path.name for path in film.iterdir()) == ["00000001.png", "00000012.png", "00000024.png"]
+    assert page.count("<img") == 3 and "could not be written" not in (done / "log.txt").read_text()
+
+
 def test_timm_loads_the_release(done: Path):
     model = timm.create_model(f"local-dir:{done / 'release'}", pretrained=True).eval()
     assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 17, 48)

@@ -16,6 +16,8 @@ from pretrain.core.configlib import Config, ConfigError, dump, read_values, vali
 from pretrain.core.files import write_json, write_text
 from pretrain.core.record import git_commit, versions
 
+METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
+
 # (section, key) -> what a run did before the key existed, where it is not the default.
 _BEFORE = {("data", "orientation"): "stored"}
 
@@ -40,8 +42,8 @@ def check_same_run(
     if not (folder / "config.yaml").exists():
         return
     started = validate(type(config), run_values(folder), source=str(folder / "config.yaml"))
-    before = _flat(started.model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    before = flat(started.model_dump(mode="json"))
+    now = flat(config.model_dump(mode="json"))
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -155,12 +157,12 @@ def _fingerprints(data: Mapping[str, Any], wanted: Collection[str]) -> dict[str,
     return {key: data.get(key, {}).get("fingerprint", "") for key in wanted}
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     if not isinstance(values, dict):
         return {prefix: values}
     return {
         key: value
         for name, part in cast(dict[str, Any], values).items()
-        for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+        for key, value in flat(part, f"{prefix}.{name}".strip(".")).items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ from pretrain.core.files import write_text
 from pretrain.core.machine.terminal import console
 from pretrain.core.record import parse_row, read_rows
 from pretrain.core.text import markdown, shown
+from pretrain.engine.session.film import file_name
+from pretrain.engine.session.folder import ALARMS, METRICS
 
 if TYPE_CHECKING:
     from pretrain.engine.config import LogConfig
-
-METRICS, ALARMS = "metrics.jsonl", "doctor.jsonl"
 
 
 class _Board(Protocol):
@@ -95,7 +94,7 @@ class RunLog:
             if self._board is not None:
                 self._board.add_image(name, image, step)
             pixels = image.permute(1, 2, 0).cpu().contiguous().numpy()
-            Image.fromarray(pixels).save(folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.png")
+            Image.fromarray(pixels).save(folder / f"{file_name(name)}.png")
 
     def say(self, message: str, *, style: str | None = None) -> None:
         """Print one line to the console and to log.txt; control characters, as of file names, as escapes."""
