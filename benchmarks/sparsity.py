@@ -52,7 +52,8 @@ def picture(found: Mapping[str, Scores]) -> Figure:
     """A panel for each metric: a point for each arm with the interval of 95 % of its mean (Student's t)."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     arms = sorted(found, key=lambda arm: found[arm]["active"].mean())
-    for axes, (metric, title) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
+    panels = figure.subplots(1, len(METRICS))
+    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
         for arm in arms:
             values, x = found[arm][metric], found[arm]["active"].mean()
             half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
@@ -62,7 +63,7 @@ def picture(found: Mapping[str, Scores]) -> Figure:
         axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
