@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,15 +110,17 @@ def run(plan: Comparison, arm: str, seed: int, steps: int, folder: Path) -> dict
     """
     kept = folder / "score.json"
     if not kept.exists():
-        if (child := os.fork()) == 0:
-            _train_and_score(plan, arm, seed, steps, folder)
-        if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            raise RunError(f"arm {arm}, seed {seed}: exit status {status}; see {folder}/output.txt")
+        child = get_context("spawn").Process(target=_train_and_score, args=(plan, arm, seed, steps, folder))
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise RunError(f"arm {arm}, seed {seed}: exit status {child.exitcode}; see {folder}/output.txt")
     return json.loads(kept.read_text())
 
 
 def _train_and_score(plan: Comparison, arm: str, seed: int, steps: int, folder: Path) -> None:
-    """In a forked process, which it ends."""
+    """In a process of its own, which it ends; not a fork, which could not use autograd after its parent did."""
+    torch.set_num_threads(1)
     status = 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,7 @@ def _train_and_score(plan: Comparison, arm: str, seed: int, steps: int, folder: 
         if status == 0:
             result = {"cpu_seconds": spent, "steps": steps, **score(plan, folder / "run" / "release")}
             write_text(folder / "score.json", json.dumps(result))
-    except BaseException:  # a fork must not go on as its parent
+    except BaseException:
         traceback.print_exc()
         status = 1
     sys.stderr.flush()
