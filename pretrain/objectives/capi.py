@@ -33,8 +33,8 @@ class CAPI(WholeStep[CAPIConfig]):
     """Batch: "image" [b, 1, C, H, W], patches "mask_visible" int64 [b, k] and "mask_predicted" int64 [b, m]; with drop
     path its uniform random numbers "drop_path" [b, depth + predictor_depth, 2].
 
-    State: `encoder`, `predictor` and `head` of the student, `clustering`, which is trained on the features of
-    `teacher` alone. Assignments are balanced over all images of a step. Every image has the same number of patches of
+    The student is `encoder`, `predictor` and `head`. `clustering` is trained too, by its own loss, on the features of
+    the `teacher`. Assignments are balanced over all images of a step. Every image has the same number of patches of
     each kind, so losses are means that do not depend on how the batch is divided.
     """
 

@@ -27,7 +27,7 @@ class VideoMAEConfig(ObjectiveSection):
     decoder_depth: Positive = 4
     decoder_num_heads: Positive = 6
     frame_stride: Positive = Field(
-        4, description="a clip is every so many frames of a sample; 4 on Kinetics, 2 on SSv2"
+        4, description="distance between two frames of a clip, in frames of the sample; 4 on Kinetics, 2 on SSv2"
     )
     crop_scale: Scale = Field((0.4, 1.0), description="area of the crop as a fraction of the frame")
     hflip: Probability = Field(0.0, description="of the whole clip; it turns left into right")
