@@ -27,7 +27,6 @@ from pretrain.engine.loop import every, fit
 from pretrain.engine.optim.head_warmup import HeadWarmup
 from pretrain.engine.protocol import StepResult
 from pretrain.engine.session import preempt
-from pretrain.engine.session.film import drop_frames
 from pretrain.engine.session.folder import check_same_run, write_records
 from pretrain.engine.session.log import open_log
 from pretrain.engine.session.lost_checkpoints import check_not_started
@@ -129,9 +128,7 @@ class PretrainRun:
         )
         for line in greeting:
             self.say(line)
-        self.page = OnlinePage(self.folder, self.say) if self.first else None
-        if self.first:
-            drop_frames(self.folder, self.start_step)
+        self.page = OnlinePage(self.folder, self.say, start_step=self.start_step) if self.first else None
         reading = reading_of(config, steps, dataset, augmented=world.device.type != "cuda")
         check_machines(config, reading, steps.total_steps, size, self.say)
         self.watch = watch()

@@ -132,8 +132,11 @@ class CAPI(WholeStep[CAPIConfig]):
 
     def prediction_loss(self, pred: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the clusters of predicted features [b, m, D'] with assignments [b, m, K]."""
-        logits = self.head(F.normalize(pred.float(), dim=-1)).float()
-        return -(targets * F.log_softmax(logits / self.config.student_temp, dim=-1)).sum(dim=-1).mean()
+        return -(targets * F.log_softmax(self.logits(pred), dim=-1)).sum(dim=-1).mean()
+
+    def logits(self, pred: Tensor) -> Tensor:
+        """Of the clusters, by the student's temperature, fp32 [b, m, K], of predicted features [b, m, D']."""
+        return self.head(F.normalize(pred.float(), dim=-1)).float() / self.config.student_temp
 
     @contextmanager
     def surveying(self) -> Generator[None]:
@@ -196,8 +199,7 @@ class CAPI(WholeStep[CAPIConfig]):
         asked = hidden.nonzero()[:, 1].view(len(images), -1)
         drop = None if "drop_path" not in batch else batch["drop_path"][:8]
         _, pred = self.predict(images, keep, asked, drop=drop)
-        logits = self.head(F.normalize(pred.float(), dim=-1)).float()
-        of_clusters = (logits / self.config.student_temp).softmax(dim=-1) @ self.clustering.weight.float()
+        of_clusters = self.logits(pred).softmax(dim=-1) @ self.clustering.weight.float()
         places = asked[..., None].expand(-1, -1, whole.shape[2])
         predicted = torch.full_like(whole, float("nan")).scatter(1, places, unit(of_clusters))
         rgb = drawing.to_rgb(images, mean=mean, std=std)

@@ -8,18 +8,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pretrain.engine.session.film import add_frames
+from pretrain.engine.session.film import add_frames, drop_frames
 from pretrain.report.page import write_page
 
 _SHARE = 0.01  # of the time of a run that its page may take
 
 
 class OnlinePage:
-    """Writes the page of the run in `folder`. On rank 0 only. say: told once that the page cannot be written."""
+    """Writes the page of the run in `folder`. On rank 0 only.
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
+    Args:
+        start_step: completed steps; pictures of later ones, which a resumed run draws again, are removed.
+        say: told once that the page cannot be written.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], *, start_step: int):
         self._folder, self._say = folder, say
         self._due, self._failed = 0.0, False
+        self._try(lambda: drop_frames(folder, start_step))
 
     def add(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Keep uint8 [3, H, W] pictures of `step` for the page, and write it."""

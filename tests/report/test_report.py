@@ -101,17 +101,20 @@ def test_the_command_writes_a_page_and_names_what_is_no_run(
 
 def test_a_fault_of_the_page_is_said_once_and_ends_nothing(tmp_path: Path):
     said: list[str] = []
-    online = OnlinePage(tmp_path / "none", said.append)
+    online = OnlinePage(tmp_path / "none", said.append, start_step=0)
     for step in (1, 2):
         online.add(step, {"x": torch.zeros(2)})
         online.write(last=True)
     assert len(said) == 1 and "could not be written" in said[0]
+    (tmp_path / "odd" / "pictures" / "film" / "x" / "00000005.png").mkdir(parents=True)  # no file to remove
+    OnlinePage(tmp_path / "odd", said.append, start_step=2)
+    assert len(said) == 2
 
 
 def test_a_page_is_not_written_again_at_once_but_at_the_end(run: Path, monkeypatch: pytest.MonkeyPatch):
     written: list[Path] = []
     monkeypatch.setattr("pretrain.report.online.write_page", lambda folder: written.append(write_page(folder)))
-    online = OnlinePage(run, print)
+    online = OnlinePage(run, print, start_step=0)
     for _ in range(3):
         online.write()
     assert len(written) == 1
